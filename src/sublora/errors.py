@@ -1,0 +1,5 @@
+"""The one exception a user is meant to read: the command line prints it as a sentence and exits with 2."""
+
+
+class SubloraError(Exception):
+    """Wrong use or bad input. The message names the thing, the place and the mend, in one sentence."""
