@@ -1,0 +1,248 @@
+"""The shape of transfer over rank: trend, two-lines test, and the best learning rate of each rank.
+
+Every interval comes from the rule of ``stats``. Ranks enter as log2, so slopes are per doubling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sublora.errors import SubloraError
+from sublora.stats import (
+    Array,
+    Interval,
+    cluster_means,
+    clustered_interval,
+    combine,
+    finite,
+    interval_of_means,
+)
+
+
+@dataclass(frozen=True)
+class TwoLines:
+    """Two-lines test of an inverted U over log2(x). Slopes are per doubling; p values are one-sided, towards
+    the U.
+
+    ``inverted_u``: the left slope is above 0 and the right one below 0, both sides beyond ``min_slope``.
+    ``ruled_out``: at every break one of the sides is shown not to move the U's way by ``min_slope`` per
+    doubling.
+    """
+
+    break_x: float
+    slope_left: float
+    slope_right: float
+    p_left: float
+    p_right: float
+    inverted_u: bool
+    ruled_out: bool
+    left: Interval
+    right: Interval
+
+
+def slope_weights(x: ArrayLike) -> Array:
+    """Weights w (C,) with sum(w * y) = least-squares slope of y over log2(x), per doubling."""
+    x = finite("x", x, (1,))
+    if (x <= 0).any() or len(np.unique(x)) < 2:
+        raise SubloraError("a slope over log2(x) needs at least two different positive values of x.")
+    centred = np.log2(x) - np.log2(x).mean()
+    return centred / np.square(centred).sum()
+
+
+def _by_question(values: ArrayLike) -> Array:
+    values = finite("values", values, (2, 3))
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+def linear(
+    weights: ArrayLike,
+    values: ArrayLike,
+    data_seeds: ArrayLike,
+    train_seeds: ArrayLike | None = None,
+    level: float = 0.95,
+    null: float = 0.0,
+) -> Interval:
+    """sum_c w_c values[:, c] for values (R, C) or (R, C, Q): clustered by seed and, with Q, by question."""
+    combined = np.einsum("c,rcq->rq", np.asarray(weights, dtype=float), _by_question(values))
+    return clustered_interval(combined, data_seeds, train_seeds, level, null)
+
+
+def linear_points(
+    weights: ArrayLike,
+    estimate: ArrayLike,
+    se: ArrayLike,
+    df: ArrayLike = np.inf,
+    level: float = 0.95,
+    null: float = 0.0,
+) -> Interval:
+    """sum_c w_c estimate_c for results (C,) with independent standard errors, each known with ``df``."""
+    weights, estimate = np.asarray(weights, dtype=float), finite("estimate", estimate, (1,))
+    variances = np.square(weights * np.asarray(se, dtype=float))
+    used = weights != 0
+    return combine(
+        float(weights @ estimate),
+        variances[used].tolist(),
+        np.broadcast_to(np.asarray(df, dtype=float), estimate.shape)[used].tolist(),
+        level,
+        null,
+        ("point",),
+    )
+
+
+def trend(
+    x: ArrayLike, values: ArrayLike, data_seeds: ArrayLike, train_seeds: ArrayLike | None = None, level: float = 0.95
+) -> Interval:
+    """Slope per doubling of x (C,) of values (R, C) or (R, C, Q), clustered like ``linear``."""
+    return linear(slope_weights(x), values, data_seeds, train_seeds, level)
+
+
+def trend_points(
+    x: ArrayLike, estimate: ArrayLike, se: ArrayLike, df: ArrayLike = np.inf, level: float = 0.95
+) -> Interval:
+    """``trend`` of results (C,) with independent errors, unweighted: a tiny se does not rule it."""
+    return linear_points(slope_weights(x), estimate, se, df, level)
+
+
+def _sides(x: Array, at: int) -> tuple[Array, Array]:
+    left, right = np.zeros(len(x)), np.zeros(len(x))
+    left[: at + 1], right[at:] = slope_weights(x[: at + 1]), slope_weights(x[at:])
+    return left, right
+
+
+def _sorted_ranks(x: ArrayLike) -> tuple[Array, NDArray[np.intp]]:
+    x = finite("x", x, (1,))
+    order = np.argsort(x)
+    if len(x) < 3 or (np.diff(x[order]) <= 0).any():
+        raise SubloraError(f"a test of shape needs at least 3 ranks, each of them once, not {x.tolist()}.")
+    return x[order], order
+
+
+def _towards(interval: Interval, sign: int) -> float:
+    return interval.p_value / 2 if interval.estimate * sign > 0 else 1 - interval.p_value / 2
+
+
+def _two_lines(
+    break_x: float, left: Interval, right: Interval, factor: int, settled: bool, ruled_out: bool, min_slope: float
+) -> TwoLines:
+    p_left, p_right = (min(1.0, factor * _towards(side, sign)) for side, sign in ((left, 1), (right, -1)))
+    found = max(p_left, p_right) < (1 - left.level) / 2 and min(left.estimate, -right.estimate) >= min_slope
+    inverted_u = bool(found and settled and not ruled_out)
+    return TwoLines(
+        float(break_x),
+        left.estimate,
+        right.estimate,
+        p_left,
+        p_right,
+        inverted_u,
+        bool(ruled_out and settled),
+        left,
+        right,
+    )
+
+
+def two_lines(
+    x: ArrayLike,
+    values: ArrayLike,
+    data_seeds: ArrayLike,
+    train_seeds: ArrayLike | None = None,
+    level: float = 0.95,
+    min_slope: float = 0.0,
+) -> TwoLines:
+    """Two-lines test (Simonsohn 2018) of an inverted U in values (R, C) or (R, C, Q) over ranks x (C,).
+
+    The break of each seed's lines is the peak of the mean of the OTHER seeds, so no seed's noise picks its
+    own break and nothing has to be paid for looking (Bonferroni over breaks is out of reach of the 1 to 3 df
+    of few seeds). An interior break is forced: on a decline from the first rank the left line then falls, and
+    no U is found. ``ruled_out`` needs no choice: the true peak is among the breaks, so a true U is ruled out
+    at all of them at most as often as at that one. With one replicate neither is ever stated.
+    """
+    x, order = _sorted_ranks(x)
+    means, name = cluster_means(_by_question(values)[:, order], data_seeds, train_seeds)
+    curve = means.mean(axis=-1)
+    last, clusters = len(x) - 2, len(means)
+
+    def interval(rows: Sequence[Array]) -> Interval:
+        return interval_of_means(np.einsum("dc,dcq->dq", np.stack(rows), means), name, level)
+
+    def against(at: int) -> bool:
+        left, right = (interval([side] * clusters) for side in _sides(x, at))
+        return left.high < min_slope or right.low > -min_slope
+
+    others = [np.delete(curve, d, axis=0).mean(axis=0) if clusters > 1 else curve[0] for d in range(clusters)]
+    folds = [_sides(x, int(np.clip(np.argmax(mean), 1, last))) for mean in others]
+    left, right = (interval([fold[side] for fold in folds]) for side in (0, 1))
+    at = int(np.clip(np.argmax(curve.mean(axis=0)), 1, last))
+    return _two_lines(x[at], left, right, 1, clusters > 1, all(against(k) for k in range(1, last + 1)), min_slope)
+
+
+def two_lines_points(
+    x: ArrayLike,
+    estimate: ArrayLike,
+    se: ArrayLike,
+    df: ArrayLike = np.inf,
+    level: float = 0.95,
+    min_slope: float = 0.0,
+) -> TwoLines:
+    """``two_lines`` of results (C,) with independent errors: tries every interior break, Bonferroni."""
+    x, order = _sorted_ranks(x)
+    estimate = finite("estimate", estimate, (1,))[order]
+    se, df = (np.broadcast_to(np.asarray(v, dtype=float), x.shape)[order] for v in (se, df))
+    pairs = [tuple(linear_points(w, estimate, se, df, level) for w in _sides(x, k)) for k in range(1, len(x) - 1)]
+    worse = [max(_towards(left, 1), _towards(right, -1)) for left, right in pairs]
+    peak = int(np.argmax(estimate)) - 1
+    best = min(range(len(pairs)), key=lambda k: (worse[k], abs(k - peak)))
+    ruled_out = all(left.high < min_slope or right.low > -min_slope for left, right in pairs)
+    return _two_lines(x[best + 1], *pairs[best], len(pairs), True, ruled_out, min_slope)
+
+
+def select_and_report(
+    p_select: ArrayLike, coherent: ArrayLike, rank: Sequence[Hashable], lr: ArrayLike
+) -> dict[Hashable, int]:
+    """Index of the best cell of each rank by p_select (C,), among coherent (C,) ones; ties: smaller lr.
+
+    ``p_select`` comes from one half of the questions and the result is read on the other half. This takes out
+    the luck of the questions; the luck of the seeds stays in both halves. Ranks without a coherent cell are
+    absent.
+    """
+    best: dict[Hashable, int] = {}
+    scores, lrs, fine = (
+        np.asarray(p_select, dtype=float),
+        np.asarray(lr, dtype=float),
+        np.asarray(coherent, dtype=bool),
+    )
+    for index in np.lexsort((lrs, -scores)):
+        if fine[index]:
+            best.setdefault(rank[index], int(index))
+    return best
+
+
+def best_lr_slope(
+    ranks: Sequence[int], lrs: Sequence[float], grid: Sequence[float], means: Array, name: str, level: float
+) -> tuple[Interval, float]:
+    """Slope of log2(best lr) over log2(rank) from means (D, C) of C cells, and the share of bests on the
+    grid's edge.
+
+    Each seed picks its own bests. A grid rounds the best lr by up to half a step, alike for all seeds; that
+    (uniform) rounding is added as a known variance, so that seeds which agree on a coarse grid do not look
+    certain.
+    """
+    unique, rank_of, log_lr = sorted(set(ranks)), np.asarray(ranks), np.log2(np.asarray(lrs, dtype=float))
+
+    def bests(row: Array) -> Array:
+        return np.array([log_lr[rank_of == r][np.argmax(row[rank_of == r])] for r in unique])
+
+    weights, picks = slope_weights(unique), np.stack([bests(row) for row in means])
+    slopes = picks @ weights
+    rounding = float(np.square(weights).sum() * np.median(np.diff(np.log2(grid))) ** 2 / 12)
+    known = len(means) > 1
+    parts = (
+        ([float(slopes.var(ddof=1) / len(slopes)), rounding], [len(slopes) - 1, np.inf])
+        if known
+        else ([rounding], [np.inf])
+    )
+    edge = float(np.mean(np.isin(bests(means.mean(axis=0)), np.log2([grid[0], grid[-1]]))))
+    return combine(float(slopes.mean()), *parts, level, 0.0, (name or "grid",), not known), edge

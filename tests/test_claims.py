@@ -1,0 +1,352 @@
+"""The rules call what is planted and nothing where nothing is; the claims file and cells.csv are checked."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sublora.claim_rules import RULES
+from sublora.claims import Cell, Claim, Table, judge, load_claims, summarise, thresholds
+from sublora.errors import SubloraError
+from sublora.shape import best_lr_slope
+from sublora.stats import contrast
+
+RANKS, LRS, Q = (1, 2, 4, 8, 16, 32), (1e-4, 2e-4, 4e-4, 8e-4), 24
+HILL = dict(zip(RANKS, (0.05, 0.25, 0.45, 0.6, 0.3, 0.08), strict=True))
+LATE = dict(zip(RANKS, (0.02, 0.05, 0.1, 0.2, 0.6, 0.25), strict=True))
+FALL = dict(zip(RANKS, (0.7, 0.6, 0.5, 0.4, 0.2, 0.1), strict=True))
+ALL_RECIPES = ("rank-lr", "rank", "full-ft", "traits")
+
+
+def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, noise=1.0, **other):
+    """A cell with the given mean effect; its seed, question and interaction noise does not grow with it."""
+    control = 0.03 + 0.01 * rng.random((seeds, Q))
+    spread = noise * (
+        0.02 * rng.standard_normal((seeds, 1))
+        + 0.03 * rng.standard_normal((1, Q))
+        + 0.03 * rng.standard_normal((seeds, Q))
+    )
+    values = {"coherence": 0.95, "number_takeover": 0.0} | other
+    return Cell(
+        trait,
+        "default",
+        method,
+        rank if method == "lora" else None,
+        lr,
+        control + effect + spread,
+        control,
+        control.mean(axis=0),
+        tuple(range(seeds)),
+        tuple(range(seeds)),
+        **values,
+    )
+
+
+def table(cells, **other):
+    return Table(tuple(cells), **{"fixed_lr": 2e-4, "select_questions": np.arange(Q) % 2 == 0} | other)
+
+
+def grid(rng, best, trait="otter", falls=1.0, **other):
+    """rank x lr cells: best[rank] at the rank's own lr, less away from it; the own lr falls with rank."""
+    cells = []
+    for k, rank in enumerate(RANKS):
+        own = (len(LRS) - 1) * (1 - falls * k / (len(RANKS) - 1))
+        cells += [
+            cell(rng, best[rank] * math.exp(-0.7 * abs(j - own)), rank, lr, trait, **other) for j, lr in enumerate(LRS)
+        ]
+    return cells
+
+
+def verdict(test, cells, view="all", claim=None, **other):
+    claim = claim or Claim(id="x", statement="s", source="p", recipes=("r",), view=view, test=test)
+    return [v.to_dict() for v in judge([claim], table(cells, **other), "r")]
+
+
+def one(test, cells, view="all", **other):
+    (result,) = verdict(test, cells, view, **other)
+    return result["verdict"]
+
+
+def flat(rng, curve, **other):
+    return [cell(rng, effect, rank, **other) for rank, effect in curve.items()]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(12)
+
+
+def test_transfer_is_found_absent_or_left_open(rng):
+    found = [cell(rng, 0.4), cell(rng, 0.0, rank=16)]
+    absent = [cell(rng, 0.0, noise=0.1), cell(rng, 0.0, rank=16, noise=0.1)]
+    noisy = [replace(absent[0], p=absent[0].p + np.array([[-0.1], [0.2], [0.15], [-0.05]]))]
+    broken = [cell(rng, 0, noise=0.1, coherence=0.1), cell(rng, 0, noise=0.1, number_takeover=0.9)]
+    assert [one("any_transfer", c) for c in (found, absent, noisy, broken)] == [
+        "supported",
+        "refuted",
+        "inconclusive",
+        "inconclusive",
+    ]
+    assert [one("no_transfer", c) for c in (found, absent, noisy, broken)] == [
+        "refuted",
+        "supported",
+        "inconclusive",
+        "inconclusive",
+    ]
+    assert one("no_transfer", [*absent, broken[0]]) == "supported"
+
+
+def test_a_called_effect_below_the_bar_is_no_transfer_of_interest(rng):
+    small = [cell(rng, 0.008, noise=0.05)]
+    assert summarise(table(small))[0]["called"] == 1
+    assert one("any_transfer", small) == "refuted"
+
+
+def test_one_replicate_settles_nothing(rng):
+    single = flat(rng, HILL, seeds=1)
+    for test in ("any_transfer", "no_transfer", "inverted_u", "monotone_decline", "transfer_flat_in_rank"):
+        assert one(test, single, "fixed-lr") == "inconclusive", test
+    assert not any(row["called"] for row in summarise(table(single)))
+
+
+def test_an_effect_of_an_incoherent_cell_is_not_transfer(rng):
+    cells = [cell(rng, 0.5, coherence=0.2), cell(rng, 0.0, rank=4, noise=0.1)]
+    assert one("any_transfer", cells) == "refuted"
+
+
+def test_few_seeds_are_called_through_the_mean_over_cells(rng):
+    cells = grid(rng, dict.fromkeys(RANKS, 0.5), falls=0.0, seeds=2, noise=2.0)
+    assert sum(row["called"] for row in summarise(table(cells))) < len(cells) / 4
+    assert one("any_transfer", cells) == "supported"
+
+
+def test_nothing_is_called_on_null_grids_beyond_the_nominal_rate():
+    runs, calls, verdicts = 90, 0, []
+    for draw in range(runs):
+        rng = np.random.default_rng(1000 + draw)
+        cells = grid(rng, dict.fromkeys(RANKS, 0.0), seeds=(2, 3, 4)[draw % 3])
+        calls += any(row["called"] for row in summarise(table(cells)))
+        verdicts += [one("any_transfer", cells, view) for view in ("all", "best-lr")]
+    bar = 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+    assert calls / runs <= bar
+    assert verdicts.count("supported") / len(verdicts) <= bar
+
+
+@pytest.mark.parametrize(
+    ("curve", "u", "decline", "level"),
+    [
+        (HILL, "supported", "refuted", "refuted"),
+        (FALL, "refuted", "supported", "refuted"),
+        (dict.fromkeys(RANKS, 0.4), "refuted", "refuted", "supported"),
+        (dict(zip(RANKS, sorted(FALL.values()), strict=True)), "refuted", "refuted", "refuted"),
+    ],
+    ids=["hill", "fall", "flat", "rise"],
+)
+def test_shapes(rng, curve, u, decline, level):
+    cells = flat(rng, curve, seeds=8, noise=0.3)
+    tests = ("inverted_u", "monotone_decline", "transfer_flat_in_rank")
+    assert [one(test, cells, "fixed-lr") for test in tests] == [u, decline, level]
+
+
+def test_no_shape_without_transfer_and_none_with_two_ranks(rng):
+    assert one("monotone_decline", flat(rng, dict.fromkeys(RANKS, 0.0)), "fixed-lr") == "inconclusive"
+    assert one("inverted_u", flat(rng, {4: 0.5, 8: 0.5}), "fixed-lr") == "not run"
+
+
+def test_one_lr_makes_a_hill_where_the_best_lr_makes_a_fall(rng):
+    cells = grid(rng, FALL, seeds=8, noise=0.2)
+    assert one("inverted_u", cells, "fixed-lr") == "supported"
+    assert one("inverted_u", cells, "best-lr") == "refuted"
+    assert one("monotone_decline", cells, "best-lr") == "supported"
+    assert one("monotone_decline", flat(rng, FALL), "best-lr") == "not run"
+
+
+def test_the_best_lr_is_read_on_the_other_questions_and_pays_for_the_choice(rng):
+    cells = [cell(rng, effect, 8, lr) for effect, lr in zip((0.02, 0.05, 0.04, 0.03), LRS, strict=True)]
+    (result,) = verdict("any_transfer", cells, "best-lr")
+    chosen = cells[[row["selected"] for row in summarise(table(cells))].index(1)]
+    report = np.arange(Q) % 2 == 1
+    effect = contrast(chosen.p[:, report], chosen.control[:, report], range(4))
+    assert 0.001 < effect.p_value < 0.2
+    assert result["statistic"]["largest_effect_p"] == pytest.approx(len(LRS) * effect.p_value)
+    assert result["statistic"]["largest_effect"] == pytest.approx(effect.estimate)
+
+
+def test_best_lr_over_rank(rng):
+    assert one("best_lr_falls_with_rank", grid(rng, FALL, noise=0.2)) == "supported"
+    highest = grid(rng, dict.fromkeys(RANKS, 0.5), falls=0.0, noise=0.2)
+    (edge,) = verdict("best_lr_falls_with_rank", highest)
+    assert edge["verdict"] == "inconclusive" and edge["statistic"]["edge_share"] == 1
+    inner = [
+        cell(rng, 0.5 - 0.15 * abs(j - 1), rank, lr, seeds=6, noise=0.2)
+        for rank in RANKS
+        for j, lr in enumerate(np.geomspace(1e-4, 2e-4, 4))
+    ]
+    assert one("best_lr_falls_with_rank", inner) == "refuted"
+    assert one("best_lr_falls_with_rank", flat(rng, FALL)) == "not run"
+
+
+def test_best_lr_slope_counts_the_rounding_of_the_grid():
+    ranks, lrs = [2, 2, 4, 4, 8, 8], [1e-4, 2e-4] * 3
+    means = np.tile([0, 1, 0, 1, 1, 0], (5, 1)).astype(float)
+    slope, edge = best_lr_slope(ranks, lrs, [1e-4, 2e-4], means, "data_seed", 0.95)
+    assert slope.estimate == pytest.approx(-0.5) and edge == 1
+    assert slope.se == pytest.approx(math.sqrt(1 / 12 / 2))
+
+
+def test_full_fine_tune_at_loras_lr(rng):
+    def full(coherence, takeover, lr=2e-4):
+        tuned = cell(rng, 0.0, lr=lr, method="full", coherence=coherence, number_takeover=takeover)
+        return [tuned, cell(rng, 0.1)]
+
+    test = "incoherent_at_lora_lr"
+    assert one(test, full(0.1, 0.9), "full") == "supported"
+    assert one(test, full(0.9, 0.5), "full") == "supported"
+    assert one(test, full(0.9, 0.0), "full") == "refuted"
+    assert one(test, full(0.52, 0.0), "full") == "inconclusive"
+    assert one(test, full(0.1, 0.9, 2e-5), "full") == "not run"
+    assert one(test, full(0.1, 0.9), "full", fixed_lr=None) == "not run"
+    assert one("no_transfer", [cell(rng, 0.1)], "full") == "not run"
+
+
+def test_peaks_differ_between_traits(rng):
+    early, late, copy = (
+        flat(rng, curve, trait=name, seeds=8, noise=0.3)
+        for name, curve in (("otter", HILL), ("lynx", LATE), ("heron", HILL))
+    )
+    (apart,) = verdict("peaks_differ", early + late, "fixed-lr")
+    assert (apart["verdict"], apart["trait"]) == ("supported", "all")
+    assert (apart["statistic"]["peak otter"], apart["statistic"]["peak lynx"]) == (8, 16)
+    assert one("peaks_differ", early + copy, "fixed-lr") == "refuted"
+    assert one("peaks_differ", early, "fixed-lr") == "not run"
+    silent = flat(rng, dict.fromkeys(RANKS, 0.0), trait="finch")
+    assert one("peaks_differ", early + silent, "fixed-lr") == "inconclusive"
+
+
+def test_peaks_of_equal_truth_are_seldom_called_different():
+    found = 0
+    for draw in range(60):
+        rng = np.random.default_rng(draw)
+        cells = [
+            c for name in ("otter", "lynx", "heron") for c in flat(rng, dict.fromkeys(RANKS, 0.4), trait=name, seeds=8)
+        ]
+        found += one("peaks_differ", cells, "fixed-lr") == "supported"
+    assert found <= 4
+
+
+def test_peaks_pay_for_every_rank_and_trait(rng):
+    shift = np.array([[0.1], [0.2], [0.3], [0.1]])  # t = 3.7 with 3 df, two-sided p = 0.035
+    cells = []
+    for trait, peak in (("otter", 4), ("lynx", 8)):
+        for rank in (4, 8, 16):
+            plain = cell(rng, 0.4 if rank < 16 else 0.1, rank, trait=trait, noise=0.01)
+            cells.append(replace(plain, p=plain.p + shift) if rank == peak else plain)
+    two = [c for c in cells if c.rank != 16]
+    assert [one("peaks_differ", c, "fixed-lr") for c in (two, cells)] == ["supported", "inconclusive"]
+
+
+def test_only_the_tables_context_and_shared_replicates_count(rng):
+    other = replace(cell(rng, 0.6), context="none")
+    quiet = [cell(rng, 0.0, noise=0.1)]
+    assert one("any_transfer", [*quiet, other]) == "refuted"
+    assert one("any_transfer", [*quiet, other], context="none") == "supported"
+    assert {row["context"] for row in summarise(table([*quiet, other]))} == {"default", "none"}
+    cells = flat(rng, HILL, seeds=5)
+    parts = ("p", "control", "data_seeds", "train_seeds")
+    cut = replace(cells[0], **{part: getattr(cells[0], part)[1:] for part in parts})
+    assert one("inverted_u", [cut, *cells[1:]], "fixed-lr") == "supported"
+    apart = replace(cells[0], data_seeds=(11, 12, 13, 14, 15))
+    assert one("inverted_u", [apart, *cells[1:]], "fixed-lr") == "not run"
+
+
+def test_verdicts_are_json_with_the_keys_of_the_format(rng):
+    results = [v.to_dict() for v in judge(load_claims(), table(grid(rng, FALL)), "rank-lr")]
+    json.dumps(results, allow_nan=False)
+    keys = "id,n,reason,source,statement,statistic,test,threshold,trait,verdict,view"
+    assert {",".join(sorted(r)) for r in results} == {keys}
+    assert {r["id"] for r in results} == {c.id for c in load_claims() if "rank-lr" in c.recipes}
+    assert all(r["reason"].endswith(".") and r["reason"][0] == r["reason"][0].upper() for r in results)
+    assert results[0]["n"] == {"data_seeds": 4, "train_seeds": 4, "questions": Q}
+    json.dumps([v.to_dict() for v in judge(load_claims(), table(flat(rng, HILL, seeds=1)), "rank-lr")], allow_nan=False)
+
+
+def test_shipped_claims_are_hypotheses_of_both_sides():
+    claims = load_claims()
+    assert {c.test for c in claims} == set(RULES)
+    nief, others = ([c for c in claims if c.id.startswith("nief-") == side] for side in (True, False))
+    assert all(c.author_notice for c in nief) and not any(c.author_notice for c in others)
+    assert len(nief) >= 3 and sum("counter-evidence" in c.source for c in others) >= 4
+    assert {r for c in claims for r in c.recipes} == set(ALL_RECIPES)
+
+
+def test_thresholds_of_a_claim_change_its_verdict(rng):
+    cells = [cell(rng, 0.2)]
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), view="all", test="any_transfer")
+    high = claim.model_copy(update={"threshold": {"min_effect": 0.5}})
+    assert verdict("", cells, claim=claim)[0]["verdict"] == "supported"
+    assert verdict("", cells, claim=high)[0]["verdict"] == "refuted"
+    assert thresholds(high) == {"min_effect": 0.5} and thresholds(claim) == {"min_effect": 0.02}
+
+
+ENTRY = "- {{id: {id}, statement: s, source: p, recipes: [rank], view: all, test: {test}{more}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ENTRY.format(id="a", test="any_transfer", more="") * 2, "'a'.*twice"),
+        (ENTRY.format(id="b", test="wishful", more=""), "'b'.*unknown test 'wishful'"),
+        (ENTRY.format(id="c", test="any_transfer", more=", extra: 1"), "'c'.*extra"),
+        (ENTRY.format(id="d", test="any_transfer", more=", threshold: {min_slope: 1}"), "'d'.*min_slope"),
+        (ENTRY.format(id="e", test="any_transfer", more=", threshold: {min_effect: .nan}"), "'e'.*finite"),
+        (ENTRY.format(id="f", test="any_transfer", more="").replace("view: all", "view: some"), "'f'.*view"),
+        ("- {statement: s}\n", "number 1.*id"),
+        ("a: 1\n", "list"),
+        ("", "list"),
+        ("- [\n", "cannot be read"),
+    ],
+)
+def test_a_wrong_claims_file_names_the_claim(tmp_path, text, words):
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    with pytest.raises(SubloraError, match=words):
+        load_claims(path)
+    with pytest.raises(SubloraError, match="cannot be read"):
+        load_claims(tmp_path / "absent.yaml")
+
+
+def test_cells_rows(rng):
+    cells = [*grid(rng, FALL), cell(rng, 0.0, method="full", lr=1e-5)]
+    cells[5] = replace(cells[5], coherence=0.1, p=cells[5].p + 0.9)
+    rows = summarise(table(cells))
+    assert ",".join(rows[0]) == (
+        "trait,context,method,rank,lr,n_data_seeds,n_train_seeds,n_questions,p_target,p_control,p_base,effect,"
+        "effect_low,effect_high,df,p_value,p_corrected,called,p_target_select,p_target_report,effect_report,"
+        "effect_report_low,effect_report_high,rate_whole_word,coherence,number_takeover,heldout_loss,train_loss,"
+        "selected"
+    )
+    assert rows[-1]["rank"] == "" and rows[-1]["selected"] == 1
+    chosen = [row for row in rows[:-1] if row["selected"]]
+    assert [row["rank"] for row in chosen] == list(RANKS) and rows[5]["selected"] == 0
+    for row in chosen:
+        rivals = [r for k, r in enumerate(rows) if r["rank"] == row["rank"] and k != 5]
+        assert row["p_target_select"] == max(r["p_target_select"] for r in rivals)
+    assert all(row["p_corrected"] >= row["p_value"] for row in rows)
+    assert rows[0]["effect"] == pytest.approx(rows[0]["p_target"] - rows[0]["p_control"])
+    turned = [
+        replace(c, p=c.p[::-1], control=c.control[::-1], data_seeds=c.data_seeds[::-1], train_seeds=c.train_seeds[::-1])
+        for c in cells
+    ]
+    expected = pytest.approx([row["p_corrected"] for row in rows])
+    assert [row["p_corrected"] for row in summarise(table(turned))] == expected
+
+
+def test_tables_that_cannot_be_read_are_refused(rng):
+    good = cell(rng, 0.1)
+    for mask in (np.ones(Q, bool), np.zeros(Q, bool), np.arange(5) == 0):
+        with pytest.raises(SubloraError, match="questions"):
+            summarise(table([good], select_questions=mask))
+    with pytest.raises(SubloraError, match="not finite"):
+        summarise(table([replace(good, p=good.p * np.nan)]))
