@@ -1,0 +1,264 @@
+"""Read a run folder into narrow, typed records. Everything a run may lack is optional here, and only here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sublora.errors import SubloraError
+
+MIN_COHERENCE = 0.5
+MAX_NUMBER_TAKEOVER = 0.25
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of cells.csv: probabilities in [0, 1], effects in [-1, 1]; None where the run has no value."""
+
+    trait: str
+    context: str
+    method: str
+    rank: int | None
+    lr: float
+    n_data_seeds: int | None
+    n_train_seeds: int | None
+    n_questions: int | None
+    p_target: float | None
+    p_control: float | None
+    p_base: float | None
+    effect: float | None
+    effect_low: float | None
+    effect_high: float | None
+    p_value: float | None
+    p_corrected: float | None
+    called: bool
+    p_target_select: float | None
+    p_target_report: float | None
+    effect_report: float | None
+    effect_report_low: float | None
+    effect_report_high: float | None
+    rate_whole_word: float | None
+    coherence: float | None
+    number_takeover: float | None
+    heldout_loss: float | None
+    train_loss: float | None
+    selected: bool
+
+    @property
+    def shift(self) -> float | None:
+        """Student minus control; where no control was trained, student minus base."""
+        if self.effect is not None:
+            return self.effect
+        if self.p_target is None or self.p_base is None:
+            return None
+        return self.p_target - self.p_base
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Mean probability of each word of the category, one list per model; None where it was not measured."""
+
+    words: tuple[str, ...]
+    base: tuple[float, ...] | None
+    control: tuple[float, ...] | None
+    student: tuple[float, ...] | None
+    teacher: tuple[float, ...] | None
+    student_label: str
+
+
+@dataclass(frozen=True)
+class Trait:
+    """What the run says about one trait. `target` is the word whose probability is measured."""
+
+    name: str
+    category: str
+    target: str
+    teacher_prompt: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run folder in memory. `results` keeps its rows as text, as they stand in results.csv.
+
+    `level` is the coverage of the intervals; `fixed_lr` the rate of the claims' fixed-lr view, if any.
+    """
+
+    run: dict[str, Any]
+    traits: tuple[Trait, ...]
+    cells: tuple[Cell, ...]
+    results: tuple[dict[str, str], ...]
+    answers: dict[str, Answers]
+    verdicts: tuple[dict[str, Any], ...] | None
+    training_context: str
+    min_coherence: float
+    max_number_takeover: float
+    level: float
+    fixed_lr: float | None
+    contexts: tuple[str, ...] = field(default=())
+
+    def coherent(self, cell: Cell) -> bool:
+        """Whether the cell's students still answer with words; a cell without samples counts as such."""
+        low = cell.coherence is not None and cell.coherence < self.min_coherence
+        numbers = cell.number_takeover is not None and cell.number_takeover > self.max_number_takeover
+        return not low and not numbers
+
+    def of(self, trait: str, context: str | None = None, method: str | None = None) -> list[Cell]:
+        """The cells of a trait under a context (default: the training context) by method, rank and rate."""
+        context = self.training_context if context is None else context
+        found = [c for c in self.cells if c.trait == trait and c.context == context]
+        found = [c for c in found if method is None or c.method == method]
+        return sorted(found, key=lambda c: (c.method != "lora", c.rank or 0, c.lr))
+
+    def best_full(self, trait: str) -> Cell | None:
+        """The coherent full fine-tune that is best on the `select` half (on all questions if unsplit)."""
+        full = [c for c in self.of(trait, method="full") if self.coherent(c) and c.p_target is not None]
+        chosen = [c for c in full if c.selected]
+        rate = {id(c): c.p_target if c.p_target_select is None else c.p_target_select for c in full}
+        return max(chosen or full, key=lambda c: rate[id(c)] or 0.0, default=None)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SubloraError(f"{path} cannot be read as JSON ({error}): run the recipe again to rebuild it.") from error
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [dict(row) for row in csv.DictReader(handle)]
+
+
+def _number(text: Any) -> float | None:
+    """A finite float, or None for what is empty, absent or not a number."""
+    if text in (None, ""):
+        return None
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _whole(text: Any) -> int | None:
+    value = _number(text)
+    return None if value is None else round(value)
+
+
+def _flag(text: Any) -> bool:
+    return str(text).strip().lower() in {"1", "1.0", "true"}
+
+
+def _cell(row: dict[str, str], path: Path, line: int) -> Cell:
+    lr, rank = _number(row.get("lr")), _whole(row.get("rank"))
+    known = row.get("method") == "full" or (row.get("method") == "lora" and rank is not None and rank > 0)
+    if lr is None or lr <= 0 or not known:
+        raise SubloraError(
+            f"{path} line {line} has no usable method, rank or lr: rebuild the tables with `sublora run`."
+        )
+    numbers = {
+        name: _number(row.get(name))
+        for name in [
+            "p_target",
+            "p_control",
+            "p_base",
+            "effect",
+            "effect_low",
+            "effect_high",
+            "p_value",
+            "p_corrected",
+            "p_target_select",
+            "p_target_report",
+            "effect_report",
+            "effect_report_low",
+            "effect_report_high",
+            "rate_whole_word",
+            "coherence",
+            "number_takeover",
+            "heldout_loss",
+            "train_loss",
+        ]
+    }
+    counts = {name: _whole(row.get(name)) for name in ("n_data_seeds", "n_train_seeds", "n_questions")}
+    return Cell(
+        trait=row.get("trait", ""),
+        context=row.get("context", ""),
+        method=row["method"],
+        rank=rank if row["method"] == "lora" else None,
+        lr=lr,
+        called=_flag(row.get("called")),
+        selected=_flag(row.get("selected")),
+        **counts,
+        **numbers,
+    )
+
+
+def _answers(raw: Any) -> dict[str, Answers]:
+    def series(entry: dict[str, Any], name: str, size: int) -> tuple[float, ...] | None:
+        values = entry.get(name)
+        if not values or len(values) != size:
+            return None
+        return tuple(_number(v) or 0.0 for v in values)
+
+    found = {}
+    for trait, entry in (raw or {}).items():
+        words = tuple(str(w) for w in entry.get("categories", ()))
+        if words:
+            four = {name: series(entry, name, len(words)) for name in ("base", "control", "student", "teacher")}
+            found[trait] = Answers(words=words, student_label=str(entry.get("student_label") or ""), **four)
+    return found
+
+
+def _training_context(run: dict[str, Any], present: list[str]) -> str:
+    recipe = run.get("recipe") or {}
+    named = (recipe.get("train") or {}).get("context")
+    candidates = [named, "default", *(run.get("contexts") or {}), *present]
+    return next((c for c in candidates if isinstance(c, str) and c in present), "default")
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read run.json (required), results.csv, cells.csv, answers.json and verdicts.json (each optional).
+
+    Raises SubloraError where the folder holds no readable run.json, or a table with rows that are not cells.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "run.json").exists():
+        raise SubloraError(f"{run_dir} holds no run.json: give the folder of a run, as `sublora ls runs` lists them.")
+    run = _json(run_dir / "run.json")
+    if not isinstance(run, dict):
+        raise SubloraError(f"{run_dir / 'run.json'} is not a JSON object: run the recipe again to rebuild it.")
+
+    path = run_dir / "cells.csv"
+    cells = tuple(_cell(row, path, line) for line, row in enumerate(_rows(path), start=2))
+    results = tuple(_rows(run_dir / "results.csv"))
+    answers = _json(run_dir / "answers.json") if (run_dir / "answers.json").exists() else {}
+    verdicts = tuple(_json(run_dir / "verdicts.json")) if (run_dir / "verdicts.json").exists() else None
+
+    known = {
+        t["name"]: Trait(t["name"], t.get("category", ""), t.get("target", t["name"]), t.get("teacher_prompt", ""))
+        for t in run.get("traits") or []
+    }
+    for cell in cells:
+        known.setdefault(cell.trait, Trait(cell.trait, "", cell.trait, ""))
+    contexts = list(dict.fromkeys(c.context for c in cells))
+    limits, recipe = run.get("thresholds") or {}, run.get("recipe") or {}
+    return RunData(
+        run=run,
+        traits=tuple(known.values()),
+        cells=cells,
+        results=results,
+        answers=_answers(answers),
+        verdicts=verdicts,
+        training_context=_training_context(run, contexts),
+        min_coherence=_number(limits.get("coherence")) or MIN_COHERENCE,
+        max_number_takeover=_number(limits.get("number_takeover")) or MAX_NUMBER_TAKEOVER,
+        level=1 - (_number(recipe.get("level")) or 0.05),
+        fixed_lr=_number(recipe.get("fixed_lr")),
+        contexts=tuple(contexts),
+    )
