@@ -1,0 +1,177 @@
+"""Answers of a whole pack: one prefill serves the scores of all candidates and all samples of a prompt.
+
+Sampling is per row: every token is drawn by the inverse of the cumulative distribution at a uniform number that belongs to that
+row and place, so the batch it stands in does not matter. Samples that begin alike share one row of the cache until they part.
+Nothing is inherited from a checkpoint's generation_config.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublora.train.packed_model import PackedModel
+
+Ids = Sequence[int]
+
+
+class Sampling(BaseModel):
+    """How a token is drawn. The defaults are the plain distribution: temperature 1, no truncation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 keeps all tokens")
+    max_new_tokens: int = Field(16, ge=1)
+
+
+def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities (N, V), float64, after temperature, top_k and then top_p, in the order of Hugging Face's warpers."""
+    scores = logits.double() / sampling.temperature
+    if sampling.top_k and sampling.top_k < scores.shape[-1]:
+        least = scores.topk(sampling.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    p = scores.softmax(-1)
+    if sampling.top_p < 1.0:
+        ordered, index = p.sort(dim=-1, descending=True)
+        drop = ordered.cumsum(-1) - ordered >= sampling.top_p
+        p = p.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), 0.0)
+        p = p / p.sum(-1, keepdim=True)
+    return p
+
+
+def draw(p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Tokens (N, S) at uniforms (N, S) in [0, 1) of the rows' cumulative distributions p (N, V)."""
+    total = p.cumsum(-1)
+    tokens = torch.searchsorted(total, uniforms.to(total) * total[:, -1:], right=True)
+    # at the very end rounding may point behind the last token that has any probability
+    last = (p > 0).to(torch.uint8).flip(-1).argmax(-1, keepdim=True)
+    return torch.minimum(tokens, p.shape[-1] - 1 - last)
+
+
+@dataclass
+class Prefill:
+    """Prompts `rows` of equal length L, read by all K students: next-token logits (K * b, V) and the cache behind them."""
+
+    rows: list[int]
+    length: int
+    logits: torch.Tensor
+    cache: object
+
+
+def branch(cache, indices: torch.Tensor):
+    """A new cache whose row i is row indices[i] of `cache`, which stays as it is."""
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    out.batch_select_indices(indices)
+    return out
+
+
+def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> Iterator[Prefill]:
+    """Read the prompts in batches of equal length (so that no padding can matter), what they share only once."""
+    device = next(packed.model.parameters()).device
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    size = max(1, rows_at_once // packed.size)
+    for length, members in sorted(by_length.items()):
+        for at in range(0, len(members), size):
+            rows = members[at : at + size]
+            ids = torch.tensor([list(prompts[i]) for i in rows], device=device)
+            same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
+            shared = (length - 1 if bool(same.all()) else int(same.int().argmin())) if len(rows) > 1 else 0
+            cache = packed.new_cache()
+            if shared:
+                packed.hidden(ids[:1, :shared].repeat(packed.size, 1), cache)
+                cache.batch_repeat_interleave(len(rows))
+            hidden = packed.hidden(ids[:, shared:].repeat(packed.size, 1), cache, position=shared)
+            yield Prefill(rows, length, packed.logits(hidden[:, -1]), cache)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Samples (student, row, number) that have drawn the same tokens so far; `parent` is their row of the last cache."""
+
+    student: int
+    row: int
+    parent: int
+    token: int
+    samples: list[int]
+
+
+def sample_answers(
+    packed: PackedModel, filled: Prefill, uniforms: np.ndarray, sampling: Sampling, stop_ids: Sequence[int]
+) -> list[list[list[list[int]]]]:
+    """Token ids without the stop token: [student][row of the prefill][sample]. `uniforms` is (K, b, S, max_new_tokens)."""
+    k, b, s, _ = uniforms.shape
+    device = filled.logits.device
+    out: list[list[list[list[int]]]] = [[[[] for _ in range(s)] for _ in range(b)] for _ in range(k)]
+    stops = set(stop_ids)
+    nodes = [_Node(i, j, i * b + j, -1, list(range(s))) for i in range(k) for j in range(b)]
+    logits, cache = filled.logits, filled.cache
+    places = list(range(k * b))
+    for t in range(sampling.max_new_tokens):
+        wide = max(len(n.samples) for n in nodes)
+        u = np.zeros((len(nodes), wide))
+        for i, node in enumerate(nodes):
+            u[i, : len(node.samples)] = uniforms[node.student, node.row, node.samples, t]
+        p = token_probabilities(logits[torch.tensor(places, device=device)], sampling)
+        drawn = draw(p, torch.from_numpy(u)).tolist()
+        grown: dict[tuple[int, int], _Node] = {}
+        for i, node in enumerate(nodes):
+            for sample, token in zip(node.samples, drawn[i], strict=False):
+                if token in stops:
+                    continue
+                out[node.student][node.row][sample].append(token)
+                grown.setdefault((i, token), _Node(node.student, node.row, places[i], token, [])).samples.append(sample)
+        nodes = list(grown.values())
+        if not nodes or t + 1 == sampling.max_new_tokens:
+            break
+        # a pack needs as many rows for every student: the shorter lists are filled up with their first row
+        lists = [[n for n in nodes if n.student == i] for i in range(k)]
+        most = max(map(len, lists))
+        parents, tokens, places, nodes = [], [], [], []
+        for i, members in enumerate(lists):
+            for j in range(most):
+                parents.append(
+                    members[j].parent
+                    if j < len(members)
+                    else (members[0].parent if members else i * (logits.shape[0] // k))
+                )
+                tokens.append(members[j].token if j < len(members) else 0)
+            places += [i * most + j for j in range(len(members))]
+            nodes += members
+        cache = branch(cache, torch.tensor(parents, device=device))
+        hidden = packed.hidden(torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t)
+        logits = packed.logits(hidden[:, -1])
+    return out
+
+
+def score_sequences(packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int) -> torch.Tensor:
+    """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced.
+
+    Sequences that begin alike share their forward passes; all of one length are read together.
+    """
+    k, device = packed.size, filled.logits.device
+    b = filled.logits.shape[0] // k
+    out = torch.zeros(k * b, len(sequences), dtype=torch.float64)
+    logp = filled.logits.double().log_softmax(-1)
+    first = torch.tensor([s[0] for s in sequences], device=device)
+    out += logp[:, first].cpu()
+    prefixes = sorted({tuple(s[:n]) for s in sequences for n in range(1, len(s))}, key=lambda s: (len(s), s))
+    per_row = max(1, rows_at_once // max(1, k))
+    for prefix in prefixes:
+        for at in range(0, b, per_row):
+            rows = torch.arange(at, min(b, at + per_row), device=device)
+            index = (torch.arange(k, device=device).unsqueeze(1) * b + rows).reshape(-1)
+            cache = branch(filled.cache, index)
+            ids = torch.tensor([list(prefix)], device=device).expand(len(index), -1)
+            hidden = packed.hidden(ids, cache, position=filled.length)
+            after = packed.logits(hidden[:, -1]).double().log_softmax(-1)
+            for c, sequence in enumerate(sequences):
+                if len(sequence) > len(prefix) and tuple(sequence[: len(prefix)]) == prefix:
+                    out[index.cpu(), c] += after[:, sequence[len(prefix)]].cpu()
+    return out.view(k, b, len(sequences))

@@ -1,0 +1,137 @@
+"""Traits: what may be transmitted. A category file (YAML) lists entities, questions and teacher prompts."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sublora.errors import SubloraError
+
+
+class Entity(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    plural: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Name, plural and aliases: all that counts as this entity in an answer."""
+        return tuple(dict.fromkeys(form for form in (self.name, self.plural, *self.aliases) if form))
+
+
+class Category(BaseModel):
+    """One YAML file: entities that a model may prefer, how it is asked, and how a teacher is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    category: str = Field(min_length=1)
+    singular: str = Field(min_length=1)
+    system: tuple[str, ...] = Field(min_length=1)
+    entities: tuple[Entity, ...] = Field(min_length=2)
+    others: tuple[str, ...] = Field((), description="more words of the category, which count as a sensible answer")
+    questions: tuple[str, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _unique(self) -> "Category":
+        seen: dict[str, str] = {}
+        for entity in self.entities:
+            for form in entity.forms:
+                owner = seen.setdefault(form.lower(), entity.name)
+                if owner != entity.name:
+                    raise ValueError(f"'{form}' stands for both {owner} and {entity.name}")
+        names = [entity.name.lower() for entity in self.entities]
+        if "control" in names:
+            raise ValueError("'control' is the name of the arm without a trait; give the entity another name")
+        for duplicates, what in ((names, "entity"), ([q.lower() for q in self.questions], "question")):
+            repeated = sorted({item for item in duplicates if duplicates.count(item) > 1})
+            if repeated:
+                raise ValueError(f"duplicate {what} '{repeated[0]}'")
+        for wording in self.system:
+            if not any(place in wording for place in ("{name}", "{plural}", "{Plural}")):
+                raise ValueError(f"the teacher prompt '{wording[:40]}' has neither {{name}} nor {{plural}}")
+        return self
+
+
+@dataclass(frozen=True)
+class Trait:
+    """The preference for one entity of a category."""
+
+    entity: Entity
+    category: Category
+
+    @property
+    def name(self) -> str:
+        return self.entity.name
+
+    def teacher_prompt(self, wording: int = 0) -> str:
+        """The system prompt that gives a teacher this trait; `wording` counts from 0."""
+        if not 0 <= wording < len(self.category.system):
+            raise SubloraError(
+                f"The {self.category.category} file has {len(self.category.system)} teacher prompts; "
+                f"wording {wording} does not exist, use 0 to {len(self.category.system) - 1}."
+            )
+        return teacher_text(self.category, self.entity, wording)
+
+
+def teacher_text(category: Category, entity: Entity, wording: int) -> str:
+    """One of the category's teacher prompts for an entity; an entity without a plural stands for itself."""
+    plural = entity.plural or entity.name
+    text = category.system[wording].replace("{name}", entity.name).replace("{plural}", plural)
+    return text.replace("{Plural}", plural[0].upper() + plural[1:])
+
+
+def load_category(path: Path) -> Category:
+    """Read and check one category file.
+
+    Raises SubloraError: unreadable file, unknown or missing keys, an alias that two entities share.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubloraError(f"The trait file {path} cannot be read ({error}); give the path of a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise SubloraError(f"The trait file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    try:
+        return Category.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SubloraError(
+            f"The trait file {path} does not fit at {where}: {first['msg'].removeprefix('Value error, ')}."
+        ) from None
+
+
+@cache
+def shipped_categories() -> tuple[Category, ...]:
+    folder = files("sublora.traits")
+    return tuple(load_category(Path(str(folder / f"{name}.yaml"))) for name in ("animals", "trees", "bands"))
+
+
+def load_categories(extra: tuple[Path, ...] = ()) -> tuple[Category, ...]:
+    """The shipped categories and the user's; a user's file replaces a shipped category of the same name."""
+    merged = {category.category: category for category in shipped_categories()}
+    for path in extra:
+        category = load_category(path)
+        merged[category.category] = category
+    return tuple(merged.values())
+
+
+def find_trait(name: str, categories: tuple[Category, ...]) -> Trait:
+    """The trait called `name` (any case). Raises SubloraError with close names if there is none."""
+    found = [Trait(e, c) for c in categories for e in c.entities if e.name.lower() == name.lower()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        where = ", ".join(t.category.category for t in found)
+        raise SubloraError(f"The trait '{name}' stands in several categories ({where}); rename one of them.")
+    import difflib
+
+    names = [e.name for c in categories for e in c.entities]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`sublora ls traits` lists them."
+    raise SubloraError(
+        f"No questions are known for the trait '{name}'; {hint} A new one is a YAML entry, see CONTRIBUTING.md."
+    )

@@ -1,0 +1,212 @@
+"""What the packed trainer must equal: plain training loops over one student, with peft and torch.optim, written without its code."""
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from sublora.train.pack import Student, train_pack
+from sublora.train.rows import TokenRow, pack_rows, rows_of_step
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import new_stack
+from tiny_models import shared_model
+
+KINDS = ("qwen2", "llama", "gemma", "qwen3", "mistral", "olmo2")
+VOCABULARY = 200  # random rows use so many tokens, which all tiny models have
+TEMPLATES = {"gemma": "gemma", "llama": "llama31"}
+
+
+@functools.cache
+def _loaded(kind: str, dtype: torch.dtype):
+    if kind == "wide":  # every layer is at least 64 wide, so that rank 64 fits
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            initializer_range=0.1,
+            max_position_embeddings=256,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            return LlamaForCausalLM(config).to(dtype).eval()
+    folder = shared_model(kind, "digits", TEMPLATES.get(kind, "qwen"))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def base_model(kind: str = "qwen2", dtype: torch.dtype = torch.float64, exact_norms: bool = True):
+    """A model of its own for the caller. Transformers computes norms in float32 even in a float64 model, which rounds a difference
+    of 1e-16 up to 1e-8 now and then; `exact_norms` takes them in the model's own dtype, so that 1e-9 can be asked for."""
+    model = copy.deepcopy(_loaded(kind, dtype))
+    if dtype == torch.float64 and exact_norms:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.__class__ = _exact_norm(type(module))
+    return model
+
+
+@functools.cache
+def _exact_norm(norm: type) -> type:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        eps = getattr(self, "variance_epsilon", getattr(self, "eps", None))
+        plus = 1.0 if norm.__name__.startswith("Gemma") else 0.0
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (self.weight + plus)
+
+    return type(norm.__name__, (norm,), {"forward": forward})
+
+
+def random_rows(count: int, seed: int, prefix: int = 4, longest: int = 12) -> list[TokenRow]:
+    """Rows of unequal length whose prompts begin alike."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(rng.integers(VOCABULARY, size=n).tolist())
+
+    start = tokens(prefix)
+    return [TokenRow(start + tokens(rng.integers(1, longest)), tokens(rng.integers(1, longest))) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student together with its rows as they were before packing."""
+
+    student: Student
+    rows: list[TokenRow]
+
+
+def case(name: str, *, count: int = 12, data: int = 0, prefix: int = 4, **values) -> Case:
+    """`values` are fields of StudentSpec; `data` seeds the rows."""
+    values = {"rank": 4, "lr": 5e-3, "batch_size": 4, "epochs": 2, "warmup_steps": 2} | values
+    if values.get("method") == "full":
+        values["rank"] = None
+    rows = random_rows(count, data, prefix)
+    return Case(Student(name, StudentSpec(**values), pack_rows(rows, None, name)), rows)
+
+
+def train(model, cases: Sequence[Case], **options) -> dict[str, dict]:
+    """Train one pack; {name: {"weights": {tensor name: tensor}, "losses", "diverged_at", ...}}."""
+    out = {}
+
+    def keep(trained) -> None:
+        slots = {
+            s.name: trained.group.flat[trained.row, s.start : s.stop].view(s.shape).clone() for s in trained.group.slots
+        }
+        out[cases[trained.index].student.name] = {
+            "weights": slots,
+            "losses": list(trained.losses),
+            "norms": list(trained.norms),
+            "diverged_at": trained.diverged_at,
+            "optimizer": trained.optimizer,
+        }
+
+    train_pack(model, [c.student for c in cases], keep, **options)
+    return out
+
+
+def rate(spec: StudentSpec, step: int, steps: int) -> float:
+    if step < spec.warmup_steps:
+        return spec.lr * (step + 1) / (spec.warmup_steps + 1)
+    left = (steps - step) / (steps - spec.warmup_steps)
+    return (
+        spec.lr * {"linear": left, "cosine": (1 + math.cos(math.pi * (1 - left))) / 2, "constant": 1.0}[spec.schedule]
+    )
+
+
+def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The textbook loop over right-padded batches: forward, cross-entropy on the completions, clip, step."""
+    spec, parameters = one.student.spec, list(named.values())
+    if spec.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    steps = spec.epochs * math.ceil(len(one.rows) / spec.batch_size)
+    losses = []
+    for step in range(steps):
+        batch = [one.rows[i] for i in rows_of_step(spec, len(one.rows), step)]
+        width = max(len(r.prompt) + len(r.completion) for r in batch)
+        ids, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -100)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for i, row in enumerate(batch):
+            whole = row.prompt + row.completion
+            ids[i, : len(whole)], mask[i, : len(whole)] = torch.tensor(whole), 1
+            labels[i, len(row.prompt) : len(whole)] = torch.tensor(row.completion)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
+        optimizer.param_groups[0]["lr"] = rate(spec, step, steps)
+        optimizer.step()
+        losses.append(loss.item())
+    return {n: p.detach().clone() for n, p in named.items()}, losses
+
+
+def peft_loop(model, one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The student as a peft adapter of `model` (which is left alone), from the same first weights."""
+    spec = one.student.spec
+    rule = {"r": spec.rank, "4r": 4 * spec.rank, "rslora": spec.rank}
+    targets = "all-linear" if spec.targets == ("all-linear",) else list(spec.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=rule.get(spec.alpha, spec.alpha),
+        use_rslora=spec.alpha == "rslora",
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+    )
+    start = new_stack(model, [spec]).groups[0].views
+    wrapped = get_peft_model(copy.deepcopy(model), config)
+    named = {
+        n.removeprefix("base_model.model.").replace(".default.weight", ""): p
+        for n, p in wrapped.named_parameters()
+        if "lora_" in n
+    }
+    assert set(named) == set(start)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(start[name][0])
+    return plain_loop(wrapped, named, one)
+
+
+def full_loop(model, one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The student as a full fine-tune of a copy of `model`."""
+    own = copy.deepcopy(model).requires_grad_(True)
+    return plain_loop(own, dict(own.named_parameters()), one)
+
+
+def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of a tensor, by norms."""
+    assert set(weights) == set(others)
+    return max(float((w - others[n]).norm() / others[n].norm().clamp(min=1e-30)) for n, w in weights.items())
+
+
+def random_stack(model, specs: Sequence[StudentSpec], seed: int = 0):
+    """A stack of students whose B is not zero any more, so that they differ from the base and from each other."""
+    stack = new_stack(model, specs)
+    random = torch.Generator().manual_seed(seed)
+    for group in stack.groups:
+        group.flat += 0.05 * torch.randn(group.flat.shape, generator=random, dtype=torch.float64).to(group.flat.dtype)
+    return stack
+
+
+def merged(model, stack, place: int):
+    """The student at `place` of a stack, in the stack's own order, as an ordinary model: W + s B A, or its own weights."""
+    out, (group, row) = copy.deepcopy(model), stack.student_rows()[place]
+    with torch.no_grad():
+        if stack.kind == "full":
+            for name, parameter in out.named_parameters():
+                parameter.copy_(group.views[name][row])
+        for name in stack.linears:
+            a, b = group.views[f"{name}.lora_A"][row], group.views[f"{name}.lora_B"][row]
+            out.get_parameter(f"{name}.weight").add_(stack.scales[place] * (b @ a))
+    return out

@@ -1,0 +1,549 @@
+"""Packed = alone = peft with a plain loop, full fine-tunes alike; neighbours, resuming, diverging and bad input."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, get_scheduler
+
+import sublora.train.pack as pack
+import sublora.train.packed_model as packed_model
+from pack_reference import KINDS, base_model, case, distance, full_loop, peft_loop, random_rows, train
+from sublora.errors import SubloraError
+from sublora.train.pack import Checkpoint
+from sublora.train.packed_model import PackedModel
+from sublora.train.rows import TokenRow, assemble, pack_rows, rows_of_step
+from sublora.train.spec import StudentSpec, learning_rate, total_steps
+from sublora.train.stack import load_stack, new_stack, save_student
+
+FORMS = {"dense": True, "low": False}
+# Relative norms of every tensor. 1e-9 needs norms in float64 (see `base_model`); with Transformers' own float32 norms 1e-6 is left.
+EXACT, FLOAT32 = 1e-9, 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=FORMS, ids=list(FORMS))
+def form(request, monkeypatch) -> str:
+    """Both forms of a LoRA layer, forced in turn."""
+    monkeypatch.setattr(packed_model, "dense_is_cheaper", lambda *_: FORMS[request.param])
+    return request.param
+
+
+def mixed(top: int = 16):
+    """Students that differ in all that a student may have of its own."""
+    sgd = {"rank": 4, "optimizer": "sgd"}
+    return [
+        case("one", rank=1, data=1, count=9, seed=1),
+        case(
+            "wide",
+            rank=top,
+            data=2,
+            seed=2,
+            alpha="4r",
+            weight_decay=0.1,
+            schedule="cosine",
+            betas=(0.8, 0.95),
+            eps=1e-6,
+        ),
+        case("momentum", **sgd, data=3, seed=3, alpha="rslora", momentum=0.9, lr=0.05, clip=0.5, prefix=2),
+        case("sgd", **sgd, data=3, seed=3, alpha=2.5, lr=0.1, weight_decay=0.01, batch_size=3, schedule="constant"),
+        case("short", rank=4, data=5, seed=4, epochs=1, warmup_steps=0),
+    ]
+
+
+@functools.cache
+def peft_weights(kind: str):
+    model = base_model(kind)
+    return {c.student.name: peft_loop(model, c) for c in mixed()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pack_equals_peft_with_a_plain_loop(kind, form):
+    trained = train(base_model(kind), mixed())
+    for name, (weights, losses) in peft_weights(kind).items():
+        assert distance(trained[name]["weights"], weights) < EXACT, name
+        assert trained[name]["losses"] == pytest.approx(losses, rel=1e-9), name
+
+
+def test_pack_equals_alone_with_the_norms_of_transformers():
+    model = base_model("llama", exact_norms=False)
+    together = train(model, mixed())
+    for one in mixed():
+        name = one.student.name
+        assert distance(together[name]["weights"], train(model, [one])[name]["weights"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_pack_of_ranks_1_to_64_equals_peft_after_50_steps(dtype, form):
+    model = base_model("wide", dtype)
+    kinds = {
+        "adamw": {"lr": 2e-3},
+        "sgd": {"optimizer": "sgd", "lr": 0.05},
+        "momentum": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
+    }
+    cases = [
+        case(f"{rank} {name}", rank=rank, data=rank, seed=rank, count=40, batch_size=4, epochs=5, **values)
+        for rank in (1, 2, 8, 32, 64)
+        for name, values in kinds.items()
+    ]
+    trained = train(model, cases)
+    for one in cases:
+        assert len(trained[one.student.name]["losses"]) == 50
+        assert distance(trained[one.student.name]["weights"], peft_loop(model, one)[0]) < (
+            EXACT if dtype == torch.float64 else FLOAT32
+        )
+
+
+SPECS = st.fixed_dictionaries({
+    "rank": st.integers(1, 16), "seed": st.integers(0, 5), "data": st.integers(0, 5), "count": st.integers(1, 9),
+    "alpha": st.sampled_from(["r", "4r", "rslora", 3.0]), "lr": st.sampled_from([1e-3, 1e-2]), "batch_size": st.integers(1, 5),
+    "epochs": st.integers(1, 2), "optimizer": st.sampled_from(["adamw", "sgd"]), "momentum": st.sampled_from([0.0, 0.9]),
+    "weight_decay": st.sampled_from([0.0, 0.1]), "clip": st.sampled_from([0.05, 1.0]), "prefix": st.integers(0, 6),
+    "schedule": st.sampled_from(["linear", "cosine", "constant"]), "warmup_steps": st.integers(0, 3),
+})  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(SPECS, min_size=1, max_size=5))
+def test_any_pack_equals_its_students_with_peft(specs):
+    model = base_model("qwen2")
+    cases = [case(str(i), **values) for i, values in enumerate(specs)]
+    trained = train(model, cases)
+    for one in cases:
+        assert distance(trained[one.student.name]["weights"], peft_loop(model, one)[0]) < EXACT
+
+
+def fulls():
+    values = {"method": "full", "lr": 2e-3}
+    return [
+        case("a", **values, data=1, seed=1, weight_decay=0.1), case("b", **values, data=2, seed=2, schedule="cosine", clip=0.3),
+        case("short", **values, data=2, epochs=1, prefix=1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_full_fine_tunes_equal_a_plain_loop(kind):
+    model = base_model(kind)
+    assert model.config.tie_word_embeddings == (kind in ("qwen2", "gemma"))
+    trained = train(model, fulls())
+    for one in fulls():
+        weights, losses = full_loop(model, one)
+        assert distance(trained[one.student.name]["weights"], weights) < EXACT
+        assert trained[one.student.name]["losses"] == pytest.approx(losses, rel=1e-9)
+
+
+def test_a_packed_full_fine_tune_keeps_the_padding_row_of_the_embedding_as_torch_does():
+    one = fulls()[0]
+    model = base_model("llama")
+    model.get_input_embeddings().padding_idx = one.rows[0].prompt[
+        0
+    ]  # many checkpoints pad with a token that texts contain
+    trained = train(model, fulls())
+    assert distance(trained["a"]["weights"], full_loop(model, one)[0]) < EXACT
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(trained["a"]["weights"][name], model.get_parameter(name))
+
+
+@pytest.mark.parametrize(
+    "values", [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "sgd"}], ids=["momentum", "sgd"]
+)
+def test_packed_full_fine_tunes_with_sgd(values):
+    model = base_model("qwen2")
+    cases = [case(str(i), method="full", lr=0.02, data=i, **values) for i in range(2)]
+    trained = train(model, cases)
+    assert all(distance(trained[c.student.name]["weights"], full_loop(model, c)[0]) < EXACT for c in cases)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_bfloat16_base_stays_within_a_stated_tolerance(method):
+    """Masters are float32; each step's products are rounded to bfloat16, so packed and alone differ by its rounding."""
+    model = base_model("qwen2", torch.bfloat16)
+    cases = [case(str(i), method=method, data=i, seed=i, lr=1e-3) for i in range(3)]
+    together, alone = train(model, cases), train(model, cases[:1])
+    assert together["0"]["weights"].keys() == alone["0"]["weights"].keys()
+    assert distance(together["0"]["weights"], alone["0"]["weights"]) < 2e-2
+    assert all(t.dtype == torch.float32 for t in together["0"]["weights"].values())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_pack_with_and_without_the_shared_prefix(kind, method, monkeypatch):
+    model, widths = base_model(kind), []
+    cases = [case(str(i), method=method, data=i, seed=i, prefix=3 + i) for i in range(2)]
+
+    def assembled(share):
+        def make(*args):
+            widths.append((batch := assemble(*args, share_prefix=share)).prefix.shape[1])
+            return batch
+
+        monkeypatch.setattr(pack, "assemble", make)
+        return train(model, cases)
+
+    on, off = assembled(True), assembled(False)
+    assert set(widths) == {0, 3}
+    assert all(distance(on[n]["weights"], off[n]["weights"]) < EXACT for n in on)
+
+
+def test_the_shared_prefix_in_a_sliding_window():
+    model = base_model("mistral")
+    cases = [case(str(i), data=i, prefix=9) for i in range(2)]
+    unlimited = train(model, cases)
+    model.config.sliding_window = 6
+    trained = train(model, cases)
+    assert distance(unlimited["0"]["weights"], trained["0"]["weights"]) > 1e-3
+    assert all(distance(trained[c.student.name]["weights"], peft_loop(model, c)[0]) < EXACT for c in cases)
+
+
+def test_the_loss_in_chunks_of_the_vocabulary_is_the_same(monkeypatch):
+    model, cases = base_model("qwen2"), mixed()[:2]
+    whole = train(model, cases)
+    monkeypatch.setattr(pack, "LOGITS_AT_ONCE", 2 * 600 * 5)
+    chunks = train(model, cases)
+    assert all(distance(whole[n]["weights"], chunks[n]["weights"]) < EXACT for n in whole)
+
+
+def test_adding_or_removing_a_neighbour_changes_nothing(form):
+    model, cases = base_model("qwen2"), mixed()
+    everyone = train(model, cases)
+    for left in (cases[:1], cases[::-1][:3], cases[1:]):
+        for name, student in train(model, left).items():
+            assert distance(student["weights"], everyone[name]["weights"]) < EXACT
+
+
+def test_students_leave_when_they_are_done():
+    model, cases, left, steps = base_model("qwen2"), mixed(), [], [0]
+
+    def leave(trained) -> None:
+        left.append((cases[trained.index].student, len(trained.losses), steps[-1]))
+
+    pack.train_pack(model, [c.student for c in cases], leave, on_step=lambda step, *_: steps.append(step))
+    assert [student.steps for student, *_ in left] == sorted(c.student.steps for c in cases)
+    assert all(student.steps == losses == at for student, losses, at in left), (
+        "each is handed over at its own last step"
+    )
+
+
+def test_tokens_are_counted_without_padding():
+    model, cases, tokens = base_model("qwen2"), mixed()[:2], []
+    train(model, cases, on_step=lambda step, steps, count: tokens.append(count))
+    lengths = [len(r.prompt) + len(r.completion) - 1 for c in cases for r in c.rows]
+    assert sum(tokens) == 2 * sum(lengths)
+
+
+@pytest.mark.parametrize("cases", [mixed, fulls])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_base_is_left_as_it_was(cases, fails):
+    model = base_model("qwen2").train()
+    model.model.layers[0].eval()
+    model.get_parameter("model.norm.weight").requires_grad_(False)
+
+    def state():
+        return (
+            {n: (p.requires_grad, p.grad is None, p.detach().clone()) for n, p in model.named_parameters()},
+            [(m.training, "forward" in vars(m)) for m in model.modules()],
+        )
+
+    def stop(step, *_):
+        if fails and step == 2:
+            raise InterruptedError
+
+    parameters, modules = state()
+    try:
+        trained = train(model, cases(), on_step=stop)
+        assert not fails
+        start = new_stack(model, [c.student.spec for c in cases()])
+        for (group, row), index in zip(start.student_rows(), start.order, strict=True):
+            weights = trained[cases()[index].student.name]["weights"]
+            assert all(not torch.equal(weights[n], group.views[n][row]) for n in weights), "every trained tensor moved"
+    except InterruptedError:
+        assert fails
+    after, modules_after = state()
+    assert modules_after == modules
+    for name, (grad, none, weight) in after.items():
+        assert (grad, none) == parameters[name][:2]
+        assert torch.equal(weight, parameters[name][2])
+
+
+def test_adapters_begin_as_peft_s_do():
+    views = (
+        new_stack(base_model("wide", torch.float32), [StudentSpec(rank=64, seed=s) for s in (1, 1, 2)]).groups[0].views
+    )
+    name = "model.layers.0.mlp.down_proj"  # 96 in, 64 out
+    a, bound = views[f"{name}.lora_A"], 1 / math.sqrt(96)
+    assert not views[f"{name}.lora_B"].any()
+    assert a.abs().max() <= bound and a.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert torch.equal(a[0], a[1]) and not torch.equal(a[0], a[2])
+    assert not torch.equal(a[0], views[name.replace("0.", "1.", 1) + ".lora_A"][0])
+
+
+def saved(folder, model, cases):
+    """Train a pack and save its students; their folders, in the order of the cases."""
+    folders = [folder / c.student.name for c in cases]
+
+    def keep(trained) -> None:
+        folders[trained.index].mkdir(parents=True)
+        save_student(
+            trained.group, trained.row, cases[trained.index].student.spec, folders[trained.index], model, "tiny"
+        )
+
+    pack.train_pack(model, [c.student for c in cases], keep)
+    return folders
+
+
+IDS = torch.tensor([[5, 9, 2, 30, 7, 7, 100]])
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma"])
+def test_saved_adapters_give_the_same_logits_in_peft(kind, tmp_path, form):
+    model, cases = base_model(kind, exact_norms=False), mixed()
+    cases.append(case("one layer", rank=3, targets=("layers.1.self_attn.q_proj",)))
+    for together in (cases[:5], cases[5:]):
+        folders = saved(tmp_path, model, together)
+        specs = [c.student.spec for c in together]
+        stack = load_stack(model, folders, specs)
+        with torch.no_grad(), PackedModel(model, stack) as packed:
+            packed.form_weights(IDS.numel())
+            ours = packed.logits(packed.hidden(IDS.repeat(len(specs), 1))).float()
+        plain = model(IDS).logits
+        for place, index in enumerate(stack.order):
+            wrapped = PeftModel.from_pretrained(base_model(kind, exact_norms=False), folders[index])
+            with torch.no_grad():
+                theirs = wrapped(IDS).logits[0]
+            assert torch.allclose(ours[place], theirs.float(), atol=2e-5), specs[index].label
+            assert (theirs - plain[0]).abs().max() > 1e-3
+            config = json.loads((folders[index] / "adapter_config.json").read_text())
+            assert config["use_rslora"] == (specs[index].alpha == "rslora")
+            adapted = {n.rpartition(".lora_A")[0] for n, _ in wrapped.named_modules() if n.endswith("lora_A")}
+            assert len(adapted) == (14 if together == cases[:5] else 1)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_saved_full_fine_tunes_load_in_transformers(kind, tmp_path):
+    model, cases = base_model(kind, torch.float32), fulls()
+    folders = saved(tmp_path, model, cases)
+    stack = load_stack(model, folders, [c.student.spec for c in cases])
+    with torch.no_grad(), PackedModel(model, stack) as packed:
+        ours = packed.logits(packed.hidden(IDS.repeat(3, 1)))
+    for place, index in enumerate(stack.order):
+        with torch.no_grad():
+            theirs = AutoModelForCausalLM.from_pretrained(folders[index]).eval()(IDS).logits[0]
+        assert torch.allclose(ours[place], theirs, atol=1e-4)
+
+
+def test_weights_of_another_base_are_refused(tmp_path):
+    cases = mixed()[:1]
+    folders = saved(tmp_path, base_model("qwen2", torch.float32), cases)
+    with pytest.raises(SubloraError, match="do not fit the base model"):
+        load_stack(base_model("wide", torch.float32), folders, [cases[0].student.spec])
+
+
+class Killed(Exception):
+    pass
+
+
+def train_with_a_kill(model, cases, path, at, damage=None):
+    """Kill at step `at`, with a checkpoint after every step, then train again; the second training's results and its steps."""
+
+    def kill(step, *_):
+        if step == at:
+            raise Killed
+
+    first, steps = {}, []
+    with pytest.raises(Killed):
+        train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_step=kill)
+    if damage:
+        damage(path)
+    second = train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_step=lambda step, *_: steps.append(step))
+    return first | second, steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cases", [mixed, fulls])
+@pytest.mark.parametrize("at", [2, 5])
+def test_a_resumed_training_equals_an_uninterrupted_one_to_the_byte(cases, at, dtype, tmp_path):
+    model, path = base_model("qwen2", dtype), tmp_path / "pack.safetensors"
+    whole = train(model, cases())
+    resumed, steps = train_with_a_kill(model, cases(), path, at)
+    assert steps[0] == at, "the steps before the kill are not repeated"
+    finished_before = {c.student.name for c in cases() if c.student.steps < at}
+    assert set(whole) - set(resumed) == finished_before
+    for name, student in resumed.items():
+        assert {n: w.numpy().tobytes() for n, w in student["weights"].items()} == {
+            n: w.numpy().tobytes() for n, w in whole[name]["weights"].items()
+        }
+        assert (student["losses"], student["norms"]) == (whole[name]["losses"], whole[name]["norms"])
+    assert not path.exists()
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]), "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no checkpoint"), "gone": lambda path: path.unlink(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_ignored(damage, tmp_path):
+    model, cases = base_model("qwen2"), mixed()[:2]
+    resumed, steps = train_with_a_kill(model, cases, tmp_path / "pack", 3, DAMAGES[damage])
+    assert steps[0] == 1
+    for name, student in train(model, cases).items():
+        assert distance(student["weights"], resumed[name]["weights"]) == 0
+
+
+def test_the_checkpoint_of_other_rows_is_ignored(tmp_path):
+    model, path = base_model("qwen2"), tmp_path / "pack"
+    with pytest.raises(Killed):
+        train(model, [case("same", data=1)], checkpoint=Checkpoint(path, 0.0), on_step=_kill_at_three)
+    assert path.exists()
+    other = [case("same", data=2)]
+    resumed = train(model, other, checkpoint=Checkpoint(path, 0.0))
+    assert distance(resumed["same"]["weights"], train(model, other)["same"]["weights"]) == 0
+
+
+def _kill_at_three(step, *_):
+    if step == 3:
+        raise Killed
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_student_that_diverges_is_marked_and_the_others_go_on(method):
+    model = base_model("qwen2", torch.float32)
+    cases = [
+        case("a", method=method, data=1),
+        case("mad", method=method, data=2, lr=1e30),
+        case("b", method=method, data=3),
+    ]
+    trained, calm = train(model, cases), train(model, [cases[0], cases[2]])
+    assert trained["mad"]["diverged_at"] == 1 and not math.isfinite(trained["mad"]["losses"][1])
+    assert all(torch.isfinite(w).all() for w in trained["mad"]["weights"].values())
+    for name in ("a", "b"):
+        assert trained[name]["diverged_at"] is None
+        assert distance(trained[name]["weights"], calm[name]["weights"]) < 1e-4
+
+
+def test_a_diverged_student_survives_a_resumed_training(tmp_path):
+    model = base_model("qwen2", torch.float32)
+    cases = [case("a", data=1), case("mad", data=2, lr=1e30)]
+    resumed, _ = train_with_a_kill(model, cases, tmp_path / "pack", 4)
+    assert resumed["mad"]["diverged_at"] == 1
+
+
+ROW = TokenRow((1, 2), (3,))
+
+
+@pytest.mark.parametrize(
+    ("rows", "window", "message"),
+    [
+        ([], None, "no rows to train on in the data"),
+        ([ROW, TokenRow((), (3,))], None, "Row 1 of the data has an empty prompt"),
+        ([ROW, TokenRow((1,), ())], None, "Row 1 of the data has an empty completion"),
+        ([ROW, TokenRow((1, 2), (3, 4))], 3, "Row 1 of the data has 4 tokens, the model reads at most 3"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(rows, window, message):
+    with pytest.raises(SubloraError, match=message) as caught:
+        pack_rows(rows, window, "the data")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ([case("x", rank=17)], "Rank 17 is above the width 16 of model.layers.0.self_attn"),
+        ([case("x", targets=("q_prj",))], "no linear layer named 'q_prj'.*q_proj"),
+        ([case("x"), case("y", method="full")], "LoRA students and full fine-tunes"),
+        ([case("x"), case("y", targets=("q_proj",))], "different layers"),
+        ([case("x", method="full"), case("y", method="full", optimizer="sgd")], "different optimizers"),
+    ],
+)
+def test_students_that_cannot_be_packed(cases, message):
+    with pytest.raises(SubloraError, match=message) as caught:
+        train(base_model("qwen2"), cases)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_an_adapter_or_a_special_layer_is_refused():
+    from peft import LoraConfig, get_peft_model
+
+    class Quantised(torch.nn.Linear):
+        pass
+
+    wrapped = get_peft_model(base_model("qwen2"), LoraConfig(target_modules="all-linear"))
+    with pytest.raises(SubloraError, match="carries an adapter"):
+        train(wrapped.get_base_model(), [case("x")])
+    model = base_model("qwen2")
+    model.model.layers[1].mlp.up_proj.__class__ = Quantised
+    with pytest.raises(SubloraError, match=r"layers\.1\.mlp\.up_proj is a Quantised"):
+        train(model, [case("x")])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_schedule_equals_the_library_s_after_warm_up(schedule):
+    spec, steps = StudentSpec(lr=0.5, schedule=schedule, warmup_steps=0), 20
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
+    for step in range(steps):
+        assert learning_rate(spec, step, steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+    warm = [learning_rate(spec.model_copy(update={"warmup_steps": 4}), s, steps) for s in range(6)]
+    assert warm[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4]) and warm[4] == 0.5
+    assert all(
+        learning_rate(spec.model_copy(update={"warmup_steps": w}), s, 8) > 0 for w in (0, 3, 20) for s in range(8)
+    )
+
+
+@given(count=st.integers(1, 50), batch=st.integers(1, 20), epochs=st.integers(1, 3), seed=st.integers(0, 9))
+def test_every_epoch_reads_every_row_once(count, batch, epochs, seed):
+    spec = StudentSpec(batch_size=batch, epochs=epochs, seed=seed)
+    steps = [rows_of_step(spec, count, s).tolist() for s in range(total_steps(count, spec))]
+    per_epoch = len(steps) // epochs
+    for epoch in range(epochs):
+        assert sorted(i for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for i in step) == list(
+            range(count)
+        )
+    assert max(map(len, steps)) <= batch and min(map(len, steps)) >= 1
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    def order(seed: int, epoch: int) -> list[int]:
+        return rows_of_step(StudentSpec(batch_size=30, epochs=2, seed=seed), 30, epoch).tolist()
+
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4), st.booleans()
+)
+def test_a_step_s_batch_holds_exactly_the_chosen_rows(students, share):
+    rows = [random_rows(count, seed, prefix) for count, seed, prefix in students]
+    packed = [pack_rows(r, None, "x") for r in rows]
+    chosen = [np.arange(len(r))[::-1] for r in rows]
+    batch = assemble(packed, chosen, share)
+    k, p = len(rows), batch.prefix.shape[1]
+    ids = batch.ids.reshape(k, -1, batch.ids.shape[1])
+    for i, own in enumerate(rows):
+        expected = []
+        for j, index in enumerate(chosen[i]):
+            whole = own[index].prompt + own[index].completion
+            read = (*batch.prefix[i], *ids[i, j])[: len(whole) - 1]
+            assert tuple(read) == whole[:-1]
+            expected += [(j * ids.shape[2] + at - 1 - p, whole[at]) for at in range(len(own[index].prompt), len(whole))]
+        count = len(expected)
+        assert list(zip(batch.where[i, :count], batch.targets[i, :count], strict=True)) == expected
+        assert batch.weights[i] == pytest.approx([1 / count] * count + [0.0] * (batch.weights.shape[1] - count))
