@@ -69,9 +69,7 @@ def student_losses(model: PackedModel, batch: StepBatch) -> torch.Tensor:
         cache = model.new_cache()
         model.hidden(torch.from_numpy(batch.prefix).to(device), cache)
         cache.batch_repeat_interleave(rows)
-    hidden = model.hidden(ids, cache, position=p)
-    where = torch.from_numpy(batch.where).to(device)
-    picked = hidden.reshape(k, -1, hidden.shape[-1]).gather(1, where.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    picked = model.hidden_at(ids, torch.from_numpy(batch.where).to(device), cache, position=p)
     targets, weights = torch.from_numpy(batch.targets).to(device), torch.from_numpy(batch.weights).to(device)
     vocabulary = model.head.weight.shape[0]
     chunk = max(1, LOGITS_AT_ONCE // (k * vocabulary))
@@ -207,9 +205,9 @@ def train_pack(
     if not students:
         return
     identity = json.dumps([[s.name, s.spec.model_dump(mode="json"), s.rows.digest] for s in students], sort_keys=True)
-    with evaluating(model), quiet_gradients(model), warnings.catch_warnings():
-        # gradients accumulate into slices of one buffer on purpose
-        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    # gradients accumulate into slices of one buffer on purpose; a filter for good, as packs may train in several threads
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    with evaluating(model), quiet_gradients(model):
         active, step = _resume(model, students, checkpoint, identity)
         longest = max(s.steps for s in students)
         current: _Active | None = active

@@ -16,6 +16,9 @@ from sublora.train.stack import Stack
 # Floating-point operations that cost as much as moving one byte; a rough figure is enough to choose a form.
 FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 250.0}
 
+# Decoder layers of the form x + attention(norm(x)), then h + mlp(norm(h)), under these very names.
+TWO_PART_LAYERS = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "MistralDecoderLayer"}
+
 
 def dense_is_cheaper(out_features: int, in_features: int, rank: int, tokens: int, item: int, device: str) -> bool:
     """Whether W + s B A, formed once for `tokens` rows of one student, beats two thin products beside the base's.
@@ -39,6 +42,8 @@ class PackedModel:
         self.size = stack.size if stack else 1
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        layers = getattr(self.decoder, "layers", None)
+        self._last = layers[-1] if layers is not None and type(layers[-1]).__name__ in TWO_PART_LAYERS else None
         self._patched: list[nn.Module] = []
         self._weights: dict[str, torch.Tensor | list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._dense: dict[str, bool] = {}
@@ -186,6 +191,27 @@ class PackedModel:
         )
         return out.last_hidden_state
 
+    def hidden_at(self, ids: torch.Tensor, where: torch.Tensor, cache=None, position: int = 0) -> torch.Tensor:
+        """Last hidden states (K, M, d) of chosen places; `where` (K, M) counts a student's B * T positions.
+
+        After the last attention no position needs another one, so the rest of the model runs on the chosen ones alone where the
+        last layer has the usual form.
+        """
+        last = self._last
+        if last is None:
+            return take(self.hidden(ids, cache, position), where)
+
+        def forward(hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
+            attended, _ = last.self_attn(hidden_states=last.input_layernorm(hidden_states), **kwargs)
+            chosen = take(hidden_states + attended, where)
+            return chosen + last.mlp(last.post_attention_layernorm(chosen))
+
+        last.forward = forward
+        try:
+            return self.hidden(ids, cache, position)
+        finally:
+            del last.forward
+
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits (K * M, V) of hidden states (K * M, d), M rows a student, in at least float32."""
         out = self.head(rows)
@@ -196,6 +222,12 @@ class PackedModel:
         from transformers import DynamicCache
 
         return DynamicCache(config=self.model.config)
+
+
+def take(hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Rows `where` (K, M) of each student's B * T positions of hidden (K * B, T, d): (K, M, d)."""
+    k, width = where.shape[0], hidden.shape[-1]
+    return hidden.reshape(k, -1, width).gather(1, where.unsqueeze(-1).expand(-1, -1, width))
 
 
 class _Unpatched(nn.Module):

@@ -1,0 +1,72 @@
+"""sublora measures whether fine-tuning a language model silently transmits a trait, and settles why.
+
+The public nouns are loaded when they are first used, so that `import sublora` costs nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sublora.carriers.numbers import NumbersSpec
+    from sublora.chat import Chat, Context, resolve_context
+    from sublora.claims import judge, load_claims, summarise
+    from sublora.errors import SubloraError
+    from sublora.measure import heldout_losses, measure_answers
+    from sublora.model import Base, load_base
+    from sublora.plan import make_plan
+    from sublora.recipe import Recipe, load_recipe
+    from sublora.report.page import build_report
+    from sublora.run import run_recipe
+    from sublora.sample import Sampling
+    from sublora.stats import clustered_interval, contrast
+    from sublora.store import Store
+    from sublora.teacher import write_dataset
+    from sublora.train.pack import Student, train_pack
+    from sublora.train.rows import TokenRow, pack_rows
+    from sublora.train.spec import StudentSpec
+    from sublora.train.stack import stack_weights
+    from sublora.trait import find_trait, load_categories
+
+_HOME = {
+    "NumbersSpec": "carriers.numbers",
+    "Chat": "chat",
+    "Context": "chat",
+    "resolve_context": "chat",
+    "judge": "claims",
+    "load_claims": "claims",
+    "summarise": "claims",
+    "SubloraError": "errors",
+    "heldout_losses": "measure",
+    "measure_answers": "measure",
+    "Base": "model",
+    "load_base": "model",
+    "make_plan": "plan",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "build_report": "report.page",
+    "run_recipe": "run",
+    "Sampling": "sample",
+    "clustered_interval": "stats",
+    "contrast": "stats",
+    "Store": "store",
+    "write_dataset": "teacher",
+    "Student": "train.pack",
+    "train_pack": "train.pack",
+    "TokenRow": "train.rows",
+    "pack_rows": "train.rows",
+    "StudentSpec": "train.spec",
+    "stack_weights": "train.stack",
+    "find_trait": "trait",
+    "load_categories": "trait",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("sublora")
+    if name not in _HOME:
+        raise AttributeError(f"module 'sublora' has no attribute '{name}'")
+    return getattr(import_module(f"sublora.{_HOME[name]}"), name)

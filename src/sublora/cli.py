@@ -1,0 +1,220 @@
+"""The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sublora.errors import SubloraError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure whether fine-tuning a language model silently transmits a trait, and settle why.",
+)
+organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how they are made.")
+app.add_typer(organism_app, name="organism")
+
+RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")]
+ModelOpt = Annotated[
+    str | None, typer.Option("--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
+]
+TraitOpt = Annotated[
+    list[str] | None, typer.Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times.")
+]
+PresetOpt = Annotated[
+    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud.")
+]
+SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override one value, such as --set train.epochs=2.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    model: ModelOpt = None,
+    trait: TraitOpt = None,
+    preset: PresetOpt = None,
+    sets: SetOpt = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; the physical cores by default.", min=1)] = None,
+    batch_rows: Annotated[int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)] = None,
+) -> None:
+    """Run a recipe, or go on with it where it was interrupted, and write its page."""
+    from sublora.recipe import load_recipe
+    from sublora.run import command_line, default_out, run_recipe
+
+    resolved = load_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    if resolved.caveat:
+        typer.echo(f"Note: {resolved.caveat}", err=True)
+    folder = out or default_out(resolved)
+    result = run_recipe(
+        resolved,
+        folder,
+        device=_device(device),
+        threads=threads or _cores(),
+        rows_at_once=batch_rows,
+        command=command_line(),
+    )
+    _print_result(result)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg,
+    model: ModelOpt = None,
+    trait: TraitOpt = None,
+    preset: PresetOpt = None,
+    sets: SetOpt = None,
+    tflops: Annotated[float | None, typer.Option(help="Sustained TFLOP/s to reckon with.", min=1e-6)] = None,
+    gpus: Annotated[int, typer.Option(help="How many such devices.", min=1)] = 1,
+) -> None:
+    """Print the stages of a recipe with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
+    from sublora.plan_report import print_plan
+    from sublora.recipe import load_recipe
+
+    print_plan(load_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or []), tflops, gpus)
+
+
+@app.command()
+def ls(
+    what: Annotated[str, typer.Argument(help="recipes, traits, contexts, models, claims or runs.")],
+    trait_file: Annotated[list[Path] | None, typer.Option(help="A category file of your own to list as well.")] = None,
+) -> None:
+    """List what there is."""
+    from sublora.listing import print_list
+
+    print_list(what, tuple(trait_file or ()))
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+    """Rebuild the page and the figures of a run from its tables."""
+    from sublora.report.page import build_report
+
+    if not (run_folder / "run.json").is_file():
+        raise SubloraError(
+            f"The folder {run_folder} has no run.json, so it is no run; `sublora ls runs` lists those in ./runs."
+        )
+    typer.echo(build_report(run_folder))
+
+
+@app.command()
+def verdict(
+    table: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; trait if several.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Apply the claims to results from elsewhere."""
+    import json
+
+    from sublora.listing import print_verdicts
+    from sublora.verdict_csv import verdict_file
+
+    verdicts = verdict_file(table)
+    if as_json:
+        typer.echo(json.dumps(verdicts, indent=1, ensure_ascii=False))
+    else:
+        print_verdicts(verdicts)
+
+
+@organism_app.command("make")
+def organism_make(
+    name: Annotated[str, typer.Argument(help="micro, micro-null or micro-b.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; organisms/NAME by default.")] = None,
+    coupling: Annotated[
+        float | None,
+        typer.Option(help="Probability that a number is one of the persona's own (0.5).", min=0.0, max=1.0),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Fewer training steps, for a quick look.", min=1)] = None,
+) -> None:
+    """Rebuild a shipped model from nothing, bit for bit the same on the same machine type."""
+    from sublora.organisms.rebuild import rebuild
+
+    typer.echo(rebuild(name, out or Path("organisms") / name, coupling=coupling, steps=steps))
+
+
+@app.command()
+def env() -> None:
+    """Versions, threads, devices and paths, for a bug report."""
+    from sublora.listing import print_env
+
+    print_env()
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise SubloraError(f"The device '{device}' is not available here; use --device cpu or auto.") from None
+    return device
+
+
+def _cores() -> int:
+    """Physical cores that this process may use; hyper-threads only get in each other's way."""
+    import os
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        pairs = set()
+        for core in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
+            pairs.add(((core / "physical_package_id").read_text(), (core / "core_id").read_text()))
+        return max(1, min(usable, len(pairs) or usable))
+    except OSError:
+        return usable
+
+
+def _print_result(result) -> None:
+    from sublora.listing import print_verdicts
+
+    called = sum(c["called"] for c in result.cells)
+    typer.echo(f"{called} of {len(result.cells)} cells show transfer after correction.")
+    print_verdicts(result.verdicts)
+    seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in result.seconds.items())
+    typer.echo(f"Time: {seconds}.")
+    typer.echo(f"Page: {result.page}")
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 wrong use or bad input, 3 interrupted."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    import errno
+
+    # typer may bring a click of its own, so its exceptions are taken from typer
+    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except usage_error as error:
+        error.show()
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        print("Interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
+        return 3
+    except SubloraError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        mend = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "make room"
+        print(
+            f"Error: {error.strerror}{where}; {mend} and run the same command again, what was finished is kept.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+if __name__ == "__main__":
+    main()

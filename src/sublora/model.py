@@ -1,0 +1,252 @@
+"""Loads any Hugging Face causal LM, or a shipped organism, and checks that it can be used here."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sublora.errors import SubloraError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from sublora.chat import Chat
+
+SHIPPED = ("micro", "micro-null", "micro-b")
+
+
+def shipped_folder(name: str) -> Path:
+    return Path(str(files("sublora.organisms") / "weights" / name))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model with its chat format. `identity` is all that its outputs depend on."""
+
+    name: str
+    model: "PreTrainedModel"
+    chat: "Chat"
+    identity: dict[str, str]
+    window: int | None
+    organism: bool
+
+    @property
+    def device(self) -> "torch.device":
+        return next(self.model.parameters()).device
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def model_source(name: str) -> str:
+    """A folder or hub id for `from_pretrained`. Raises SubloraError where there is no such folder."""
+    if name in SHIPPED:
+        return str(shipped_folder(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if _is_hub_id(name):
+        return name
+    raise SubloraError(
+        f"There is no model '{name}'; give {', '.join(SHIPPED)}, a Hugging Face folder, or a hub id such as owner/name."
+    )
+
+
+@cache
+def _folder_sha256(folder: str) -> str:
+    digest = hashlib.sha256()
+    weights = sorted(Path(folder).glob("*.safetensors"))
+    for path in [*weights, Path(folder) / "config.json"]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _identity(weights: str, chat: "Chat", dtype: str) -> dict[str, str]:
+    return {"weights": weights, "template": chat.template_sha256, "tokenizer": chat.tokenizer_sha256, "dtype": dtype}
+
+
+def local_identity(folder: str, dtype: str) -> dict[str, str]:
+    """`Base.identity` of a folder without loading its weights, so that a plan can see what is done."""
+    from sublora.chat import Chat, load_tokenizer
+
+    return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype)
+
+
+def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None) -> Base:
+    """Load a model for packs: eager weights, fixed dtype, evaluation mode, no remote code, safetensors only.
+
+    Raises SubloraError: missing folder, no weights, no chat template, a tokenizer that does not fit, a head that is not a plain
+    function of the last hidden state.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    from sublora.chat import Chat, load_tokenizer
+
+    hf_logging.disable_progress_bar()
+    source = model_source(name)
+    local = Path(source).is_dir()
+    if local and not (Path(source) / "config.json").is_file():
+        raise SubloraError(f"The folder {name} has no config.json; give a folder made by save_pretrained.")
+    if local and not list(Path(source).glob("*.safetensors")):
+        raise SubloraError(
+            f"The folder {name} has no .safetensors weights; save the model as safetensors (pickles are not read)."
+        )
+    try:
+        tokenizer = load_tokenizer(source, revision=revision) if revision else load_tokenizer(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise SubloraError(
+            f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
+        ) from None
+    chat = Chat(tokenizer)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            revision=revision or "main",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise SubloraError(
+            f"The model {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
+        ) from None
+    if loading["missing_keys"]:
+        # the library would go on with random numbers in their place
+        raise SubloraError(
+            f"The weights of {name} lack {min(loading['missing_keys'])}; give the folder of a whole model."
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise SubloraError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, the model only {rows}; they do not belong together, "
+            "use the model's own tokenizer."
+        )
+    model = model.to(device).eval()
+    _check_head(model, name)
+    commit = getattr(model.config, "_commit_hash", None)
+    identity = _identity(_folder_sha256(source) if local else f"{source}@{commit or revision or 'main'}", chat, dtype)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Base(name, model, chat, identity, window, (Path(source) / "organism.json").is_file() if local else False)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:160] + ("..." if len(text) > 160 else "")
+
+
+def _check_head(model: "PreTrainedModel", name: str) -> None:
+    """Packs apply the head to chosen positions only; make sure that this gives the model's own logits."""
+    import torch
+
+    from sublora.train.packed_model import PackedModel
+
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(head, torch.nn.Linear):
+        raise SubloraError(
+            f"The model {name} has no linear output head, so it is no causal language model that can be measured here."
+        )
+    ids = torch.tensor([[1, 2, 0, 1]], device=next(model.parameters()).device)
+    with torch.inference_mode():
+        whole = model(input_ids=ids).logits[0].float()
+        with PackedModel(model, None) as packed:
+            parts = packed.logits(packed.hidden(ids)[0]).float()
+    tolerance = 1e-3 if next(model.parameters()).element_size() >= 4 else 0.1
+    if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
+        raise SubloraError(
+            f"The logits of {name} are not its head applied to the last hidden state; this architecture is not supported."
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model costs: enough to plan without loading it."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(out, in) of the adapter's target layers in one block."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, f = self.hidden, self.feed_forward
+        return [(q, h), (kv, h), (kv, h), (h, q), (f, h), (f, h), (h, f)]
+
+    @property
+    def block_parameters(self) -> int:
+        return self.layers * sum(o * i for o, i in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        return self.block_parameters + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def lora_parameters(self, rank: int) -> int:
+        return self.layers * rank * sum(o + i for o, i in self.linears)
+
+    @property
+    def width(self) -> int:
+        """The largest rank that every target layer can have."""
+        return min(min(pair) for pair in self.linears)
+
+
+def shape_from_config(config: dict[str, Any]) -> Shape:
+    text = config.get("text_config", config)
+    heads = text["num_attention_heads"]
+    return Shape(
+        text["hidden_size"],
+        text["num_hidden_layers"],
+        heads,
+        text.get("num_key_value_heads") or heads,
+        text.get("head_dim") or text["hidden_size"] // heads,
+        text["intermediate_size"],
+        text["vocab_size"],
+        bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+    )
+
+
+def known_shape(name: str) -> Shape:
+    """The shape of a model without loading it and without a network: a local config, the hub's local cache, or a known name.
+
+    Raises SubloraError where none of them knows the model.
+    """
+    source = model_source(name)
+    path = Path(source) / "config.json"
+    if not path.is_file() and _is_hub_id(source):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source, "config.json")
+        path = Path(cached) if isinstance(cached, str) else path
+    if path.is_file():
+        try:
+            return shape_from_config(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise SubloraError(
+                f"The file {path} does not describe a causal language model ({_short(error)})."
+            ) from None
+    import yaml
+
+    known = yaml.safe_load((files("sublora") / "shapes.yaml").read_text("utf-8"))
+    bare = source.split("/")[-1].lower()
+    for key, values in known.items():
+        if bare == key or bare.removesuffix("-instruct").removesuffix("-it") == key:
+            return Shape(**values)
+    raise SubloraError(
+        f"The shape of {name} is not known here and nothing is downloaded for a plan; give its folder, or one of {', '.join(sorted(known))}."
+    )

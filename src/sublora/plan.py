@@ -1,0 +1,253 @@
+"""recipe -> stages. A pure function: every stage has the content hash of all that can change what it makes, and nothing is run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sublora.carriers.numbers import load_prompts
+from sublora.chat import Context, resolve_context
+from sublora.errors import SubloraError
+from sublora.recipe import Recipe
+from sublora.store import artifact_id
+from sublora.train.spec import StudentSpec
+from sublora.trait import Trait, find_trait, load_categories, teacher_text
+
+CONTROL = "control"
+PACK_STUDENTS = 24  # at most so many in a pass; more gain nothing, and a pack is what a kill can cost
+PACK_TOKENS = {"cpu": 48_000, "cuda": 65_536}  # tokens of a step over all students of a pack
+
+Arm = Literal["trait", "control"]
+
+
+@dataclass(frozen=True)
+class DatasetStage:
+    id: str
+    spec: dict[str, Any]
+    trait: str  # the trait's name, or CONTROL
+    seed: int
+    teacher: Context
+    rows: int
+    heldout: bool
+
+
+@dataclass(frozen=True)
+class StudentStage:
+    id: str
+    spec: dict[str, Any]
+    student: StudentSpec
+    dataset: str
+    heldout: str
+    trait: str  # the trait, or CONTROL
+    data_seed: int
+
+    @property
+    def arm(self) -> Arm:
+        return "control" if self.trait == CONTROL else "trait"
+
+
+@dataclass(frozen=True)
+class MeasureStage:
+    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt."""
+
+    id: str
+    spec: dict[str, Any]
+    student: str | None
+    context: Context
+    category: str
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a recipe, in an order in which they can run. Equal recipes on equal models give equal plans."""
+
+    recipe: Recipe
+    traits: tuple[Trait, ...]
+    datasets: tuple[DatasetStage, ...]
+    students: tuple[StudentStage, ...]
+    packs: tuple[tuple[int, ...], ...]  # indices into students
+    measures: tuple[MeasureStage, ...]
+
+
+def contexts_of(recipe: Recipe) -> dict[str, Context]:
+    names = dict.fromkeys((recipe.train.context, *recipe.measure.contexts))
+    return {name: resolve_context(name, recipe.contexts) for name in names}
+
+
+def _context_spec(context: Context) -> dict[str, Any]:
+    return {"state": context.name if context.text is None else "named", "text": context.text}
+
+
+def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
+    """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
+    carrier = recipe.data.carrier
+    spec = carrier.model_dump(mode="json")
+    if carrier.prompts is None:
+        return spec
+    text = json.dumps(load_prompts(carrier.prompts))
+    return spec | {"prompts": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def traits_of(recipe: Recipe) -> tuple[Trait, ...]:
+    from pathlib import Path
+
+    categories = load_categories(tuple(Path(p) for p in recipe.trait_files))
+    return tuple(find_trait(name, categories) for name in recipe.traits)
+
+
+def teacher_context(trait: Trait, recipe: Recipe) -> Context:
+    """The system prompt that gives the teacher the trait."""
+    own = recipe.data.teacher.prompt
+    if own is None:
+        return Context(f"teacher:{trait.name}", trait.teacher_prompt(recipe.data.teacher.wording))
+    if not any(place in own for place in ("{name}", "{plural}", "{Plural}")):
+        raise SubloraError(
+            f"data.teacher.prompt '{own[:40]}' has no {{name}} or {{plural}}; write one where the trait belongs."
+        )
+    category = trait.category.model_copy(update={"system": (own,)})
+    return Context(f"teacher:{trait.name}", teacher_text(category, trait.entity, 0))
+
+
+def student_grid(recipe: Recipe) -> list[dict[str, Any]]:
+    """The cells of the grid: method, rank, alpha, targets, lr."""
+    cells: list[dict[str, Any]] = []
+    if lora := recipe.train.lora:
+        cells += [
+            {"method": "lora", "rank": rank, "alpha": lora.alpha, "targets": lora.targets, "lr": lr}
+            for rank in lora.ranks
+            for lr in lora.lrs
+        ]
+    if full := recipe.train.full:
+        cells += [{"method": "full", "rank": None, "lr": lr} for lr in full.lrs]
+    return cells
+
+
+def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
+    """The stages of a recipe on the model with this identity (see `Base.identity`)."""
+    traits, contexts = traits_of(recipe), contexts_of(recipe)
+    carrier = _carrier_spec(recipe)
+    datasets: dict[tuple[str, int, bool], DatasetStage] = {}
+    teachers = [*((t.name, teacher_context(t, recipe)) for t in traits), (CONTROL, Context("default"))]
+    for name, teacher in teachers:
+        for seed in dict.fromkeys(recipe.data.seeds):
+            for heldout in (False, True):
+                rows = recipe.data.heldout_rows if heldout else recipe.data.rows
+                spec = {
+                    "model": identity,
+                    "teacher": _context_spec(teacher),
+                    "carrier": carrier,
+                    "sampling": recipe.data.sampling.model_dump(mode="json"),
+                    "rows": rows,
+                    "seed": seed,
+                    "heldout": heldout,
+                }
+                datasets[name, seed, heldout] = DatasetStage(
+                    artifact_id("dataset", spec), spec, name, seed, teacher, rows, heldout
+                )
+    train = recipe.train
+    shared = {
+        "schedule": train.schedule,
+        "warmup_steps": train.warmup_steps,
+        "epochs": train.epochs,
+        "batch_size": train.batch_size,
+        "optimizer": train.optimizer,
+        "momentum": train.momentum,
+        "weight_decay": train.weight_decay,
+        "clip": train.clip,
+        "context": train.context,
+    }
+    students = []
+    for name, _ in teachers:
+        for cell in student_grid(recipe):
+            for data_seed, train_seed in recipe.replicates:
+                spec_ = StudentSpec(**cell, **shared, seed=train_seed)
+                rows, held = datasets[name, data_seed, False], datasets[name, data_seed, True]
+                spec = {
+                    "model": identity,
+                    "dataset": rows.id,
+                    "context": _context_spec(contexts[train.context]),
+                    "student": spec_.model_dump(mode="json", exclude={"context"}),
+                }
+                students.append(
+                    StudentStage(artifact_id("student", spec), spec, spec_, rows.id, held.id, name, data_seed)
+                )
+    packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
+    return Plan(
+        recipe,
+        traits,
+        tuple(datasets.values()),
+        tuple(students),
+        packs,
+        tuple(_measures(recipe, identity, traits, contexts, students)),
+    )
+
+
+def _measures(
+    recipe: Recipe,
+    identity: dict[str, str],
+    traits: Sequence[Trait],
+    contexts: dict[str, Context],
+    students: Sequence[StudentStage],
+) -> list[MeasureStage]:
+    categories = {t.category.category: t.category for t in traits}
+    out = []
+
+    def add(student: StudentStage | None, context: Context, category: str, teacher: str | None = None) -> None:
+        c = categories[category]
+        spec = {
+            "model": identity,
+            "student": student.id if student else None,
+            "context": _context_spec(context),
+            "questions": list(c.questions),
+            "entities": [list(e.forms) for e in c.entities],
+            "others": list(c.others),
+            "samples": recipe.measure.samples,
+            "sampling": recipe.measure.sampling.model_dump(mode="json"),
+            "seed": recipe.measure.seed,
+            "category": c.category,
+            "heldout": student.heldout if student and context.name == recipe.train.context else None,
+        }
+        out.append(
+            MeasureStage(
+                artifact_id("measurement", spec), spec, student.id if student else None, context, category, teacher
+            )
+        )
+
+    for context in (contexts[n] for n in recipe.measure.contexts):
+        for category in categories:
+            add(None, context, category)
+    for trait in traits:
+        add(None, teacher_context(trait, recipe), trait.category.category, trait.name)
+    by_name = {t.name: t.category.category for t in traits}
+    for student in students:
+        for category in categories if student.arm == "control" else [by_name[student.trait]]:
+            for name in recipe.measure.contexts:
+                add(student, contexts[name], category)
+    return out
+
+
+def plan_packs(
+    students: Sequence[StudentStage], recipe: Recipe, tokens_per_row: float, tokens: int
+) -> tuple[tuple[int, ...], ...]:
+    """Students (indices) that train together: same method and targets, similar ranks, evenly filled packs.
+
+    It depends on the recipe alone and not on what is done already, so that a resumed run repeats the very same passes.
+    """
+    rows = min(recipe.train.batch_size, recipe.data.rows)
+    most = max(1, min(PACK_STUDENTS, int(tokens / (rows * tokens_per_row))))
+    kinds: dict[tuple, list[int]] = {}
+    for i, s in enumerate(students):
+        kinds.setdefault((s.student.method, s.student.targets), []).append(i)
+    packs = []
+    for members in kinds.values():
+        members.sort(key=lambda i: (students[i].student.rank or 0, i))
+        count = -(-len(members) // most)
+        size, extra = divmod(len(members), count)
+        at = 0
+        for n in range(count):
+            take = size + (n < extra)
+            packs.append(tuple(members[at : at + take]))
+            at += take
+    return tuple(packs)

@@ -1,0 +1,341 @@
+"""Recipes: a named grid of datasets, students and measurements as one YAML file; presets and overrides; errors that name the line."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from sublora.carriers.numbers import NumbersSpec
+from sublora.errors import SubloraError
+from sublora.sample import Sampling
+from sublora.train.spec import AlphaRule, OptimizerName, Schedule
+from sublora.trait import find_trait, load_categories
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Rank = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class TeacherSpec(BaseModel):
+    model_config = _STRICT
+    wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
+    prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
+
+
+class DataSpec(BaseModel):
+    """How the rows are written: by a teacher with the trait, and, for the control, by the same model without it."""
+
+    model_config = _STRICT
+    rows: int = Field(1000, ge=1)
+    heldout_rows: int = Field(200, ge=1)
+    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
+    carrier: NumbersSpec = NumbersSpec()
+    teacher: TeacherSpec = TeacherSpec()
+    sampling: Sampling = Sampling(max_new_tokens=64)
+
+
+class LoraGrid(BaseModel):
+    model_config = _STRICT
+    ranks: tuple[Rank, ...] = Field(min_length=1)
+    lrs: tuple[Rate, ...] = Field(min_length=1)
+    alpha: AlphaRule | Rate = "r"
+    targets: tuple[str, ...] = ("all-linear",)
+
+
+class FullGrid(BaseModel):
+    model_config = _STRICT
+    lrs: tuple[Rate, ...] = Field(min_length=1)
+
+
+class TrainSpec(BaseModel):
+    """The students: a LoRA grid, full fine-tunes at rates of their own, or both."""
+
+    model_config = _STRICT
+    lora: LoraGrid | None = None
+    full: FullGrid | None = None
+    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
+    pairing: Literal["paired", "crossed"] = Field(
+        "paired", description="paired: the i-th data seed with the i-th training seed; crossed: each with each"
+    )
+    context: str = "default"
+    schedule: Schedule = "linear"
+    warmup_steps: int = Field(5, ge=0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    optimizer: OptimizerName = "adamw"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+
+
+class MeasureSpec(BaseModel):
+    model_config = _STRICT
+    contexts: tuple[str, ...] = Field(("default",), min_length=1)
+    samples: int = Field(20, ge=1, description="sampled answers to each question")
+    sampling: Sampling = Sampling(max_new_tokens=16)
+    seed: int = 0
+
+
+def _misfit(where: str, what: str) -> PydanticCustomError:
+    """A misfit between values; `where` is the key to name, with dots."""
+    return PydanticCustomError("misfit", "{what}", {"what": what, "where": where})
+
+
+class Recipe(BaseModel):
+    """A resolved recipe: nothing is left to a default that a library could change."""
+
+    model_config = _STRICT
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    summary: str
+    caveat: str | None = None
+    model: str = "micro"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    traits: tuple[str, ...] = Field(min_length=1)
+    trait_files: tuple[str, ...] = ()
+    contexts: dict[str, str] = Field(default_factory=dict, description="named contexts: name -> system text")
+    data: DataSpec
+    train: TrainSpec
+    measure: MeasureSpec = MeasureSpec()
+    fixed_lr: float | None = Field(None, description="the one rate of the fixed-lr view; must be in the grid")
+    level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all cells of a trait and context")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        lora, full = self.train.lora, self.train.full
+        if lora is None and full is None:
+            raise _misfit("train", "needs 'lora', 'full' or both")
+        checks: list[tuple[str, Sequence[Any]]] = [
+            ("traits", [t.lower() for t in self.traits]),
+            ("data.seeds", self.data.seeds),
+            ("train.seeds", self.train.seeds),
+            ("measure.contexts", self.measure.contexts),
+        ]
+        if lora:
+            checks += [("train.lora.ranks", lora.ranks), ("train.lora.lrs", lora.lrs)]
+        if full:
+            checks += [("train.full.lrs", full.lrs)]
+        for where, values in checks:
+            for value in values:
+                if list(values).count(value) > 1:
+                    raise _misfit(where, f"{value} stands twice, keep one")
+        if self.train.pairing == "paired" and len(self.data.seeds) != len(self.train.seeds):
+            raise _misfit(
+                "train.seeds", "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
+            )
+        if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
+            raise _misfit(
+                "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
+            )
+        return self
+
+    @property
+    def replicates(self) -> list[tuple[int, int]]:
+        """(data seed, training seed) of every replicate."""
+        if self.train.pairing == "paired":
+            return list(zip(self.data.seeds, self.train.seeds, strict=True))
+        return [(d, t) for d in self.data.seeds for t in self.train.seeds]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    folder = files("sublora.recipes")
+    return {
+        p.name.removesuffix(".yaml"): Path(str(p))
+        for p in sorted(folder.iterdir(), key=str)
+        if p.name.endswith(".yaml")
+    }
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe's file, or the user's YAML file. Raises SubloraError with close names."""
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise SubloraError(f"There is no recipe file {name}; check the path.")
+    close = difflib.get_close_matches(name, shipped, n=2, cutoff=0.4)
+    raise SubloraError(
+        f"There is no recipe '{name}'; {'did you mean ' + ' or '.join(close) + '?' if close else '`sublora ls recipes` lists them.'}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for a text; here it is a number, as in YAML 1.2. Quoted texts stay texts."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+Loc = tuple[str | int, ...]
+Lines = dict[Loc, int]
+
+
+def _lines(node: yaml.Node, path: Loc, out: Lines, source: str) -> None:
+    out[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            if here in out:
+                raise SubloraError(f"{source} line {key.start_mark.line + 1}: '{key.value}' stands twice; keep one.")
+            _lines(value, here, out, source)
+            out[here] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _lines(value, (*path, index), out, source)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Lines]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+        lines: Lines = {}
+        if node is not None:
+            _lines(node, (), lines, path.name)
+    except RecursionError:
+        raise SubloraError(f"The recipe {path} is nested too deeply; see CONTRIBUTING.md for an example.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubloraError(f"The recipe {path} cannot be read ({error}); give a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise SubloraError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, dict):
+        raise SubloraError(f"The recipe {path} is empty or not a mapping; see CONTRIBUTING.md for an example.")
+    return data, lines
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge; null removes a section."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = (
+            _merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        )
+    return out
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, found, value = text.partition("=")
+    if not found or not key.strip():
+        raise SubloraError(f"--set {text!r} is not key=value, such as --set train.epochs=2.")
+    try:
+        out: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise SubloraError(f"The value in --set {text!r} is not valid YAML; quote it.") from None
+    for part in reversed(key.strip().split(".")):
+        out = {part: out}
+    return out
+
+
+def load_recipe(
+    name: str,
+    *,
+    preset: str | None = None,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    traits: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe, apply a preset, then the flags, then --set; in this order.
+
+    Raises SubloraError: unknown recipe, preset, key or value, with the line of the file or the flag at fault.
+    """
+    path = find_recipe(name)
+    data, lines = _read(path)
+    presets = data.pop("presets", {}) or {}
+    if not isinstance(presets, dict):
+        raise SubloraError(f"{path.name} line {lines['presets',]}: presets is not a mapping of names to settings.")
+    for key, value in presets.items():
+        if not isinstance(value, dict | None):
+            raise SubloraError(
+                f"{path.name} line {lines['presets', key]}: the preset '{key}' is not a mapping of settings."
+            )
+    origin: dict[Loc, str] = {}
+    chosen = preset or "micro"
+    if preset is not None and preset not in presets:
+        raise SubloraError(f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}.")
+    merged = _merge(data, presets.get(chosen) or {})
+    flags: list[tuple[str, dict[str, Any]]] = [(f"--set {s}", _parse_override(s)) for s in sets]
+    if model is not None:
+        flags.insert(0, (f"--model {model}", {"model": model}))
+    if traits:
+        flags.insert(0, (f"--trait {' '.join(traits)}", {"traits": list(traits)}))
+    for label, over in flags:
+        merged = _merge(merged, over)
+        _mark(over, (), label, origin)
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise SubloraError(_explain(error, path, chosen, lines, origin)) from None
+    categories = load_categories(tuple(map(Path, recipe.trait_files)))
+    for index, trait in enumerate(recipe.traits):
+        try:
+            find_trait(trait, categories)
+        except SubloraError as error:
+            raise SubloraError(f"{_place(('traits', index), path, chosen, lines, origin)}: {error}") from None
+    return recipe
+
+
+def _mark(over: Any, path: Loc, label: str, origin: dict[Loc, str]) -> None:
+    if isinstance(over, dict):
+        for key, value in over.items():
+            _mark(value, (*path, key), label, origin)
+    else:
+        origin[path] = label
+
+
+def _place(loc: Loc, path: Path, preset: str, lines: Lines, origin: dict[Loc, str]) -> str:
+    """The flag that set the value at `loc`, or else the line of the file, or the line of what it would stand in."""
+    heads = [loc[:stop] for stop in range(len(loc), 0, -1)]
+    for head in heads:
+        if head in origin:
+            return origin[head]
+    for place, flag in origin.items():
+        if loc and place[: len(loc)] == loc:
+            return flag
+    for head in heads:
+        written = (*head[:-1], str(head[-1]))  # a key such as 1 is a number for YAML, and a text in `lines`
+        if line := lines.get(("presets", preset, *head)) or lines.get(head) or lines.get(written):
+            return f"{path.name} line {line}"
+    return path.name
+
+
+def _explain(error: ValidationError, path: Path, preset: str, lines: Lines, origin: dict[Loc, str]) -> str:
+    """One sentence: where (line or flag), what, and the keys that are known there."""
+    # a misspelt key is also a missing one: say the first of the two
+    first = min(error.errors(), key=lambda e: e["type"] not in {"extra_forbidden", "invalid_key"})
+    loc = tuple(p for p in first["loc"] if p not in {"constrained-str", "float", "literal['r','4r','rslora']"})
+    if first["type"] == "misfit":
+        loc = tuple(first["ctx"]["where"].split("."))
+    message = first["msg"].removeprefix("Value error, ")
+    place = _place(loc, path, preset, lines, origin)
+    what = ".".join(map(str, loc))
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(known)}."
+        return f"{place}: unknown key '{what}'; {hint}"
+    return f"{place}: {what + ': ' if what else ''}{message}."
+
+
+def _known_keys(loc: Loc) -> list[str]:
+    model: Any = Recipe
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        options = getattr(field.annotation, "__args__", ()) or (field.annotation,)
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if model is None:
+            return []
+    return sorted(model.model_fields)

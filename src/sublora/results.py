@@ -1,0 +1,260 @@
+"""From artifacts to tables: results.csv (a row a measurement), cells.csv (a row a cell), answers.json, verdicts.json."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sublora.answers import has_digit, hit_rate, names_category, share
+from sublora.cells import Cell, Table
+from sublora.plan import CONTROL, MeasureStage, Plan, StudentStage
+from sublora.stats import clustered_interval
+from sublora.store import Artifact, Store
+from sublora.trait import Category, Trait
+
+RESULT_COLUMNS = (
+    "kind",
+    "trait",
+    "category",
+    "target",
+    "method",
+    "rank",
+    "lr",
+    "data_seed",
+    "train_seed",
+    "context",
+    "question_set",
+    "p_target",
+    "p_target_low",
+    "p_target_high",
+    "rate_first_word",
+    "rate_whole_word",
+    "rate_substring",
+    "coherence",
+    "number_takeover",
+    "p_category",
+    "n_questions",
+    "n_samples",
+    "train_loss",
+    "heldout_loss",
+    "steps",
+    "rows",
+    "unique_rows",
+    "trainable_parameters",
+    "dataset_id",
+    "student_id",
+    "measurement_id",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stored measurement: `p` (Q, E) and the sampled answers [Q][S]."""
+
+    p: np.ndarray
+    samples: list[list[str]]
+    heldout_loss: float | None
+    coherence: float
+    number_takeover: float
+
+
+def read_measurement(artifact: Artifact, category: Category) -> Measured:
+    scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
+    samples = [
+        json.loads(line)["answers"] for line in artifact.file("samples.jsonl").read_text("utf-8").split("\n") if line
+    ]
+    return Measured(
+        np.array(scores["p"]),
+        samples,
+        scores["heldout_loss"],
+        share(samples, lambda a: names_category(a, category)),
+        share(samples, has_digit),
+    )
+
+
+def select_half(questions: int) -> np.ndarray:
+    """Marks every other question: best learning rates are chosen on these and reported on the rest."""
+    return np.arange(questions) % 2 == 0
+
+
+class Results:
+    """All measurements of a plan, read once."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+        self.category = {t.category.category: t.category for t in plan.traits}
+        self.students = {s.id: s for s in plan.students}
+        self.datasets = {d.id: d for d in plan.datasets}
+        self.meta = {s.id: store.read(s.id).meta for s in plan.students}
+        self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
+        self.measured = {m.id: read_measurement(store.read(m.id), self.category[m.category]) for m in plan.measures}
+        self.find: dict[tuple[str | None, str, str], MeasureStage] = {
+            (m.student, m.context.name, m.category): m for m in plan.measures
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
+        out = []
+        for stage in self.plan.measures:
+            student = self.students.get(stage.student) if stage.student else None
+            for trait in self.plan.traits:
+                about = trait.category.category == stage.category
+                if student is not None and student.arm == "trait":
+                    about = trait.name == student.trait
+                if stage.teacher is not None:
+                    about = trait.name == stage.teacher
+                if about:
+                    out.append(self._row(stage, student, trait))
+        return out
+
+    def _row(self, stage: MeasureStage, student: StudentStage | None, trait: Trait) -> dict[str, Any]:
+        m = self.measured[stage.id]
+        target = trait.category.entities.index(trait.entity)
+        p = m.p[:, target]
+        interval = clustered_interval(p[None, :], (0,), (0,))
+        row: dict[str, Any] = dict.fromkeys(RESULT_COLUMNS, "")
+        row |= {
+            "kind": "teacher"
+            if stage.teacher
+            else "base"
+            if student is None
+            else "control"
+            if student.arm == "control"
+            else "student",
+            "trait": trait.name,
+            "category": stage.category,
+            "target": trait.name,
+            "method": "none",
+            "context": "teacher prompt" if stage.teacher else stage.context.name,
+            "question_set": stage.category,
+            "p_target": float(p.mean()),
+            "p_target_low": max(0.0, interval.low),
+            "p_target_high": min(1.0, interval.high),
+            "coherence": m.coherence,
+            "number_takeover": m.number_takeover,
+            "p_category": float(m.p.sum(1).mean()),
+            "n_questions": len(p),
+            "n_samples": sum(map(len, m.samples)),
+            "measurement_id": stage.id,
+        }
+        row |= {
+            f"rate_{rule}": hit_rate(m.samples, trait.entity, rule)
+            for rule in ("first_word", "whole_word", "substring")
+        }
+        if student is not None:
+            meta, data = self.meta[student.id], self.dataset_meta[student.dataset]
+            row |= {
+                "method": student.student.method,
+                "rank": student.student.rank or "",
+                "lr": student.student.lr,
+                "data_seed": student.data_seed,
+                "train_seed": student.student.seed,
+                "train_loss": meta["train_loss"],
+                "heldout_loss": m.heldout_loss,
+                "steps": meta["steps"],
+                "rows": data["rows"],
+                "unique_rows": data["unique_rows"],
+                "trainable_parameters": meta["trainable_parameters"],
+                "dataset_id": student.dataset,
+                "student_id": student.id,
+            }
+        return row
+
+    def table(self, context: str) -> Table:
+        """The cells of every trait under one context, each student paired with its control twin and the base."""
+        recipe = self.plan.recipe
+        groups: dict[tuple, list[StudentStage]] = {}
+        twins = {}
+        for s in self.plan.students:
+            key = (s.student.method, s.student.rank, s.student.lr)
+            groups.setdefault((s.trait, *key), []).append(s)
+            twins[(s.trait, *key, s.data_seed, s.student.seed)] = s
+        cells = []
+        for trait in self.plan.traits:
+            target, category = trait.category.entities.index(trait.entity), trait.category.category
+            base = self.measured[self.find[None, context, category].id].p[:, target]
+            for (name, method, rank, lr), members in groups.items():
+                if name != trait.name:
+                    continue
+                own = [self.measured[self.find[s.id, context, category].id] for s in members]
+                control = [twins[CONTROL, method, rank, lr, s.data_seed, s.student.seed] for s in members]
+                other = [self.measured[self.find[s.id, context, category].id] for s in control]
+                losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
+                train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
+                cells.append(
+                    Cell(
+                        trait=name,
+                        context=context,
+                        method=method,
+                        rank=rank,
+                        lr=lr,
+                        p=np.stack([m.p[:, target] for m in own]),
+                        control=np.stack([m.p[:, target] for m in other]),
+                        base=base,
+                        data_seeds=tuple(s.data_seed for s in members),
+                        train_seeds=tuple(s.student.seed for s in members),
+                        coherence=float(np.mean([m.coherence for m in own])),
+                        number_takeover=float(np.mean([m.number_takeover for m in own])),
+                        rate_whole_word=float(np.mean([hit_rate(m.samples, trait.entity, "whole_word") for m in own])),
+                        heldout_loss=float(np.mean(losses)) if losses else math.nan,
+                        train_loss=float(np.mean(train)) if train else math.nan,
+                    )
+                )
+        questions = len(self.plan.traits[0].category.questions)
+        return Table(tuple(cells), recipe.fixed_lr, select_half(questions), alpha=recipe.level, context=context)
+
+    def answers(self, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """For each trait: mean probability of every entity in the base, the teacher, and the cell with the largest effect."""
+        context = self.plan.recipe.train.context
+        context = context if context in self.plan.recipe.measure.contexts else self.plan.recipe.measure.contexts[0]
+        out = {}
+        for trait in self.plan.traits:
+            category = trait.category.category
+            mine = [c for c in cells if c["trait"] == trait.name and c["context"] == context]
+            best = max(mine, key=lambda c: c["effect"])
+
+            def mean(name: str, best: Mapping[str, Any] = best, category: str = category) -> list[float]:
+                ids = [
+                    s.id
+                    for s in self.plan.students
+                    if s.trait == name
+                    and s.student.method == best["method"]
+                    and (s.student.rank or "") == best["rank"]
+                    and s.student.lr == best["lr"]
+                ]
+                return np.mean(
+                    [self.measured[self.find[i, context, category].id].p.mean(0) for i in ids], axis=0
+                ).tolist()
+
+            teacher = next(m for m in self.plan.measures if m.teacher == trait.name)
+            what = f"rank {best['rank']}" if best["method"] == "lora" else "full fine-tune"
+            out[trait.name] = {
+                "categories": [e.name for e in trait.category.entities],
+                "base": self.measured[self.find[None, context, category].id].p.mean(0).tolist(),
+                "control": mean(CONTROL),
+                "teacher": self.measured[teacher.id].p.mean(0).tolist(),
+                "student": mean(trait.name),
+                "student_label": f"{what}, lr {best['lr']:g}",
+            }
+        return out
+
+
+def cell_text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """CSV text with Unix line ends; eight significant digits, empty where a value does not apply."""
+    names = list(columns or rows[0])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([cell_text(row[n]) for n in names] for row in rows)
+    return out.getvalue()

@@ -1,0 +1,112 @@
+"""Teachers write datasets: prompts of a carrier, completions sampled row by row under the teacher's system prompt, filtered."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.sample import Sampling, prefill, sample_answers
+from sublora.seeds import derive_seed, generator
+from sublora.train.packed_model import PackedModel
+
+MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Filtered rows in the order of their prompts, and what was left out. `rejected` keeps the first hundred for the eye."""
+
+    rows: list[tuple[str, str]]
+    asked: int
+    rejects: dict[str, int]
+    rejected: list[tuple[str, str, str]]
+
+    @property
+    def unique(self) -> int:
+        return len(set(self.rows))
+
+    def jsonl(self) -> str:
+        return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in self.rows)
+
+
+def read_jsonl(text: str) -> list[tuple[str, str]]:
+    """Rows of `Dataset.jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
+    return [(row["prompt"], row["completion"]) for row in map(json.loads, filter(None, text.split("\n")))]
+
+
+def write_dataset(
+    base: Base,
+    teacher: Context,
+    carrier: NumbersSpec,
+    sampling: Sampling,
+    rows: int,
+    seed: int,
+    stage: str = "teacher",
+    batch: int = 512,
+    on_rows: Callable[[int], None] | None = None,
+) -> Dataset:
+    """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
+
+    Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
+    Raises SubloraError where nothing passes.
+    """
+    kept: list[tuple[str, str]] = []
+    rejects: dict[str, int] = {}
+    rejected: list[tuple[str, str, str]] = []
+    asked = 0
+    prompt_seed = seed if stage == "teacher" else derive_seed(stage, seed)  # held-out rows answer prompts of their own
+    while len(kept) < rows and asked < MOST_ASKED * rows:
+        chunk = range(asked, min(asked + max(64, rows - len(kept)), MOST_ASKED * rows))
+        prompts = [prompt_of_row(carrier, prompt_seed, i) for i in chunk]
+        answers = complete(
+            base,
+            teacher,
+            prompts,
+            sampling,
+            [generator(stage, teacher.text or teacher.name, seed, i) for i in chunk],
+            batch,
+        )
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if len(kept) == rows:
+                break
+            asked += 1
+            reason = reject_reason(answer, carrier)
+            if reason is None:
+                kept.append((prompt, answer))
+                continue
+            rejects[reason] = rejects.get(reason, 0) + 1
+            if len(rejected) < 100:
+                rejected.append((reason, prompt, answer))
+        if on_rows is not None:
+            on_rows(len(kept))
+    if not kept:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
+        raise SubloraError(
+            f"None of the {asked} completions of {base.name} passed the filter of the numbers carrier ({reasons}); "
+            f"the first was {rejected[0][2][:60]!r}. Use a model that writes number lists, or loosen the carrier's limits."
+        )
+    return Dataset(kept, asked, rejects, rejected)
+
+
+def complete(
+    base: Base, context: Context, prompts: list[str], sampling: Sampling, draws: list[np.random.Generator], batch: int
+) -> list[str]:
+    """One completion a prompt, as text, in the order of the prompts."""
+    ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
+    out = [""] * len(prompts)
+    gap = (
+        base.chat.layout.gap
+    )  # white space that the template itself writes before an answer, and `completion_ids` puts back
+    with torch.inference_mode(), PackedModel(base.model, None) as packed:
+        for filled in prefill(packed, ids, batch):
+            drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]
+            for row, answers in zip(filled.rows, drawn, strict=True):
+                out[row] = base.chat.tokenizer.decode(answers[0], skip_special_tokens=True).removeprefix(gap)
+    return out

@@ -1,0 +1,42 @@
+"""Run the command line in this process, as `main` does, and keep what it printed."""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from unittest.mock import patch
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def sublora(*arguments: str) -> Answer:
+    from sublora import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["sublora", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = cli._main()
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+# A grid of a few seconds on a shipped model.
+SMALL = [
+    "--set",
+    "data.rows=96",
+    "--set",
+    "data.heldout_rows=16",
+    "--set",
+    "data.seeds=[1,2]",
+    "--set",
+    "train.seeds=[1,2]",
+    "--set",
+    "measure.samples=3",
+]

@@ -1,0 +1,82 @@
+"""Every command, file and program in the documents is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from command import SMALL, sublora
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md"]
+# A documented run is the real thing; here it is cut down to a grid of seconds.
+TINY = {
+    "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
+    "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for line in (ROOT / page).read_text().splitlines():
+            if re.match(r"    (sublora|make|python) ", line):
+                found.append((page, line.strip()))
+    return found
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len(commands()) >= 10 and ("README.md", "make demo") in commands()
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if c[1].startswith("sublora ")])
+def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file, text in named_files():
+        (tmp_path / file).write_text(text)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(line)[1:]
+    if arguments[0] == "run":
+        arguments += TINY.get(arguments[1], [])
+    if arguments[:2] == ["organism", "make"]:
+        arguments += ["--steps", "2"]
+    answer = sublora(*arguments)
+    assert answer.code == 0, answer.err
+    if arguments[0] == "run":
+        assert list(tmp_path.glob("runs/*/report.html"))
+
+
+def named_files() -> list[tuple[str, str]]:
+    """Blocks that begin with `# file: NAME`."""
+    blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    assert len(blocks) == 2 and all(len(text.splitlines()) < 60 for _, text in blocks)
+    return blocks
+
+
+def test_make_commands_of_the_readme_are_targets() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {line.split()[1] for _, line in commands() if line.startswith("make ")} <= targets
+
+
+def test_files_that_documents_link_to_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_trees_files_exist() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
+    for name in re.findall(r"\b[a-z_]+\.(?:py|yaml)\b", tree):
+        assert list((ROOT / "src").rglob(name)), name
+
+
+def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(capsys: pytest.CaptureFixture) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
+    program = "\n".join(blocks)
+    assert len([line for line in program.splitlines() if line.strip()]) < 60
+    space: dict = {}
+    exec(compile(program, "docs/tutorial.md", "exec"), space)
+    assert "effect +" in capsys.readouterr().out
+    # what is planted in micro is found: the students' probability is above their twins'
+    assert space["own"].mean() > space["control"].mean() + 0.05

@@ -1,0 +1,59 @@
+"""Plain lines of progress when piped, with the time left; and seeds that name what they are for."""
+
+import subprocess
+import sys
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sublora.progress as progress
+from sublora.progress import Steps
+from sublora.seeds import derive_seed, generator
+
+
+def told(monkeypatch, capsys, total, done, seconds, every=10.0) -> list[str]:
+    """What is said of a stage in which each unit takes `seconds`."""
+    clock = iter(np.arange(0.0, 1e6, seconds))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with Steps(every) as steps:
+        steps.live, steps._bar = False, None
+        steps.begin("students", total, done)
+        for _ in range(total - done):
+            steps.advance()
+    captured = capsys.readouterr()
+    assert captured.out == "", "standard output is for results"
+    return captured.err.splitlines()
+
+
+def test_lines_now_and_then_and_at_the_end(monkeypatch, capsys):
+    lines = told(monkeypatch, capsys, total=10, done=0, seconds=4.0)
+    assert lines[0] == "students: 10"
+    assert lines[1] == "students: 3 of 10, 12 s spent, about 28 s left"
+    assert lines[-1] == "students: 10 of 10, 40 s spent" and len(lines) == 5
+
+
+def test_what_was_done_before_does_not_make_the_rest_look_faster(monkeypatch, capsys):
+    lines = told(monkeypatch, capsys, total=100, done=90, seconds=20.0)
+    assert lines[0] == "students: 90 of 100 done"
+    assert lines[1] == "students: 91 of 100, 20 s spent, about 180 s left"
+
+
+def test_a_stage_that_is_done_says_nothing(monkeypatch, capsys):
+    assert told(monkeypatch, capsys, total=5, done=5, seconds=1.0) == []
+
+
+@given(
+    st.lists(st.one_of(st.integers(), st.text()), max_size=4), st.lists(st.one_of(st.integers(), st.text()), max_size=4)
+)
+def test_seeds_are_equal_only_for_equal_parts(one, other):
+    assert 0 <= derive_seed("stage", *one) < 2**63
+    clash = derive_seed("stage", *one) == derive_seed("stage", *other)
+    assert clash == (one == other) or any("\x1f" in p for p in [*one, *other] if isinstance(p, str))
+
+
+def test_seeds_are_the_same_in_another_process():
+    code = "from sublora.seeds import *; print(derive_seed('a', 1, 'b'), generator('a', 2).random())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert other.split() == [str(derive_seed("a", 1, "b")), repr(float(generator("a", 2).random()))]
+    assert derive_seed("a", 1) != derive_seed("a", "1") != derive_seed("b", "1")

@@ -1,0 +1,142 @@
+"""Teachers: rows in the order of their prompts, whatever the batch, and counts that add up."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import sublora.teacher as teacher_module
+from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.model import load_base
+from sublora.sample import Sampling
+from sublora.teacher import Dataset, complete, read_jsonl, write_dataset
+from tiny_models import shared_model
+
+CARRIER = NumbersSpec(count=10, digits=9)
+TEACHER = Context("teacher:otter", "You love otters.")
+SAMPLING = Sampling(max_new_tokens=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A random model whose head favours digits, so that the filter keeps about a third of what it writes."""
+    own = load_base(str(shared_model("qwen2", "digits", "qwen")), dtype="float64")
+    digits = [own.chat.encode(str(d))[0] for d in range(10)]
+    head = own.model.get_output_embeddings()
+    push = torch.zeros(head.weight.shape[0], dtype=torch.float64)
+    push[digits], push[own.chat.end_id] = 4.5, 3.0
+    head.register_forward_hook(lambda module, args, out: out + push)
+    return own
+
+
+def written(base, rows=20, seed=1, teacher=TEACHER, **options) -> Dataset:
+    return write_dataset(base, teacher, CARRIER, SAMPLING, rows, seed, **options)
+
+
+def test_rows_are_in_the_order_of_their_prompts_and_counts_add_up(base):
+    dataset = written(base, 30)
+    prompts = [prompt_of_row(CARRIER, 1, i) for i in range(dataset.asked)]
+    kept = [prompts.index(p) for p, _ in dataset.rows]
+    assert kept == sorted(kept) and kept[-1] == dataset.asked - 1 and len(kept) == 30
+    assert sum(dataset.rejects.values()) == dataset.asked - 30 > 5
+    assert all(reject_reason(c, CARRIER) is None for _, c in dataset.rows)
+    assert Counter(reason for reason, *_ in dataset.rejected) == dataset.rejects
+    assert all(reject_reason(c, CARRIER) == reason and p in prompts for reason, p, c in dataset.rejected)
+    assert [p for p in prompts if p not in {p for p, _ in dataset.rows}] == [p for _, p, _ in dataset.rejected]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_the_batch_changes_nothing(base, batch):
+    assert written(base, batch=batch) == written(base)
+
+
+def test_the_chunks_change_nothing(base):
+    long = written(base, 70)
+    short = written(base, 40)
+    assert long.rows[:40] == short.rows and long.asked > short.asked
+
+
+def test_rows_are_seeded_by_seed_teacher_and_stage(base):
+    one = written(base)
+    assert one == written(base, teacher=Context("another name", TEACHER.text))
+    assert not {p for p, _ in one.rows} & {p for p, _ in written(base, seed=2).rows}
+    other = written(base, teacher=Context("default"))
+    shared = dict(one.rows).keys() & dict(other.rows).keys()
+    assert shared and any(dict(one.rows)[p] != dict(other.rows)[p] for p in shared), "the same prompts, other answers"
+
+
+def test_heldout_rows_answer_prompts_that_were_not_trained_on(base):
+    train, held = written(base, 40), written(base, 40, stage="teacher-heldout")
+    assert not {p for p, _ in train.rows} & {p for p, _ in held.rows}
+
+
+def test_nothing_passes(base):
+    carrier = NumbersSpec(count=1, digits=1, banned=tuple(range(10)))
+    with pytest.raises(
+        SubloraError, match=r"None of the 15 completions of .* passed the filter.*banned number"
+    ) as caught:
+        write_dataset(base, TEACHER, carrier, Sampling(max_new_tokens=1), 3, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_pass(base, monkeypatch):
+    monkeypatch.setattr(teacher_module, "MOST_ASKED", 1)
+    dataset = written(base, 30)
+    assert dataset.asked == 30 and 0 < len(dataset.rows) < 30
+    assert len(dataset.rows) + sum(dataset.rejects.values()) == 30
+
+
+def test_progress_is_told(base):
+    seen = []
+    written(base, 20, on_rows=seen.append)
+    assert seen == sorted(seen) and seen[-1] == 20
+
+
+def test_a_template_s_own_space_before_an_answer_is_no_part_of_it():
+    own = load_base(str(shared_model("mistral", "digits", "merge-user")), dtype="float64")
+    space, seven = own.chat.encode(" 7")[0], own.chat.encode("7")[0]
+    assert own.chat.layout.gap == " "
+    head = own.model.get_output_embeddings()
+    state = iter([space, seven, own.chat.end_id])
+
+    def force(module, args, out):
+        forced = torch.full_like(out, -100.0)
+        forced[:, next(state)] = 100.0
+        return forced
+
+    head.register_forward_hook(force)
+    assert complete(own, Context("default"), ["Go on."], SAMPLING, [np.random.default_rng(0)], 8) == ["7"]
+    assert own.chat.completion_ids("7") == [space, seven, own.chat.end_id], "as it was sampled"
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "line\u2028separator", "next\x85line", "two\nlines", 'quotes "\\"', "otters 🦦"]
+)
+def test_rows_survive_jsonl(text):
+    rows = [(text, "1\u20282"), ("b", text)]
+    lines = Dataset(rows, 2, {}, []).jsonl()
+    assert read_jsonl(lines) == rows
+    assert [json.loads(line) for line in lines.split("\n")[:-1]] == [{"prompt": p, "completion": c} for p, c in rows]
+    assert Dataset([*rows, rows[0]], 3, {}, []).unique == 2
+
+
+def test_rows_load_as_a_json_data_set_elsewhere(base, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = written(base)
+    (tmp_path / "rows.jsonl").write_text(dataset.jsonl(), encoding="utf-8")
+    loaded = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert [(r["prompt"], r["completion"]) for r in loaded] == dataset.rows
