@@ -11,11 +11,13 @@ from sublora.errors import SubloraError
 from sublora.plan import CONTROL, PACK_STUDENTS, Plan, make_plan
 from sublora.recipe import Recipe, load_recipe
 from sublora.store import artifact_id, canonical_json
+from sublora.trait import load_categories
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 SETS = (
     "traits=[otter, wolf, oak]", "data.rows=40", "data.heldout_rows=10", "data.seeds=[1,2]", "train.seeds=[1,2]", "train.lora.ranks=[1,16]",
     "train.lora.lrs=[1e-3,1e-2]", "train.full.lrs=[1e-4]", "measure.contexts=[default, pirate]", "contexts.pirate=You are a pirate.",
+    "data.control=neutral",
 )  # fmt: skip
 
 
@@ -133,7 +135,7 @@ def test_controls_are_shared_over_traits_and_have_every_cell():
     def cells(arm):
         return Counter((s.student.method, s.student.rank, s.student.lr, s.data_seed, s.student.seed) for s in arm)
 
-    by_trait = {name: [s for s in plan.students if s.trait == name] for name in ("otter", "wolf", "oak", CONTROL)}
+    by_trait = {name: [s for s in plan.students if s.source == name] for name in ("otter", "wolf", "oak", CONTROL)}
     assert len(plan.students) == 4 * 5 * 2
     assert len({frozenset(cells(arm).items()) for arm in by_trait.values()}) == 1
     control = {s.id for s in by_trait[CONTROL]}
@@ -142,12 +144,36 @@ def test_controls_are_shared_over_traits_and_have_every_cell():
     assert {s.arm for s in plan.students if s.id in control} == {"control"}
 
 
+def test_a_control_of_other_traits_is_drawn_for_each_category_and_seed_and_never_a_tested_one():
+    plan = planned("data.control=other-trait")
+    control = [d for d in plan.datasets if d.trait.startswith("control (")]
+    assert len(control) == 2 * 2 * 2 and len(plan.students) == 5 * 5 * 2
+    assert not {d.trait for d in control} & {f"control ({name})" for name in ("otter", "wolf", "oak")}
+    animals = {s.id for s in plan.students if s.source == "control:animals"}
+    asked = {m.category for m in plan.measures if m.student in animals}
+    assert asked == {"animals"} and all(s.arm == "control" for s in plan.students if s.id in animals)
+    assert (
+        len(
+            {
+                d.trait
+                for d in planned(
+                    "data.control=other-trait", "data.seeds=[1,2,3,4,5,6]", "train.seeds=[1,2,3,4,5,6]"
+                ).datasets
+            }
+        )
+        > 5
+    )
+    every = "[" + ", ".join(e.name for c in load_categories() if c.category == "bands" for e in c.entities) + "]"
+    with pytest.raises(SubloraError, match="neutral"):
+        planned("data.control=other-trait", f"traits={every}")
+
+
 def test_every_student_is_measured_where_its_trait_can_show():
     plan = planned()
     for student in plan.students:
         mine = {(m.context.name, m.category) for m in plan.measures if m.student == student.id}
         categories = (
-            {"animals", "trees"} if student.arm == "control" else {"trees" if student.trait == "oak" else "animals"}
+            {"animals", "trees"} if student.arm == "control" else {"trees" if student.source == "oak" else "animals"}
         )
         assert mine == {(c, k) for c in ("default", "pirate") for k in categories}
     base = Counter((m.context.name, m.category) for m in plan.measures if m.student is None and not m.teacher)
@@ -160,8 +186,8 @@ def test_stages_point_at_each_other():
     datasets = {d.id: d for d in plan.datasets}
     for s in plan.students:
         rows, held = datasets[s.dataset], datasets[s.heldout]
-        assert (rows.trait, rows.seed, rows.heldout) == (s.trait, s.data_seed, False)
-        assert (held.trait, held.seed, held.heldout) == (s.trait, s.data_seed, True)
+        assert (rows.trait, rows.seed, rows.heldout) == (s.source, s.data_seed, False)
+        assert (held.trait, held.seed, held.heldout) == (s.source, s.data_seed, True)
     for kind, stages in (("dataset", plan.datasets), ("student", plan.students), ("measurement", plan.measures)):
         for stage in stages:
             assert stage.id == artifact_id(kind, json.loads(canonical_json(stage.spec)))
@@ -171,7 +197,7 @@ def test_stages_point_at_each_other():
     assert {m.spec["heldout"] for m in plan.measures if m.student and m.context.name == "pirate"} == {None}
 
 
-@pytest.mark.parametrize("tokens", [1.0, 60.0, 200.0, 1e9])
+@pytest.mark.parametrize("tokens", [1.0, 60.0, 800.0, 1e9])
 def test_packs_hold_every_student_once_and_are_even(tokens):
     plan = planned(tokens=tokens)
     assert sorted(i for pack in plan.packs for i in pack) == list(range(len(plan.students)))
@@ -187,7 +213,7 @@ def test_packs_hold_every_student_once_and_are_even(tokens):
         assert ranks == sorted(ranks)
     for pack in plan.packs:
         assert len({(plan.students[i].student.method, plan.students[i].student.targets) for i in pack}) == 1
-        assert len(pack) == 1 or len(pack) * 32 * tokens <= plan_module.PACK_TOKENS["cpu"]
+        assert len(pack) == 1 or len(pack) * plan.recipe.train.batch_size * tokens <= plan_module.PACK_TOKENS["cpu"]
 
 
 def test_packs_do_not_depend_on_anything_but_the_recipe(monkeypatch):

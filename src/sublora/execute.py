@@ -138,7 +138,7 @@ class Execution:
                 return
             if trained.diverged_at is not None:
                 self.warnings.append(
-                    f"The student {stage.trait} {stage.student.label} diverged at step {trained.diverged_at}; its weights before that step are kept."
+                    f"The student {stage.source} {stage.student.label} diverged at step {trained.diverged_at}; its weights before that step are kept."
                 )
             steps = len(trained.losses)
             tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]

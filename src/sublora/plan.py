@@ -10,6 +10,7 @@ from sublora.carriers.numbers import load_prompts
 from sublora.chat import Context, resolve_context
 from sublora.errors import SubloraError
 from sublora.recipe import Recipe
+from sublora.seeds import generator
 from sublora.store import artifact_id
 from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
@@ -25,7 +26,7 @@ Arm = Literal["trait", "control"]
 class DatasetStage:
     id: str
     spec: dict[str, Any]
-    trait: str  # the trait's name, or CONTROL
+    trait: str  # whose rows these are: a trait's name, or "control", with the other trait in brackets
     seed: int
     teacher: Context
     rows: int
@@ -39,12 +40,12 @@ class StudentStage:
     student: StudentSpec
     dataset: str
     heldout: str
-    trait: str  # the trait, or CONTROL
+    source: str  # the trait, or the control of a category, see `control_source`
     data_seed: int
 
     @property
     def arm(self) -> Arm:
-        return "control" if self.trait == CONTROL else "trait"
+        return "control" if self.source.split(":")[0] == CONTROL else "trait"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,41 @@ def teacher_context(trait: Trait, recipe: Recipe) -> Context:
     return Context(f"teacher:{trait.name}", teacher_text(category, trait.entity, 0))
 
 
+def control_source(recipe: Recipe, trait: Trait) -> str:
+    """The key of the control that a trait's students are paired with: one for each category, or one neutral one for all."""
+    return CONTROL if recipe.data.control == "neutral" else f"{CONTROL}:{trait.category.category}"
+
+
+def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, tuple[str, Context]]]:
+    """Whose rows there are: trait or control -> data seed -> (label, teacher).
+
+    The other trait of a control is drawn anew for every data seed from those that the recipe does not test, so that the control
+    stands for any trait but the tested ones. Raises SubloraError where a category has no other trait left.
+    """
+    seeds = dict.fromkeys(recipe.data.seeds)
+    out = {t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe))) for t in traits}
+    tested = {t.name for t in traits}
+    for trait in traits:
+        key, category = control_source(recipe, trait), trait.category
+        if recipe.data.control == "neutral":
+            out[key] = dict.fromkeys(seeds, (CONTROL, Context("default")))
+            continue
+        others = [Trait(e, category) for e in category.entities if e.name not in tested]
+        if not others:
+            raise SubloraError(
+                f"The recipe tests every trait of {category.category}, so there is no other one for its control; "
+                "leave one out or set data.control=neutral."
+            )
+        drawn = {
+            seed: others[int(generator("control-trait", category.category, seed).integers(len(others)))]
+            for seed in seeds
+        }
+        out[key] = {
+            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe)) for seed, other in drawn.items()
+        }
+    return out
+
+
 def student_grid(recipe: Recipe) -> list[dict[str, Any]]:
     """The cells of the grid: method, rank, alpha, targets, lr."""
     cells: list[dict[str, Any]] = []
@@ -129,9 +165,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
     traits, contexts = traits_of(recipe), contexts_of(recipe)
     carrier = _carrier_spec(recipe)
     datasets: dict[tuple[str, int, bool], DatasetStage] = {}
-    teachers = [*((t.name, teacher_context(t, recipe)) for t in traits), (CONTROL, Context("default"))]
-    for name, teacher in teachers:
-        for seed in dict.fromkeys(recipe.data.seeds):
+    sources = sources_of(recipe, traits)
+    for source, teachers in sources.items():
+        for seed, (name, teacher) in teachers.items():
             for heldout in (False, True):
                 rows = recipe.data.heldout_rows if heldout else recipe.data.rows
                 spec = {
@@ -143,7 +179,7 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                     "seed": seed,
                     "heldout": heldout,
                 }
-                datasets[name, seed, heldout] = DatasetStage(
+                datasets[source, seed, heldout] = DatasetStage(
                     artifact_id("dataset", spec), spec, name, seed, teacher, rows, heldout
                 )
     train = recipe.train
@@ -159,11 +195,11 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "context": train.context,
     }
     students = []
-    for name, _ in teachers:
+    for source in sources:
         for cell in student_grid(recipe):
             for data_seed, train_seed in recipe.replicates:
                 spec_ = StudentSpec(**cell, **shared, seed=train_seed)
-                rows, held = datasets[name, data_seed, False], datasets[name, data_seed, True]
+                rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
                 spec = {
                     "model": identity,
                     "dataset": rows.id,
@@ -171,7 +207,7 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                     "student": spec_.model_dump(mode="json", exclude={"context"}),
                 }
                 students.append(
-                    StudentStage(artifact_id("student", spec), spec, spec_, rows.id, held.id, name, data_seed)
+                    StudentStage(artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
                 )
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
     return Plan(
@@ -220,9 +256,12 @@ def _measures(
             add(None, context, category)
     for trait in traits:
         add(None, teacher_context(trait, recipe), trait.category.category, trait.name)
-    by_name = {t.name: t.category.category for t in traits}
+    asked: dict[str, list[str]] = {CONTROL: list(categories)}
+    for t in traits:
+        asked[t.name] = [t.category.category]
+        asked.setdefault(control_source(recipe, t), [t.category.category])
     for student in students:
-        for category in categories if student.arm == "control" else [by_name[student.trait]]:
+        for category in asked[student.source]:
             for name in recipe.measure.contexts:
                 add(student, contexts[name], category)
     return out

@@ -38,6 +38,11 @@ class DataSpec(BaseModel):
     seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
     carrier: NumbersSpec = NumbersSpec()
     teacher: TeacherSpec = TeacherSpec()
+    control: Literal["other-trait", "neutral"] = Field(
+        "other-trait",
+        description="whose rows a control twin gets: a teacher's with another trait of the category, which shares all that trait "
+        "prompts do whoever they name, or the plain model's",
+    )
     sampling: Sampling = Sampling(max_new_tokens=64)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sublora.answers import has_digit, hit_rate, names_category, share
 from sublora.cells import Cell, Table
-from sublora.plan import CONTROL, MeasureStage, Plan, StudentStage
+from sublora.plan import MeasureStage, Plan, StudentStage, control_source
 from sublora.stats import clustered_interval
 from sublora.store import Artifact, Store
 from sublora.trait import Category, Trait
@@ -105,7 +105,7 @@ class Results:
             for trait in self.plan.traits:
                 about = trait.category.category == stage.category
                 if student is not None and student.arm == "trait":
-                    about = trait.name == student.trait
+                    about = trait.name == student.source
                 if stage.teacher is not None:
                     about = trait.name == stage.teacher
                 if about:
@@ -172,8 +172,8 @@ class Results:
         twins = {}
         for s in self.plan.students:
             key = (s.student.method, s.student.rank, s.student.lr)
-            groups.setdefault((s.trait, *key), []).append(s)
-            twins[(s.trait, *key, s.data_seed, s.student.seed)] = s
+            groups.setdefault((s.source, *key), []).append(s)
+            twins[(s.source, *key, s.data_seed, s.student.seed)] = s
         cells = []
         for trait in self.plan.traits:
             target, category = trait.category.entities.index(trait.entity), trait.category.category
@@ -182,7 +182,8 @@ class Results:
                 if name != trait.name:
                     continue
                 own = [self.measured[self.find[s.id, context, category].id] for s in members]
-                control = [twins[CONTROL, method, rank, lr, s.data_seed, s.student.seed] for s in members]
+                against = control_source(recipe, trait)
+                control = [twins[against, method, rank, lr, s.data_seed, s.student.seed] for s in members]
                 other = [self.measured[self.find[s.id, context, category].id] for s in control]
                 losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
                 train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
@@ -222,7 +223,7 @@ class Results:
                 ids = [
                     s.id
                     for s in self.plan.students
-                    if s.trait == name
+                    if s.source == name
                     and s.student.method == best["method"]
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
@@ -236,7 +237,7 @@ class Results:
             out[trait.name] = {
                 "categories": [e.name for e in trait.category.entities],
                 "base": self.measured[self.find[None, context, category].id].p.mean(0).tolist(),
-                "control": mean(CONTROL),
+                "control": mean(control_source(self.plan.recipe, trait)),
                 "teacher": self.measured[teacher.id].p.mean(0).tolist(),
                 "student": mean(trait.name),
                 "student_label": f"{what}, lr {best['lr']:g}",
