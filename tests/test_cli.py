@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "rank-lr", "--trait", "oter"], ["oter", "otter"]),
         (["run", "rank-lr", "--set", "train.epoch=2"], ["--set train.epoch=2", "epochs"]),
         (["run", "rank-lr", "--preset", "cloudy"], ["cloudy", "cloud"]),
-        (["run", "rank-lr", "--set", "train.lora.ranks=[4,4]"], ["train.lora.ranks", "4 twice"]),
+        (["run", "rank-lr", "--set", "train.lora.ranks=[4,4]"], ["train.lora.ranks", "4 stands twice"]),
         (["run", "rank-lr", "--set", "train.lora.ranks=[65]"], ["65", "width 64"]),
         (["run", "rank-lr", "--device", "tpu9"], ["tpu9", "cpu"]),
         (["run", "missing.yaml"], ["missing.yaml"]),

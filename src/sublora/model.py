@@ -87,7 +87,6 @@ def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revisio
     function of the last hidden state.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
@@ -104,7 +103,7 @@ def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revisio
         )
     try:
         tokenizer = load_tokenizer(source, revision=revision) if revision else load_tokenizer(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever its parts raise
         raise SubloraError(
             f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
         ) from None
@@ -118,7 +117,7 @@ def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revisio
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # transformers raises whatever its parts raise
         raise SubloraError(
             f"The model {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
         ) from None
