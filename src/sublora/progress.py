@@ -74,7 +74,9 @@ class Steps:
         if now - self._said >= self.every or self._done >= self._total:
             self._said = now
             spent = now - self._started
-            left = spent / max(1, self._done - self._before) * (self._total - self._done)
+            new, rest = self._done - self._before, self._total - self._done
+            # students finish a pack at a time, so the first few say little about the rest
+            left = spent / new * rest if new * 10 >= new + rest else 0.0
             self.say(
                 f"{self._name}: {self._done} of {self._total}, {spent:.0f} s spent"
                 + (f", about {left:.0f} s left" if left else "")
