@@ -9,39 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-RESULT_COLUMNS = [
-    "kind",
-    "trait",
-    "category",
-    "target",
-    "method",
-    "rank",
-    "lr",
-    "data_seed",
-    "train_seed",
-    "context",
-    "question_set",
-    "p_target",
-    "p_target_low",
-    "p_target_high",
-    "rate_first_word",
-    "rate_whole_word",
-    "rate_substring",
-    "coherence",
-    "number_takeover",
-    "p_category",
-    "n_questions",
-    "n_samples",
-    "train_loss",
-    "heldout_loss",
-    "steps",
-    "rows",
-    "unique_rows",
-    "trainable_parameters",
-    "dataset_id",
-    "student_id",
-    "measurement_id",
-]
+from sublora.results import RESULT_COLUMNS
+
 CELL_COLUMNS = [
     "trait",
     "context",

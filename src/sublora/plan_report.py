@@ -1,5 +1,6 @@
 """What `sublora plan` prints: stages, students, tokens, operations, hours, and what is done, without loading any weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -70,9 +71,9 @@ def _print(recipe: Recipe, plan, shape: Shape, costs: list[Cost], rate: float, s
     typer.echo(f"{recipe.title} on {recipe.model} ({size} parameters)")
     lora, full = recipe.train.lora, recipe.train.full
     if lora:
-        typer.echo(f"LoRA ranks {list(lora.ranks)} x learning rates {[f'{x:g}' for x in lora.lrs]}")
+        typer.echo(f"LoRA ranks {listed(lora.ranks)} x learning rates {listed(lora.lrs)}")
     if full:
-        typer.echo(f"full fine-tune at learning rates {[f'{x:g}' for x in full.lrs]}")
+        typer.echo(f"full fine-tune at learning rates {listed(full.lrs)}")
     typer.echo(
         f"traits {', '.join(recipe.traits)}; {len(recipe.replicates)} replicates of data and training seed, control twins included"
     )
@@ -83,6 +84,10 @@ def _print(recipe: Recipe, plan, shape: Shape, costs: list[Cost], rate: float, s
     rows.append(["all", "", "", f"{sum(c.tokens for c in costs):.3g}", f"{total:.3g}", _hours(total / rate / 3600)])
     _table(["stage", "count", "done", "tokens", "FLOPs", "time"], rows)
     typer.echo(f"{len(plan.packs)} packs. Time at {said}" + (f", {gpus} devices" if gpus > 1 else "") + ".")
+
+
+def listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
 
 
 def _hours(hours: float) -> str:
