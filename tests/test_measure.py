@@ -313,3 +313,12 @@ def test_a_base_s_identity_follows_weights_template_and_dtype(tmp_path):
         and other.identity["tokenizer"] == one.identity["tokenizer"]
     )
     assert load_base(str(tmp_path / "a"), dtype="bfloat16").identity["dtype"] == "bfloat16"
+
+
+def test_full_fine_tunes_are_asked_like_adapters_also_for_words_of_several_tokens():
+    own = base()
+    specs = [StudentSpec(method="full", rank=None, seed=s) for s in (1, 2)]
+    plain = measured(own)[0]
+    for answers in measured(own, new_stack(own.model, specs), ["f1", "f2"]):
+        assert np.allclose(answers.p, plain.p, rtol=1e-6)
+    assert any(len(s) > 1 for s in candidate_sequences(own.chat, ANIMALS)[0])

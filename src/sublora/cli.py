@@ -194,6 +194,8 @@ def _main() -> int:
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # how some versions of typer answer Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except usage_error as error:
         error.show()

@@ -152,7 +152,7 @@ class PackedModel:
             table = group.views[own["weight"]]
             vocabulary = table.shape[1]
             first = torch.arange(self.size, device=ids.device).view(-1, 1) * vocabulary
-            flat = (ids.view(self.size, -1) + first).view_as(ids)
+            flat = (ids.reshape(self.size, -1) + first).reshape(ids.shape)
             out = F.embedding(flat, table.reshape(-1, table.shape[-1]))
             if silent is not None and out.requires_grad:
                 out = torch.where((ids == silent).unsqueeze(-1), out.detach(), out)
