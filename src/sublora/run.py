@@ -20,7 +20,7 @@ from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
 
-PACKAGES = ("sublora", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
