@@ -6,7 +6,6 @@ from pathlib import Path
 import typer
 
 from sublora.cost import Cost, RowSizes, measured_rate, plan_cost
-from sublora.errors import SubloraError
 from sublora.listing import _table
 from sublora.model import Shape, known_shape, local_identity, model_source
 from sublora.plan import make_plan
@@ -17,12 +16,8 @@ GPU_TFLOPS = 300.0  # sustained bf16 of one current data-centre GPU in trainings
 
 
 def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
-    """Raises SubloraError: unknown model shape, rank above the model's width."""
+    """Raises SubloraError where the model's shape is not known."""
     shape = known_shape(recipe.model)
-    if recipe.train.lora and max(recipe.train.lora.ranks) > shape.width:
-        raise SubloraError(
-            f"Rank {max(recipe.train.lora.ranks)} is above the width {shape.width} of a layer of {recipe.model}; choose ranks up to {shape.width}."
-        )
     local = Path(model_source(recipe.model)).is_dir()
     sizes = _measured_sizes(recipe) if local else RowSizes()
     identity = (

@@ -288,7 +288,25 @@ def load_recipe(
             find_trait(trait, categories)
         except SubloraError as error:
             raise SubloraError(f"{_place(('traits', index), path, chosen, lines, origin)}: {error}") from None
+    if recipe.train.lora is not None and recipe.train.lora.targets == ("all-linear",):
+        width = _width(recipe.model)
+        for index, rank in enumerate(recipe.train.lora.ranks):
+            if width is not None and rank > width:
+                place = _place(("train", "lora", "ranks", index), path, chosen, lines, origin)
+                raise SubloraError(
+                    f"{place}: rank {rank} is above the width {width} of a layer of {recipe.model}; choose ranks up to {width}."
+                )
     return recipe
+
+
+def _width(model: str) -> int | None:
+    """The largest rank that every layer of a model can have, where its shape is known without loading it."""
+    from sublora.model import known_shape
+
+    try:
+        return known_shape(model).width
+    except SubloraError:  # said by whoever loads the model
+        return None
 
 
 def _mark(over: Any, path: Loc, label: str, origin: dict[Loc, str]) -> None:
