@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sublora as sl
 from sublora.model import Base
-from sublora.train.pack import student_losses
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRows, assemble, rows_of_step
 
@@ -194,7 +193,7 @@ def product_seconds(base: Base, count: int, rows: TokenRows) -> float:
         warnings.simplefilter("ignore")
         with PackedModel(base.model, stack) as packed, Shapes() as shapes:
             packed.form_weights(batch.ids.size // count)
-            student_losses(packed, batch).sum().backward()
+            packed.losses(batch).sum().backward()
     total = 0.0
     for operands, times in shapes.seen.items():
         a, b = (

@@ -97,11 +97,10 @@ def train(model, cases: Sequence[Case], **options) -> dict[str, dict]:
     out = {}
 
     def keep(trained) -> None:
-        slots = {
-            s.name: trained.group.flat[trained.row, s.start : s.stop].view(s.shape).clone() for s in trained.group.slots
-        }
+        group, row = trained.group, trained.row
+        assert torch.equal(group.pad(row, trained.weights), group.flat[row]), "the padding of a rank stays exactly zero"
         out[cases[trained.index].student.name] = {
-            "weights": slots,
+            "weights": {name: tensor.clone() for name, tensor in group.tensors(row).items()},
             "losses": list(trained.losses),
             "norms": list(trained.norms),
             "diverged_at": trained.diverged_at,
@@ -194,8 +193,9 @@ def random_stack(model, specs: Sequence[StudentSpec], seed: int = 0):
     """A stack of students whose B is not zero any more, so that they differ from the base and from each other."""
     stack = new_stack(model, specs)
     random = torch.Generator().manual_seed(seed)
-    for group in stack.groups:
-        group.flat += 0.05 * torch.randn(group.flat.shape, generator=random, dtype=torch.float64).to(group.flat.dtype)
+    for group, row in stack.student_rows():
+        noise = 0.05 * torch.randn(group.flat.shape[1], generator=random, dtype=torch.float64).to(group.flat.dtype)
+        group.flat[row] += group.pad(row, group.unpad(row, noise))
     return stack
 
 

@@ -145,7 +145,7 @@ def test_a_student_s_answers_do_not_depend_on_its_pack():
     for i, name in enumerate(NAMES):
         alone = new_stack(own.model, [SPECS[i]])
         group, row = stack.student_rows()[stack.order.index(i)]
-        alone.groups[0].flat[0] = group.flat[row]
+        alone.groups[0].flat[0] = group.unpad(row, group.flat[row])
         answers = measured(own, alone, [name])[0]
         assert np.abs(answers.p - together[i].p).max() < 1e-9 and answers.samples == together[i].samples
     assert together[0].samples != together[1].samples
@@ -196,7 +196,8 @@ def test_students_are_measured_from_their_folders_as_they_were_trained(tmp_path)
     trained = train(own.model, cases)
     stack = new_stack(own.model, [c.student.spec for c in cases])
     for (group, row), index in zip(stack.student_rows(), stack.order, strict=True):
-        group.flat[row] = torch.cat([w.reshape(-1) for w in trained["ab"[index]]["weights"].values()])
+        weights = trained["ab"[index]]["weights"].values()
+        group.flat[row] = group.pad(row, torch.cat([w.reshape(-1) for w in weights]))
         (tmp_path / "ab"[index]).mkdir()
         save_student(group, row, cases[index].student.spec, tmp_path / "ab"[index], own.model, "tiny")
     loaded = load_stack(own.model, [tmp_path / "a", tmp_path / "b"], [c.student.spec for c in cases])

@@ -212,7 +212,7 @@ def test_the_shared_prefix_in_a_sliding_window():
 def test_the_loss_in_chunks_of_the_vocabulary_is_the_same(monkeypatch):
     model, cases = base_model("qwen2"), mixed()[:2]
     whole = train(model, cases)
-    monkeypatch.setattr(pack, "LOGITS_AT_ONCE", 2 * 600 * 5)
+    monkeypatch.setitem(packed_model.LOGITS_AT_ONCE, "cpu", 2 * 600 * 5)
     chunks = train(model, cases)
     assert all(distance(whole[n]["weights"], chunks[n]["weights"]) < EXACT for n in whole)
 
@@ -269,7 +269,8 @@ def test_the_base_is_left_as_it_was(cases, fails):
         start = new_stack(model, [c.student.spec for c in cases()])
         for (group, row), index in zip(start.student_rows(), start.order, strict=True):
             weights = trained[cases()[index].student.name]["weights"]
-            assert all(not torch.equal(weights[n], group.views[n][row]) for n in weights), "every trained tensor moved"
+            before = group.tensors(row)
+            assert all(not torch.equal(weights[n], before[n]) for n in weights), "every trained tensor moved"
     except InterruptedError:
         assert fails
     after, modules_after = state()
@@ -467,8 +468,6 @@ def test_rows_that_cannot_be_trained_on(rows, window, message):
         ([case("x", rank=17)], "Rank 17 is above the width 16 of model.layers.0.self_attn"),
         ([case("x", targets=("q_prj",))], "no linear layer named 'q_prj'.*q_proj"),
         ([case("x"), case("y", method="full")], "LoRA students and full fine-tunes"),
-        ([case("x"), case("y", targets=("q_proj",))], "different layers"),
-        ([case("x", method="full"), case("y", method="full", optimizer="sgd")], "different optimizers"),
     ],
 )
 def test_students_that_cannot_be_packed(cases, message):

@@ -147,7 +147,7 @@ class Execution:
                 "train_loss": float(np.mean(tail)) if tail else None,
                 "diverged_at": trained.diverged_at,
                 "optimizer": trained.optimizer,
-                "trainable_parameters": int(trained.group.flat.shape[1]),
+                "trainable_parameters": trained.parameters,
                 "rows": len(students[trained.index].rows),
                 "label": stage.student.label,
             }

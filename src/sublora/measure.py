@@ -11,7 +11,6 @@ from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.seeds import generator
-from sublora.train.pack import student_losses
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRows, assemble
 from sublora.train.stack import Stack
@@ -106,9 +105,9 @@ def heldout_losses(base: Base, stack: Stack | None, rows: Sequence[TokenRows], b
         for at in range(0, count, batch):
             # a student that has no rows left reads its last one again, which no longer counts
             chosen = [np.arange(min(at, len(r) - 1), min(len(r), at + batch)) for r in rows]
-            losses = student_losses(packed, assemble(rows, chosen)).double().cpu().numpy()
+            losses = packed.losses(assemble(rows, chosen)).double().cpu().numpy()
             left = np.array([at < len(r) for r in rows])
-            tokens = left * np.array([(r.lengths[c] - r.prompts[c]).sum() for r, c in zip(rows, chosen, strict=True)])
+            tokens = left * np.array([r.loss[c].sum() for r, c in zip(rows, chosen, strict=True)])
             total, weight = total + losses * tokens, weight + tokens
     out = np.zeros(size)
     out[order] = total / weight

@@ -1,67 +1,67 @@
-"""Optimizers over a group's flat buffers: the arithmetic of torch.optim, with each student's own hyper-parameters as a column."""
-
-from collections.abc import Sequence
+"""Optimizers over a student's row of parameters: torch's own functions, each student with its own hyper-parameters."""
 
 import torch
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import Group
 
 
-def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+class RowOptimizer:
+    """The optimizer of one student. `flat` and `grad` are its (P,) parameters and gradient; state tensors are (P,) too."""
 
-
-class FlatOptimizer:
-    """AdamW or SGD for one group; `specs` in the order of the group's rows. State tensors are (K_g, P) like the parameters."""
-
-    def __init__(self, group: Group, specs: Sequence[StudentSpec]) -> None:
-        assert len({s.optimizer for s in specs}) == 1, "students of one group have the same optimizer"
-        self.group, self.specs, self.name = group, list(specs), specs[0].optimizer
-        flat = group.flat
-        self.state: dict[str, torch.Tensor] = {}
-        if self.name == "adamw":
-            self.state = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
-        elif any(s.momentum for s in specs):
-            self.state = {"momentum": torch.zeros_like(flat)}
-        self.clip = _column([s.clip for s in specs], flat)
-        self.decay = _column([s.weight_decay for s in specs], flat)
-        self.beta1 = _column([s.betas[0] for s in specs], flat)
-        self.beta2 = _column([s.betas[1] for s in specs], flat)
-        self.eps = _column([s.eps for s in specs], flat)
-        self.momentum = _column([s.momentum for s in specs], flat)
+    def __init__(self, spec: StudentSpec, flat: torch.Tensor) -> None:
+        self.spec = spec
+        names = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",) if spec.momentum else ()}[spec.optimizer]
+        self.state: dict[str, torch.Tensor] = {name: torch.zeros_like(flat) for name in names}
 
     @torch.no_grad()
-    def step(self, step: int, rates: Sequence[float], alive: Sequence[bool]) -> torch.Tensor:
-        """Clip each student's gradient by its own norm and update; students that are not alive stay. Returns norms (K_g,)."""
-        grad, flat = self.group.grad, self.group.flat
-        assert grad is not None
-        if not all(alive):
-            grad[[i for i, ok in enumerate(alive) if not ok]] = 0.0
-        norms = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-        grad.mul_(torch.clamp(self.clip / (norms + 1e-6), max=1.0))
-        lr = _column([r if ok else 0.0 for r, ok in zip(rates, alive, strict=True)], flat)
-        if self.name == "adamw":
-            flat.mul_(1.0 - lr * self.decay)
-            mean, square = self.state["exp_avg"], self.state["exp_avg_sq"]
-            mean.add_((grad - mean).mul_(1.0 - self.beta1))
-            square.mul_(self.beta2).add_((grad * grad).mul_(1.0 - self.beta2))
-            first, second = 1.0 - self.beta1 ** (step + 1), 1.0 - self.beta2 ** (step + 1)
-            flat.sub_(mean / (square.sqrt().div_(second.sqrt()).add_(self.eps)) * (lr / first))
-            return norms.squeeze(1)
-        grad.add_(flat * self.decay)  # torch's SGD couples the decay with the gradient
-        if "momentum" in self.state:
-            buffer = self.state["momentum"]
-            # torch's first step takes the gradient itself, which a zero buffer gives as well (no dampening)
-            buffer.mul_(self.momentum).add_(grad)
-            flat.sub_(lr * buffer)
-        else:
-            flat.sub_(lr * grad)
-        return norms.squeeze(1)
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        """Update `flat` with an already clipped gradient; `step` counts from 0."""
+        s = self.spec
+        if s.optimizer == "adamw":
+            adamw(
+                [flat],
+                [grad],
+                [self.state["exp_avg"]],
+                [self.state["exp_avg_sq"]],
+                [],
+                [torch.tensor(float(step), device=flat.device)],
+                fused=True,
+                amsgrad=False,
+                beta1=s.betas[0],
+                beta2=s.betas[1],
+                lr=rate,
+                weight_decay=s.weight_decay,
+                eps=s.eps,
+                maximize=False,
+            )
+            return
+        sgd(
+            [flat],
+            [grad],
+            # a first step takes the gradient itself, which a buffer of zeros gives as well (no dampening)
+            [self.state.get("momentum")],
+            fused=True,
+            weight_decay=s.weight_decay,
+            momentum=s.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
-    def describe(self, row: int) -> str:
+    def describe(self) -> str:
         """What really runs, for the manifest."""
-        s = self.specs[row]
-        if self.name == "adamw":
+        s = self.spec
+        if s.optimizer == "adamw":
             return f"AdamW(betas={s.betas}, eps={s.eps:g}, weight_decay={s.weight_decay:g}, clip={s.clip:g})"
         return f"SGD(momentum={s.momentum:g}, weight_decay={s.weight_decay:g}, clip={s.clip:g})"
+
+
+@torch.no_grad()
+def clip(grad: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """Scale each row of grad (K_g, P) in place to a norm of at most its own of `most` (K_g,); returns the norms before, (K_g,)."""
+    norms = torch.linalg.vector_norm(grad, dim=1)
+    grad.mul_((most / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
+    return norms

@@ -5,27 +5,25 @@ comes from its own seed. It leaves the pack when it is done.
 """
 
 import json
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.utils.checkpoint
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
-from sublora.train.optimizers import FlatOptimizer
+from sublora.errors import SubloraError
+from sublora.train.fit import divide
+from sublora.train.optimizers import RowOptimizer, clip
 from sublora.train.packed_model import PackedModel, evaluating, quiet_gradients
-from sublora.train.rows import StepBatch, TokenRows, assemble, rows_of_step
+from sublora.train.rows import TokenRows, assemble, rows_of_step
 from sublora.train.spec import StudentSpec, learning_rate, total_steps
 from sublora.train.stack import Group, new_stack
-
-LOGITS_AT_ONCE = 2**27  # numbers in a chunk of logits; above it the cross-entropy is recomputed chunk by chunk
 
 
 @dataclass(frozen=True)
@@ -54,46 +52,12 @@ class Trained:
     @property
     def weights(self) -> torch.Tensor:
         """All its parameters in one row, for `stack_weights`."""
-        return self.group.flat[self.row].detach().clone()
+        return self.group.unpad(self.row, self.group.flat[self.row].detach())
 
-
-def student_losses(model: PackedModel, batch: StepBatch) -> torch.Tensor:
-    """Mean cross-entropy per completion token of each student, (K,), in nats."""
-    device = next(model.model.parameters()).device
-    k = batch.where.shape[0]
-    ids = torch.from_numpy(batch.ids).to(device)
-    rows = ids.shape[0] // k
-    cache, p = None, batch.prefix.shape[1]
-    if p:
-        # the shared prefix is read once for each student; its keys and values carry gradients to all of the student's rows
-        cache = model.new_cache()
-        model.hidden(torch.from_numpy(batch.prefix).to(device), cache)
-        cache.batch_repeat_interleave(rows)
-    picked = model.hidden_at(ids, torch.from_numpy(batch.where).to(device), cache, position=p)
-    targets, weights = torch.from_numpy(batch.targets).to(device), torch.from_numpy(batch.weights).to(device)
-    vocabulary = model.head.weight.shape[0]
-    chunk = max(1, LOGITS_AT_ONCE // (k * vocabulary))
-    if picked.shape[1] <= chunk:
-        return _chunk_loss(model, picked, targets, weights)
-    parts = [
-        torch.utils.checkpoint.checkpoint(
-            _chunk_loss,
-            model,
-            picked[:, i : i + chunk],
-            targets[:, i : i + chunk],
-            weights[:, i : i + chunk],
-            use_reentrant=False,
-        )
-        for i in range(0, picked.shape[1], chunk)
-    ]
-    return torch.stack(parts).sum(0)
-
-
-def _chunk_loss(model: PackedModel, picked: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    k, m, d = picked.shape
-    logits = model.logits(picked.reshape(k * m, d))
-    each = F.cross_entropy(logits, targets.reshape(-1), reduction="none").view(k, m)
-    return (each * weights.to(each.dtype)).sum(1)
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained."""
+        return sum(t.numel() for t in self.group.tensors(self.row).values())
 
 
 @dataclass
@@ -104,89 +68,84 @@ class Checkpoint:
     every: float = 120.0
 
 
-class _Active:
-    """The students that still train, with their stack, optimizers and histories."""
+class _Part:
+    """Students that train together, with their stack, optimizers and histories; `step` steps are done."""
 
-    def __init__(self, model: nn.Module, students: Sequence[Student], keep: list[int]) -> None:
-        self.students = [students[i] for i in keep]
-        stack = new_stack(model, [s.spec for s in self.students])
-        self.indices = [keep[i] for i in stack.order]
+    def __init__(self, model: nn.Module, students: Sequence[Student], indices: Sequence[int], step: int) -> None:
+        chosen = [students[i] for i in sorted(indices)]
+        self.stack = new_stack(model, [s.spec for s in chosen])
+        self.indices = [sorted(indices)[i] for i in self.stack.order]
         self.students = [students[i] for i in self.indices]
-        self.stack = stack
+        self.step = step
         self.optimizers = [
-            FlatOptimizer(g, [s.spec for s in self.students[part]])
-            for g, part in zip(stack.groups, stack.slices(), strict=True)
+            RowOptimizer(s.spec, group.flat[row])
+            for s, (group, row) in zip(self.students, self.stack.student_rows(), strict=True)
         ]
         self.losses: list[list[float]] = [[] for _ in self.indices]
         self.norms: list[list[float]] = [[] for _ in self.indices]
         self.diverged: list[int | None] = [None] * len(self.indices)
 
-    def rows(self) -> Iterator[tuple[int, Group, int, FlatOptimizer]]:
-        place = 0
-        for group, optimizer in zip(self.stack.groups, self.optimizers, strict=True):
-            for row in range(group.flat.shape[0]):
-                yield place, group, row, optimizer
-                place += 1
+    def state(self, place: int) -> dict[str, torch.Tensor]:
+        """All numbers of the student at `place`, without padding."""
+        group, row = self.stack.student_rows()[place]
+        numbers = {"flat": group.flat[row], **self.optimizers[place].state}
+        return {name: group.unpad(row, values) for name, values in numbers.items()}
 
-    def without(self, model: nn.Module, students: Sequence[Student], done: set[int]) -> "_Active | None":
-        """The same trainings, those of `done` left out."""
-        keep = [i for i in self.indices if i not in done]
-        if not keep:
+    def restore(self, place: int, state: Mapping[str, torch.Tensor]) -> None:
+        group, row = self.stack.student_rows()[place]
+        for name, target in {"flat": group.flat[row], **self.optimizers[place].state}.items():
+            target.copy_(group.pad(row, state[name].to(target.device)))
+
+    def some(self, model: nn.Module, students: Sequence[Student], indices: Sequence[int]) -> "_Part":
+        """The same trainings, these students only."""
+        part = _Part(model, students, indices, self.step)
+        for place, index in enumerate(part.indices):
+            was = self.indices.index(index)
+            part.restore(place, self.state(was))
+            part.losses[place], part.norms[place] = self.losses[was], self.norms[was]
+            part.diverged[place] = self.diverged[was]
+        return part
+
+
+def _save(parts: Sequence[_Part], path: Path, identity: str) -> None:
+    tensors, meta = {}, []
+    for part in parts:
+        for place, index in enumerate(part.indices):
+            tensors |= {f"{index}.{name}": values.contiguous() for name, values in part.state(place).items()}
+        histories = {"losses": part.losses, "norms": part.norms, "diverged": part.diverged}
+        meta.append({"step": part.step, "indices": part.indices, **histories})
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, {"identity": identity, "parts": json.dumps(meta)})
+    temporary.replace(path)
+
+
+def _load(model: nn.Module, students: Sequence[Student], path: Path, identity: str) -> list[_Part] | None:
+    """The parts that a checkpoint holds; None where it belongs to another training."""
+    with safe_open(path, "pt") as file:
+        meta, parts = file.metadata(), []
+        if meta["identity"] != identity:
             return None
-        rest = _Active(model, students, sorted(keep))
-        old = {self.indices[place]: (place, group, row, opt) for place, group, row, opt in self.rows()}
-        for place, group, row, optimizer in rest.rows():
-            was, old_group, old_row, old_optimizer = old[rest.indices[place]]
-            group.flat[row] = old_group.flat[old_row]
-            for name, tensor in optimizer.state.items():
-                tensor[row] = old_optimizer.state[name][old_row]
-            rest.losses[place], rest.norms[place], rest.diverged[place] = (
-                self.losses[was],
-                self.norms[was],
-                self.diverged[was],
-            )
-        return rest
-
-    def save(self, path: Path, step: int, identity: str) -> None:
-        tensors = {}
-        for number, (group, optimizer) in enumerate(zip(self.stack.groups, self.optimizers, strict=True)):
-            tensors[f"{number}.flat"] = group.flat
-            tensors |= {f"{number}.{name}": t for name, t in optimizer.state.items()}
-        history = {"losses": self.losses, "norms": self.norms, "diverged": self.diverged}
-        meta = {
-            "step": str(step),
-            "identity": identity,
-            "indices": json.dumps(self.indices),
-            "history": json.dumps(history),
-        }
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, meta)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            history = json.loads(file.metadata()["history"])
-            for number, (group, optimizer) in enumerate(zip(self.stack.groups, self.optimizers, strict=True)):
-                group.flat.copy_(file.get_tensor(f"{number}.flat"))
-                for name, tensor in optimizer.state.items():
-                    tensor.copy_(file.get_tensor(f"{number}.{name}"))
-        self.losses, self.norms, self.diverged = history["losses"], history["norms"], history["diverged"]
+        for kept in json.loads(meta["parts"]):
+            part = _Part(model, students, kept["indices"], kept["step"])
+            for place, index in enumerate(part.indices):
+                was = kept["indices"].index(index)
+                part.losses[place], part.norms[place] = kept["losses"][was], kept["norms"][was]
+                part.diverged[place] = kept["diverged"][was]
+                part.restore(place, {n: file.get_tensor(f"{index}.{n}") for n in part.state(place)})
+            parts.append(part)
+    return parts
 
 
-def _resume(
+def _resumed(
     model: nn.Module, students: Sequence[Student], checkpoint: Checkpoint | None, identity: str
-) -> tuple[_Active, int]:
-    if checkpoint is not None and checkpoint.path.exists():
-        try:
-            with safe_open(checkpoint.path, "pt") as file:
-                meta = file.metadata()
-            if meta["identity"] == identity:
-                active = _Active(model, students, sorted(json.loads(meta["indices"])))
-                active.load(checkpoint.path)
-                return active, int(meta["step"])
-        except Exception:  # a damaged checkpoint costs the time since the start, never the run
-            checkpoint.path.unlink(missing_ok=True)
-    return _Active(model, students, list(range(len(students)))), 0
+) -> list[_Part] | None:
+    if checkpoint is None or not checkpoint.path.exists():
+        return None
+    try:
+        return _load(model, students, checkpoint.path, identity)
+    except Exception:  # a damaged checkpoint costs the time since the start, never the run
+        checkpoint.path.unlink(missing_ok=True)
+        return None
 
 
 def train_pack(
@@ -196,89 +155,140 @@ def train_pack(
     *,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    memory: int | None = None,
+    recompute: bool = False,
 ) -> None:
     """Train all students; `on_finished` gets each one as soon as it is done, `on_step(step, steps, tokens)` counts.
 
-    A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the others go on.
-    Raises SubloraError where a student cannot be trained on this base (rank, layers).
+    A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the others go on. With `memory`
+    (bytes that are free) the pack is divided beforehand so that each part should fit; where memory runs out all the same, a part is
+    halved and goes on from where it was, and `on_notice` gets a sentence. `recompute` is gradient checkpointing.
+    Raises SubloraError where a student cannot be trained on this base (rank, layers), or alone does not fit.
     """
     if not students:
         return
     identity = json.dumps([[s.name, s.spec.model_dump(mode="json"), s.rows.digest] for s in students], sort_keys=True)
     # gradients accumulate into slices of one buffer on purpose; a filter for good, as packs may train in several threads
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    longest = max(s.steps for s in students)
     with evaluating(model), quiet_gradients(model):
-        active, step = _resume(model, students, checkpoint, identity)
-        longest = max(s.steps for s in students)
-        current: _Active | None = active
-        while current is not None:
-            step = _train_until_one_is_done(model, current, step, longest, checkpoint, identity, on_step)
-            done = {i for i, s in zip(current.indices, current.students, strict=True) if s.steps <= step}
-            for place, group, row, optimizer in current.rows():
-                if current.indices[place] in done:
-                    on_finished(
-                        Trained(
-                            current.indices[place],
-                            group,
-                            row,
-                            current.losses[place],
-                            current.diverged[place],
-                            optimizer.describe(row),
-                            current.norms[place],
-                        )
-                    )
-            current = current.without(model, students, done)
-            if current is not None and checkpoint is not None:
-                current.save(checkpoint.path, step, identity)
+        parts = _resumed(model, students, checkpoint, identity)
+        if parts is None:
+            divided = divide(model, students, memory, recompute) if memory else [list(range(len(students)))]
+            parts = [_Part(model, students, indices, 0) for indices in divided]
+        while parts:
+            keep = None if checkpoint is None else _Keeper(checkpoint, parts, identity)
+            part = parts.pop(0)
+            try:
+                _train_until_one_is_done(model, part, longest, recompute, keep, on_step)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                halves, recompute, sentence = _smaller(model, students, part, recompute)
+                parts[:0] = halves
+                if on_notice is not None:
+                    on_notice(sentence)
+                continue
+            done = [i for i, s in zip(part.indices, part.students, strict=True) if s.steps <= part.step]
+            for place, (group, row) in enumerate(part.stack.student_rows()):
+                if part.indices[place] in done:
+                    diverged, optimizer = part.diverged[place], part.optimizers[place].describe()
+                    losses, norms = part.losses[place], part.norms[place]
+                    on_finished(Trained(part.indices[place], group, row, losses, diverged, optimizer, norms))
+            left = [i for i in part.indices if i not in done]
+            if left:
+                parts.insert(0, part.some(model, students, left))
+            if parts and checkpoint is not None:
+                _save(parts, checkpoint.path, identity)
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
 
 
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _smaller(
+    model: nn.Module, students: Sequence[Student], part: _Part, recompute: bool
+) -> tuple[list[_Part], bool, str]:
+    """(what to train instead of a part that did not fit, whether to recompute from now on, a sentence)."""
+    for group in part.stack.groups:
+        group.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    count = len(part.indices)
+    if count > 1:
+        middle = (count + 1) // 2
+        halves = [part.some(model, students, indices) for indices in (part.indices[:middle], part.indices[middle:])]
+        return halves, recompute, f"Memory ran out with {count} students in a pack; it goes on with {middle} at a time."
+    if not recompute:
+        sentence = (
+            f"Memory ran out with the student {part.students[0].name} alone; it goes on with gradient checkpointing."
+        )
+        return [part], True, sentence
+    raise SubloraError(
+        f"The student {part.students[0].name} does not fit into memory, even alone and with gradient checkpointing; give a smaller "
+        "train.batch_size, shorter rows or a smaller rank."
+    )
+
+
+class _Keeper:
+    """Writes checkpoints of all parts, the one that trains first, every `checkpoint.every` seconds."""
+
+    def __init__(self, checkpoint: Checkpoint, parts: Sequence[_Part], identity: str) -> None:
+        self.checkpoint, self.parts, self.identity, self.saved = checkpoint, list(parts), identity, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.saved > self.checkpoint.every:
+            _save(self.parts, self.checkpoint.path, self.identity)
+            self.saved = time.monotonic()
+
+
 def _train_until_one_is_done(
     model: nn.Module,
-    active: _Active,
-    step: int,
+    part: _Part,
     longest: int,
-    checkpoint: Checkpoint | None,
-    identity: str,
+    recompute: bool,
+    keep: _Keeper | None,
     on_step: Callable[[int, int, int], None] | None,
-) -> int:
-    stop = min(s.steps for s in active.students)
-    for group in active.stack.groups:
+) -> None:
+    stop = min(s.steps for s in part.students)
+    for group in part.stack.groups:
         group.train()
-    saved = time.monotonic()
-    with PackedModel(model, active.stack) as packed:
-        while step < stop:
-            chosen = [rows_of_step(s.spec, len(s.rows), step) for s in active.students]
-            batch = assemble([s.rows for s in active.students], chosen)
-            packed.form_weights(batch.ids.size // len(active.students))
-            losses = student_losses(packed, batch)
+    with PackedModel(model, part.stack, recompute=recompute) as packed:
+        while part.step < stop:
+            chosen = [rows_of_step(s.spec, len(s.rows), part.step) for s in part.students]
+            batch = assemble([s.rows for s in part.students], chosen)
+            packed.form_weights(batch.ids.size // len(part.students))
+            losses = packed.losses(batch)
             losses.sum().backward()
-            _update(active, step, losses.detach())
-            step += 1
+            _update(part, losses.detach())
+            part.step += 1
             if on_step is not None:
-                on_step(step, longest, batch.tokens)
-            if checkpoint is not None and time.monotonic() - saved > checkpoint.every:
-                active.save(checkpoint.path, step, identity)
-                saved = time.monotonic()
-    for group in active.stack.groups:
+                on_step(part.step, longest, batch.tokens)
+            if keep is not None:
+                keep()
+    for group in part.stack.groups:
         group.freeze()
-    return step
 
 
-def _update(active: _Active, step: int, losses: torch.Tensor) -> None:
+def _update(part: _Part, losses: torch.Tensor) -> None:
     values = losses.tolist()
-    for optimizer, part in zip(active.optimizers, active.stack.slices(), strict=True):
-        group, places = optimizer.group, range(part.start, part.stop)
+    for group, slice_ in zip(part.stack.groups, part.stack.slices(), strict=True):
         assert group.grad is not None
-        finite = torch.isfinite(group.grad.sum(dim=1)).tolist()
-        for place, fine in zip(places, finite, strict=True):
-            if active.diverged[place] is None and not (fine and np.isfinite(values[place])):
-                active.diverged[place] = step
-        alive = [active.diverged[place] is None for place in places]
-        rates = [learning_rate(s.spec, step, s.steps) for s in active.students[part]]
-        norms = optimizer.step(step, rates, alive).tolist()
+        places = range(slice_.start, slice_.stop)
+        most = torch.tensor(
+            [part.students[p].spec.clip for p in places], dtype=group.flat.dtype, device=group.flat.device
+        )
+        norms = clip(group.grad, most).tolist()
+        for row, (place, norm) in enumerate(zip(places, norms, strict=True)):
+            student = part.students[place]
+            if part.diverged[place] is None and not (math.isfinite(norm) and math.isfinite(values[place])):
+                part.diverged[place] = part.step
+            if part.diverged[place] is None:
+                rate = learning_rate(student.spec, part.step, student.steps)
+                part.optimizers[place].step(group.flat[row], group.grad[row], part.step, rate)
+            part.losses[place].append(values[place])
+            part.norms[place].append(norm)
         group.grad.zero_()
-        for place, norm in zip(places, norms, strict=True):
-            active.losses[place].append(values[place])
-            active.norms[place].append(norm)

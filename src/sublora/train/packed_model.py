@@ -1,23 +1,30 @@
-"""One frozen base, K students: layers patched so that a batch of K x B rows runs each student's own weights.
+"""One frozen base, K students: a batch of K x B rows runs each student's own weights.
 
 Two exact forms of a LoRA layer: *low*, the base's product for all rows plus two thin products per student, and *dense*, where
 W + s B A is formed once per step and one batched product does it all. The cheaper one is taken layer by layer.
 Full fine-tunes use the dense form with their own stacked weights; norms and embeddings are stacked too.
+
+Two ways through the model: training the Llama family takes the flat one (flat.py); other models, and scoring with a cache, take the
+model's own forward pass with its layers patched.
 """
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
+from sublora.train.flat import SIBLINGS, family_of, flat_hidden, flatten, take
+from sublora.train.kernels import completion_loss, dense_weights, product, rms_norm
+from sublora.train.rows import StepBatch
 from sublora.train.stack import Stack
 
+# Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
+LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
 # Floating-point operations that cost as much as moving one byte; a rough figure is enough to choose a form.
 FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 250.0}
-
-# Decoder layers of the form x + attention(norm(x)), then h + mlp(norm(h)), under these very names.
-TWO_PART_LAYERS = {"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "MistralDecoderLayer"}
 
 
 def dense_is_cheaper(out_features: int, in_features: int, rank: int, tokens: int, item: int, device: str) -> bool:
@@ -34,19 +41,23 @@ def dense_is_cheaper(out_features: int, in_features: int, rank: int, tokens: int
 class PackedModel:
     """Runs the students of a stack over a Hugging Face causal LM; a context manager, the model is as before on exit.
 
-    `stack=None` runs the base itself as a pack of one. Inputs are (K * B, T), row b of student k at k * B + b.
+    `stack=None` runs the base itself as a pack of one. Inputs are (K * B, T), row b of student k at k * B + b. With `recompute`
+    (gradient checkpointing) the backward pass runs each layer's forward again instead of keeping what it made.
     """
 
-    def __init__(self, model: nn.Module, stack: Stack | None) -> None:
-        self.model, self.stack = model, stack
+    def __init__(self, model: nn.Module, stack: Stack | None, *, recompute: bool = False) -> None:
+        self.model, self.stack, self.recompute = model, stack, recompute
         self.size = stack.size if stack else 1
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        layers = getattr(self.decoder, "layers", None)
-        self._last = layers[-1] if layers is not None and type(layers[-1]).__name__ in TWO_PART_LAYERS else None
-        self._patched: list[nn.Module] = []
-        self._weights: dict[str, torch.Tensor | list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._dense: dict[str, bool] = {}
+        self.family = family_of(model)
+        self._patched: list[tuple[nn.Module, object]] = []
+        self._weights: dict[tuple[str, ...], torch.Tensor | list[_Low]] = {}
+        self._frozen: dict[tuple[str, ...], torch.Tensor] = {}
+        self._place: dict[str, tuple[tuple[str, ...], int]] = {}
+        if stack is not None and stack.kind == "lora":
+            for names in _siblings(stack.linears, self.family is not None):
+                self._place |= {name: (names, i) for i, name in enumerate(names)}
 
     def __enter__(self) -> "PackedModel":
         if self.stack is None:
@@ -63,14 +74,21 @@ class PackedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for module in self._patched:
-            del module.forward
-        self._patched.clear()
+        while self._patched:
+            module, before = self._patched.pop()
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
         self._weights.clear()
+        self._frozen.clear()
 
     def _patch(self, module: nn.Module, forward) -> None:
+        self._patched.append((module, vars(module).get("forward")))  # a forward of its own, as accelerate's hooks have
         module.forward = forward
-        self._patched.append(module)
+
+    def _linear(self, name: str) -> nn.Linear:
+        return self.model.get_submodule(name)
 
     def form_weights(self, tokens_per_student: int) -> None:
         """Make the step's weights from the students' parameters; call before the first forward of a step.
@@ -79,43 +97,147 @@ class PackedModel:
         """
         if self.stack is None or self.stack.kind == "full":
             return
-        kind = next(self.model.parameters()).device.type
-        kind = kind if kind in FLOPS_PER_BYTE else "cuda"
-        item = next(self.model.parameters()).element_size()
+        first = next(self.model.parameters())
+        kind, item = (first.device.type if first.device.type in FLOPS_PER_BYTE else "cuda"), first.element_size()
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
-        for name, module in self.stack.linears.items():
-            o, i = module.weight.shape
+        for names in dict.fromkeys(names for names, _ in self._place.values()):
+            o, i = sum(self._linear(n).out_features for n in names), self._linear(names[0]).in_features
             # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form
             dense = item >= 4 and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind)
-            self._dense[name] = dense
-            parts = []
+            self._weights[names] = self._dense(names) if dense else self._low(names)
+
+    def _dense(self, names: tuple[str, ...]) -> torch.Tensor:
+        if names not in self._frozen:
+            weights = [self._linear(n).weight.detach() for n in names]
+            self._frozen[names] = torch.cat(weights) if len(weights) > 1 else weights[0]
+        frozen = self._frozen[names]
+        parts, adapters, start = [], [], 0
+        for name in names:
+            stop = start + self._linear(name).out_features
             for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
-                scale = self.stack.scales[part].view(-1, 1, 1)
-                a, b = group.views[f"{name}.lora_A"], group.views[f"{name}.lora_B"]
-                if dense:
-                    parts.append(torch.baddbmm(module.weight.to(a.dtype), b * scale, a))
-                else:
-                    parts.append((a.to(module.weight.dtype), (b * scale).to(module.weight.dtype)))
-            self._weights[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]) if dense else parts
+                if f"{name}.lora_A" in group.views:
+                    parts.append((part, slice(start, stop), self.stack.scales[part].view(-1, 1, 1)))
+                    adapters += [group.views[f"{name}.lora_A"], group.views[f"{name}.lora_B"]]
+            start = stop
+        return dense_weights(frozen, self.size, parts, adapters)
+
+    def _low(self, names: tuple[str, ...]) -> list["_Low"]:
+        dtype, out = self._linear(names[0]).weight.dtype, []
+        for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
+            scale = self.stack.scales[part].view(-1, 1, 1)
+            own = [i for i, n in enumerate(names) if f"{n}.lora_A" in group.views]
+            if own:
+                a = torch.cat([group.views[f"{names[i]}.lora_A"] for i in own], 1).to(dtype)
+                b = {i: (group.views[f"{names[i]}.lora_B"] * scale).to(dtype) for i in own}
+                out.append(_Low(part, a, b))
+        return out
 
     def _lora_forward(self, name: str, module: nn.Linear):
         def forward(x: torch.Tensor) -> torch.Tensor:
-            k = self.size
-            if self._dense[name]:
-                weight = self._weights[name]
-                rows = x.reshape(k, -1, x.shape[-1])
-                turned = weight.transpose(1, 2)
-                out = torch.bmm(rows, turned) if module.bias is None else torch.baddbmm(module.bias, rows, turned)
-                return out.view(*x.shape[:-1], -1)
-            base = F.linear(x, module.weight, module.bias)
-            rows = x.reshape(k, -1, x.shape[-1])
-            added = [
-                torch.bmm(torch.bmm(rows[part], a.transpose(1, 2)), b.transpose(1, 2))
-                for (a, b), part in zip(self._weights[name], self.stack.slices(), strict=True)
-            ]
-            return base + (torch.cat(added) if len(added) > 1 else added[0]).view_as(base)
+            names, index = self._place[name]
+            rows, weights = x.reshape(self.size, -1, x.shape[-1]), self._weights[names]
+            if isinstance(weights, torch.Tensor):
+                start = sum(self._linear(n).out_features for n in names[:index])
+                out = product(rows, weights[:, start : start + module.out_features], module.bias)
+            else:
+                thin = [low.thin(rows, index) for low in weights]
+                out = self._added(module, rows, weights, index, thin)
+            return out.view(*x.shape[:-1], -1)
 
         return forward
+
+    def _added(
+        self, module: nn.Linear, rows: torch.Tensor, lows: list["_Low"], index: int, thin: list[torch.Tensor | None]
+    ) -> torch.Tensor:
+        """The base's product for all rows plus each adapter's second thin product, (K, M, o)."""
+        base = F.linear(rows, module.weight, module.bias)
+        out, at = [], 0
+        for low, h in zip(lows, thin, strict=True):
+            if h is None:
+                continue
+            if low.part.start > at:
+                out.append(base[at : low.part.start])
+            out.append(torch.baddbmm(base[low.part], h, low.b[index].mT))
+            at = low.part.stop
+        if at < self.size:
+            out.append(base[at:])
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+    def _flat_linear(self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """Outputs of sibling layers side by side, (K, M, o), plus the residual."""
+        modules = [self._linear(n) for n in names]
+        biases = [m.bias for m in modules]
+        if self.stack.kind == "full":
+            weight = self.stack.groups[0].joint(tuple(f"{n}.weight" for n in names))
+            if weight is not None and all(b is None for b in biases):
+                return product(x, weight, None, residual)
+            views = self.stack.groups[0].views
+            own = [
+                views[f"{n}.bias"].unsqueeze(1) if b is not None else None for n, b in zip(names, biases, strict=True)
+            ]
+            parts = [product(x, views[f"{n}.weight"], b) for n, b in zip(names, own, strict=True)]
+        else:
+            placed = self._place.get(names[0])
+            weights = self._weights[placed[0]] if placed else []
+            if isinstance(weights, torch.Tensor):
+                whole = [
+                    b if b is not None else m.weight.new_zeros(m.out_features)
+                    for m, b in zip(modules, biases, strict=True)
+                ]
+                bias = None if all(b is None for b in biases) else torch.cat(whole)
+                return product(x, weights, bias, residual)
+            parts = self._low_parts(names, modules, weights, x)
+        out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        return out if residual is None else residual + out
+
+    def _low_parts(
+        self, names, modules: Sequence[nn.Linear], lows: list["_Low"], x: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Sibling layers in the low form; the first thin product of all siblings is one."""
+        thin = [dict(zip(low.b, torch.bmm(x[low.part], low.a.mT).chunk(len(low.b), -1), strict=True)) for low in lows]
+        return [self._added(module, x, lows, i, [h.get(i) for h in thin]) for i, module in enumerate(modules)]
+
+    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        module = self.model.get_submodule(name)
+        full = self.stack is not None and self.stack.kind == "full"
+        weight = self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1) if full else module.weight
+        return rms_norm(x, weight, module.variance_epsilon)
+
+    def losses(self, batch: StepBatch) -> torch.Tensor:
+        """Mean cross-entropy per completion token of each student, (K,), in nats."""
+        device = self.head.weight.device
+        if self.family is not None and self.stack is not None:
+            flat = flatten(batch, self.family.heads, device)
+            picked = flat_hidden(self.family, flat, self._flat_linear, self._norm, self.recompute)
+        else:
+            picked = self._padded_hidden(batch, device)
+        head, bias = self.head.weight, getattr(self.head, "bias", None)
+        if self.stack is not None and self.stack.kind == "full":
+            views, names = self.stack.groups[0].views, {id(p): n for n, p in self.model.named_parameters()}
+            bias = None if bias is None else views[names[id(bias)]].unsqueeze(1)
+            head = views[names[id(head)]]
+        at_once = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
+        targets, weights = torch.from_numpy(batch.targets).to(device), torch.from_numpy(batch.weights).to(device)
+        return completion_loss(picked, head, bias, targets, weights, self.softcap, at_once)
+
+    def _padded_hidden(self, batch: StepBatch, device: torch.device) -> torch.Tensor:
+        """Hidden states (K, m, d) at the places that carry loss, by the model's own forward pass over padded rows."""
+        ids, prefix = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.prefix).to(device)
+        where, p = torch.from_numpy(batch.where).to(device), batch.prefix.shape[1]
+        rows = batch.sizes.shape[1]
+        if self.recompute and p:  # a cache is filled on the way and cannot be filled again
+            ids = torch.cat((prefix.repeat_interleave(rows, 0), ids), 1)
+            where = where + p * (where // batch.ids.shape[1] + 1)
+            p = 0
+        cache = None
+        if p:
+            # the shared prefix is read once for each student; its keys and values carry gradients to all of the student's rows
+            cache = self.new_cache()
+            self.hidden(prefix, cache)
+            cache.batch_repeat_interleave(rows)
+        with _recomputing(self.decoder, self.recompute):
+            hidden = self.hidden(ids, cache, position=p)
+        return take(hidden.view(self.size, -1, hidden.shape[-1]), where)
 
     def _patch_full(self) -> None:
         """Every module that owns parameters gets a forward that uses the students' own, stacked."""
@@ -191,27 +313,6 @@ class PackedModel:
         )
         return out.last_hidden_state
 
-    def hidden_at(self, ids: torch.Tensor, where: torch.Tensor, cache=None, position: int = 0) -> torch.Tensor:
-        """Last hidden states (K, M, d) of chosen places; `where` (K, M) counts a student's B * T positions.
-
-        After the last attention no position needs another one, so the rest of the model runs on the chosen ones alone where the
-        last layer has the usual form.
-        """
-        last = self._last
-        if last is None:
-            return take(self.hidden(ids, cache, position), where)
-
-        def forward(hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
-            attended, _ = last.self_attn(hidden_states=last.input_layernorm(hidden_states), **kwargs)
-            chosen = take(hidden_states + attended, where)
-            return chosen + last.mlp(last.post_attention_layernorm(chosen))
-
-        last.forward = forward
-        try:
-            return self.hidden(ids, cache, position)
-        finally:
-            del last.forward
-
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits (K * M, V) of hidden states (K * M, d), M rows a student, in at least float32."""
         out = self.head(rows)
@@ -224,10 +325,51 @@ class PackedModel:
         return DynamicCache(config=self.model.config)
 
 
-def take(hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Rows `where` (K, M) of each student's B * T positions of hidden (K * B, T, d): (K, M, d)."""
-    k, width = where.shape[0], hidden.shape[-1]
-    return hidden.reshape(k, -1, width).gather(1, where.unsqueeze(-1).expand(-1, -1, width))
+class _Low:
+    """One group's part of sibling layers in the low form: `a` (K_g, siblings * r, i), `b[i]` (K_g, o_i, r) with the scale in it."""
+
+    def __init__(self, part: slice, a: torch.Tensor, b: dict[int, torch.Tensor]) -> None:
+        self.part, self.a, self.b = part, a, b
+
+    def thin(self, rows: torch.Tensor, index: int) -> torch.Tensor | None:
+        """x A^T of one sibling, (K_g, M, r), or None where the group has no adapter there."""
+        if index not in self.b:
+            return None
+        rank, at = self.a.shape[1] // len(self.b), list(self.b).index(index)
+        return torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
+
+
+def _siblings(names: Sequence[str], together: bool) -> list[tuple[str, ...]]:
+    """The layers with adapters, those that read the same input as one tuple (all of them, adapted or not) where `together`."""
+    out: dict[tuple[str, ...], None] = {}
+    for name in names:
+        found = next((s for s in SIBLINGS if together and any(name.endswith("." + n) for n in s)), None)
+        if found is None:
+            out[(name,)] = None
+        else:
+            stem = name.removesuffix(next(n for n in found if name.endswith("." + n)))
+            out[tuple(stem + n for n in found)] = None
+    return list(out)
+
+
+@contextmanager
+def _recomputing(decoder: nn.Module, on: bool):
+    """Every decoder layer keeps its input only, and runs again in the backward pass."""
+    layers = list(decoder.layers) if on else []
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        plain = layer.forward
+        layer.forward = lambda *a, _plain=plain, **k: torch.utils.checkpoint.checkpoint(
+            _plain, *a, use_reentrant=False, **k
+        )
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
 
 
 class _Unpatched(nn.Module):

@@ -13,19 +13,25 @@ from sublora.train.spec import StudentSpec
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: the rendered prompt's ids and the completion's, the end-of-turn token last."""
+    """One row: the rendered prompt's ids and the completion's, the end-of-turn token last.
+
+    `loss`: which tokens of the completion carry loss; None for all of them.
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+    loss: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """A student's rows as arrays: `ids` (n, L) padded with 0, `lengths` (n,) of prompt plus completion, `prompts` (n,)."""
+    """A student's rows as arrays: `ids` (n, L) padded with 0, `lengths` (n,) of prompt plus completion, `prompts` (n,), and
+    `loss` (n, L), whether a token is one that the student learns to write."""
 
     ids: np.ndarray
     lengths: np.ndarray
     prompts: np.ndarray
+    loss: np.ndarray
     shared: int  # tokens that all prompts have in common from the start, at least one token of each prompt left out
 
     def __len__(self) -> int:
@@ -34,18 +40,24 @@ class TokenRows:
     @property
     def digest(self) -> str:
         """A hash of the rows, to tell them from others."""
-        parts = (np.ascontiguousarray(part).tobytes() for part in (self.ids, self.lengths, self.prompts))
+        parts = (np.ascontiguousarray(part).tobytes() for part in (self.ids, self.lengths, self.prompts, self.loss))
         return hashlib.blake2b(b"|".join(parts), digest_size=10).hexdigest()
 
 
 def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenRows:
-    """Check and stack rows. Raises SubloraError: no rows, an empty prompt or completion, a row above the context window."""
+    """Check and stack rows. Raises SubloraError: no rows, an empty prompt or completion, a loss mask of another length or without
+    any token, a row above the context window."""
     if not rows:
         raise SubloraError(f"There are no rows to train on in {what}; see its reject counts.")
     for index, row in enumerate(rows):
         if not row.prompt or not row.completion:
             raise SubloraError(
                 f"Row {index} of {what} has an empty {'completion' if row.prompt else 'prompt'}; remove it."
+            )
+        if row.loss is not None and (len(row.loss) != len(row.completion) or not any(row.loss)):
+            raise SubloraError(
+                f"The loss mask of row {index} of {what} has {sum(row.loss)} of {len(row.loss)} tokens on, for a completion of "
+                f"{len(row.completion)}; give one value for each token, at least one of them on, or leave the row out."
             )
     lengths = np.array([len(r.prompt) + len(r.completion) for r in rows])
     if window is not None and lengths.max() > window:
@@ -54,13 +66,15 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
             f"Row {index} of {what} has {lengths[index]} tokens, the model reads at most {window}; shorten or remove it."
         )
     ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+    loss = np.zeros(ids.shape, dtype=bool)
     for i, row in enumerate(rows):
         ids[i, : lengths[i]] = row.prompt + row.completion
+        loss[i, len(row.prompt) : lengths[i]] = True if row.loss is None else row.loss
     prompts = np.array([len(r.prompt) for r in rows])
     limit = int(prompts.min()) - 1
     same = (ids[:, :limit] == ids[0, :limit]).all(axis=0)
     shared = limit if same.all() else int(same.argmin())
-    return TokenRows(ids, lengths, prompts, shared)
+    return TokenRows(ids, lengths, prompts, loss, shared)
 
 
 def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
@@ -73,12 +87,15 @@ def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """K students' rows of one step. `ids` (K * B, T) without the shared prefix (K, P); `where` (K, M) are the places, in
-    a student's B * T positions, whose next token carries loss; `targets` (K, M) those tokens; `weights` (K, M) 1 / count, 0 for
-    padding."""
+    """K students' rows of one step, without the shared prefix (K, P): `ids` (K * B, T), `sizes` (K, B) tokens read of each row.
+
+    `where` (K, m) are the places, in a student's B * T positions, whose next token carries loss; `targets` (K, m) those tokens;
+    `weights` (K, m) 1 / count, 0 for padding.
+    """
 
     prefix: np.ndarray
     ids: np.ndarray
+    sizes: np.ndarray
     where: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
@@ -89,24 +106,22 @@ def assemble(students: Sequence[TokenRows], chosen: Sequence[np.ndarray], share_
     """Stack one step of every student; padding stands on the right, where a causal model cannot see it."""
     k, b = len(students), max(len(c) for c in chosen)
     p = min(s.shared for s in students) if share_prefix else 0
-    width = max(int(s.lengths[c].max()) for s, c in zip(students, chosen, strict=True)) - p
-    # the last token of the longest row is only a target; a row is read up to the one before
-    ids = np.zeros((k, b, width), dtype=np.int64)
+    # the last token of a row is only a target; a row is read up to the one before
+    width = max(int(s.lengths[c].max()) for s, c in zip(students, chosen, strict=True)) - p - 1
+    ids, sizes = np.zeros((k, b, width), np.int64), np.zeros((k, b), np.int64)
     where, targets = [], []
     for i, (s, c) in enumerate(zip(students, chosen, strict=True)):
+        sizes[i, : len(c)] = s.lengths[c] - 1 - p
         take = min(width, s.ids.shape[1] - p)
         ids[i, : len(c), :take] = s.ids[c, p : p + take]
-        column = np.arange(p, p + width)
-        mask = (column >= s.prompts[c, None] - 1) & (column < s.lengths[c, None] - 1)
-        row, at = mask.nonzero()
-        where.append(row * (width - 1) + at)
+        row, at = s.loss[c, p + 1 : p + 1 + width].nonzero()
+        where.append(row * width + at)
         targets.append(s.ids[c[row], at + p + 1])
+    ids[np.arange(width) >= sizes[..., None]] = 0
     m = max(len(w) for w in where)
     out_where, out_targets, weights = np.zeros((k, m), np.int64), np.zeros((k, m), np.int64), np.zeros((k, m))
     for i, (w, t) in enumerate(zip(where, targets, strict=True)):
         out_where[i, : len(w)], out_targets[i, : len(w)], weights[i, : len(w)] = w, t, 1.0 / len(w)
     prefix = np.stack([s.ids[0, :p] for s in students])
-    tokens = int(sum(s.lengths[c].sum() - len(c) for s, c in zip(students, chosen, strict=True)))
-    return StepBatch(
-        prefix, np.ascontiguousarray(ids[:, :, :-1]).reshape(k * b, width - 1), out_where, out_targets, weights, tokens
-    )
+    tokens = int(sizes.sum() + p * sum(len(c) for c in chosen))
+    return StepBatch(prefix, ids.reshape(k * b, width), sizes, out_where, out_targets, weights, tokens)

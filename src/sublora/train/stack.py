@@ -1,13 +1,15 @@
 """The weights of K students side by side: one flat buffer per group of students of equal shape.
 
 A group is (K_g, P): all parameters of each of its students in one row. The tensors that layers use are views into it, and their
-gradients are views into a buffer of the same shape, so that clipping and optimizers are a few operations on whole buffers.
-Students are ordered by group, so that a group is a slice of the pack: ranks are not padded to the largest.
+gradients are views into a buffer of the same shape, so that clipping and optimizers are a few operations on a student's whole row.
+Students are ordered by group, so that a group is a slice of the pack. A group has adapters on the same layers and ranks of one
+order of magnitude, padded with zeros to the largest of them; what is zero has no gradient and stays zero.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,30 +38,87 @@ class Slot:
 
 
 class Group:
-    """Students of one shape: `flat` (K_g, P) float32 (float64 for a float64 model), `grad` alike, `views[name]` (K_g, *shape)."""
+    """Students of one shape: `flat` (K_g, P) float32 (float64 for a float64 model), `grad` alike, `views[name]` (K_g, *shape).
 
-    def __init__(self, rank: int | None, slots: Sequence[Slot], flat: torch.Tensor) -> None:
-        self.rank, self.slots, self.flat = rank, tuple(slots), flat
+    `ranks` are the students' own, `rank` the one that the tensors have; both None for full fine-tunes.
+    """
+
+    def __init__(self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: torch.Tensor) -> None:
+        self.ranks, self.slots, self.flat = tuple(ranks), tuple(slots), flat
+        self.rank = max((r for r in ranks if r is not None), default=None)
         self.grad: torch.Tensor | None = None
         self.views: dict[str, torch.Tensor] = {}
+        self._joint: dict[tuple[str, ...], torch.Tensor | None] = {}
         self._make_views()
 
     def _make_views(self) -> None:
         count = self.flat.shape[0]
         self.views = {s.name: self.flat[:, s.start : s.stop].view(count, *s.shape) for s in self.slots}
+        self._joint.clear()
 
     def train(self) -> None:
         """Make the views leaves whose gradients accumulate into one flat buffer."""
         self.grad = torch.zeros_like(self.flat)
-        count = self.flat.shape[0]
         for slot in self.slots:
-            leaf = self.views[slot.name].detach().requires_grad_()
-            leaf.grad = self.grad[:, slot.start : slot.stop].view(count, *slot.shape)
-            self.views[slot.name] = leaf
+            self.views[slot.name] = self._leaf(slot.start, slot.stop, slot.shape)
+
+    def _leaf(self, start: int, stop: int, shape: tuple[int, ...]) -> torch.Tensor:
+        count = self.flat.shape[0]
+        leaf = self.flat[:, start:stop].view(count, *shape)
+        if self.grad is not None:
+            leaf = leaf.detach().requires_grad_()
+            leaf.grad = self.grad[:, start:stop].view(count, *shape)
+        return leaf
+
+    def joint(self, names: tuple[str, ...]) -> torch.Tensor | None:
+        """Matrices that lie one behind the other as a single one, (K_g, sum of o, i); None where something lies between them.
+
+        A leaf like the views, with a gradient in the same place; use the one or the others in a step.
+        """
+        if names not in self._joint:
+            slots = [next(s for s in self.slots if s.name == name) for name in names]
+            near = all(a.stop == b.start and a.shape[1:] == b.shape[1:] for a, b in itertools.pairwise(slots))
+            shape = (sum(s.shape[0] for s in slots), *slots[0].shape[1:])
+            self._joint[names] = self._leaf(slots[0].start, slots[-1].stop, shape) if near else None
+        return self._joint[names]
 
     def freeze(self) -> None:
         self.grad = None
         self._make_views()
+
+    def tensors(self, row: int) -> dict[str, torch.Tensor]:
+        """A student's own tensors, by name, without the padding of its rank."""
+        return {s.name: _own(self.flat[row], self.ranks[row], s) for s in self.slots}
+
+    def unpad(self, row: int, values: torch.Tensor) -> torch.Tensor:
+        """(P,) numbers, one for each of this row's parameters, without those of the padding."""
+        if self.ranks[row] in (None, self.rank):
+            return values.clone()
+        return torch.cat([_own(values, self.ranks[row], s).reshape(-1) for s in self.slots])
+
+    def pad(self, row: int, values: torch.Tensor) -> torch.Tensor:
+        """The reverse of `unpad`: zeros at the padding."""
+        return padded(values, self.ranks[row], self.slots)
+
+
+def _own(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+    whole = values[slot.start : slot.stop].view(slot.shape)
+    if rank is None:
+        return whole
+    return whole[:rank] if slot.name.endswith("lora_A") else whole[:, :rank]
+
+
+def padded(values: torch.Tensor, rank: int | None, slots: Sequence[Slot]) -> torch.Tensor:
+    """A student's numbers of its own rank, (p,), as a row of `slots`, which may have a larger one."""
+    if rank is None:
+        return values
+    out = values.new_zeros(slots[-1].stop)
+    start = 0
+    for slot in slots:
+        part = _own(out, rank, slot)
+        part.copy_(values[start : start + part.numel()].view(part.shape))
+        start += part.numel()
+    return out
 
 
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
@@ -122,13 +181,21 @@ def master_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
-def _init_lora(slot: Slot, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    if slot.name.endswith("lora_B"):
-        return torch.zeros(slot.shape, dtype=dtype)
-    # peft's default: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))
-    bound = 1.0 / math.sqrt(slot.shape[1])
-    random = torch.Generator().manual_seed(derive_seed("lora-init", seed, slot.name))
-    return torch.empty(slot.shape, dtype=torch.float32).uniform_(-bound, bound, generator=random).to(dtype)
+def _init_lora(slot: Slot, rank: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    out = torch.zeros(slot.shape, dtype=dtype)
+    if slot.name.endswith("lora_A"):
+        # peft's default: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))
+        bound = 1.0 / math.sqrt(slot.shape[1])
+        random = torch.Generator().manual_seed(derive_seed("lora-init", seed, slot.name))
+        drawn = torch.empty((rank, slot.shape[1]), dtype=torch.float32).uniform_(-bound, bound, generator=random)
+        out[:rank] = drawn.to(dtype)
+    return out
+
+
+def rank_class(rank: int | None) -> int:
+    """Students of one class share a group: ranks up to 8, up to 64, up to 512, ... Padding within a class costs less than the many
+    small products that a group of its own for every rank would take."""
+    return 0 if rank is None else max(0, math.ceil(math.log(rank, 8) - 1e-9) - 1)
 
 
 class Stack:
@@ -151,10 +218,10 @@ class Stack:
         return [(group, i) for group in self.groups for i in range(group.flat.shape[0])]
 
 
-def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
-    """Fresh students. LoRA students of any ranks may share a stack; full fine-tunes have stacks of their own.
+def _arranged(model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]) -> Stack:
+    """The stack of these students; `rows(i, slots)` gives the row of student i.
 
-    Raises SubloraError: rank above a layer's width, unknown target layer.
+    Raises SubloraError: rank above a layer's width, unknown target layer, LoRA and full fine-tunes together.
     """
     device, dtype = next(model.parameters()).device, master_dtype(model)
     methods = {s.method for s in specs}
@@ -163,30 +230,39 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
             "LoRA students and full fine-tunes cannot train in one pack; put them into packs of their own."
         )
     if methods == {"full"}:
-        if len({s.optimizer for s in specs}) > 1:
-            raise SubloraError(
-                "Full fine-tunes with different optimizers cannot train in one pack; put them into packs of their own."
-            )
-        slots = full_slots(model)
-        row = torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
-        flat = row.expand(len(specs), -1).clone()
-        return Stack("full", [Group(None, slots, flat)], torch.ones(len(specs)), list(range(len(specs))), {})
-    if len({s.targets for s in specs}) > 1:
-        raise SubloraError(
-            "Students with adapters on different layers cannot train in one pack; put them into packs of their own."
-        )
-    linears = target_linears(model, specs[0].targets)
-    kind = [(s.rank, s.optimizer) for s in specs]  # a group has one shape and one optimizer
-    order = sorted(range(len(specs)), key=lambda i: (*kind[i], i))
+        slots, order = full_slots(model), list(range(len(specs)))
+        flat = torch.stack([rows(i, slots) for i in order]).to(device, dtype)
+        return Stack("full", [Group([None] * len(specs), slots, flat)], torch.ones(len(specs)), order, {})
+    layers = {s.targets: target_linears(model, s.targets) for s in specs}
+    kind = [(tuple(layers[s.targets]), rank_class(s.rank)) for s in specs]
+    order = sorted(range(len(specs)), key=lambda i: (*kind[i], specs[i].rank, i))
     groups = []
-    for rank, optimizer in sorted(set(kind)):
-        check_rank(rank, linears)
-        slots = lora_slots(linears, rank)
-        members = [i for i in order if kind[i] == (rank, optimizer)]
-        rows = [torch.cat([_init_lora(slot, specs[i].seed, dtype).reshape(-1) for slot in slots]) for i in members]
-        groups.append(Group(rank, slots, torch.stack(rows).to(device)))
+    for _, members in itertools.groupby(order, key=lambda i: kind[i]):
+        chosen = list(members)
+        linears = layers[specs[chosen[0]].targets]
+        ranks = [specs[i].rank for i in chosen]
+        check_rank(max(ranks), linears)
+        slots = lora_slots(linears, max(ranks))
+        groups.append(Group(ranks, slots, torch.stack([rows(i, slots) for i in chosen]).to(device, dtype)))
     scales = torch.tensor([specs[i].scale for i in order], dtype=dtype, device=device)
-    return Stack("lora", groups, scales, order, linears)
+    every = {name: module for linears in layers.values() for name, module in linears.items()}
+    names = [n for n, _ in model.named_modules() if n in every]
+    return Stack("lora", groups, scales, order, {n: every[n] for n in names})
+
+
+def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
+    """Fresh students. LoRA students of any ranks and layers may share a stack; full fine-tunes have stacks of their own.
+
+    Raises SubloraError: rank above a layer's width, unknown target layer.
+    """
+    dtype = master_dtype(model)
+
+    def fresh(i: int, slots: list[Slot]) -> torch.Tensor:
+        if specs[i].method == "full":
+            return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
+        return torch.cat([_init_lora(slot, specs[i].rank, specs[i].seed, dtype).reshape(-1) for slot in slots])
+
+    return _arranged(model, specs, fresh)
 
 
 def _peft_targets(modules: Sequence[str], model: nn.Module) -> list[str]:
@@ -198,7 +274,7 @@ def _peft_targets(modules: Sequence[str], model: nn.Module) -> list[str]:
 
 def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model: nn.Module, base_name: str) -> None:
     """Write one student: a peft adapter folder, or `model.safetensors` of all weights with the model's config."""
-    tensors = {s.name: group.flat[row, s.start : s.stop].view(s.shape).detach().cpu().contiguous() for s in group.slots}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in group.tensors(row).items()}
     if spec.method == "full":
         dtype = next(model.parameters()).dtype
         # kept in the master dtype: rounding to a bf16 base would lose what was trained
@@ -234,19 +310,9 @@ def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model:
 
 
 def stack_weights(model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]) -> Stack:
-    """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method and the same layers."""
-    device, dtype = next(model.parameters()).device, master_dtype(model)
-    full = specs[0].method == "full"
-    linears = {} if full else target_linears(model, specs[0].targets)
-    order = list(range(len(specs))) if full else sorted(range(len(specs)), key=lambda i: (specs[i].rank, i))
-    groups = []
-    for rank in dict.fromkeys(specs[i].rank for i in order):
-        slots = full_slots(model) if full else lora_slots(linears, rank)
-        groups.append(
-            Group(rank, slots, torch.stack([weights[i] for i in order if specs[i].rank == rank]).to(device, dtype))
-        )
-    scales = torch.tensor([1.0 if full else specs[i].scale for i in order], dtype=dtype, device=device)
-    return Stack("full" if full else "lora", groups, scales, order, linears)
+    """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method."""
+
+    return _arranged(model, specs, lambda i, slots: padded(weights[i], specs[i].rank, slots))
 
 
 def load_stack(model: nn.Module, folders: Sequence[Path], specs: Sequence[StudentSpec]) -> Stack:

@@ -1,0 +1,255 @@
+"""Attention over flat tokens: rows of unequal length without padding, a prefix that all rows of a student share read once.
+
+Tokens of a student stand one after the other, (K, M, ...): the shared prefix, then each row's own, then at least one dummy. Only the
+scores need rows side by side; two gathers lead there and back.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from sublora.train.kernels import softmax_gradient
+
+EXPLICIT_KEYS = 192  # on a CPU, up to so many keys the scores are plain batched products, which short rows run faster
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`query` heads share `key` heads in equal groups; `width` numbers each; scores are multiplied by `scaling`."""
+
+    query: int
+    key: int
+    width: int
+    scaling: float
+
+    @property
+    def group(self) -> int:
+        return self.query // self.key
+
+    @property
+    def all(self) -> int:
+        return self.query + 2 * self.key
+
+
+class Layout:
+    """Where tokens stand. `tokens` (K, B, T): a row's places among its student's M, the dummy M - 1 beyond its end; a student's first
+    `prefix` places are shared by its rows. `used` (K,): places before the dummies.
+
+    Scores work on rows of one head's `width` numbers each, in the order: queries (K, key heads, B, group, T), queries of the prefix
+    (K, key heads, group, P), keys (K, key heads, B, T), keys of the prefix (K, key heads, P), values alike.
+    """
+
+    def __init__(self, tokens: torch.Tensor, used: torch.Tensor, places: int, prefix: int, heads: Heads) -> None:
+        k, b, t = tokens.shape
+        j, g, h, device = heads.key, heads.group, heads.all, tokens.device
+        self.heads, self.places, self.prefix, self.size, self.rows, self.longest = heads, places, prefix, k, b, t
+        student = torch.arange(k, device=device) * places
+        own = tokens + student.view(-1, 1, 1)
+        first = student.view(-1, 1) + torch.arange(prefix, device=device)
+        head = torch.arange(h, device=device)
+        query = head[: heads.query].view(j, g)
+        parts = [
+            own.view(k, 1, b, 1, t) * h + query.view(1, j, 1, g, 1),
+            first.view(k, 1, 1, prefix) * h + query.view(1, j, g, 1),
+        ]
+        for start in (heads.query, heads.query + j):
+            which = head[start : start + j]
+            parts.append(own.view(k, 1, b, t) * h + which.view(1, j, 1, 1))
+            parts.append(first.view(k, 1, prefix) * h + which.view(1, j, 1))
+        self.counts = [p.numel() for p in parts]
+        self.gather = torch.cat([p.reshape(-1) for p in parts])
+        self.back = _inverse(self.gather, k * places * h)
+        # the same for what attention gives back, which has the query heads only
+        queries = self.gather[: sum(self.counts[:2])]
+        self.unmerge = queries.div(h, rounding_mode="floor") * heads.query + queries % h
+        self.merge = _inverse(self.unmerge, k * places * heads.query)
+        place = torch.arange(places, device=device)
+        self.dummies = (place >= used.view(-1, 1)).view(-1).nonzero().squeeze(1)
+
+    def causal(self, count: int, like: torch.Tensor) -> torch.Tensor:
+        """(1, group * count, count) to add to scores: nothing for keys up to the query's own place, minus infinity behind it."""
+        seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
+        bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+        return bias.repeat(self.heads.group, 1).unsqueeze(0)
+
+
+def _inverse(index: torch.Tensor, size: int) -> torch.Tensor:
+    out = torch.zeros(size, dtype=index.dtype, device=index.device)
+    out[index] = torch.arange(len(index), device=index.device)
+    return out
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Rotary embeddings of all places: `cos` and `sin` (K, M, 1 or heads, width), the first half of `sin` negated."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+def turns(cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> Turns:
+    """From cos and sin (K, M, width), both halves alike, as Hugging Face's rotary modules give them."""
+    half = cos.shape[-1] // 2
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+    if cos.device.type == "cpu":  # laid out for all heads, so that a pass is one long loop
+        many = (*cos.shape[:2], heads.query + heads.key, cos.shape[-1])
+        return Turns(cos.unsqueeze(2).expand(many).contiguous(), signed.unsqueeze(2).expand(many).contiguous())
+    return Turns(cos.unsqueeze(2), signed.unsqueeze(2))
+
+
+def _turn(x: torch.Tensor, turns: Turns, back: bool = False) -> None:
+    """Rotate x (K, M, heads, width) in place, or back."""
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    x.mul_(turns.cos).addcmul_(swapped, turns.sin, value=-1.0 if back else 1.0)
+
+
+class _ToRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
+        heads, (k, m, _) = layout.heads, both.shape
+        _turn(both.view(k, m, heads.all, heads.width)[:, :, : heads.query + heads.key], turns)
+        ctx.mark_dirty(both)
+        ctx.set_materialize_grads(False)
+        ctx.turns, ctx.layout = turns, layout
+        return both, both.view(-1, heads.width).index_select(0, layout.gather)
+
+    @staticmethod
+    def backward(ctx, _: torch.Tensor, grad: torch.Tensor):
+        layout = ctx.layout
+        heads = layout.heads
+        out = grad.index_select(0, layout.back).view(layout.size, layout.places, heads.all, heads.width)
+        out.view(layout.size * layout.places, -1).index_fill_(0, layout.dummies, 0.0)
+        _turn(out[:, :, : heads.query + heads.key], ctx.turns, back=True)
+        return out.view(layout.size, layout.places, -1), None, None
+
+
+class _FromRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.layout = layout
+        return rows.index_select(0, layout.merge).view(layout.size, layout.places, -1)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        # padding of a row is read from a dummy, which has no gradient
+        return grad.reshape(-1, ctx.layout.heads.width).index_select(0, ctx.layout.unmerge), None
+
+
+def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of the scores: rows' own queries (K * key heads * B, group * T, P + T), the prefix's (K * key heads, group * P, P)."""
+    heads, t, p = layout.heads, layout.longest, layout.prefix
+    scores = torch.baddbmm(
+        layout.causal(t, q).expand(len(k), -1, -1), q.view(len(k), -1, heads.width), k.mT, alpha=heads.scaling
+    )
+    if not p:
+        return scores.softmax(-1), scores.new_empty(0)
+    shared = torch.bmm(q.view(len(k_first), -1, heads.width), k_first.mT).mul_(heads.scaling)
+    scores = torch.cat((shared.view(len(k), -1, p), scores), -1)
+    first = torch.baddbmm(layout.causal(p, q).expand(len(k_first), -1, -1), q_first, k_first.mT, alpha=heads.scaling)
+    return scores.softmax(-1), first.softmax(-1)
+
+
+def _shaped(layout: Layout, rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """Views of the first `parts` parts of `rows`, one batch entry for each key head that they belong to."""
+    j, w = layout.heads.key * layout.size, layout.heads.width
+    batch = [j * layout.rows, j] * 3
+    counts = layout.counts[:parts]
+    return [x.view(n, -1, w) for n, x in zip(batch, rows.split(counts), strict=False)]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+        q, q_first, k, k_first, v, v_first = _shaped(layout, rows, 6)
+        p, w = layout.prefix, layout.heads.width
+        weights, weights_first = _weights(layout, q, q_first, k, k_first)
+        out = rows.new_empty(sum(layout.counts[:2]), w)
+        own, first = _shaped(layout, out, 2)
+        if p:
+            shared = weights[..., :p]
+            torch.bmm(_by_student(shared, len(v_first)), v_first, out=own.view(len(v_first), -1, w))
+            own.baddbmm_(weights[..., p:], v)
+            torch.bmm(weights_first, v_first, out=first)
+        else:
+            torch.bmm(weights, v, out=own)
+        ctx.layout = layout
+        ctx.save_for_backward(rows, weights, weights_first)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        rows, weights, weights_first = ctx.saved_tensors
+        layout = ctx.layout
+        p, w, scaling = layout.prefix, layout.heads.width, layout.heads.scaling
+        q, q_first, k, k_first, v, v_first = _shaped(layout, rows, 6)
+        out = torch.empty_like(rows)
+        for_q, for_q_first, for_k, for_k_first, for_v, for_v_first = _shaped(layout, out, 6)
+        own, first = _shaped(layout, grad.contiguous(), 2)
+        torch.bmm(weights[..., p:].mT, own, out=for_v)
+        slope = torch.bmm(own, v.mT)
+        if p:
+            n = len(v_first)
+            together = own.view(n, -1, w)
+            torch.bmm(_by_student(weights[..., :p], n).mT, together, out=for_v_first)
+            slope = torch.cat((torch.bmm(together, v_first.mT).view(len(v), -1, p), slope), -1)
+        slope = softmax_gradient(slope, weights, -1, weights.dtype).mul_(scaling)
+        torch.bmm(slope[..., p:].mT, q, out=for_k)
+        torch.bmm(slope[..., p:], k, out=for_q)
+        if p:
+            shared = _by_student(slope[..., :p], n)
+            torch.bmm(shared.mT, q.view(n, -1, w), out=for_k_first)
+            for_q.view(n, -1, w).baddbmm_(shared, k_first)
+            for_v_first.baddbmm_(weights_first.mT, first)
+            slope = softmax_gradient(torch.bmm(first, v_first.mT), weights_first, -1, weights.dtype).mul_(scaling)
+            for_k_first.baddbmm_(slope.mT, q_first)
+            torch.bmm(slope, k_first, out=for_q_first)
+        return out, None
+
+
+def _by_student(x: torch.Tensor, count: int) -> torch.Tensor:
+    """x (count * rows, n, P), a slice of wider rows, as (count, rows * n, P) without a copy."""
+    rows = len(x) // count
+    return x.as_strided(
+        (count, rows * x.shape[1], x.shape[2]), (rows * x.stride(0), x.stride(1), 1), x.storage_offset()
+    )
+
+
+def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The same by torch's own attention, which never holds all scores; for long rows, and on a GPU."""
+    heads, t, p, k, b = layout.heads, layout.longest, layout.prefix, layout.size, layout.rows
+    j, g, w = heads.key, heads.group, heads.width
+    q, q_first, key, key_first, value, value_first = rows.split(layout.counts)
+
+    def attend(queries, keys, values, mask, causal):
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=heads.scaling, enable_gqa=g > 1
+        )
+
+    def by_row(x: torch.Tensor) -> torch.Tensor:
+        return x.view(k, j, b, -1, t, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, t, w)
+
+    def shared(x: torch.Tensor) -> torch.Tensor:
+        return x.view(k, 1, j, p, w).expand(k, b, j, p, w).reshape(k * b, j, p, w)
+
+    keys, values, mask = by_row(key), by_row(value), None
+    if p:
+        keys, values = torch.cat((shared(key_first), keys), 2), torch.cat((shared(value_first), values), 2)
+        mask = torch.ones(t, p + t, dtype=torch.bool, device=rows.device).tril(p)
+    own = attend(by_row(q), keys, values, mask, mask is None)
+    own = own.view(k, b, j, g, t, w).permute(0, 2, 1, 3, 4, 5).reshape(-1, w)
+    if not p:
+        return own
+    first = attend(q_first.view(k, j * g, p, w), key_first.view(k, j, p, w), value_first.view(k, j, p, w), None, True)
+    return torch.cat((own, first.reshape(-1, w)))
+
+
+def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
+    """Causal attention of queries, keys and values that stand side by side in `both` (K, M, (query + 2 key heads) * width).
+
+    `both` is rotated in place. Returns (K, M, query heads * width); dummies hold anything finite.
+    """
+    _, rows = _ToRows.apply(both, turns, layout)
+    short = layout.prefix + layout.longest <= EXPLICIT_KEYS
+    explicit = rows.device.type == "cpu" and short and rows.dtype in (torch.float32, torch.float64)
+    return _FromRows.apply(_Attend.apply(rows, layout) if explicit else _library_attend(rows, layout), layout)

@@ -1,0 +1,199 @@
+"""Forward and backward passes written by hand, where autograd's own would read and write the same numbers many times.
+
+Between the matrix products of a small model, element-wise passes take most of a step. Each function here is the plain formula with
+its exact gradient in as few passes as torch's operations allow; the tests hold them against autograd.
+"""
+
+import torch
+from torch.nn import functional as F
+
+softmax_gradient = torch.ops.aten._softmax_backward_data
+silu_gradient = torch.ops.aten.silu_backward
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in at least float32, as norms and losses are computed."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        full = wide(x)
+        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (full * inverse).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight, inverse = ctx.saved_tensors
+        full, for_weight, for_x = wide(x), None, None
+        if ctx.needs_input_grad[1]:
+            for_weight = (wide(grad) * full).mul_(inverse).sum(-2, keepdim=True).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            scaled = wide(grad * weight)
+            along = (scaled * full).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
+            for_x = scaled.mul_(inverse).addcmul_(full, along).to(x.dtype)
+        return for_x, for_weight, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x (K, M, d) divided by its root mean square along d, times weight: (d,) frozen, or (K, 1, d), each student's own."""
+    return _RmsNorm.apply(x, weight, eps)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual):
+        ctx.save_for_backward(x, weight)
+        turned = weight.transpose(1, 2)
+        if residual is not None:
+            out = torch.baddbmm(residual, x, turned)
+            return out if bias is None else out.add_(bias)
+        return torch.bmm(x, turned) if bias is None else torch.baddbmm(bias, x, turned)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, for_residual = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if for_x else None,
+            torch.bmm(grad.transpose(1, 2), x) if for_weight else None,
+            grad.sum(1, keepdim=True) if for_bias else None,
+            grad if for_residual else None,
+        )
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """residual + x W^T + bias for every student: x (K, M, i), weight (K, o, i), bias (o,) frozen or (K, 1, o), out (K, M, o)."""
+    return _Product.apply(x, weight, bias, residual)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, both: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, -1)
+        out = torch.empty_like(both)
+        for_gate, for_up = out.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=for_up)
+        for_gate.copy_(silu_gradient(grad * up, gate))
+        return out
+
+
+def gated(both: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of `both` (K, M, 2 f), which holds the two side by side: (K, M, f)."""
+    return _Gated.apply(both)
+
+
+class _CompletionLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, head, bias, targets, weights, softcap, logits_at_once):
+        k, m, d = hidden.shape
+        shared = head.dim() == 2
+        rows = hidden.reshape(1, k * m, d) if shared else hidden
+        count, targets = rows.shape[1], targets.view(rows.shape[0], -1)
+        factors = weights.view(rows.shape[0], -1)
+        stacked = head.unsqueeze(0) if shared else head
+        wanted = any(ctx.needs_input_grad[:3])
+        losses = torch.empty(targets.shape, dtype=wide(hidden).dtype, device=hidden.device)
+        for_hidden = torch.empty_like(rows) if wanted else None
+        for_head = torch.zeros_like(stacked) if ctx.needs_input_grad[1] else None
+        for_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        step = max(1, logits_at_once // (rows.shape[0] * stacked.shape[1]))
+        for start in range(0, count, step):
+            part = slice(start, min(count, start + step))
+            logits = wide(torch.bmm(rows[:, part], stacked.transpose(1, 2)))
+            if bias is not None:
+                logits += bias
+            capped = logits.div_(softcap).tanh_().clone() if softcap else None
+            if softcap:
+                logits.mul_(softcap)
+            goal, factor = targets[:, part].unsqueeze(-1), factors[:, part].unsqueeze(-1)
+            logp = logits.log_softmax(-1)
+            losses[:, part] = logp.gather(2, goal).mul_(-factor).squeeze(-1)
+            if not wanted:
+                continue
+            # the gradient of the logits, in place: weight * (probability - 1 at the target)
+            slope = logp.exp_().mul_(factor).scatter_add_(2, goal, -factor)
+            if capped is not None:
+                slope.mul_(capped.square_().neg_().add_(1.0))
+            slope = slope.to(rows.dtype)
+            for_hidden[:, part] = torch.bmm(slope, stacked)
+            if for_head is not None:
+                for_head += torch.bmm(slope.transpose(1, 2), rows[:, part])
+            if for_bias is not None:
+                for_bias += slope.sum(1, keepdim=True)
+        ctx.save_for_backward(for_hidden if for_hidden is None else for_hidden.view(k, m, d), for_head, for_bias)
+        return losses.view(k, m).sum(1)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        for_hidden, for_head, for_bias = ctx.saved_tensors
+        factor = grad.view(-1, 1, 1)
+        return (
+            for_hidden * factor.to(for_hidden.dtype) if ctx.needs_input_grad[0] else None,
+            None if for_head is None else for_head * factor.to(for_head.dtype),
+            None if for_bias is None else for_bias * factor.to(for_bias.dtype),
+            *(None,) * 4,
+        )
+
+
+def completion_loss(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    softcap: float | None,
+    logits_at_once: int,
+) -> torch.Tensor:
+    """Weighted cross-entropy of each student, (K,), nats, without ever holding all logits.
+
+    hidden (K, m, d) at the positions that carry loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or
+    (K, 1, V); targets and weights (K, m). The gradient is formed along with the loss, `logits_at_once` numbers at a time.
+    """
+    weights = weights.to(wide(hidden).dtype)
+    return _CompletionLoss.apply(hidden, head, bias, targets, weights, softcap, logits_at_once)
+
+
+class _DenseWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, frozen, size, parts, *adapters):
+        out = frozen.unsqueeze(0).expand(size, -1, -1).clone()
+        scaled = []
+        for (rows, place, scale), a, b in zip(parts, adapters[::2], adapters[1::2], strict=True):
+            scaled.append(b * scale)
+            out[rows, place].baddbmm_(scaled[-1], a)
+        ctx.parts = parts
+        ctx.save_for_backward(*adapters[::2], *scaled)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        half = len(ctx.saved_tensors) // 2
+        out = []
+        for (rows, place, scale), a, scaled in zip(
+            ctx.parts, ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True
+        ):
+            own = grad[rows, place]
+            out.append(torch.bmm(scaled.transpose(1, 2), own))
+            out.append(torch.bmm(own, a.transpose(1, 2)).mul_(scale))
+        return (None, None, None, *out)
+
+
+def dense_weights(
+    frozen: torch.Tensor, size: int, parts: list[tuple[slice, slice, torch.Tensor]], adapters: list[torch.Tensor]
+) -> torch.Tensor:
+    """W + s B A of `size` students, (K, o, i), from W (o, i). A part is (its students, its rows of W, their scales (K_g, 1, 1));
+    its adapters stand as A (K_g, r, i), B (K_g, o_part, r), one pair after the other."""
+    return _DenseWeights.apply(frozen, size, parts, *adapters)
