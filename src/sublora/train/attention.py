@@ -34,44 +34,99 @@ class Heads:
 
 class Layout:
     """Where tokens stand. `tokens` (K, B, T): a row's places among its student's M, the dummy M - 1 beyond its end; a student's first
-    `prefix` places are shared by its rows. `used` (K,): places before the dummies.
+    `prefix` places are shared by its rows. `asked` names the queries that are wanted; None for those of all tokens.
 
-    Scores work on rows of one head's `width` numbers each, in the order: queries (K, key heads, B, group, T), queries of the prefix
-    (K, key heads, group, P), keys (K, key heads, B, T), keys of the prefix (K, key heads, P), values alike.
+    Scores work on rows of one head's `width` numbers each, in the order: queries (K, key heads, B, group, Q), queries of the prefix
+    (K, key heads, group, P; none where only some are asked), keys (K, key heads, B, T), keys of the prefix (K, key heads, P), values
+    alike.
     """
 
-    def __init__(self, tokens: torch.Tensor, used: torch.Tensor, places: int, prefix: int, heads: Heads) -> None:
+    def __init__(
+        self, tokens: torch.Tensor, places: int, prefix: int, heads: Heads, asked: "Asked | None" = None
+    ) -> None:
         k, b, t = tokens.shape
         j, g, h, device = heads.key, heads.group, heads.all, tokens.device
         self.heads, self.places, self.prefix, self.size, self.rows, self.longest = heads, places, prefix, k, b, t
+        self.asked = asked
         student = torch.arange(k, device=device) * places
         own = tokens + student.view(-1, 1, 1)
         first = student.view(-1, 1) + torch.arange(prefix, device=device)
         head = torch.arange(h, device=device)
         query = head[: heads.query].view(j, g)
-        parts = [
-            own.view(k, 1, b, 1, t) * h + query.view(1, j, 1, g, 1),
-            first.view(k, 1, 1, prefix) * h + query.view(1, j, g, 1),
-        ]
+        queries = own
+        if asked is not None:
+            queries = own.gather(2, asked.at.clamp(min=0))
+            queries = torch.where(asked.at < 0, student.view(-1, 1, 1) + places - 1, queries)
+        parts = [queries.view(k, 1, b, 1, -1) * h + query.view(1, j, 1, g, 1)]
+        if asked is None:
+            parts.append(first.view(k, 1, 1, prefix) * h + query.view(1, j, g, 1))
+        else:
+            parts.append(first.new_empty(0))
         for start in (heads.query, heads.query + j):
             which = head[start : start + j]
             parts.append(own.view(k, 1, b, t) * h + which.view(1, j, 1, 1))
             parts.append(first.view(k, 1, prefix) * h + which.view(1, j, 1))
         self.counts = [p.numel() for p in parts]
         self.gather = torch.cat([p.reshape(-1) for p in parts])
-        self.back = _inverse(self.gather, k * places * h)
+        # what no row reads has no gradient; the dummies are read, but lead nowhere
+        unread = torch.ones(k * places * h, dtype=torch.bool, device=device)
+        unread[self.gather] = False
+        unread.view(k, places, h)[:, -1] = True
+        self.back, self.unread = _inverse(self.gather, k * places * h), unread.nonzero().squeeze(1)
         # the same for what attention gives back, which has the query heads only
-        queries = self.gather[: sum(self.counts[:2])]
-        self.unmerge = queries.div(h, rounding_mode="floor") * heads.query + queries % h
-        self.merge = _inverse(self.unmerge, k * places * heads.query)
-        place = torch.arange(places, device=device)
-        self.dummies = (place >= used.view(-1, 1)).view(-1).nonzero().squeeze(1)
+        if asked is None:
+            rows = self.gather[: sum(self.counts[:2])]
+            self.unmerge = rows.div(h, rounding_mode="floor") * heads.query + rows % h
+            self.merge = _inverse(self.unmerge, k * places * heads.query)
+            self.unwritten = None  # padding of a row is written to a dummy, which has no gradient
+        else:
+            self.merge = _rows_of_answers(asked, heads, k, b)
+            real = asked.real.view(-1, 1).expand(-1, heads.query).reshape(-1).nonzero().squeeze(1)
+            written = self.merge[real]
+            self.unmerge = torch.zeros(self.counts[0], dtype=real.dtype, device=device)
+            self.unmerge[written] = real
+            silent = torch.ones(self.counts[0], dtype=torch.bool, device=device)
+            silent[written] = False
+            self.unwritten = silent.nonzero().squeeze(1)
 
-    def causal(self, count: int, like: torch.Tensor) -> torch.Tensor:
-        """(1, group * count, count) to add to scores: nothing for keys up to the query's own place, minus infinity behind it."""
-        seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
-        bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
-        return bias.repeat(self.heads.group, 1).unsqueeze(0)
+    def causal(self, like: torch.Tensor) -> torch.Tensor:
+        """To be added to the rows' own scores, (K * key heads * B, group * Q, T): nothing for keys up to the query's own place, minus
+        infinity behind it."""
+        t, g, j = self.longest, self.heads.group, self.heads.key
+        if self.asked is None:
+            return _triangle(t, g, like).expand(self.size * j * self.rows, -1, -1)
+        bias = torch.zeros(*self.asked.at.shape, t, dtype=like.dtype, device=like.device)
+        bias.masked_fill_(~self.asked.sees(t), -torch.inf)
+        k, b, q, _ = bias.shape
+        return bias.view(k, 1, b, 1, q, t).expand(k, j, b, g, q, t).reshape(k * j * b, g * q, t)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries that are wanted: `at` (K, B, Q), places within a row, -1 for padding; `slots` (K, m), the answers in the order in
+    which they are wanted, each as row * Q + query; `real` (K, m), False for padding."""
+
+    at: torch.Tensor
+    slots: torch.Tensor
+    real: torch.Tensor
+
+    def sees(self, count: int) -> torch.Tensor:
+        """(K, B, Q, T): whether a query may look at a key of its row."""
+        return torch.arange(count, device=self.at.device) <= self.at.clamp(min=0).unsqueeze(-1)
+
+
+def _rows_of_answers(asked: Asked, heads: Heads, k: int, b: int) -> torch.Tensor:
+    """For every answer and query head, (K * m * heads), its row among those of (K, key heads, B, group, Q)."""
+    count, j, g, device = asked.at.shape[2], heads.key, heads.group, asked.at.device
+    index = torch.arange(k * j * b * g * count, device=device).view(k, j, b, g, count)
+    index = index.permute(0, 2, 4, 1, 3).reshape(k, b * count, heads.query)
+    return index.gather(1, asked.slots.unsqueeze(-1).expand(-1, -1, heads.query)).reshape(-1)
+
+
+def _triangle(count: int, group: int, like: torch.Tensor) -> torch.Tensor:
+    seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
+    bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+    return bias.repeat(group, 1).unsqueeze(0)
 
 
 def _inverse(index: torch.Tensor, size: int) -> torch.Tensor:
@@ -119,7 +174,7 @@ class _ToRows(torch.autograd.Function):
         layout = ctx.layout
         heads = layout.heads
         out = grad.index_select(0, layout.back).view(layout.size, layout.places, heads.all, heads.width)
-        out.view(layout.size * layout.places, -1).index_fill_(0, layout.dummies, 0.0)
+        out.view(-1, heads.width).index_fill_(0, layout.unread, 0.0)
         _turn(out[:, :, : heads.query + heads.key], ctx.turns, back=True)
         return out.view(layout.size, layout.places, -1), None, None
 
@@ -128,26 +183,26 @@ class _FromRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         ctx.layout = layout
-        return rows.index_select(0, layout.merge).view(layout.size, layout.places, -1)
+        return rows.index_select(0, layout.merge).view(layout.size, -1, layout.heads.query * layout.heads.width)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        # padding of a row is read from a dummy, which has no gradient
-        return grad.reshape(-1, ctx.layout.heads.width).index_select(0, ctx.layout.unmerge), None
+        out = grad.reshape(-1, ctx.layout.heads.width).index_select(0, ctx.layout.unmerge)
+        return out if ctx.layout.unwritten is None else out.index_fill_(0, ctx.layout.unwritten, 0.0), None
 
 
 def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of the scores: rows' own queries (K * key heads * B, group * T, P + T), the prefix's (K * key heads, group * P, P)."""
-    heads, t, p = layout.heads, layout.longest, layout.prefix
-    scores = torch.baddbmm(
-        layout.causal(t, q).expand(len(k), -1, -1), q.view(len(k), -1, heads.width), k.mT, alpha=heads.scaling
-    )
+    """Softmax of the scores: rows' own queries (K * key heads * B, group * Q, P + T), the prefix's (K * key heads, group * P, P)."""
+    heads, p = layout.heads, layout.prefix
+    scores = torch.baddbmm(layout.causal(q), q, k.mT, alpha=heads.scaling)
     if not p:
         return scores.softmax(-1), scores.new_empty(0)
     shared = torch.bmm(q.view(len(k_first), -1, heads.width), k_first.mT).mul_(heads.scaling)
-    scores = torch.cat((shared.view(len(k), -1, p), scores), -1)
-    first = torch.baddbmm(layout.causal(p, q).expand(len(k_first), -1, -1), q_first, k_first.mT, alpha=heads.scaling)
-    return scores.softmax(-1), first.softmax(-1)
+    scores = torch.cat((shared.view(len(k), -1, p), scores), -1).softmax(-1)
+    if layout.asked is not None:
+        return scores, scores.new_empty(0)
+    bias = _triangle(p, heads.group, q).expand(len(k_first), -1, -1)
+    return scores, torch.baddbmm(bias, q_first, k_first.mT, alpha=heads.scaling).softmax(-1)
 
 
 def _shaped(layout: Layout, rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
@@ -170,7 +225,8 @@ class _Attend(torch.autograd.Function):
             shared = weights[..., :p]
             torch.bmm(_by_student(shared, len(v_first)), v_first, out=own.view(len(v_first), -1, w))
             own.baddbmm_(weights[..., p:], v)
-            torch.bmm(weights_first, v_first, out=first)
+            if layout.asked is None:
+                torch.bmm(weights_first, v_first, out=first)
         else:
             torch.bmm(weights, v, out=own)
         ctx.layout = layout
@@ -200,6 +256,7 @@ class _Attend(torch.autograd.Function):
             shared = _by_student(slope[..., :p], n)
             torch.bmm(shared.mT, q.view(n, -1, w), out=for_k_first)
             for_q.view(n, -1, w).baddbmm_(shared, k_first)
+        if p and layout.asked is None:
             for_v_first.baddbmm_(weights_first.mT, first)
             slope = softmax_gradient(torch.bmm(first, v_first.mT), weights_first, -1, weights.dtype).mul_(scaling)
             for_k_first.baddbmm_(slope.mT, q_first)
@@ -218,6 +275,7 @@ def _by_student(x: torch.Tensor, count: int) -> torch.Tensor:
 def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The same by torch's own attention, which never holds all scores; for long rows, and on a GPU."""
     heads, t, p, k, b = layout.heads, layout.longest, layout.prefix, layout.size, layout.rows
+    count = t if layout.asked is None else layout.asked.at.shape[2]
     j, g, w = heads.key, heads.group, heads.width
     q, q_first, key, key_first, value, value_first = rows.split(layout.counts)
 
@@ -226,19 +284,23 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
             queries, keys, values, attn_mask=mask, is_causal=causal, scale=heads.scaling, enable_gqa=g > 1
         )
 
-    def by_row(x: torch.Tensor) -> torch.Tensor:
-        return x.view(k, j, b, -1, t, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, t, w)
+    def by_row(x: torch.Tensor, length: int) -> torch.Tensor:
+        return x.view(k, j, b, -1, length, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, length, w)
 
     def shared(x: torch.Tensor) -> torch.Tensor:
         return x.view(k, 1, j, p, w).expand(k, b, j, p, w).reshape(k * b, j, p, w)
 
-    keys, values, mask = by_row(key), by_row(value), None
+    keys, values, mask = by_row(key, t), by_row(value, t), None
+    if layout.asked is not None:
+        mask = layout.asked.sees(t).view(k * b, 1, count, t)
+    elif p:
+        mask = torch.ones(t, t, dtype=torch.bool, device=rows.device).tril()
     if p:
         keys, values = torch.cat((shared(key_first), keys), 2), torch.cat((shared(value_first), values), 2)
-        mask = torch.ones(t, p + t, dtype=torch.bool, device=rows.device).tril(p)
-    own = attend(by_row(q), keys, values, mask, mask is None)
-    own = own.view(k, b, j, g, t, w).permute(0, 2, 1, 3, 4, 5).reshape(-1, w)
-    if not p:
+        mask = F.pad(mask, (p, 0), value=True)
+    own = attend(by_row(q, count), keys, values, mask, mask is None)
+    own = own.view(k, b, j, g, count, w).permute(0, 2, 1, 3, 4, 5).reshape(-1, w)
+    if not p or layout.asked is not None:
         return own
     first = attend(q_first.view(k, j * g, p, w), key_first.view(k, j, p, w), value_first.view(k, j, p, w), None, True)
     return torch.cat((own, first.reshape(-1, w)))
@@ -247,7 +309,7 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
 def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
     """Causal attention of queries, keys and values that stand side by side in `both` (K, M, (query + 2 key heads) * width).
 
-    `both` is rotated in place. Returns (K, M, query heads * width); dummies hold anything finite.
+    `both` is rotated in place. Returns (K, M, query heads * width), dummies hold anything finite; or (K, m, ...) of what is asked.
     """
     _, rows = _ToRows.apply(both, turns, layout)
     short = layout.prefix + layout.longest <= EXPLICIT_KEYS

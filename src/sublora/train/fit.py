@@ -1,4 +1,4 @@
-"""How many students fit into memory: an estimate from the model's shape, and packs of even size that stay below it."""
+"""Which students train in one pass: as many as fit into a GPU's memory, or, on a CPU, into its cache."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from sublora.train.pack import Student
 
 SPARE = 0.8  # of the free memory; the rest is for fragments and for what a library keeps for itself
+# On a CPU the passes between the products run at the speed of the cache: of 1 to 16 students of `micro` at a time, 4 trained fastest.
+CACHE = 3_600_000
 
 
 def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
@@ -32,19 +34,32 @@ def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
     return own + tokens * kept * item
 
 
-def divide(model: nn.Module, students: Sequence["Student"], memory: int, recompute: bool) -> list[list[int]]:
-    """Indices of students, in packs that should each fit into `memory` bytes; as few as possible, and of even weight.
+def pass_bytes(model: nn.Module, student: "Student") -> int:
+    """What one layer reads and writes for a student at a time."""
+    config = model.config.get_text_config()
+    feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    tokens = student.spec.batch_size * float(student.rows.lengths.mean() - student.rows.shared)
+    return int(tokens * (2 * feed_forward + 4 * config.hidden_size) * next(model.parameters()).element_size())
 
-    Students of one rank class and like length stand together, so that little is padded and they leave together.
-    """
-    sizes = [student_bytes(model, s, recompute) for s in students]
-    room = max(1, int(memory * SPARE))
+
+def passes(model: nn.Module, students: Sequence["Student"], memory: int | None, recompute: bool) -> list[list[int]]:
+    """Indices of the students that train together. `memory`: bytes that are free on a GPU; None divides by a CPU's cache."""
+    if next(model.parameters()).device.type == "cpu":
+        return _grouped(students, [pass_bytes(model, s) for s in students], CACHE)
+    if memory is None:
+        return [list(range(len(students)))]
+    return _grouped(students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE))
+
+
+def _grouped(students: Sequence["Student"], sizes: Sequence[int], room: int) -> list[list[int]]:
+    """As few groups as possible whose sizes stay within `room`, of even weight. Students of equal length and like rank stand together:
+    they leave together, and little is padded."""
     order = sorted(range(len(students)), key=lambda i: (students[i].steps, students[i].spec.rank or 0, i))
-    count = max(1, -(-sum(sizes) // room))
+    count = max(1, -(-sum(sizes) // max(1, room)))
     while True:
-        packs = _even(order, sizes, count)
-        if all(sum(sizes[i] for i in pack) <= room or len(pack) == 1 for pack in packs):
-            return packs
+        groups = _even(order, sizes, count)
+        if all(sum(sizes[i] for i in group) <= room or len(group) == 1 for group in groups):
+            return groups
         count += 1
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from sublora.train.attention import Heads, Layout, Turns, flat_attention, turns
+from sublora.train.attention import Asked, Heads, Layout, Turns, flat_attention, turns
 from sublora.train.kernels import gated
 from sublora.train.rows import StepBatch
 
@@ -96,20 +96,21 @@ def _slides(config) -> bool:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """A step's tokens one after the other: `ids`, `positions` (K, M); `where` (K, m), the places that carry loss."""
+    """A step's tokens one after the other: `ids`, `positions` (K, M); `where` (K, m), the places that carry loss, which are all that
+    the last layer is `last` asked for."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     where: torch.Tensor
     layout: Layout
+    last: Layout
 
 
 def flatten(batch: StepBatch, heads: Heads, device: torch.device) -> FlatBatch:
     k, b = batch.sizes.shape
     t, p = batch.ids.shape[1], batch.prefix.shape[1]
     real = np.arange(t) < batch.sizes[..., None]
-    used = p + batch.sizes.sum(1)
-    m = int(used.max()) + 1
+    m = p + int(batch.sizes.sum(1).max()) + 1
     tokens = np.full((k, b, t), m - 1, dtype=np.int64)
     tokens[real] = (p + np.cumsum(real.reshape(k, -1), axis=1) - 1).reshape(k, b, t)[real]
     ids, positions = np.zeros((k, m), np.int64), np.zeros((k, m), np.int64)
@@ -118,8 +119,29 @@ def flatten(batch: StepBatch, heads: Heads, device: torch.device) -> FlatBatch:
     ids[student, tokens[real]] = batch.ids.reshape(k, b, t)[real]
     positions[student, tokens[real]] = np.broadcast_to(p + np.arange(t), real.shape)[real]
     where = np.take_along_axis(tokens.reshape(k, -1), batch.where, axis=1)
-    put = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
-    return FlatBatch(put(ids), put(positions), put(where), Layout(put(tokens), put(used), m, p, heads))
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    places = put(tokens)
+    every, last = Layout(places, m, p, heads), Layout(places, m, p, heads, Asked(*map(put, _asked(batch, b, t))))
+    return FlatBatch(put(ids), put(positions), put(where), every, last)
+
+
+def _asked(batch: StepBatch, b: int, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The places that carry loss as queries of their rows, see `Asked`."""
+    k, m = batch.where.shape
+    real = batch.weights > 0
+    row, at = batch.where // t, batch.where % t
+    student = np.broadcast_to(np.arange(k)[:, None], (k, m))
+    counts = np.zeros((k, b), np.int64)
+    np.add.at(counts, (student[real], row[real]), 1)
+    # places come row by row, so a query's number is its own minus that of its row's first
+    number = np.arange(m) - (np.cumsum(counts, axis=1) - counts)[student, row]
+    places = np.full((k, b, int(counts.max())), -1, np.int64)
+    places[student[real], row[real], number[real]] = at[real]
+    slots = np.where(real, row * places.shape[2] + number, 0)
+    return places, slots, real
 
 
 def flat_hidden(family: Family, batch: FlatBatch, linear: Linear, norm: Norm, recompute: bool) -> torch.Tensor:
@@ -128,10 +150,11 @@ def flat_hidden(family: Family, batch: FlatBatch, linear: Linear, norm: Norm, re
     cos, sin = family.decoder.rotary_emb(x, batch.positions)
     turned = turns(cos, sin, family.heads)
     for layer in family.layers:
-        where = batch.where if layer is family.layers[-1] else None
+        last = layer is family.layers[-1]
+        layout, where = (batch.last, batch.where) if last else (batch.layout, None)
 
-        def run(x: torch.Tensor, layer: Layer = layer, where: torch.Tensor | None = where) -> torch.Tensor:
-            return _layer(family, layer, x, turned, batch.layout, where, linear, norm)
+        def run(x: torch.Tensor, layer=layer, layout=layout, where=where) -> torch.Tensor:
+            return _layer(family, layer, x, turned, layout, where, linear, norm)
 
         x = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False) if recompute else run(x)
     return norm(family.final_norm, x)
@@ -152,7 +175,7 @@ def _layer(
         both = _normed_heads(family.heads, layer, both, norm)
     attended = flat_attention(both, turned, layout)
     if where is not None:  # after the last attention no place needs another one
-        attended, x = take(attended, where), take(x, where)
+        x = take(x, where)
     x = linear(layer.out, attended, x)
     both = linear(layer.gate_up, norm(f"{layer.name}.post_attention_layernorm", x), None)
     return linear(layer.down, gated(both), x)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sublora.errors import SubloraError
-from sublora.train.fit import divide
+from sublora.train.fit import passes
 from sublora.train.optimizers import RowOptimizer, clip
 from sublora.train.packed_model import PackedModel, evaluating, quiet_gradients
 from sublora.train.rows import TokenRows, assemble, rows_of_step
@@ -161,9 +161,9 @@ def train_pack(
 ) -> None:
     """Train all students; `on_finished` gets each one as soon as it is done, `on_step(step, steps, tokens)` counts.
 
-    A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the others go on. With `memory`
-    (bytes that are free) the pack is divided beforehand so that each part should fit; where memory runs out all the same, a part is
-    halved and goes on from where it was, and `on_notice` gets a sentence. `recompute` is gradient checkpointing.
+    A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the others go on. A pack is cut into
+    parts, one after the other, that fit a GPU's free `memory` in bytes, or a CPU's cache (fit.py). Where memory runs out all the same,
+    a part is halved and goes on from where it was, and `on_notice` gets a sentence. `recompute` is gradient checkpointing.
     Raises SubloraError where a student cannot be trained on this base (rank, layers), or alone does not fit.
     """
     if not students:
@@ -175,8 +175,7 @@ def train_pack(
     with evaluating(model), quiet_gradients(model):
         parts = _resumed(model, students, checkpoint, identity)
         if parts is None:
-            divided = divide(model, students, memory, recompute) if memory else [list(range(len(students)))]
-            parts = [_Part(model, students, indices, 0) for indices in divided]
+            parts = [_Part(model, students, p, 0) for p in passes(model, students, memory, recompute)]
         while parts:
             keep = None if checkpoint is None else _Keeper(checkpoint, parts, identity)
             part = parts.pop(0)
