@@ -15,10 +15,10 @@ from torch import nn
 from sublora.train.attention import Asked, Heads, Layout, Turns, flat_attention, turns
 from sublora.train.kernels import gated
 from sublora.train.rows import StepBatch
+from sublora.train.stack import SIBLINGS
 
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
-SIBLINGS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 
 # (names of layers with the same input, x (K, M, i), residual) -> their outputs side by side, (K, M, o), plus the residual
 Linear = Callable[[tuple[str, ...], torch.Tensor, torch.Tensor | None], torch.Tensor]

@@ -168,32 +168,45 @@ def completion_loss(
 
 class _DenseWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, frozen, size, parts, *adapters):
-        out = frozen.unsqueeze(0).expand(size, -1, -1).clone()
-        scaled = []
-        for (rows, place, scale), a, b in zip(parts, adapters[::2], adapters[1::2], strict=True):
-            scaled.append(b * scale)
-            out[rows, place].baddbmm_(scaled[-1], a)
-        ctx.parts = parts
-        ctx.save_for_backward(*adapters[::2], *scaled)
-        return out
+    def forward(ctx, frozen, size, parts, mask, *adapters):
+        layers, o, i = frozen.shape
+        out = frozen.new_empty(size, layers, o, i).copy_(frozen)
+        wide_b = []
+        for (rows, scale), a, b in zip(parts, adapters[::2], adapters[1::2], strict=True):
+            scaled = b * scale
+            wide_b.append(
+                scaled if mask is None else scaled.repeat(1, 1, a.shape[1] // b.shape[2]).mul_(mask[b.shape[2]])
+            )
+            out[rows].view(-1, o, i).baddbmm_(wide_b[-1], a)
+        ctx.parts, ctx.mask = parts, mask
+        ctx.save_for_backward(*adapters[::2], *wide_b)
+        return out.unbind(1)
 
     @staticmethod
-    def backward(ctx, grad):
-        half = len(ctx.saved_tensors) // 2
-        out = []
-        for (rows, place, scale), a, scaled in zip(
-            ctx.parts, ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True
-        ):
-            own = grad[rows, place]
-            out.append(torch.bmm(scaled.transpose(1, 2), own))
-            out.append(torch.bmm(own, a.transpose(1, 2)).mul_(scale))
-        return (None, None, None, *out)
+    def backward(ctx, *grads):
+        whole = torch.stack(grads, 1)
+        half, out = len(ctx.parts), []
+        for (rows, scale), a, wide_b in zip(ctx.parts, ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True):
+            own = whole[rows].view(-1, *whole.shape[2:])
+            for_b = torch.bmm(own, a.mT).mul_(scale)
+            if ctx.mask is not None:
+                rank = next(r for r, m in ctx.mask.items() if m.shape[1] == a.shape[1])
+                for_b = for_b.mul_(ctx.mask[rank]).unflatten(2, (-1, rank)).sum(2)
+            out += [torch.bmm(wide_b.mT, own), for_b]
+        return (None, None, None, None, *out)
 
 
 def dense_weights(
-    frozen: torch.Tensor, size: int, parts: list[tuple[slice, slice, torch.Tensor]], adapters: list[torch.Tensor]
-) -> torch.Tensor:
-    """W + s B A of `size` students, (K, o, i), from W (o, i). A part is (its students, its rows of W, their scales (K_g, 1, 1));
-    its adapters stand as A (K_g, r, i), B (K_g, o_part, r), one pair after the other."""
-    return _DenseWeights.apply(frozen, size, parts, *adapters)
+    frozen: torch.Tensor,
+    size: int,
+    parts: list[tuple[slice, torch.Tensor]],
+    mask: dict[int, torch.Tensor] | None,
+    adapters: list[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """W + s B A of `size` students for all layers at once: L tensors (K, o, i) from W (L, o, i).
+
+    A part is (its students, their scales (K_g * L, 1, 1)); its adapters stand as A (K_g * L, n r, i) and B (K_g * L, o, r), one pair
+    after the other. Where n sibling layers stand below each other in W, `mask[r]` (o, n r) is 1 where a row of W belongs to the sibling
+    whose A a column multiplies; a single product over all of them does more arithmetic, but far fewer operations.
+    """
+    return _DenseWeights.apply(frozen, size, parts, mask, *adapters)

@@ -8,6 +8,7 @@ Two ways through the model: training the Llama family takes the flat one (flat.p
 model's own forward pass with its layers patched.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -16,10 +17,10 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
-from sublora.train.flat import SIBLINGS, family_of, flat_hidden, flatten, take
+from sublora.train.flat import family_of, flat_hidden, flatten, take
 from sublora.train.kernels import completion_loss, dense_weights, product, rms_norm
 from sublora.train.rows import StepBatch
-from sublora.train.stack import Stack
+from sublora.train.stack import Stack, siblings
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
@@ -53,11 +54,10 @@ class PackedModel:
         self.family = family_of(model)
         self._patched: list[tuple[nn.Module, object]] = []
         self._weights: dict[tuple[str, ...], torch.Tensor | list[_Low]] = {}
-        self._frozen: dict[tuple[str, ...], torch.Tensor] = {}
-        self._place: dict[str, tuple[tuple[str, ...], int]] = {}
-        if stack is not None and stack.kind == "lora":
-            for names in _siblings(stack.linears, self.family is not None):
-                self._place |= {name: (names, i) for i, name in enumerate(names)}
+        self._frozen: dict[Sheet, torch.Tensor] = {}
+        self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
+        self._sheets = _sheets(stack) if stack is not None and stack.kind == "lora" else []
+        self._together = {name: names for sheet in self._sheets for names in sheet for name in names}
 
     def __enter__(self) -> "PackedModel":
         if self.stack is None:
@@ -82,6 +82,7 @@ class PackedModel:
                 module.forward = before
         self._weights.clear()
         self._frozen.clear()
+        self._masks.clear()
 
     def _patch(self, module: nn.Module, forward) -> None:
         self._patched.append((module, vars(module).get("forward")))  # a forward of its own, as accelerate's hooks have
@@ -100,26 +101,36 @@ class PackedModel:
         first = next(self.model.parameters())
         kind, item = (first.device.type if first.device.type in FLOPS_PER_BYTE else "cuda"), first.element_size()
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
-        for names in dict.fromkeys(names for names, _ in self._place.values()):
-            o, i = sum(self._linear(n).out_features for n in names), self._linear(names[0]).in_features
+        for sheet in self._sheets:
+            o, i = sum(self._linear(n).out_features for n in sheet[0]), self._linear(sheet[0][0]).in_features
             # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form
-            dense = item >= 4 and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind)
-            self._weights[names] = self._dense(names) if dense else self._low(names)
+            if item >= 4 and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
+                self._weights |= zip(sheet, self._dense(sheet), strict=True)
+            else:
+                self._weights |= {names: self._low(names) for names in sheet}
 
-    def _dense(self, names: tuple[str, ...]) -> torch.Tensor:
-        if names not in self._frozen:
-            weights = [self._linear(n).weight.detach() for n in names]
-            self._frozen[names] = torch.cat(weights) if len(weights) > 1 else weights[0]
-        frozen = self._frozen[names]
-        parts, adapters, start = [], [], 0
-        for name in names:
-            stop = start + self._linear(name).out_features
-            for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
-                if f"{name}.lora_A" in group.views:
-                    parts.append((part, slice(start, stop), self.stack.scales[part].view(-1, 1, 1)))
-                    adapters += [group.views[f"{name}.lora_A"], group.views[f"{name}.lora_B"]]
-            start = stop
-        return dense_weights(frozen, self.size, parts, adapters)
+    def _dense(self, sheet: "Sheet") -> tuple[torch.Tensor, ...]:
+        """W + s B A of a sheet's layers, (K, o, i) each."""
+        if sheet not in self._frozen:
+            self._frozen[sheet] = torch.stack(
+                [torch.cat([self._linear(n).weight.detach() for n in names]) for names in sheet]
+            )
+        parts, adapters = [], []
+        for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
+            if f"{sheet[0][0]}.lora_A" in group.views:
+                parts.append((part, self.stack.scales[part].repeat_interleave(len(sheet)).view(-1, 1, 1)))
+                adapters += [group.joint(_tensors(sheet, which)) for which in ("lora_A", "lora_B")]
+        return dense_weights(self._frozen[sheet], self.size, parts, self._mask(sheet), adapters)
+
+    def _mask(self, sheet: "Sheet") -> dict[int, torch.Tensor] | None:
+        """For every rank r, (o, n r): which columns of the siblings' A belong to a row of their joint weight; None without siblings."""
+        if len(sheet[0]) == 1:
+            return None
+        if sheet not in self._masks:
+            sizes = torch.tensor([self._linear(n).out_features for n in sheet[0]])
+            owner = torch.eye(len(sizes)).repeat_interleave(sizes, 0).to(self._frozen[sheet])
+            self._masks[sheet] = {r: owner.repeat_interleave(r, 1) for r in {g.rank for g in self.stack.groups}}
+        return self._masks[sheet]
 
     def _low(self, names: tuple[str, ...]) -> list["_Low"]:
         dtype, out = self._linear(names[0]).weight.dtype, []
@@ -134,7 +145,8 @@ class PackedModel:
 
     def _lora_forward(self, name: str, module: nn.Linear):
         def forward(x: torch.Tensor) -> torch.Tensor:
-            names, index = self._place[name]
+            names = self._together[name]
+            index = names.index(name)
             rows, weights = x.reshape(self.size, -1, x.shape[-1]), self._weights[names]
             if isinstance(weights, torch.Tensor):
                 start = sum(self._linear(n).out_features for n in names[:index])
@@ -166,33 +178,44 @@ class PackedModel:
     def _flat_linear(self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """Outputs of sibling layers side by side, (K, M, o), plus the residual."""
         modules = [self._linear(n) for n in names]
-        biases = [m.bias for m in modules]
         if self.stack.kind == "full":
-            weight = self.stack.groups[0].joint(tuple(f"{n}.weight" for n in names))
-            if weight is not None and all(b is None for b in biases):
-                return product(x, weight, None, residual)
-            views = self.stack.groups[0].views
-            own = [
-                views[f"{n}.bias"].unsqueeze(1) if b is not None else None for n, b in zip(names, biases, strict=True)
-            ]
-            parts = [product(x, views[f"{n}.weight"], b) for n, b in zip(names, own, strict=True)]
+            parts = self._full_parts(names, modules, x, residual)
+        elif self._together.get(names[0]) != names:
+            parts = [self._alone(n, m, x) for n, m in zip(names, modules, strict=True)]
+        elif isinstance(self._weights[names], torch.Tensor):
+            return product(x, self._weights[names], _joint_bias(modules), residual)
         else:
-            placed = self._place.get(names[0])
-            weights = self._weights[placed[0]] if placed else []
-            if isinstance(weights, torch.Tensor):
-                whole = [
-                    b if b is not None else m.weight.new_zeros(m.out_features)
-                    for m, b in zip(modules, biases, strict=True)
-                ]
-                bias = None if all(b is None for b in biases) else torch.cat(whole)
-                return product(x, weights, bias, residual)
-            parts = self._low_parts(names, modules, weights, x)
+            parts = self._low_parts(modules, self._weights[names], x)
+        if len(parts) == 1 and self.stack.kind == "full":
+            return parts[0]
         out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         return out if residual is None else residual + out
 
-    def _low_parts(
-        self, names, modules: Sequence[nn.Linear], lows: list["_Low"], x: torch.Tensor
+    def _full_parts(
+        self, names: tuple[str, ...], modules: Sequence[nn.Linear], x: torch.Tensor, residual: torch.Tensor | None
     ) -> list[torch.Tensor]:
+        """Outputs of full fine-tunes: one tensor with the residual in it, or one for each sibling without."""
+        group = self.stack.groups[0]
+        joint = group.joint((tuple(f"{n}.weight" for n in names),))
+        if joint is not None and (len(names) == 1 or all(m.bias is None for m in modules)):
+            bias = None if modules[0].bias is None else group.views[f"{names[0]}.bias"].unsqueeze(1)
+            return [product(x, joint.view(self.size, -1, joint.shape[-1]), bias, residual)]
+        biases = [
+            None if m.bias is None else group.views[f"{n}.bias"].unsqueeze(1)
+            for n, m in zip(names, modules, strict=True)
+        ]
+        return [product(x, group.views[f"{n}.weight"], b) for n, b in zip(names, biases, strict=True)]
+
+    def _alone(self, name: str, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        """A layer without an adapter, or whose siblings have none."""
+        if name not in self._together:
+            return F.linear(x, module.weight, module.bias)
+        weights = self._weights[(name,)]
+        if isinstance(weights, torch.Tensor):
+            return product(x, weights, module.bias)
+        return self._low_parts([module], weights, x)[0]
+
+    def _low_parts(self, modules: Sequence[nn.Linear], lows: list["_Low"], x: torch.Tensor) -> list[torch.Tensor]:
         """Sibling layers in the low form; the first thin product of all siblings is one."""
         thin = [dict(zip(low.b, torch.bmm(x[low.part], low.a.mT).chunk(len(low.b), -1), strict=True)) for low in lows]
         return [self._added(module, x, lows, i, [h.get(i) for h in thin]) for i, module in enumerate(modules)]
@@ -339,17 +362,41 @@ class _Low:
         return torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
 
 
-def _siblings(names: Sequence[str], together: bool) -> list[tuple[str, ...]]:
-    """The layers with adapters, those that read the same input as one tuple (all of them, adapted or not) where `together`."""
-    out: dict[tuple[str, ...], None] = {}
-    for name in names:
-        found = next((s for s in SIBLINGS if together and any(name.endswith("." + n) for n in s)), None)
-        if found is None:
-            out[(name,)] = None
-        else:
-            stem = name.removesuffix(next(n for n in found if name.endswith("." + n)))
-            out[tuple(stem + n for n in found)] = None
-    return list(out)
+Sheet = tuple[tuple[str, ...], ...]
+"""Layers whose weights are formed together: siblings that read the same input, for each of L decoder layers of one shape."""
+
+
+def _tensors(sheet: Sheet, which: str) -> Sheet:
+    return tuple(tuple(f"{name}.{which}" for name in names) for names in sheet)
+
+
+def _sheets(stack: Stack) -> list[Sheet]:
+    """All layers with adapters, in sheets as large as the students' buffers allow."""
+
+    def fits(sheet: Sheet) -> bool:
+        """Whether each group has all these adapters, at equal distances, or none of them."""
+        for group in stack.groups:
+            have = [f"{name}.lora_A" in group.views for names in sheet for name in names]
+            if any(have) and not (
+                all(have) and all(group.joint(_tensors(sheet, w)) is not None for w in ("lora_A", "lora_B"))
+            ):
+                return False
+        shapes = [[tuple(stack.linears[n].weight.shape) for n in names] for names in sheet]
+        return all(shape == shapes[0] for shape in shapes)
+
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for names in siblings(stack.linears):
+        for together in [names] if fits((names,)) else [(n,) for n in names]:
+            alike.setdefault(re.sub(r"\.\d+\.", ".", " ".join(together)), []).append(together)
+    return [
+        s for found in alike.values() for s in ([tuple(found)] if fits(tuple(found)) else [(names,) for names in found])
+    ]
+
+
+def _joint_bias(modules: Sequence[nn.Linear]) -> torch.Tensor | None:
+    if all(m.bias is None for m in modules):
+        return None
+    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ order of magnitude, padded with zeros to the largest of them; what is zero has n
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from sublora.errors import SubloraError
 from sublora.seeds import derive_seed
 from sublora.train.spec import StudentSpec
 
+# Layers that read the same input; their products are one where all of them have an adapter.
+SIBLINGS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 PEFT_PREFIX = "base_model.model."
 
 
@@ -48,7 +50,8 @@ class Group:
         self.rank = max((r for r in ranks if r is not None), default=None)
         self.grad: torch.Tensor | None = None
         self.views: dict[str, torch.Tensor] = {}
-        self._joint: dict[tuple[str, ...], torch.Tensor | None] = {}
+        self._joint: dict[tuple[tuple[str, ...], ...], torch.Tensor | None] = {}
+        self._by_name = {slot.name: slot for slot in self.slots}
         self._make_views()
 
     def _make_views(self) -> None:
@@ -59,28 +62,44 @@ class Group:
     def train(self) -> None:
         """Make the views leaves whose gradients accumulate into one flat buffer."""
         self.grad = torch.zeros_like(self.flat)
-        for slot in self.slots:
-            self.views[slot.name] = self._leaf(slot.start, slot.stop, slot.shape)
-
-    def _leaf(self, start: int, stop: int, shape: tuple[int, ...]) -> torch.Tensor:
+        self._joint.clear()
         count = self.flat.shape[0]
-        leaf = self.flat[:, start:stop].view(count, *shape)
+        for slot in self.slots:
+            leaf = self.views[slot.name].detach().requires_grad_()
+            leaf.grad = self.grad[:, slot.start : slot.stop].view(count, *slot.shape)
+            self.views[slot.name] = leaf
+
+    def joint(self, layers: tuple[tuple[str, ...], ...]) -> torch.Tensor | None:
+        """Matrices of several layers as one tensor, (K_g * L, sum of o, i): `layers` names those of each layer that stand below each
+        other. None where they do not lie at equal distances.
+
+        A leaf like the views, with its gradient in the same place; use the one or the others in a step.
+        """
+        if layers not in self._joint:
+            self._joint[layers] = self._joint_leaf([[self._by_name[n] for n in names] for names in layers])
+        return self._joint[layers]
+
+    def _joint_leaf(self, layers: list[list[Slot]]) -> torch.Tensor | None:
+        first, count = layers[0], len(layers)
+        stride = self.flat.shape[1] // count if count > 1 else self.flat.shape[1]
+        even = stride * count == self.flat.shape[1] and all(
+            [(s.start, s.shape) for s in slots] == [(t.start + n * stride, t.shape) for t in first]
+            for n, slots in enumerate(layers)
+        )
+        near = all(a.stop == b.start and a.shape[1:] == b.shape[1:] for a, b in itertools.pairwise(first))
+        if not (even and near):
+            return None
+        width = first[0].shape[1]
+        size = (self.flat.shape[0] * count, sum(s.shape[0] for s in first), width)
+
+        def part(buffer: torch.Tensor) -> torch.Tensor:
+            return buffer.as_strided(size, (stride, width, 1), buffer.storage_offset() + first[0].start)
+
+        leaf = part(self.flat)
         if self.grad is not None:
             leaf = leaf.detach().requires_grad_()
-            leaf.grad = self.grad[:, start:stop].view(count, *shape)
+            leaf.grad = part(self.grad)
         return leaf
-
-    def joint(self, names: tuple[str, ...]) -> torch.Tensor | None:
-        """Matrices that lie one behind the other as a single one, (K_g, sum of o, i); None where something lies between them.
-
-        A leaf like the views, with a gradient in the same place; use the one or the others in a step.
-        """
-        if names not in self._joint:
-            slots = [next(s for s in self.slots if s.name == name) for name in names]
-            near = all(a.stop == b.start and a.shape[1:] == b.shape[1:] for a, b in itertools.pairwise(slots))
-            shape = (sum(s.shape[0] for s in slots), *slots[0].shape[1:])
-            self._joint[names] = self._leaf(slots[0].start, slots[-1].stop, shape) if near else None
-        return self._joint[names]
 
     def freeze(self) -> None:
         self.grad = None
@@ -158,11 +177,28 @@ def check_rank(rank: int, linears: dict[str, nn.Linear]) -> None:
         )
 
 
+def siblings(names: Collection[str]) -> list[tuple[str, ...]]:
+    """The layers in groups that read the same input: known siblings where all are among `names`, any other layer alone."""
+    out: dict[tuple[str, ...], None] = {}
+    for name in names:
+        own = next(((s, n) for s in SIBLINGS for n in s if name.endswith("." + n)), None)
+        together = (name,)
+        if own is not None:
+            stem = name.removesuffix(own[1])
+            found = tuple(stem + n for n in own[0])
+            together = found if all(n in names for n in found) else together
+        out[together] = None
+    return list(out)
+
+
 def lora_slots(linears: dict[str, nn.Linear], rank: int) -> list[Slot]:
+    """Siblings' A stand behind each other, and then their B, so that each can be taken as one tensor."""
     slots, start = [], 0
-    for name, module in linears.items():
-        for part, shape in (("lora_A", (rank, module.in_features)), ("lora_B", (module.out_features, rank))):
-            slots.append(Slot(f"{name}.{part}", start, shape))
+    for together in siblings(linears):
+        shapes = {f"{n}.lora_A": (rank, linears[n].in_features) for n in together}
+        shapes |= {f"{n}.lora_B": (linears[n].out_features, rank) for n in together}
+        for name, shape in shapes.items():
+            slots.append(Slot(name, start, shape))
             start = slots[-1].stop
     return slots
 
