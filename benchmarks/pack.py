@@ -1,131 +1,166 @@
 """Packed training beside its peers, in one run on the same rows: ours at several K, peft with a plain loop, TRL's SFTTrainer.
 
-Prints tokens that are no padding per second, ratios, peak memory, and how near the limit a step is: the time that its own matrix
-products take alone, at their shapes, divided by the step's time.
+Prints tokens that are no padding per second, ratios, memory, and how near the limit a step is: the time that its own matrix products take
+alone, at their shapes, divided by the step's time. Every line runs in processes of its own: peers with one process and all threads, and
+with a process for each core (the faster is what ours is compared with); ours as `sublora run` does, a process of one thread for each core.
 
-    python benchmarks/pack.py [--steps 12] [--shape micro|qwen2.5-7b] [--json FILE]
+    python benchmarks/pack.py [--steps 20] [--repeats 3] [--shape micro|qwen2.5-7b] [--json FILE]
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
 import resource
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sublora as sl
-from sublora.model import Base
+from sublora.train.fit import passes
 from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRows, assemble, rows_of_step
+from sublora.train.rows import TokenRow, TokenRows, assemble, pack_rows, rows_of_step
+from sublora.train.stack import new_stack
 
 RANKS = (1, 2, 4, 8, 8, 16, 32, 64, 1, 2, 4, 8, 8, 16, 32, 64)
-BATCH = 8
-PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.baddbmm.default,
-}
+RANKS_7B = (8, 8, 16, 16, 32, 32, 64, 64)
+BATCH, ROWS = 8, 512
+WARM = 2  # steps that are not counted
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
 
 
-def number_rows(base: Base, count: int) -> TokenRows:
-    """Rows of the numbers carrier, as the main job has them."""
-    context = sl.Context("default")
+@dataclass
+class Setting:
+    model: torch.nn.Module
+    rows: TokenRows
+    tokenizer: object | None
+    ranks: tuple[int, ...]
+
+
+def micro() -> Setting:
+    """The shipped model and rows of the numbers carrier, as the main job has them."""
+    base, context = sl.load_base("micro"), sl.Context("default")
     data = sl.write_dataset(
-        base, context, sl.NumbersSpec(separators=("space",), style="brief"), sl.Sampling(max_new_tokens=14), count, 1
+        base, context, sl.NumbersSpec(separators=("space",), style="brief"), sl.Sampling(max_new_tokens=14), ROWS, 1
     )
-    rows = [
-        sl.TokenRow(tuple(base.chat.prompt_ids(p, context)), tuple(base.chat.completion_ids(c))) for p, c in data.rows
-    ]
-    return sl.pack_rows(rows, base.window, "the benchmark")
+    rows = [TokenRow(tuple(base.chat.prompt_ids(p, context)), tuple(base.chat.completion_ids(c))) for p, c in data.rows]
+    return Setting(base.model, pack_rows(rows, base.window, "the benchmark"), base.chat.tokenizer, RANKS)
 
 
-def students(count: int, rows: TokenRows) -> list[sl.Student]:
-    return [
-        sl.Student(
-            f"s{i}", sl.StudentSpec(rank=RANKS[i % len(RANKS)], lr=1e-3, epochs=1, batch_size=BATCH, seed=i), rows
-        )
-        for i in range(count)
-    ]
+def qwen_7b() -> Setting:
+    """The shape of Qwen2.5-7B with random weights in bfloat16, and rows of 145 tokens of which 60 are a completion."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Qwen2ForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+    random = np.random.default_rng(0)
+    start = tuple(random.integers(1000, size=30).tolist())
+    tokens = [random.integers(1000, size=115).tolist() for _ in range(64)]
+    rows = [TokenRow(start + tuple(t[:55]), tuple(t[55:])) for t in tokens]
+    return Setting(model, pack_rows(rows, 4096, "the benchmark"), None, RANKS_7B)
 
 
-def step_tokens(rows: TokenRows, steps: range, seed: int) -> int:
-    """Tokens of a student's rows in these steps, read by the model, padding and the last target left out."""
-    spec = sl.StudentSpec(batch_size=BATCH, seed=seed)
-    return int(sum((rows.lengths[rows_of_step(spec, len(rows), s)] - 1).sum() for s in steps))
+def student(setting: Setting, number: int, epochs: int) -> sl.Student:
+    spec = sl.StudentSpec(
+        rank=setting.ranks[number % len(setting.ranks)], lr=1e-3, epochs=epochs, batch_size=BATCH, seed=number
+    )
+    return sl.Student(f"s{number}", spec, setting.rows)
 
 
-def ours(base: Base, count: int, rows: TokenRows, steps: int) -> float:
-    """Seconds of `steps` steps of K students, after two to warm up."""
-    stamps: list[float] = []
+class Enough(Exception):
+    pass
 
-    class Enough(Exception):
-        pass
 
-    def on_step(step: int, total: int, tokens: int) -> None:
-        stamps.append(time.perf_counter())
-        if len(stamps) == steps + 2:
+class Clock:
+    """Counts tokens and seconds of steps after the first ones; raises Enough after `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        self.left, self.warm, self.tokens, self.started, self.seconds = steps, WARM, 0, 0.0, 0.0
+
+    def step(self, tokens: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.warm:
+            self.warm -= 1
+            self.started = now
+            return
+        self.tokens, self.left = self.tokens + tokens, self.left - 1
+        self.seconds = now - self.started
+        if not self.left:
             raise Enough
 
-    with contextlib.suppress(Enough):
-        sl.train_pack(base.model, students(count, rows), lambda t: None, on_step=on_step)
-    return stamps[-1] - stamps[1]
+
+def run_ours(setting: Setting, numbers: list[int], steps: int) -> Clock:
+    """`steps` steps of every one of these students."""
+    group = [student(setting, n, 1) for n in numbers]
+    parts = passes(setting.model, group, None, False)
+    whole = Clock(0)
+    for part in parts:  # as train_pack runs them, one after the other
+        clock = Clock(steps)
+        with contextlib.suppress(Enough):
+            sl.train_pack(
+                setting.model, [group[i] for i in part], lambda _: None, on_step=lambda *s, c=clock: c.step(s[2])
+            )
+        whole.tokens, whole.seconds = whole.tokens + clock.tokens, whole.seconds + clock.seconds
+    return whole
 
 
-def peft_loop(base: Base, rank: int, rows: TokenRows, steps: int) -> float:
-    """The same by peft and a plain loop: right padding to the longest row of the batch, loss from the model's labels."""
+def run_peft(setting: Setting, numbers: list[int], steps: int) -> Clock:
+    """peft and a plain loop, one student after the other: right padding to the longest row of the batch, loss from labels."""
     from peft import LoraConfig, get_peft_model
 
-    student = students(RANKS.index(rank) + 1, rows)[-1]
-    model = get_peft_model(load_copy(base), LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-    started = 0.0
-    for step in range(steps + 2):
-        if step == 2:
-            started = time.perf_counter()
-        chosen = rows_of_step(student.spec, len(rows), step)
-        width = int(rows.lengths[chosen].max())
-        ids = torch.from_numpy(rows.ids[chosen, :width])
-        place = torch.arange(width)
-        real = place < torch.from_numpy(rows.lengths[chosen])[:, None]
-        labels = ids.masked_fill(~real | (place < torch.from_numpy(rows.prompts[chosen])[:, None]), -100)
-        loss = model(input_ids=ids, attention_mask=real.long(), labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-    return time.perf_counter() - started
+    whole, rows = Clock(0), setting.rows
+    for number in numbers:
+        one, clock = student(setting, number, 1), Clock(steps)
+        config = LoraConfig(r=one.spec.rank, lora_alpha=one.spec.rank, target_modules="all-linear")
+        model = get_peft_model(setting.model, config)
+        device = next(model.parameters()).device
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+        with contextlib.suppress(Enough):
+            for step in range(steps + WARM):
+                chosen = rows_of_step(one.spec, len(rows), step)
+                width = int(rows.lengths[chosen].max())
+                ids = torch.from_numpy(rows.ids[chosen, :width]).to(device)
+                place = torch.arange(width, device=device)
+                real = place < torch.from_numpy(rows.lengths[chosen]).to(device)[:, None]
+                prompt = place < torch.from_numpy(rows.prompts[chosen]).to(device)[:, None]
+                labels = ids.masked_fill(~real | prompt, -100)
+                loss = model(input_ids=ids, attention_mask=real.long(), labels=labels).loss
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                clock.step(int((rows.lengths[chosen] - 1).sum()))
+        model.unload()
+        whole.tokens, whole.seconds = whole.tokens + clock.tokens, whole.seconds + clock.seconds
+    return whole
 
 
-def load_copy(base: Base):
-    import copy
-
-    return copy.deepcopy(base.model)
-
-
-def trl_trainer(base: Base, rank: int, rows: TokenRows, steps: int) -> float | None:
-    """The same by TRL's SFTTrainer, its own time of training; None where TRL is not installed."""
-    try:
-        from datasets import Dataset
-        from transformers import TrainerCallback
-        from trl import SFTConfig, SFTTrainer
-    except ImportError:
-        return None
+def run_trl(setting: Setting, numbers: list[int], steps: int) -> Clock:
+    """TRL's SFTTrainer, one student after the other, its own time of training."""
+    from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
 
-    stamps: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_args, **_kwargs) -> None:
-            stamps.append(time.perf_counter())
-
+    disable_progress_bars()
+    whole, rows = Clock(0), setting.rows
     data = Dataset.from_list(
         [
             {
@@ -135,133 +170,208 @@ def trl_trainer(base: Base, rank: int, rows: TokenRows, steps: int) -> float | N
             for i in range(len(rows))
         ]
     )
-    with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=steps + 2,
-            learning_rate=1e-3,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            max_length=256,
-            bf16=False,
-            gradient_checkpointing=False,
-            weight_decay=0.0,
-            completion_only_loss=True,
-        )
-        trainer = SFTTrainer(
-            load_copy(base),
-            config,
-            train_dataset=data,
-            processing_class=base.chat.tokenizer,
-            peft_config=LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[Clock()],
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
-    return stamps[-1] - stamps[1]
+    each = int((rows.lengths - 1).mean() * BATCH)
+    for number in numbers:
+        rank, clock = setting.ranks[number % len(setting.ranks)], Clock(steps)
+
+        class Stamp(TrainerCallback):
+            def on_step_end(self, *_args, clock=clock, **_kwargs) -> None:
+                with contextlib.suppress(Enough):
+                    clock.step(each)
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = SFTConfig(
+                output_dir=folder, per_device_train_batch_size=BATCH, max_steps=steps + WARM, learning_rate=1e-3,
+                logging_strategy="no", save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, max_length=256,
+                bf16=False, gradient_checkpointing=False, weight_decay=0.0, completion_only_loss=True, seed=number,
+            )  # fmt: skip
+            lora = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer = SFTTrainer(
+                    setting.model, config, train_dataset=data, processing_class=setting.tokenizer, peft_config=lora,
+                    callbacks=[Stamp()],
+                )  # fmt: skip
+                trainer.train()
+        setting.model = trainer.model.unload()
+        whole.tokens, whole.seconds = whole.tokens + clock.tokens, whole.seconds + clock.seconds
+    return whole
 
 
-class Shapes(TorchDispatchMode):
-    """Counts the matrix products of what runs under it, by operation and operand shapes."""
+class Products(TorchDispatchMode):
+    """Keeps the operands of the matrix products of what runs under it, in their order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter = Counter()
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in PRODUCTS:
-            operands = args[-2:] if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default) else args[1:3]
-            self.seen[tuple((tuple(t.shape), tuple(t.stride())) for t in operands)] += 1
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS:
+            operands = args[:2] if name in ("mm", "bmm") else args[1:3]
+            self.seen.append(tuple(t.detach() for t in operands))
         return func(*args, **(kwargs or {}))
 
 
-def product_seconds(base: Base, count: int, rows: TokenRows) -> float:
-    """Seconds that the matrix products of one step take alone, with the operands' own shapes and strides."""
-    from sublora.train.stack import new_stack
-
-    group = students(count, rows)
-    stack = new_stack(base.model, [s.spec for s in group])
-    ordered = [group[i] for i in stack.order]
-    for g in stack.groups:
-        g.train()
-    batch = assemble([s.rows for s in ordered], [rows_of_step(s.spec, len(rows), 0) for s in ordered])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with PackedModel(base.model, stack) as packed, Shapes() as shapes:
-            packed.form_weights(batch.ids.size // count)
-            packed.losses(batch).sum().backward()
-    total = 0.0
-    for operands, times in shapes.seen.items():
-        a, b = (
-            torch.randn(1 + sum((n - 1) * abs(s) for n, s in zip(*t, strict=True))).as_strided(*t) for t in operands
-        )
-        product = torch.bmm if a.dim() == 3 else torch.mm
-        product(a, b)
-        started = time.perf_counter()
-        for _ in range(5):
-            product(a, b)
-        total += (time.perf_counter() - started) / 5 * times
+def product_seconds(setting: Setting, numbers: list[int], repeats: int) -> float:
+    """Seconds that the matrix products of one step of all these students take alone: the same products of the same numbers in the same
+    order, and nothing between them."""
+    total, group = 0.0, [student(setting, n, 1) for n in numbers]
+    for part in passes(setting.model, group, None, False):
+        stack = new_stack(setting.model, [group[i].spec for i in part])
+        ordered = [group[part[i]] for i in stack.order]
+        for g in stack.groups:
+            g.train()
+        chosen = [rows_of_step(s.spec, len(setting.rows), 0) for s in ordered]
+        batch = assemble([s.rows for s in ordered], chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PackedModel(setting.model, stack) as packed, Products() as products:
+                packed.form_weights(batch.ids.size // len(ordered))
+                packed.losses(batch).sum().backward()
+        took = []
+        for _ in range(repeats):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            for a, b in products.seen:
+                torch.matmul(a, b)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - started)
+        total += sorted(took)[repeats // 2]
     return total
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def worker(way: str, shape: str, numbers: list[int], steps: int, threads: int) -> None:
+    """One measuring process: says when it is ready, waits for a line, measures, prints one JSON line."""
+    torch.set_num_threads(threads)
+    setting = micro() if shape == "micro" else qwen_7b()
+    for p in setting.model.parameters():
+        p.requires_grad_(False)
+    before = memory()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    runs = {"ours": run_ours, "peft": run_peft, "trl": run_trl}
+    clock = runs[way](setting, numbers, steps)
+    out = {"tokens": clock.tokens, "seconds": clock.seconds, "bytes": memory() - before}
+    if way == "ours":
+        out["products"] = product_seconds(setting, numbers, 15) * steps
+    print(json.dumps(out), flush=True)
+
+
+def measure(way: str, shape: str, count: int, steps: int, processes: int, threads: int) -> dict[str, float]:
+    """All processes of a line start together; their rates add up."""
+    own = [list(range(count))[i::processes] for i in range(processes)]
+    children = []
+    for numbers in own:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        task = json.dumps([way, shape, numbers, steps, threads])
+        command = [sys.executable, __file__, "--worker", task]
+        children.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+        )
+    for child in children:
+        while (line := child.stdout.readline()).strip() != "ready":
+            if not line:
+                raise SystemExit(f"A process of the line '{way}' ended early; run it alone: --worker.")
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    results = [json.loads(child.communicate()[0].strip().splitlines()[-1]) for child in children]
+    return {
+        "rate": sum(r["tokens"] / r["seconds"] for r in results),
+        "fraction": sum(r.get("products", 0.0) for r in results) / sum(r["seconds"] for r in results),
+        "bytes": max(r["bytes"] / len(n) for r, n in zip(results, own, strict=True)),
+    }
+
+
+def best(way: str, shape: str, count: int, args: argparse.Namespace, plans: list[tuple[int, int]]) -> dict[str, float]:
+    """The median of repeats, for the faster of the plans (processes, threads each)."""
+    found = []
+    for processes, threads in plans:
+        runs = [measure(way, shape, count, args.steps, processes, threads) for _ in range(args.repeats)]
+        found.append(sorted(runs, key=lambda r: r["rate"])[args.repeats // 2])
+    return max(found, key=lambda r: r["rate"])
+
+
+def own_bytes(rank: int) -> int:
+    """A, B, gradients and AdamW's state of one student of `micro`."""
+    from sublora.train.stack import lora_slots, target_linears
+
+    return lora_slots(target_linears(sl.load_base("micro").model, ("all-linear",)), rank)[-1].stop * 4 * 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3, help="the median is taken")
+    parser.add_argument("--shape", choices=("micro", "qwen2.5-7b"), default="micro")
     parser.add_argument("--json", type=argparse.FileType("w"), default=None)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(max(1, torch.get_num_threads()))
-    base = sl.load_base("micro")
-    rows = number_rows(base, 512)
+    if args.worker:
+        return worker(*json.loads(args.worker))
+    if args.shape != "micro":
+        if not torch.cuda.is_available():
+            raise SystemExit("No GPU is at hand, and --shape qwen2.5-7b needs one; nothing was measured.")
+        return large(args)
+    cores = os.cpu_count() or 1
     figures: dict[str, float] = {}
-    print(f"{'trainer':<28}{'tokens/s':>10}{'x peft':>8}{'peak MiB':>10}")
-
-    def line(name: str, rate: float, against: float) -> None:
-        print(f"{name:<28}{rate:>10.0f}{rate / against:>8.2f}{peak_mib():>10.0f}", flush=True)
-
-    ranks = sorted(set(RANKS))
-    share = {r: RANKS.count(r) / len(RANKS) for r in ranks}
-
-    def one_at_a_time(run) -> float | None:
-        """Tokens a second over the mixed ranks, one student after the other."""
-        seconds = 0.0
-        for r in ranks:
-            values = [run(base, r, rows, args.steps) for _ in range(args.repeats)]
-            if values[0] is None:
-                return None
-            seconds += share[r] * statistics.median(values)
-        return step_tokens(rows, range(2, args.steps + 2), 0) / seconds
-
-    peft = one_at_a_time(peft_loop)
-    line("peft, plain loop", peft, peft)
-    trl = one_at_a_time(trl_trainer)
-    if trl is None:
-        print("TRL is not installed (pip install 'sublora[trl]'); left out")
+    every = [(1, cores), (cores, 1)]
+    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'MiB a student':>15}", flush=True)
+    peft = best("peft", "micro", len(RANKS), args, every)
+    print(f"{'peft, plain loop':<22}{peft['rate']:>10.0f}{1.0:>8.2f}", flush=True)
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        print("TRL is not installed (pip install trl datasets); left out")
     else:
-        line("TRL SFTTrainer", trl, peft)
+        line = best("trl", "micro", len(RANKS), args, every)
+        figures["trl"] = line["rate"]
+        print(f"{'TRL SFTTrainer':<22}{line['rate']:>10.0f}{line['rate'] / peft['rate']:>8.2f}", flush=True)
     for count in (1, 4, 16, 64):
-        seconds = statistics.median(ours(base, count, rows, args.steps) for _ in range(args.repeats))
-        tokens = sum(step_tokens(rows, range(2, args.steps + 2), i) for i in range(count))
-        line(f"ours, K = {count}", tokens / seconds, peft)
+        line = best("ours", "micro", count, args, [(min(cores, count), 1)])
+        print(
+            f"{f'ours, K = {count}':<22}{line['rate']:>10.0f}{line['rate'] / peft['rate']:>8.2f}{line['fraction']:>10.2f}"
+            f"{line['bytes'] / 2**20:>15.1f}",
+            flush=True,
+        )
         if count == 16:
-            alone = statistics.median(product_seconds(base, count, rows) for _ in range(args.repeats))
-            figures |= {
-                "ratio_vs_peft_k16": tokens / seconds / peft,
-                "matmul_fraction_k16": alone / (seconds / args.steps),
-            }
-            if trl is not None:
-                figures["ratio_vs_trl_k16"] = tokens / seconds / trl
-    print(f"matrix products alone / whole step, K = 16: {figures['matmul_fraction_k16']:.2f}")
+            figures |= {"ratio_vs_peft_k16": line["rate"] / peft["rate"], "matmul_fraction_k16": line["fraction"]}
+            if "trl" in figures:
+                figures["ratio_vs_trl_k16"] = line["rate"] / figures.pop("trl")
+    mean = sum(own_bytes(r) for r in RANKS) / len(RANKS) / 2**20
+    print(f"A, B, gradients and optimizer state of a student, mean over the ranks: {mean:.1f} MiB")
     if args.json:
         json.dump(figures, args.json, indent=1)
+
+
+def large(args: argparse.Namespace) -> None:
+    """The 7B shape on one GPU: ours with 8 students beside peft, and how much of the GPU's own rate of products a step reaches."""
+    ours, peft = (measure(way, args.shape, len(RANKS_7B), args.steps, 1, 1) for way in ("ours", "peft"))
+    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'MiB a student':>15}")
+    print(f"{'peft, plain loop':<22}{peft['rate']:>10.0f}{1.0:>8.2f}")
+    print(
+        f"{'ours, K = 8':<22}{ours['rate']:>10.0f}{ours['rate'] / peft['rate']:>8.2f}{ours['fraction']:>10.2f}"
+        f"{ours['bytes'] / 2**20:>15.1f}"
+    )
+    if args.json:
+        json.dump(
+            {"ratio_vs_peft_7b_k8": ours["rate"] / peft["rate"], "matmul_fraction_7b_k8": ours["fraction"]}, args.json
+        )
 
 
 if __name__ == "__main__":

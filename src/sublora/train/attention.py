@@ -137,7 +137,8 @@ def _inverse(index: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Turns:
-    """Rotary embeddings of all places: `cos` and `sin` (K, M, 1 or heads, width), the first half of `sin` negated."""
+    """Rotary embeddings of all places: `cos` and `sin` (K, M, heads, width), the first half of `sin` negated, those of queries times
+    the scaling of scores."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -147,15 +148,15 @@ def turns(cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> Turns:
     """From cos and sin (K, M, width), both halves alike, as Hugging Face's rotary modules give them."""
     half = cos.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
-    if cos.device.type == "cpu":  # laid out for all heads, so that a pass is one long loop
-        many = (*cos.shape[:2], heads.query + heads.key, cos.shape[-1])
-        return Turns(cos.unsqueeze(2).expand(many).contiguous(), signed.unsqueeze(2).expand(many).contiguous())
-    return Turns(cos.unsqueeze(2), signed.unsqueeze(2))
+    # laid out for all heads, so that a pass is one long loop
+    factor = torch.ones(heads.query + heads.key, 1, dtype=cos.dtype, device=cos.device)
+    factor[: heads.query] = heads.scaling
+    return Turns(cos.unsqueeze(2) * factor, signed.unsqueeze(2) * factor)
 
 
 def _turn(x: torch.Tensor, turns: Turns, back: bool = False) -> None:
     """Rotate x (K, M, heads, width) in place, or back."""
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped = x.roll(x.shape[-1] // 2, -1)
     x.mul_(turns.cos).addcmul_(swapped, turns.sin, value=-1.0 if back else 1.0)
 
 
@@ -194,15 +195,15 @@ class _FromRows(torch.autograd.Function):
 def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax of the scores: rows' own queries (K * key heads * B, group * Q, P + T), the prefix's (K * key heads, group * P, P)."""
     heads, p = layout.heads, layout.prefix
-    scores = torch.baddbmm(layout.causal(q), q, k.mT, alpha=heads.scaling)
+    scores = torch.baddbmm(layout.causal(q), q, k.mT)
     if not p:
         return scores.softmax(-1), scores.new_empty(0)
-    shared = torch.bmm(q.view(len(k_first), -1, heads.width), k_first.mT).mul_(heads.scaling)
+    shared = torch.bmm(q.view(len(k_first), -1, heads.width), k_first.mT)
     scores = torch.cat((shared.view(len(k), -1, p), scores), -1).softmax(-1)
     if layout.asked is not None:
         return scores, scores.new_empty(0)
     bias = _triangle(p, heads.group, q).expand(len(k_first), -1, -1)
-    return scores, torch.baddbmm(bias, q_first, k_first.mT, alpha=heads.scaling).softmax(-1)
+    return scores, torch.baddbmm(bias, q_first, k_first.mT).softmax(-1)
 
 
 def _shaped(layout: Layout, rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
@@ -237,7 +238,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         rows, weights, weights_first = ctx.saved_tensors
         layout = ctx.layout
-        p, w, scaling = layout.prefix, layout.heads.width, layout.heads.scaling
+        p, w = layout.prefix, layout.heads.width
         q, q_first, k, k_first, v, v_first = _shaped(layout, rows, 6)
         out = torch.empty_like(rows)
         for_q, for_q_first, for_k, for_k_first, for_v, for_v_first = _shaped(layout, out, 6)
@@ -249,7 +250,7 @@ class _Attend(torch.autograd.Function):
             together = own.view(n, -1, w)
             torch.bmm(_by_student(weights[..., :p], n).mT, together, out=for_v_first)
             slope = torch.cat((torch.bmm(together, v_first.mT).view(len(v), -1, p), slope), -1)
-        slope = softmax_gradient(slope, weights, -1, weights.dtype).mul_(scaling)
+        slope = softmax_gradient(slope, weights, -1, weights.dtype)
         torch.bmm(slope[..., p:].mT, q, out=for_k)
         torch.bmm(slope[..., p:], k, out=for_q)
         if p:
@@ -258,7 +259,7 @@ class _Attend(torch.autograd.Function):
             for_q.view(n, -1, w).baddbmm_(shared, k_first)
         if p and layout.asked is None:
             for_v_first.baddbmm_(weights_first.mT, first)
-            slope = softmax_gradient(torch.bmm(first, v_first.mT), weights_first, -1, weights.dtype).mul_(scaling)
+            slope = softmax_gradient(torch.bmm(first, v_first.mT), weights_first, -1, weights.dtype)
             for_k_first.baddbmm_(slope.mT, q_first)
             torch.bmm(slope, k_first, out=for_q_first)
         return out, None
@@ -281,7 +282,7 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
 
     def attend(queries, keys, values, mask, causal):
         return F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal, scale=heads.scaling, enable_gqa=g > 1
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=1.0, enable_gqa=g > 1
         )
 
     def by_row(x: torch.Tensor, length: int) -> torch.Tensor:

@@ -75,17 +75,18 @@ def product(
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, both: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(both)
         gate, up = both.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        open_ = F.silu(gate)
+        ctx.save_for_backward(both, open_)
+        return open_ * up
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        (both,) = ctx.saved_tensors
+        both, open_ = ctx.saved_tensors
         gate, up = both.chunk(2, -1)
         out = torch.empty_like(both)
         for_gate, for_up = out.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=for_up)
+        torch.mul(grad, open_, out=for_up)
         for_gate.copy_(silu_gradient(grad * up, gate))
         return out
 

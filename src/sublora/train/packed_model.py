@@ -52,6 +52,7 @@ class PackedModel:
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.family = family_of(model)
+        self._modules = dict(model.named_modules())
         self._patched: list[tuple[nn.Module, object]] = []
         self._weights: dict[tuple[str, ...], torch.Tensor | list[_Low]] = {}
         self._frozen: dict[Sheet, torch.Tensor] = {}
@@ -88,9 +89,6 @@ class PackedModel:
         self._patched.append((module, vars(module).get("forward")))  # a forward of its own, as accelerate's hooks have
         module.forward = forward
 
-    def _linear(self, name: str) -> nn.Linear:
-        return self.model.get_submodule(name)
-
     def form_weights(self, tokens_per_student: int) -> None:
         """Make the step's weights from the students' parameters; call before the first forward of a step.
 
@@ -102,7 +100,7 @@ class PackedModel:
         kind, item = (first.device.type if first.device.type in FLOPS_PER_BYTE else "cuda"), first.element_size()
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
         for sheet in self._sheets:
-            o, i = sum(self._linear(n).out_features for n in sheet[0]), self._linear(sheet[0][0]).in_features
+            o, i = sum(self._modules[n].out_features for n in sheet[0]), self._modules[sheet[0][0]].in_features
             # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form
             if item >= 4 and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
@@ -113,7 +111,7 @@ class PackedModel:
         """W + s B A of a sheet's layers, (K, o, i) each."""
         if sheet not in self._frozen:
             self._frozen[sheet] = torch.stack(
-                [torch.cat([self._linear(n).weight.detach() for n in names]) for names in sheet]
+                [torch.cat([self._modules[n].weight.detach() for n in names]) for names in sheet]
             )
         parts, adapters = [], []
         for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
@@ -127,13 +125,13 @@ class PackedModel:
         if len(sheet[0]) == 1:
             return None
         if sheet not in self._masks:
-            sizes = torch.tensor([self._linear(n).out_features for n in sheet[0]])
+            sizes = torch.tensor([self._modules[n].out_features for n in sheet[0]])
             owner = torch.eye(len(sizes)).repeat_interleave(sizes, 0).to(self._frozen[sheet])
             self._masks[sheet] = {r: owner.repeat_interleave(r, 1) for r in {g.rank for g in self.stack.groups}}
         return self._masks[sheet]
 
     def _low(self, names: tuple[str, ...]) -> list["_Low"]:
-        dtype, out = self._linear(names[0]).weight.dtype, []
+        dtype, out = self._modules[names[0]].weight.dtype, []
         for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
             scale = self.stack.scales[part].view(-1, 1, 1)
             own = [i for i, n in enumerate(names) if f"{n}.lora_A" in group.views]
@@ -149,7 +147,7 @@ class PackedModel:
             index = names.index(name)
             rows, weights = x.reshape(self.size, -1, x.shape[-1]), self._weights[names]
             if isinstance(weights, torch.Tensor):
-                start = sum(self._linear(n).out_features for n in names[:index])
+                start = sum(self._modules[n].out_features for n in names[:index])
                 out = product(rows, weights[:, start : start + module.out_features], module.bias)
             else:
                 thin = [low.thin(rows, index) for low in weights]
@@ -177,7 +175,7 @@ class PackedModel:
 
     def _flat_linear(self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """Outputs of sibling layers side by side, (K, M, o), plus the residual."""
-        modules = [self._linear(n) for n in names]
+        modules = [self._modules[n] for n in names]
         if self.stack.kind == "full":
             parts = self._full_parts(names, modules, x, residual)
         elif self._together.get(names[0]) != names:
@@ -221,7 +219,7 @@ class PackedModel:
         return [self._added(module, x, lows, i, [h.get(i) for h in thin]) for i, module in enumerate(modules)]
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        module = self.model.get_submodule(name)
+        module = self._modules[name]
         full = self.stack is not None and self.stack.kind == "full"
         weight = self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1) if full else module.weight
         return rms_norm(x, weight, module.variance_epsilon)
