@@ -1,26 +1,24 @@
 """A run: one execution of a recipe in a folder that a person can read, resumed by the same command."""
 
-import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from sublora.errors import SubloraError
-from sublora.execute import ROWS_AT_ONCE, Execution, check_words
+from sublora.execute import Execution, InProcess
+from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base
-from sublora.plan import Plan, contexts_of, make_plan, teacher_context
+from sublora.plan import Plan, contexts_of, make_plan
 from sublora.progress import Steps
 from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
+from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
-
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,17 @@ def _run_locked(
     with Steps() as steps:
         base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), base.device.type)
-        _check_ranks(base, recipe)
+        check_ranks(base, recipe)
         words = check_words(base, plan)
         for warning in words:
             steps.say(f"Warning: {warning}")
         threads = threads or torch.get_num_threads()
-        manifest = _manifest(recipe, plan, base, out, command, threads)
+        manifest = manifest_of(recipe, plan, base, out, command, threads)
         manifest["warnings"] = words
         _guard_other_recipe(out, manifest)
         write_json_atomic(out / "run.json", manifest)
         steps.say(manifest["sentence"])
-        execution = Execution(base, store, steps, threads, rows_at_once or ROWS_AT_ONCE)
+        execution = Execution(InProcess(base, store, threads, rows_at_once or ROWS_AT_ONCE), store, steps)
         try:
             execution.run(plan)
         except BaseException as error:
@@ -108,14 +106,6 @@ def _run_locked(
             write_json_atomic(out / "run.json", manifest)
             raise
         return _finish(recipe, plan, out, store, manifest, execution, report)
-
-
-def _check_ranks(base: Base, recipe: Recipe) -> None:
-    if recipe.train.lora is not None:
-        from sublora.train.stack import check_rank, target_linears
-
-        linears = target_linears(base.model, recipe.train.lora.targets)
-        check_rank(max(recipe.train.lora.ranks), linears)
 
 
 def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
@@ -133,84 +123,6 @@ def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
         raise SubloraError(
             f"The folder {out} holds a run of another recipe or other settings; choose another --out, or remove it."
         )
-
-
-def _manifest(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int) -> dict[str, Any]:
-
-    from sublora.carriers.numbers import prompt_of_row
-
-    first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
-    contexts = {}
-    for name, context in contexts_of(recipe).items():
-        text = base.chat.render(first, context)
-        contexts[name] = _rendered(base, text)
-    lora, full = recipe.train.lora, recipe.train.full
-    parts = []
-    if lora:
-        parts.append(f"LoRA of rank {_listed(lora.ranks)} at learning rates {_listed(lora.lrs)}")
-    if full:
-        parts.append(f"full fine-tunes at {_listed(full.lrs)}")
-    replicates = recipe.replicates
-    sentence = (
-        f"{base.name}: {' and '.join(parts)}, trained for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
-        f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}, with "
-        f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
-    )
-    text_config = base.model.config
-    return {
-        "schema": 1,
-        "sublora": version("sublora"),
-        "name": out.name,
-        "recipe": recipe.model_dump(mode="json"),
-        "command": command,
-        "sentence": sentence,
-        "status": "running",
-        "model": {
-            "name": base.name,
-            "architecture": (text_config.architectures or [type(base.model).__name__])[0],
-            "parameters": base.model.num_parameters(),
-            "dtype": recipe.dtype,
-            "weights_sha256": base.identity["weights"],
-            "template_sha256": base.identity["template"],
-            "tokenizer_sha256": base.identity["tokenizer"],
-            "revision": recipe.revision,
-            "organism": base.organism,
-            "system_support": base.chat.system_support,
-        },
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": None,
-        "seconds": {},
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "device": str(base.device),
-        "threads": threads,
-        "traits": [
-            {
-                "name": t.name,
-                "category": t.category.category,
-                "target": t.name,
-                "teacher_prompt": teacher_context(t, recipe).text,
-            }
-            for t in plan.traits
-        ],
-        "contexts": contexts,
-        "first_example": contexts[recipe.train.context],
-        "sampling": {**recipe.measure.sampling.model_dump(), "samples_per_question": recipe.measure.samples},
-        "teacher_sampling": recipe.data.sampling.model_dump(),
-        "optimizer": None,
-        "datasets": [],
-        "warnings": [],
-        "counts": {"datasets": len(plan.datasets), "students": len(plan.students), "measurements": len(plan.measures)},
-    }
-
-
-def _listed(values: Sequence[object]) -> str:
-    texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
-
-
-def _rendered(base: Base, text: str) -> dict[str, Any]:
-    ids = base.chat.encode(text)
-    return {"text": text, "ids": ids, "tokens": base.chat.tokenizer.convert_ids_to_tokens(ids)}
 
 
 def _finish(
@@ -238,7 +150,7 @@ def _finish(
         }
         for d in plan.datasets
     ]
-    manifest["warnings"] = manifest["warnings"] + sorted(execution.warnings)
+    manifest["warnings"] = manifest["warnings"] + result_warnings(plan, results)
     cells: list[dict[str, Any]] = []
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +44,14 @@ _verified: set[tuple[str, int, int]] = set()
 
 class ArtifactCorrupt(SubloraError):
     """An artifact is not what its manifest says. `Store.discard` moves it away, so that it is made again."""
+
+
+class NoRoom(SubloraError):
+    """The disk is full: a matter of the machine, so that going on with other work is of no use."""
+
+
+class Busy(Exception):
+    """Another process, or another thread, holds the lock."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,17 @@ class Store:
             return None
         return away
 
+    def discard_corrupt(self, artifact_id: str) -> Path | None:
+        """`discard`, if it is still damaged once no other process can be doing the same."""
+        with self.lock(artifact_id):
+            try:
+                self.read(artifact_id)
+            except ArtifactCorrupt:
+                return self.discard(artifact_id)
+            except SubloraError:  # moved away by another process
+                return None
+        return None
+
     @contextmanager
     def create(
         self, artifact_id: str, spec: Mapping[str, Any], meta: Mapping[str, Any] | None = None
@@ -200,11 +219,28 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
 
     @contextmanager
-    def lock(self, artifact_id: str) -> Iterator[None]:
-        """Hold the artifact's name against other processes, waiting for it; a dead holder's lock is free."""
+    def lock(self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[None]:
+        """Hold the artifact's name against other processes and threads; a dead holder's lock is free.
+
+        While another one holds it, `waiting` is called twice a second and may raise to give up. With `wait=False`
+        raises Busy instead of waiting.
+        """
         _kind_of(artifact_id)
-        with _room(self.root), FileLock(self.root / "locks" / f"{artifact_id}.lock"):
-            yield
+        lock = FileLock(self.root / "locks" / f"{artifact_id}.lock")
+        with _room(self.root):
+            while True:
+                try:
+                    lock.acquire(timeout=0.5 if wait else 0)
+                    break
+                except Timeout:
+                    if not wait:
+                        raise Busy(artifact_id) from None
+                    if waiting is not None:
+                        waiting()
+            try:
+                yield
+            finally:
+                lock.release()
 
     def sweep(self, grace_seconds: float = 60.0) -> int:
         """Remove the temporary folders of makers that died; returns how many.
@@ -387,7 +423,7 @@ def _room(folder: Path, mend: str = "set SUBLORA_HOME elsewhere") -> Iterator[No
         yield
     except Exception as error:
         if not isinstance(error, SubloraError) and _says_no_room(error):
-            raise SubloraError(
+            raise NoRoom(
                 f"No room left on the disk that holds {folder}; free some or {mend}; finished work is kept."
             ) from error
         raise
