@@ -172,10 +172,12 @@ class Execution:
     def started(self, unit: Unit) -> None:
         with self._lock:
             self._run_count(len(self._missing(unit)))
+        self.changed()
 
     def postponed(self, unit: Unit) -> None:
         with self._lock:
             self._run_count(-len(self._missing(unit)))
+        self.changed()
 
     def waiting(self, unit: Unit) -> None:
         with self._lock:
@@ -216,7 +218,6 @@ class Execution:
         count = self.counts[self._stage]
         count.running += change
         self.steps.running = count.running
-        self.changed()
 
     def _failed_sentence(self) -> str:
         first = self.failures[0]
