@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from sublora.errors import SubloraError
@@ -19,6 +19,10 @@ from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
 from sublora.units import Unit, data_units, measure_units, train_units
 from sublora.workers import Stopped, Workers
+
+
+class UnitsFailed(SubloraError):
+    """Some units could not be made; everything else was."""
 
 
 class Watch(Protocol):
@@ -108,29 +112,47 @@ class Execution:
     _have: set[str] = field(default_factory=set, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _stage: str = ""
+    _timing: tuple[str, float] | None = None
     _told: set[str] = field(default_factory=set, repr=False)
 
     def run(self, plan: Plan) -> None:
-        """Raises SubloraError with one sentence where something could not be made; all that could be is in the store."""
+        """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         self.store.sweep()
         stages = (
             ("data", "datasets", data_units(plan)),
             ("train", "students", train_units(plan)),
             ("measure", "measurements", measure_units(plan)),
         )
-        for name, label, units in stages:
-            with self._timed(name):
-                self._run_stage(label, units)
+        try:
+            for name, label, units in stages:
+                with self._timed(name):
+                    self._run_stage(label, units)
+        finally:
+            for count in self.counts.values():
+                count.running = 0
         if self.failures:
-            raise SubloraError(self._failed_sentence())
+            raise UnitsFailed(self._failed_sentence())
 
     @contextlib.contextmanager
     def _timed(self, stage: str):
-        started = time.monotonic()
+        self._timing = (stage, time.monotonic())
         try:
             yield
         finally:
-            self.seconds[stage] = round(time.monotonic() - started, 2)
+            self.seconds = self.spent()
+            self._timing = None
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage so far."""
+        if self._timing is None:
+            return dict(self.seconds)
+        stage, since = self._timing
+        return self.seconds | {stage: round(time.monotonic() - since, 2)}
+
+    def progress(self) -> dict[str, dict[str, int]]:
+        """Artifacts by stage: total, done, running, failed."""
+        with self._lock:
+            return {stage: asdict(count) for stage, count in self.counts.items()}
 
     def _run_stage(self, label: str, units: Sequence[Unit]) -> None:
         names = dict.fromkeys(name for unit in units for name in unit.makes)

@@ -1,16 +1,21 @@
 """A run: one execution of a recipe in a folder that a person can read, resumed by the same command."""
 
+import contextlib
+import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from sublora.errors import SubloraError
-from sublora.execute import Execution, InProcess
+from sublora.execute import Execution, Executor, InProcess, UnitsFailed
+from sublora.journal import Journal
+from sublora.known_runs import note_run
 from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base
 from sublora.plan import Plan, contexts_of, make_plan
@@ -19,6 +24,7 @@ from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
+from sublora.units import train_units
 
 
 @dataclass(frozen=True)
@@ -53,75 +59,113 @@ def run_recipe(
     command: str = "",
     base: Base | None = None,
     report: Callable[[Path], Path] | None = None,
+    executor: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
 ) -> RunResult:
     """Run a recipe, or go on with it; the folder holds run.json, results.csv, cells.csv, verdicts.json, answers.json and the page.
 
-    Raises SubloraError for whatever a user can mend; a run that is interrupted keeps what was finished.
+    With `executor="ray"` the work is done by the workers of a Ray cluster (a new one on this machine without `ray_address`), on
+    `device` there ("auto": their GPU where the cluster has any). Where another process works on the same folder, this one helps with
+    what is left and then waits for it. Raises SubloraError for whatever a user can mend; a run that is interrupted keeps what was
+    finished.
     """
+    import torch
+
     store = store or Store()
-    out.mkdir(parents=True, exist_ok=True)
+    threads = threads or torch.get_num_threads()
+    rows_at_once = rows_at_once or ROWS_AT_ONCE
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if executor == "ray":
+            from sublora.ray_executor import connect
+
+            cluster = stack.enter_context(connect(ray_address, threads, device))
+            device = "cpu"  # this process only plans
+        base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
+        place = cluster.device if cluster else base.device.type
+        plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), place)
+        check_ranks(base, recipe)
+        words = check_words(base, plan)
+        manifest = manifest_of(recipe, plan, base, out, command, threads)
+        manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
+        _guard_other_recipe(out, manifest)
+        out.mkdir(parents=True, exist_ok=True)
+        stages = (*plan.datasets, *plan.students, *plan.measures)
+        note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
+        steps = stack.enter_context(Steps())
+        for warning in words:
+            steps.say(f"Warning: {warning}")
+        steps.say(manifest["sentence"])
+        if cluster:
+            runner: Executor = cluster.executor(recipe, base, store, rows_at_once)
+        else:
+            runner = InProcess(base, store, threads, rows_at_once)
+        with _only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
+            return _run_locked(recipe, plan, out, store, manifest, runner, steps, report)
+
+
+@contextlib.contextmanager
+def _only_one(out: Path, help_out: Callable[[], None], steps: Steps) -> Iterator[None]:
+    """Hold the run's folder. While another process holds it, share its work, and then wait until it is done with the tables."""
+    lock = FileLock(out / ".lock")
     try:
-        with FileLock(out / ".lock", timeout=0):
-            return _run_locked(recipe, out, store, device, threads, rows_at_once, command, base, report)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise SubloraError(
-            f"Another process is working on the run {out}; wait for it, or choose another --out."
-        ) from None
+        steps.say(f"Another process works on the run {out}; this one helps with what is left of it.")
+        # what fails here is tried again, and reported, once the folder is ours
+        with contextlib.suppress(UnitsFailed):
+            help_out()
+        steps.say(f"Waiting for the other process on {out} to write the tables.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_locked(
     recipe: Recipe,
+    plan: Plan,
     out: Path,
     store: Store,
-    device: str,
-    threads: int | None,
-    rows_at_once: int | None,
-    command: str,
-    base: Base | None,
+    manifest: dict[str, Any],
+    runner: Executor,
+    steps: Steps,
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    import torch
+    _guard_other_recipe(out, manifest)
+    old = _old_manifest(out)
+    manifest["started"] = old.get("started", manifest["started"])
+    journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
+    execution = Execution(runner, store, steps, journal.changed)
+    journal.execution = execution
+    journal.write("running")
+    try:
+        execution.run(plan)
+        return _finish(recipe, plan, out, store, journal, execution, report)
+    except BaseException as error:
+        with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
+            journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        if any(f.trace for f in execution.failures):
+            write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
+        raise
 
-    with Steps() as steps:
-        base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
-        plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), base.device.type)
-        check_ranks(base, recipe)
-        words = check_words(base, plan)
-        for warning in words:
-            steps.say(f"Warning: {warning}")
-        threads = threads or torch.get_num_threads()
-        manifest = manifest_of(recipe, plan, base, out, command, threads)
-        manifest["warnings"] = words
-        _guard_other_recipe(out, manifest)
-        write_json_atomic(out / "run.json", manifest)
-        steps.say(manifest["sentence"])
-        execution = Execution(InProcess(base, store, threads, rows_at_once or ROWS_AT_ONCE), store, steps)
-        try:
-            execution.run(plan)
-        except BaseException as error:
-            manifest |= {
-                "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
-                "seconds": execution.seconds,
-            }
-            write_json_atomic(out / "run.json", manifest)
-            raise
-        return _finish(recipe, plan, out, store, manifest, execution, report)
+
+def _old_manifest(out: Path) -> dict[str, Any]:
+    """run.json as an earlier process left it; nothing where there is none that can be read."""
+    try:
+        old = json.loads((out / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return old if isinstance(old, dict) else {}
 
 
 def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
     """The folder of one recipe is not overwritten by another."""
-    import json
-
-    path = out / "run.json"
-    if not path.exists():
-        return
-    try:
-        old = json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return
-    if canonical_json(old.get("recipe")) != canonical_json(manifest["recipe"]):
+    old = _old_manifest(out)
+    if old and canonical_json(old.get("recipe")) != canonical_json(manifest["recipe"]):
         raise SubloraError(
-            f"The folder {out} holds a run of another recipe or other settings; choose another --out, or remove it."
+            f"The folder {out} holds a run of another recipe or other settings; choose another --out, give --fresh, or remove it."
         )
 
 
@@ -130,15 +174,13 @@ def _finish(
     plan: Plan,
     out: Path,
     store: Store,
-    manifest: dict[str, Any],
+    journal: Journal,
     execution: Execution,
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    import time
-
     from sublora.claims import judge, load_claims, summarise
 
-    results = Results(plan, store)
+    manifest, results = journal.manifest, Results(plan, store)
     manifest["optimizer"] = results.meta[plan.students[0].id]["optimizer"]
     manifest["datasets"] = [
         {
@@ -160,12 +202,7 @@ def _finish(
     write_atomic(out / "cells.csv", to_csv(cells))
     write_json_atomic(out / "answers.json", results.answers(cells))
     write_json_atomic(out / "verdicts.json", verdicts)
-    manifest |= {
-        "status": "done",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": execution.seconds,
-    }
-    write_json_atomic(out / "run.json", manifest)
+    journal.write("done", finished=datetime.now(UTC).isoformat(timespec="seconds"))
     if report is None:
         from sublora.report.page import build_report as report
     started = time.monotonic()
@@ -178,6 +215,18 @@ def default_out(recipe: Recipe) -> Path:
     model = recipe.model.rstrip("/").split("/")[-1]
     traits = "-".join(t.lower() for t in recipe.traits[:3]) + ("-and-more" if len(recipe.traits) > 3 else "")
     return Path("runs") / f"{recipe.name}-{model}-{traits}"
+
+
+def fresh_out(folder: Path) -> Path:
+    """The folder itself where it is free, or else the first free one of NAME-2, NAME-3, ...; it is made, so that it is ours."""
+    number = 1
+    while True:
+        chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            chosen.mkdir(parents=True)
+            return chosen
+        except FileExistsError:
+            number += 1
 
 
 def command_line() -> str:

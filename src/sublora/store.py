@@ -205,6 +205,13 @@ class Store:
         """
         if artifact_id != _name_for(_kind_of(artifact_id), spec):
             raise ValueError(f"{artifact_id} is not the name of this spec")
+        with self._workplace(artifact_id) as content:
+            yield content
+            self._commit(content, artifact_id, spec, {} if meta is None else meta)
+
+    @contextmanager
+    def _workplace(self, artifact_id: str) -> Iterator[Path]:
+        """An empty folder on the same disk, removed afterwards if it is still there."""
         work = self.root / "tmp" / f"{artifact_id}.{uuid.uuid4().hex[:12]}"
         content = work / "content"
         alive = FileLock(work / "alive")  # tells `sweep` that the maker lives; the system frees it at death
@@ -213,10 +220,28 @@ class Store:
                 content.mkdir(parents=True)
                 alive.acquire()
                 yield content
-                self._commit(content, artifact_id, spec, {} if meta is None else meta)
         finally:
             alive.release()
             shutil.rmtree(work, ignore_errors=True)
+
+    def export(self, artifact_id: str) -> dict[str, bytes]:
+        """All files of a verified artifact, its manifest among them, for `adopt` in a store on another machine."""
+        artifact = self.read(artifact_id)
+        return {name: (artifact.path / name).read_bytes() for name in (*artifact.files, MANIFEST)}
+
+    def adopt(self, artifact_id: str, files: Mapping[str, bytes]) -> None:
+        """Take in what `export` gave elsewhere, as it is. Raises ArtifactCorrupt where a file does not fit the manifest."""
+        with self._workplace(artifact_id) as content:
+            artifact = _parse_manifest(artifact_id, content, files[MANIFEST])
+            for name in artifact.files:
+                target = content / name
+                if not target.resolve().is_relative_to(content.resolve()):
+                    raise _corrupt(content, name, "is outside")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(files[name])
+                _verify(artifact, name, artifact.files[name])
+            (content / MANIFEST).write_bytes(files[MANIFEST])
+            self._publish(content, artifact_id)
 
     @contextmanager
     def lock(self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[None]:
@@ -261,7 +286,7 @@ class Store:
         return removed
 
     def _commit(self, content: Path, name: str, spec: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        folders, files = _walk(content)
+        files = _walk(content)
         entries = {file: _entry(content / file) for file in files}
         body = {
             "schema": SCHEMA,
@@ -276,10 +301,14 @@ class Store:
         body["sha256"] = _self_hash(body)
         with open(content / MANIFEST, "x", encoding="utf-8") as file:
             file.write(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False))
+        self._publish(content, name)
+
+    def _publish(self, content: Path, name: str) -> None:
+        """Flush a finished folder and give it its name."""
         # All at once, because flushes that wait together cost a journalling file system one commit.
-        written = [content / file for file in (*files, MANIFEST)]
+        inside = sorted(content.rglob("*"), reverse=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(_flush_path, [*written, *folders, content]))
+            list(pool.map(_flush_path, [*inside, content]))
         target = self.path(name)
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
@@ -326,18 +355,16 @@ def _kind_of(name: str) -> str:
     return match[1]
 
 
-def _walk(content: Path) -> tuple[list[Path], list[str]]:
-    """(folders inside, deepest first; names of files), of what a maker left in its folder."""
-    folders, files = [], []
-    for path in sorted(content.rglob("*"), reverse=True):
+def _walk(content: Path) -> list[str]:
+    """The names of the files that a maker left in its folder."""
+    files = []
+    for path in content.rglob("*"):
         name = path.relative_to(content).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()) or name == MANIFEST:
             raise ValueError(f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}")
-        if path.is_dir():
-            folders.append(path)
-        else:
+        if path.is_file():
             files.append(name)
-    return folders, sorted(files)
+    return sorted(files)
 
 
 def _entry(path: Path) -> FileEntry:
