@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from sublora.errors import SubloraError
+from sublora.store_cli import app as store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how they are made.")
 app.add_typer(organism_app, name="organism")
+app.add_typer(store_app, name="store")
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")]
 ModelOpt = Annotated[
@@ -217,7 +219,7 @@ def _print_result(result) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 wrong use or bad input, 3 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a check found something, 2 wrong use or bad input, 3 interrupted."""
     sys.exit(_main())
 
 

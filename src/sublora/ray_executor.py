@@ -99,7 +99,9 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
         raise SubloraError(
             "--executor ray needs the package ray, which is not installed here; install it with pip install 'sublora[ray]'."
         ) from None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # how Ray will be; said once, or it warns at every start
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # how Ray will be; said once, or it warns at every start
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     asked_to_stop = signal.getsignal(signal.SIGTERM)
     try:

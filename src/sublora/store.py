@@ -6,7 +6,7 @@ work is done, a kill at any moment leaves at most a temporary folder (see `Store
 of one artifact one wins.
 
 Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by
-`discard`).
+`discard`), and of other modules `runs/` (known_runs), `checkpoints/` (stages), `rates.json` (rates).
 """
 
 from __future__ import annotations
@@ -318,6 +318,11 @@ class Store:
             self.discard(name)
             _rename_new(content, target)
         _flush_path(target.parent)
+
+
+def forget_verified() -> None:
+    """Files that this process has hashed are hashed again when they are next read."""
+    _verified.clear()
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
