@@ -76,6 +76,8 @@ def test_counts_are_truthful_while_units_go_and_fail(own_store: Path) -> None:
     good, bad = Unit("good"), Unit("bad")
 
     class InTurn:
+        workers = 1
+
         def run(self, units, watch):
             for unit in units:
                 watch.started(unit)
@@ -85,7 +87,7 @@ def test_counts_are_truthful_while_units_go_and_fail(own_store: Path) -> None:
                 with store.create(unit.makes[0], {"name": unit.id}):
                     pass
                 watch.made(unit.makes[0])
-                watch.finished(unit)
+                watch.finished(unit, None, "")
 
     execution = Execution(InTurn(), store, Steps(), lambda: seen.append(str(execution.counts.get("parts"))))
     execution._run_stage("parts", [good, bad])
@@ -95,3 +97,39 @@ def test_counts_are_truthful_while_units_go_and_fail(own_store: Path) -> None:
     child = Unit("child", needs=bad.makes)
     execution._run_stage("children", [child])
     assert execution.counts["children"].failed == 1 and "could not be made" in execution.failures[-1].sentence
+
+
+def test_a_student_lost_after_its_checkpoint_is_trained_again(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may be past a student whose artifact was lost since; then the pack is trained from its start."""
+    from sublora.model import load_base
+    from sublora.plan import make_plan
+    from sublora.recipe import load_recipe
+    from sublora.stages import Maker, perform
+    from sublora.store import forget_verified
+    from sublora.train import pack
+    from sublora.units import data_units, train_units
+
+    recipe = load_recipe("rank", sets=[*SMALL[1::2], "train.lora.ranks=[1,2]", "train.epochs=1"])
+    base, store = load_base("micro"), Store(own_store)
+    plan = make_plan(recipe, base.identity, 60.0)
+    maker = Maker(base, store)
+    for unit in data_units(plan):
+        perform(unit, maker)
+    unit = train_units(plan)[0]
+    assert perform(unit, maker) > 0 and perform(unit, maker) is None
+    before = {name: store.read(name).files for name in unit.makes}
+    store.discard(unit.makes[0])
+    saved = store.root / "checkpoints" / f"{unit.id}.safetensors"
+
+    def past_the_first(model, students, keep, *, checkpoint, on_step):
+        """As `train_pack` goes on from a checkpoint in which the first student is done already."""
+        if saved.exists():
+            saved.unlink()
+            return
+        pack.train_pack(model, students, keep, checkpoint=checkpoint, on_step=on_step)
+
+    monkeypatch.setattr(stages, "train_pack", past_the_first)
+    saved.write_bytes(b"as if")
+    assert perform(unit, maker) is None
+    forget_verified()
+    assert {name: store.read(name).files for name in unit.makes} == before

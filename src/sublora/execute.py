@@ -15,6 +15,7 @@ from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.plan import Plan
 from sublora.progress import Steps
+from sublora.rates import Timing, device_name
 from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
 from sublora.units import Unit, data_units, measure_units, train_units
@@ -34,11 +35,15 @@ class Watch(Protocol):
 
     def waiting(self, unit: Unit) -> None: ...
     def made(self, artifact: str) -> None: ...
-    def finished(self, unit: Unit) -> None: ...
+    def finished(self, unit: Unit, seconds: float | None, device: str) -> None:
+        """`seconds` of one worker on `device` for the whole unit, or None where it was not made as a whole."""
+
     def failed(self, unit: Unit, error: BaseException) -> None: ...
 
 
 class Executor(Protocol):
+    workers: int  # units that run at once
+
     def run(self, units: Sequence[Unit], watch: Watch) -> None:
         """Perform all units. What one unit raises goes to `watch.failed` and the others go on; NoRoom and an interrupt are raised."""
 
@@ -47,8 +52,10 @@ class InProcess:
     """Units side by side in this process, see `workers`."""
 
     def __init__(self, base: Base, store: Store, threads: int = 1, rows_at_once: int = ROWS_AT_ONCE) -> None:
-        self.workers = Workers(base, threads)
-        self.maker = Maker(base, store, rows_at_once, self.workers.check)
+        self.pool = Workers(base, threads)
+        self.workers = self.pool.count
+        self.device = device_name(str(base.device), self.pool.threads_each)
+        self.maker = Maker(base, store, rows_at_once, self.pool.check)
 
     def run(self, units: Sequence[Unit], watch: Watch) -> None:
         busy = self._round(units, watch, wait=False)
@@ -62,7 +69,7 @@ class InProcess:
             watch.started(unit)
             maker = replace(self.maker, base=base, made=watch.made, waiting=watch.waiting)
             try:
-                perform(unit, maker, wait=wait)
+                seconds = perform(unit, maker, wait=wait)
             except Busy:
                 watch.postponed(unit)
                 busy.append(unit)
@@ -71,9 +78,9 @@ class InProcess:
             except Exception as error:  # of this unit alone
                 watch.failed(unit, error)
             else:
-                watch.finished(unit)
+                watch.finished(unit, seconds, self.device)
 
-        self.workers.each(units, one)
+        self.pool.each(units, one)
         return busy
 
 
@@ -109,6 +116,7 @@ class Execution:
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, Count] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
     _have: set[str] = field(default_factory=set, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     _stage: str = ""
@@ -219,7 +227,9 @@ class Execution:
             self.steps.advance()
         self.changed()
 
-    def finished(self, unit: Unit) -> None:
+    def finished(self, unit: Unit, seconds: float | None, device: str) -> None:
+        if seconds is not None:
+            self.timings.append(Timing(unit, seconds, device))
         for name in self._missing(unit):
             self.made(name)
 

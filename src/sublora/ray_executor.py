@@ -23,6 +23,7 @@ from typing import Any, Literal
 from sublora.errors import SubloraError
 from sublora.execute import Watch
 from sublora.model import Base, load_base
+from sublora.rates import device_name
 from sublora.recipe import Recipe
 from sublora.stages import Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store, write_atomic
@@ -59,6 +60,8 @@ class Answer:
     trace: str = ""
     lacks: tuple[str, ...] = ()
     sent: dict[str, dict[str, bytes]] = field(default_factory=dict, repr=False)
+    seconds: float | None = None
+    device: str = ""
 
 
 class WorkerError(Exception):
@@ -157,7 +160,8 @@ class Ray:
                 self.ray.cancel(ref, force=True)
             raise
 
-    def slots(self) -> int:
+    @property
+    def workers(self) -> int:
         """Units that the cluster can run at once."""
         have = self.ray.cluster_resources()
         return max(1, int(have.get("GPU", 0) if self.work.device == "cuda" else have.get("CPU", 1) / self.work.threads))
@@ -186,7 +190,7 @@ class _Flight:
         self.ray, self.queue, self.watch = ray, queue, watch
         self.pending: dict[Any, Unit] = {}
         self.started: set[str] = set()
-        self.slots, self.looked = ray.slots(), time.monotonic()
+        self.slots, self.looked = ray.workers, time.monotonic()
 
     def submit(self) -> None:
         """Keep a few more units with Ray than it can run, so that no worker waits and an autoscaler sees that there is more to do."""
@@ -205,7 +209,7 @@ class _Flight:
         for ref in ready:
             self._landed(self.pending.pop(ref), ref)
         if time.monotonic() - self.looked > LOOK_SECONDS:
-            self.looked, self.slots = time.monotonic(), self.ray.slots()
+            self.looked, self.slots = time.monotonic(), self.ray.workers
             for unit in self.pending.values():
                 if unit.id in self.started:
                     for name in unit.makes:
@@ -249,7 +253,7 @@ class _Flight:
                     unit, SubloraError(f"A worker made {late[0]}, but it cannot be seen in {self.ray.store.root} here.")
                 )
             else:
-                self.watch.finished(unit)
+                self.watch.finished(unit, answer.seconds, answer.device)
 
 
 def _died(error: Exception) -> str:
@@ -286,8 +290,9 @@ def work_on(work: Work, unit: Unit, inputs: dict[str, list[Any]], wait: bool) ->
             if lacks:
                 return Answer("lacks", lacks=lacks)
             _receive(maker.store, unit, inputs)
-        perform(unit, maker, wait=wait)
-        return Answer("done", sent={} if shared else {name: maker.store.export(name) for name in unit.makes})
+        seconds = perform(unit, maker, wait=wait)
+        sent = {} if shared else {name: maker.store.export(name) for name in unit.makes}
+        return Answer("done", sent=sent, seconds=seconds, device=device_name(work.device, work.threads))
     except Busy:
         return Answer("busy")
     except NoRoom as error:

@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from sublora.cost import costs_of, row_sizes
 from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess, UnitsFailed
 from sublora.journal import Journal
 from sublora.known_runs import note_run
 from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
-from sublora.model import Base, load_base
+from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
 from sublora.progress import Steps
+from sublora.rates import keep_rates, rates_of
 from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.stages import ROWS_AT_ONCE
@@ -101,7 +103,7 @@ def run_recipe(
         else:
             runner = InProcess(base, store, threads, rows_at_once)
         with _only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
-            return _run_locked(recipe, plan, out, store, manifest, runner, steps, report)
+            return _run_locked(recipe, plan, base, out, store, manifest, runner, steps, report)
 
 
 @contextlib.contextmanager
@@ -126,6 +128,7 @@ def _only_one(out: Path, help_out: Callable[[], None], steps: Steps) -> Iterator
 def _run_locked(
     recipe: Recipe,
     plan: Plan,
+    base: Base,
     out: Path,
     store: Store,
     manifest: dict[str, Any],
@@ -142,7 +145,7 @@ def _run_locked(
     journal.write("running")
     try:
         execution.run(plan)
-        return _finish(recipe, plan, out, store, journal, execution, report)
+        return _finish(recipe, plan, base, out, store, journal, execution, report)
     except BaseException as error:
         with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
             journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -172,6 +175,7 @@ def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
 def _finish(
     recipe: Recipe,
     plan: Plan,
+    base: Base,
     out: Path,
     store: Store,
     journal: Journal,
@@ -202,6 +206,8 @@ def _finish(
     write_atomic(out / "cells.csv", to_csv(cells))
     write_json_atomic(out / "answers.json", results.answers(cells))
     write_json_atomic(out / "verdicts.json", verdicts)
+    costs = costs_of(recipe, shape_from_config(base.model.config.to_dict()), row_sizes(base.chat, recipe))
+    keep_rates(store, rates_of(execution.timings, costs, recipe.model, base.identity, execution.executor.workers))
     journal.write("done", finished=datetime.now(UTC).isoformat(timespec="seconds"))
     if report is None:
         from sublora.report.page import build_report as report

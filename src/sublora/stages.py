@@ -5,8 +5,10 @@ wants the same unit waits for it and then finds it done.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -52,9 +54,10 @@ class Maker:
         return self.rows[key]
 
 
-def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> None:
+def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
     """Make what is missing of a unit. Raises what the work raises; finished artifacts are kept.
 
+    Returns the seconds that it took to make the whole unit, or None where some of it was there, be it as a checkpoint.
     Raises store.Busy where another process makes the same unit and `wait` is false.
     """
 
@@ -65,13 +68,20 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> None:
     with maker.store.lock(unit.id, waiting, wait=wait):
         wanted = {name for name in unit.makes if not maker.store.has(name)}
         if not wanted:
-            return
+            return None
+        whole = len(wanted) == len(unit.makes) and not _checkpoint(unit, maker).exists()
+        started = time.monotonic()
         if isinstance(unit, DataUnit):
             _write(unit, maker)
         elif isinstance(unit, TrainUnit):
             _train(unit, maker, wanted)
         else:
             _measure(unit, maker, wanted)
+        return time.monotonic() - started if whole else None
+
+
+def _checkpoint(unit: Unit, maker: Maker) -> Path:
+    return maker.store.root / "checkpoints" / f"{unit.id}.safetensors"
 
 
 def _write(unit: DataUnit, maker: Maker) -> None:
@@ -108,7 +118,7 @@ def _write(unit: DataUnit, maker: Maker) -> None:
 def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
     # the whole pack is repeated even if some of it is done, so that every student sees the same products as before
     students = [Student(s.id, s.student, maker.token_rows(s.dataset, unit.context)) for s in unit.students]
-    path = maker.store.root / "checkpoints" / f"{unit.id}.safetensors"
+    path = _checkpoint(unit, maker)
     path.parent.mkdir(exist_ok=True)
 
     def keep(trained: Trained) -> None:
