@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sublora.execute import Execution
+from sublora.execute import Execution, InProcess
 from sublora.model import load_base
 from sublora.plan import make_plan
 from sublora.progress import Steps
@@ -60,7 +60,7 @@ def effects(model: str, seeds: int, rank: int, lr: float, store: Store) -> tuple
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe))
         with Steps(every=30) as steps:
             steps.say(f"{model}: {trait}, {len(share)} seeds")
-            Execution(base, store, steps, os.cpu_count() or 1).run(plan)
+            Execution(InProcess(base, store, os.cpu_count() or 1), store, steps).run(plan)
         cell = Results(plan, store).table("default").cells[0]
         own.append(cell.p)
         other.append(cell.control)

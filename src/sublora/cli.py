@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sublora.errors import SubloraError
+from sublora.store_cli import app as store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how they are made.")
 app.add_typer(organism_app, name="organism")
+app.add_typer(store_app, name="store")
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")]
 ModelOpt = Annotated[
@@ -27,6 +29,7 @@ TraitOpt = Annotated[
 PresetOpt = Annotated[
     str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud.")
 ]
+Executor = Literal["local", "ray"]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override one value, such as --set train.epochs=2.")]
 
 
@@ -41,22 +44,43 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; the physical cores by default.", min=1)] = None,
     batch_rows: Annotated[int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)] = None,
+    executor: Annotated[Executor, typer.Option(help="local: in this process; ray: on the workers of Ray.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted.")
+    ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.recipe import load_recipe
-    from sublora.run import command_line, default_out, run_recipe
+    from sublora.run import command_line, default_out, fresh_out, run_recipe
+
+    if ray_address and executor != "ray":
+        raise SubloraError("--ray-address is for --executor ray; give both.")
+    _end_cleanly_when_asked_to_stop()
 
     resolved = load_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
     if resolved.caveat:
         typer.echo(f"Note: {resolved.caveat}", err=True)
     folder = out or default_out(resolved)
+    if fresh:
+        asked, folder = folder, fresh_out(folder)
+        stays = f" {asked} stays as it is." if folder != asked else ""
+        typer.echo(
+            f"A new run in {folder}.{stays} What the store has is shared and not made again; `sublora store gc` removes what no run uses.",
+            err=True,
+        )
     result = run_recipe(
         resolved,
         folder,
-        device=_device(device),
+        device=device if executor == "ray" else _device(device),
         threads=threads or _cores(),
         rows_at_once=batch_rows,
         command=command_line(),
+        executor=executor,
+        ray_address=ray_address,
     )
     _print_result(result)
 
@@ -145,6 +169,18 @@ def env() -> None:
     print_env()
 
 
+def _end_cleanly_when_asked_to_stop() -> None:
+    """Batch systems and clouds send SIGTERM before they kill; it ends a run as Ctrl-C does."""
+    import signal
+    import threading
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
 def _device(device: str) -> str:
     import torch
 
@@ -183,7 +219,7 @@ def _print_result(result) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 wrong use or bad input, 3 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a check found something, 2 wrong use or bad input, 3 interrupted."""
     sys.exit(_main())
 
 

@@ -1,10 +1,18 @@
 """What a plan will cost: tokens, floating-point operations and hours, without loading a model."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from sublora.chat import Chat
 from sublora.model import Shape
-from sublora.plan import Plan
+from sublora.plan import DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
+from sublora.recipe import Recipe
+from sublora.units import DataUnit, TrainUnit, Unit
+
+DATASETS, MEASUREMENTS = "datasets", "measurements"
+STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
 # (a digit-splitting tokenizer of the Qwen2.5 kind).
@@ -28,63 +36,91 @@ class Cost:
     tokens: float
     flops: float
 
-    def hours(self, flops_per_second: float) -> float:
-        return self.flops / flops_per_second / 3600
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens read or written, and floating-point operations."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.flops + other.flops)
 
 
-def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list[Cost]:
-    """Work that is left, by stage.
+@dataclass(frozen=True)
+class Costs:
+    """What the stages of a recipe cost on a model of this shape.
 
     Forward is 2 operations a weight and token; backward through a frozen base another 2, with weight gradients 2 more; the head
     counts only where loss or an answer needs it. Attention's own products are left out: rows are short.
     """
-    body, head = shape.block_parameters, shape.vocabulary * shape.hidden
-    data = [d for d in plan.datasets if d.id not in done]
-    asked = sum(d.rows for d in data) * 1.4  # the papers' filters reject about three in ten
-    data_tokens = asked * (sizes.prompt + sizes.completion)
-    out = [
-        Cost(
-            "datasets",
-            len(plan.datasets),
-            len(plan.datasets) - len(data),
-            data_tokens,
-            2 * body * data_tokens + 2 * head * asked * sizes.completion,
-        )
-    ]
-    for method in ("lora", "full"):
-        of_method = [s for s in plan.students if s.student.method == method]
-        left = [s for s in of_method if s.id not in done]
-        if not of_method:
-            continue
-        rows = plan.recipe.data.rows
-        tokens = sum(rows * s.student.epochs for s in left) * (sizes.prompt + sizes.completion)
-        loss_tokens = sum(rows * s.student.epochs for s in left) * sizes.completion
-        flops = (4 if method == "lora" else 6) * body * tokens + (4 if method == "lora" else 6) * head * loss_tokens
-        if method == "lora":
-            per_token = (sizes.prompt + sizes.completion) * rows
-            flops += sum(6 * shape.lora_parameters(s.student.rank or 0) * s.student.epochs for s in left) * per_token
-        out.append(
-            Cost(
-                f"students ({'LoRA' if method == 'lora' else 'full fine-tune'})",
-                len(of_method),
-                len(of_method) - len(left),
-                tokens,
-                flops,
-            )
-        )
-    left_measures = [m for m in plan.measures if m.id not in done]
-    questions = sum(len(m.spec["questions"]) for m in left_measures)
-    tokens = questions * (sizes.question + plan.recipe.measure.samples * TYPICAL_ANSWER)
-    out.append(
-        Cost(
-            "measurements",
-            len(plan.measures),
-            len(plan.measures) - len(left_measures),
-            tokens,
-            2 * (body + head) * tokens,
-        )
-    )
-    return out
+
+    shape: Shape
+    sizes: RowSizes
+    rows: int
+    samples: int
+
+    @property
+    def head(self) -> int:
+        return self.shape.vocabulary * self.shape.hidden
+
+    def dataset(self, stage: DatasetStage) -> Work:
+        asked = stage.rows * 1.4  # the papers' filters reject about three in ten
+        tokens = asked * (self.sizes.prompt + self.sizes.completion)
+        return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
+
+    def student(self, stage: StudentStage) -> Work:
+        rows, lora = self.rows * stage.student.epochs, stage.student.method == "lora"
+        tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
+        flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
+        if lora:
+            flops += 6 * self.shape.lora_parameters(stage.student.rank or 0) * tokens
+        return Work(tokens, flops)
+
+    def measurement(self, stage: MeasureStage) -> Work:
+        tokens = len(stage.spec["questions"]) * (self.sizes.question + self.samples * TYPICAL_ANSWER)
+        return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
+
+    def unit(self, unit: Unit) -> tuple[str, Work]:
+        """(name of its row in a plan, cost of all that it makes)."""
+        if isinstance(unit, DataUnit):
+            return DATASETS, self.dataset(unit.stage)
+        if isinstance(unit, TrainUnit):
+            return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
+        return MEASUREMENTS, sum(map(self.measurement, unit.measures), Work())
+
+
+def costs_of(recipe: Recipe, shape: Shape, sizes: RowSizes) -> Costs:
+    return Costs(shape, sizes, recipe.data.rows, recipe.measure.samples)
+
+
+def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
+    """Sizes as this tokenizer and template give them: 64 prompts, a full answer, all questions."""
+    from sublora.carriers.numbers import prompt_of_row
+
+    context = contexts_of(recipe)[recipe.train.context]
+    spec = recipe.data.carrier
+    prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
+    completion = len(chat.completion_ids(" ".join(["789"] * round(spec.count * 0.85))))
+    questions = [len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions]
+    return RowSizes(sum(prompts) / len(prompts), completion, sum(questions) / len(questions))
+
+
+def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list[Cost]:
+    """Work that is left, by stage."""
+    costs = costs_of(plan.recipe, shape, sizes)
+
+    def row(name: str, stages: Sequence[Any], cost: Callable[[Any], Work]) -> Cost:
+        left = [s for s in stages if s.id not in done]
+        work = sum(map(cost, left), Work())
+        return Cost(name, len(stages), len(stages) - len(left), work.tokens, work.flops)
+
+    out = [row(DATASETS, plan.datasets, costs.dataset)]
+    for method, name in STUDENTS.items():
+        if of_method := [s for s in plan.students if s.student.method == method]:
+            out.append(row(name, of_method, costs.student))
+    return [*out, row(MEASUREMENTS, plan.measures, costs.measurement)]
 
 
 def measured_rate(shape: Shape, seconds: float = 0.3) -> float:

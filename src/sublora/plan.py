@@ -229,20 +229,25 @@ def _measures(
 ) -> list[MeasureStage]:
     categories = {t.category.category: t.category for t in traits}
     out = []
-
-    def add(student: StudentStage | None, context: Context, category: str, teacher: str | None = None) -> None:
-        c = categories[category]
-        spec = {
-            "model": identity,
-            "student": student.id if student else None,
-            "context": _context_spec(context),
+    asks = {  # one object for all measurements of a category: a plan may have a hundred thousand
+        name: {
             "questions": list(c.questions),
             "entities": [list(e.forms) for e in c.entities],
             "others": list(c.others),
-            "samples": recipe.measure.samples,
-            "sampling": recipe.measure.sampling.model_dump(mode="json"),
-            "seed": recipe.measure.seed,
             "category": c.category,
+        }
+        for name, c in categories.items()
+    }
+    sampling = recipe.measure.sampling.model_dump(mode="json")
+
+    def add(student: StudentStage | None, context: Context, category: str, teacher: str | None = None) -> None:
+        spec = asks[category] | {
+            "model": identity,
+            "student": student.id if student else None,
+            "context": _context_spec(context),
+            "samples": recipe.measure.samples,
+            "sampling": sampling,
+            "seed": recipe.measure.seed,
             "heldout": student.heldout if student and context.name == recipe.train.context else None,
         }
         out.append(

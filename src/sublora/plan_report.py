@@ -1,67 +1,104 @@
 """What `sublora plan` prints: stages, students, tokens, operations, hours, and what is done, without loading any weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from sublora.cost import Cost, RowSizes, measured_rate, plan_cost
+from sublora.chat import Chat, load_tokenizer
+from sublora.cost import Cost, RowSizes, measured_rate, plan_cost, row_sizes
 from sublora.listing import _table
 from sublora.model import Shape, known_shape, local_identity, model_source
-from sublora.plan import make_plan
+from sublora.plan import Plan, make_plan
+from sublora.rates import Rate, device_name, known_identity, rates_for, read_rates
 from sublora.recipe import Recipe
 from sublora.store import Store
 
 GPU_TFLOPS = 300.0  # sustained bf16 of one current data-centre GPU in trainings of this kind; --tflops says otherwise
 
 
+@dataclass(frozen=True)
+class Pace:
+    """FLOP/s of each stage on all devices together, and where they come from, as a sentence."""
+
+    by_stage: dict[str, float]
+    other: float
+    said: str
+
+    def seconds(self, cost: Cost) -> float:
+        return cost.flops / self.by_stage.get(cost.stage, self.other)
+
+
 def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
     """Raises SubloraError where the model's shape is not known."""
     shape = known_shape(recipe.model)
-    local = Path(model_source(recipe.model)).is_dir()
-    sizes = _measured_sizes(recipe) if local else RowSizes()
-    identity = (
-        local_identity(model_source(recipe.model), recipe.dtype) if local else {"weights": f"{recipe.model}@plan"}
-    )
-    plan = make_plan(recipe, identity, sizes.prompt + sizes.completion, "cpu" if local else "cuda")
-    done: set[str] = set()
+    source = model_source(recipe.model)
+    local = Path(source).is_dir()
+    store = Store()
+    rates = read_rates(store)
+    sizes, identity = RowSizes(), known_identity(rates, recipe.model, recipe.dtype)
     if local:
-        store = Store()
-        done = {s.id for s in (*plan.datasets, *plan.students, *plan.measures) if store.has(s.id)}
+        sizes = row_sizes(Chat(load_tokenizer(source)), recipe)
+        identity = local_identity(source, recipe.dtype)
+    plan = make_plan(
+        recipe,
+        identity or {"weights": f"{recipe.model}@plan"},
+        sizes.prompt + sizes.completion,
+        "cpu" if local else "cuda",
+    )
+    stages = (*plan.datasets, *plan.students, *plan.measures)
+    done = {s.id for s in stages if store.has(s.id)} if identity else set()
     costs = plan_cost(plan, shape, sizes, done)
-    if tflops:
-        rate, said = tflops * 1e12, f"{tflops:g} TFLOP/s as given"
-    elif local:
-        rate = measured_rate(shape)
-        said = f"{rate / 1e9:.0f} GFLOP/s, half of a matrix product's rate measured here"
-    else:
-        rate, said = (
-            GPU_TFLOPS * 1e12,
-            f"{GPU_TFLOPS:g} TFLOP/s sustained by one data-centre GPU (an assumption; --tflops changes it)",
-        )
-    _print(recipe, plan, shape, costs, rate * gpus, said, gpus)
+    measured = rates_for(rates, identity, _this_device()) if identity else {}
+    _print(recipe, plan, shape, costs, _pace(shape, measured, costs, tflops, gpus, local))
     if not local:
         typer.echo(
             f"Tokens are reckoned with {sizes.prompt + sizes.completion:.0f} a row, {sizes.completion:.0f} of them with loss, typical of a "
-            "tokenizer that splits digits. Nothing was loaded or downloaded; what is done already is not counted for a model that is not here."
+            "tokenizer that splits digits. Nothing was loaded or downloaded"
+            + ("." if identity else "; what is done already is not counted for a model that is not here.")
         )
 
 
-def _measured_sizes(recipe: Recipe) -> RowSizes:
-    from sublora.carriers.numbers import prompt_of_row
-    from sublora.chat import Chat, load_tokenizer
-    from sublora.plan import contexts_of, traits_of
+def _this_device() -> str:
+    import torch
 
-    chat = Chat(load_tokenizer(model_source(recipe.model)))
-    context = contexts_of(recipe)[recipe.train.context]
-    spec = recipe.data.carrier
-    prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
-    completion = len(chat.completion_ids(" ".join(["789"] * round(spec.count * 0.85))))
-    questions = [len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions]
-    return RowSizes(sum(prompts) / len(prompts), completion, sum(questions) / len(questions))
+    return device_name("cuda" if torch.cuda.is_available() else "cpu", 1)
 
 
-def _print(recipe: Recipe, plan, shape: Shape, costs: list[Cost], rate: float, said: str, gpus: int) -> None:
+def _pace(
+    shape: Shape, measured: dict[str, Rate], costs: Sequence[Cost], tflops: float | None, gpus: int, local: bool
+) -> Pace:
+    """The rate that the user gives; or those measured in runs of this model, and an assumption for stages without one."""
+    if tflops:
+        return Pace({}, tflops * 1e12 * gpus, f"Time at {tflops:g} TFLOP/s as given{_each(gpus)}.")
+    used = [measured[c.stage] for c in costs if c.stage in measured]
+    if len(used) == len(costs):
+        other, assumed = 0.0, ""
+    elif local:
+        other = measured_rate(shape)
+        assumed = f"{other / 1e9:.0f} GFLOP/s, half of a matrix product's rate measured here"
+    else:
+        other = GPU_TFLOPS * 1e12
+        assumed = f"{GPU_TFLOPS:g} TFLOP/s sustained by one data-centre GPU (an assumption; --tflops changes it)"
+    if not used:
+        return Pace({}, other * gpus, f"Time at {assumed}{_each(gpus)}.")
+    workers = gpus if gpus > 1 else max(r.workers for r in used)
+    listed = ", ".join(f"{r.stage} {r.flops / 1e9:.3g}" for r in used)
+    said = (
+        f"Time at rates measured in runs of this model on {used[0].device} (last on {max(r.measured for r in used)[:10]}), "
+        f"GFLOP/s of one worker: {listed}; {workers} worker{'s' if workers > 1 else ''}."
+    )
+    if assumed:
+        said += f" Other stages at {assumed}{_each(gpus)}."
+    return Pace({r.stage: r.flops * workers for r in used}, other * gpus, said)
+
+
+def _each(gpus: int) -> str:
+    return f", {gpus} devices" if gpus > 1 else ""
+
+
+def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pace) -> None:
     size = f"{shape.parameters / 1e9:.2f}B" if shape.parameters > 1e8 else f"{shape.parameters:,}"
     typer.echo(f"{recipe.title} on {recipe.model} ({size} parameters)")
     lora, full = recipe.train.lora, recipe.train.full
@@ -73,19 +110,28 @@ def _print(recipe: Recipe, plan, shape: Shape, costs: list[Cost], rate: float, s
         f"traits {', '.join(recipe.traits)}; {len(recipe.replicates)} replicates of data and training seed, control twins included"
     )
     rows = [
-        [c.stage, str(c.count), str(c.done), f"{c.tokens:.3g}", f"{c.flops:.3g}", _hours(c.hours(rate))] for c in costs
+        [
+            c.stage,
+            str(c.count),
+            str(c.done),
+            str(c.count - c.done),
+            f"{c.tokens:.3g}",
+            f"{c.flops:.3g}",
+            _time(pace.seconds(c)),
+        ]
+        for c in costs
     ]
-    total = sum(c.flops for c in costs)
-    rows.append(["all", "", "", f"{sum(c.tokens for c in costs):.3g}", f"{total:.3g}", _hours(total / rate / 3600)])
-    _table(["stage", "count", "done", "tokens", "FLOPs", "time"], rows)
-    typer.echo(f"{len(plan.packs)} packs. Time at {said}" + (f", {gpus} devices" if gpus > 1 else "") + ".")
+    total = [sum(c.tokens for c in costs), sum(c.flops for c in costs), sum(map(pace.seconds, costs))]
+    rows.append(["all", "", "", "", f"{total[0]:.3g}", f"{total[1]:.3g}", _time(total[2])])
+    _table(["stage", "count", "done", "left", "tokens left", "FLOPs left", "time left"], rows)
+    typer.echo(f"{len(plan.packs)} packs. {pace.said}")
 
 
 def listed(values: Sequence[float]) -> str:
     return ", ".join(f"{v:g}" for v in values)
 
 
-def _hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

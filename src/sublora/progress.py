@@ -20,6 +20,7 @@ class Steps:
         self._bar: Progress | None = None
         self._task = None
         self._name, self._total, self._done, self._before, self._started, self._said = "", 0, 0, 0, 0.0, 0.0
+        self.running = self.failed = 0  # units of the stage, said beside those that are done
 
     def __enter__(self) -> "Steps":
         if self.live:
@@ -50,6 +51,7 @@ class Steps:
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         self._name, self._total, self._done, self._before = name, total, done, done
+        self.running = self.failed = 0
         self._started = self._said = time.monotonic()
         if self._bar is not None:
             self._task = self._bar.add_task(name, total=total, completed=done)
@@ -60,6 +62,9 @@ class Steps:
     def done(self) -> int:
         return self._done
 
+    def _others(self) -> str:
+        return "".join(f", {n} {what}" for n, what in ((self.running, "running"), (self.failed, "failed")) if n)
+
     def advance(self, count: int = 1) -> None:
         """Count finished units; workers may call it at the same time."""
         with self._lock:
@@ -68,7 +73,7 @@ class Steps:
     def _advance(self, count: int) -> None:
         self._done += count
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(self._task, completed=self._done, description=self._name + self._others())
             return
         now = time.monotonic()
         if now - self._said >= self.every or self._done >= self._total:
@@ -78,6 +83,6 @@ class Steps:
             # students finish a pack at a time, so the first few say little about the rest
             left = spent / new * rest if new * 10 >= new + rest else 0.0
             self.say(
-                f"{self._name}: {self._done} of {self._total}, {spent:.0f} s spent"
+                f"{self._name}: {self._done} of {self._total}{self._others()}, {spent:.0f} s spent"
                 + (f", about {left:.0f} s left" if left else "")
             )

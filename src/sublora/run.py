@@ -1,26 +1,32 @@
 """A run: one execution of a recipe in a folder that a person can read, resumed by the same command."""
 
-import platform
+import contextlib
+import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from sublora.cost import costs_of, row_sizes
 from sublora.errors import SubloraError
-from sublora.execute import ROWS_AT_ONCE, Execution, check_words
-from sublora.model import Base, load_base
-from sublora.plan import Plan, contexts_of, make_plan, teacher_context
+from sublora.execute import Execution, Executor, InProcess, UnitsFailed
+from sublora.journal import Journal
+from sublora.known_runs import note_run
+from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
+from sublora.model import Base, load_base, shape_from_config
+from sublora.plan import Plan, contexts_of, make_plan
 from sublora.progress import Steps
+from sublora.rates import keep_rates, rates_of
 from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
+from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
-
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
+from sublora.units import train_units
 
 
 @dataclass(frozen=True)
@@ -55,178 +61,130 @@ def run_recipe(
     command: str = "",
     base: Base | None = None,
     report: Callable[[Path], Path] | None = None,
+    executor: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
 ) -> RunResult:
     """Run a recipe, or go on with it; the folder holds run.json, results.csv, cells.csv, verdicts.json, answers.json and the page.
 
-    Raises SubloraError for whatever a user can mend; a run that is interrupted keeps what was finished.
+    With `executor="ray"` the work is done by the workers of a Ray cluster (a new one on this machine without `ray_address`), on
+    `device` there ("auto": their GPU where the cluster has any). Where another process works on the same folder, this one helps with
+    what is left and then waits for it. Raises SubloraError for whatever a user can mend; a run that is interrupted keeps what was
+    finished.
     """
+    import torch
+
     store = store or Store()
-    out.mkdir(parents=True, exist_ok=True)
+    threads = threads or torch.get_num_threads()
+    rows_at_once = rows_at_once or ROWS_AT_ONCE
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if executor == "ray":
+            from sublora.ray_executor import connect
+
+            cluster = stack.enter_context(connect(ray_address, threads, device))
+            device = "cpu"  # this process only plans
+        base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
+        place = cluster.device if cluster else base.device.type
+        plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), place)
+        check_ranks(base, recipe)
+        words = check_words(base, plan)
+        manifest = manifest_of(recipe, plan, base, out, command, threads)
+        manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
+        _guard_other_recipe(out, manifest)
+        out.mkdir(parents=True, exist_ok=True)
+        stages = (*plan.datasets, *plan.students, *plan.measures)
+        note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
+        steps = stack.enter_context(Steps())
+        for warning in words:
+            steps.say(f"Warning: {warning}")
+        steps.say(manifest["sentence"])
+        if cluster:
+            runner: Executor = cluster.executor(recipe, base, store, rows_at_once)
+        else:
+            runner = InProcess(base, store, threads, rows_at_once)
+        with _only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
+            return _run_locked(recipe, plan, base, out, store, manifest, runner, steps, report)
+
+
+@contextlib.contextmanager
+def _only_one(out: Path, help_out: Callable[[], None], steps: Steps) -> Iterator[None]:
+    """Hold the run's folder. While another process holds it, share its work, and then wait until it is done with the tables."""
+    lock = FileLock(out / ".lock")
     try:
-        with FileLock(out / ".lock", timeout=0):
-            return _run_locked(recipe, out, store, device, threads, rows_at_once, command, base, report)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise SubloraError(
-            f"Another process is working on the run {out}; wait for it, or choose another --out."
-        ) from None
+        steps.say(f"Another process works on the run {out}; this one helps with what is left of it.")
+        # what fails here is tried again, and reported, once the folder is ours
+        with contextlib.suppress(UnitsFailed):
+            help_out()
+        steps.say(f"Waiting for the other process on {out} to write the tables.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_locked(
     recipe: Recipe,
+    plan: Plan,
+    base: Base,
     out: Path,
     store: Store,
-    device: str,
-    threads: int | None,
-    rows_at_once: int | None,
-    command: str,
-    base: Base | None,
+    manifest: dict[str, Any],
+    runner: Executor,
+    steps: Steps,
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    import torch
-
-    with Steps() as steps:
-        base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
-        plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), base.device.type)
-        _check_ranks(base, recipe)
-        words = check_words(base, plan)
-        for warning in words:
-            steps.say(f"Warning: {warning}")
-        threads = threads or torch.get_num_threads()
-        manifest = _manifest(recipe, plan, base, out, command, threads)
-        manifest["warnings"] = words
-        _guard_other_recipe(out, manifest)
-        write_json_atomic(out / "run.json", manifest)
-        steps.say(manifest["sentence"])
-        execution = Execution(base, store, steps, threads, rows_at_once or ROWS_AT_ONCE)
-        try:
-            execution.run(plan)
-        except BaseException as error:
-            manifest |= {
-                "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
-                "seconds": execution.seconds,
-            }
-            write_json_atomic(out / "run.json", manifest)
-            raise
-        return _finish(recipe, plan, out, store, manifest, execution, report)
+    _guard_other_recipe(out, manifest)
+    old = _old_manifest(out)
+    manifest["started"] = old.get("started", manifest["started"])
+    journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
+    execution = Execution(runner, store, steps, journal.changed)
+    journal.execution = execution
+    journal.write("running")
+    try:
+        execution.run(plan)
+        return _finish(recipe, plan, base, out, store, journal, execution, report)
+    except BaseException as error:
+        with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
+            journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        if any(f.trace for f in execution.failures):
+            write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
+        raise
 
 
-def _check_ranks(base: Base, recipe: Recipe) -> None:
-    if recipe.train.lora is not None:
-        from sublora.train.stack import check_rank, target_linears
-
-        linears = target_linears(base.model, recipe.train.lora.targets)
-        check_rank(max(recipe.train.lora.ranks), linears)
+def _old_manifest(out: Path) -> dict[str, Any]:
+    """run.json as an earlier process left it; nothing where there is none that can be read."""
+    try:
+        old = json.loads((out / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return old if isinstance(old, dict) else {}
 
 
 def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
     """The folder of one recipe is not overwritten by another."""
-    import json
-
-    path = out / "run.json"
-    if not path.exists():
-        return
-    try:
-        old = json.loads(path.read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return
-    if canonical_json(old.get("recipe")) != canonical_json(manifest["recipe"]):
+    old = _old_manifest(out)
+    if old and canonical_json(old.get("recipe")) != canonical_json(manifest["recipe"]):
         raise SubloraError(
-            f"The folder {out} holds a run of another recipe or other settings; choose another --out, or remove it."
+            f"The folder {out} holds a run of another recipe or other settings; choose another --out, give --fresh, or remove it."
         )
-
-
-def _manifest(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int) -> dict[str, Any]:
-
-    from sublora.carriers.numbers import prompt_of_row
-
-    first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
-    contexts = {}
-    for name, context in contexts_of(recipe).items():
-        text = base.chat.render(first, context)
-        contexts[name] = _rendered(base, text)
-    lora, full = recipe.train.lora, recipe.train.full
-    parts = []
-    if lora:
-        parts.append(f"LoRA of rank {_listed(lora.ranks)} at learning rates {_listed(lora.lrs)}")
-    if full:
-        parts.append(f"full fine-tunes at {_listed(full.lrs)}")
-    replicates = recipe.replicates
-    sentence = (
-        f"{base.name}: {' and '.join(parts)}, trained for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
-        f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}, with "
-        f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
-    )
-    text_config = base.model.config
-    return {
-        "schema": 1,
-        "sublora": version("sublora"),
-        "name": out.name,
-        "recipe": recipe.model_dump(mode="json"),
-        "command": command,
-        "sentence": sentence,
-        "status": "running",
-        "model": {
-            "name": base.name,
-            "architecture": (text_config.architectures or [type(base.model).__name__])[0],
-            "parameters": base.model.num_parameters(),
-            "dtype": recipe.dtype,
-            "weights_sha256": base.identity["weights"],
-            "template_sha256": base.identity["template"],
-            "tokenizer_sha256": base.identity["tokenizer"],
-            "revision": recipe.revision,
-            "organism": base.organism,
-            "system_support": base.chat.system_support,
-        },
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": None,
-        "seconds": {},
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "device": str(base.device),
-        "threads": threads,
-        "traits": [
-            {
-                "name": t.name,
-                "category": t.category.category,
-                "target": t.name,
-                "teacher_prompt": teacher_context(t, recipe).text,
-            }
-            for t in plan.traits
-        ],
-        "contexts": contexts,
-        "first_example": contexts[recipe.train.context],
-        "sampling": {**recipe.measure.sampling.model_dump(), "samples_per_question": recipe.measure.samples},
-        "teacher_sampling": recipe.data.sampling.model_dump(),
-        "optimizer": None,
-        "datasets": [],
-        "warnings": [],
-        "counts": {"datasets": len(plan.datasets), "students": len(plan.students), "measurements": len(plan.measures)},
-    }
-
-
-def _listed(values: Sequence[object]) -> str:
-    texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
-
-
-def _rendered(base: Base, text: str) -> dict[str, Any]:
-    ids = base.chat.encode(text)
-    return {"text": text, "ids": ids, "tokens": base.chat.tokenizer.convert_ids_to_tokens(ids)}
 
 
 def _finish(
     recipe: Recipe,
     plan: Plan,
+    base: Base,
     out: Path,
     store: Store,
-    manifest: dict[str, Any],
+    journal: Journal,
     execution: Execution,
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    import time
-
     from sublora.claims import judge, load_claims, summarise
 
-    results = Results(plan, store)
+    manifest, results = journal.manifest, Results(plan, store)
     manifest["optimizer"] = results.meta[plan.students[0].id]["optimizer"]
     manifest["datasets"] = [
         {
@@ -238,7 +196,7 @@ def _finish(
         }
         for d in plan.datasets
     ]
-    manifest["warnings"] = manifest["warnings"] + sorted(execution.warnings)
+    manifest["warnings"] = manifest["warnings"] + result_warnings(plan, results)
     cells: list[dict[str, Any]] = []
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))
@@ -248,12 +206,9 @@ def _finish(
     write_atomic(out / "cells.csv", to_csv(cells))
     write_json_atomic(out / "answers.json", results.answers(cells))
     write_json_atomic(out / "verdicts.json", verdicts)
-    manifest |= {
-        "status": "done",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": execution.seconds,
-    }
-    write_json_atomic(out / "run.json", manifest)
+    costs = costs_of(recipe, shape_from_config(base.model.config.to_dict()), row_sizes(base.chat, recipe))
+    keep_rates(store, rates_of(execution.timings, costs, recipe.model, base.identity, execution.executor.workers))
+    journal.write("done", finished=datetime.now(UTC).isoformat(timespec="seconds"))
     if report is None:
         from sublora.report.page import build_report as report
     started = time.monotonic()
@@ -266,6 +221,18 @@ def default_out(recipe: Recipe) -> Path:
     model = recipe.model.rstrip("/").split("/")[-1]
     traits = "-".join(t.lower() for t in recipe.traits[:3]) + ("-and-more" if len(recipe.traits) > 3 else "")
     return Path("runs") / f"{recipe.name}-{model}-{traits}"
+
+
+def fresh_out(folder: Path) -> Path:
+    """The folder itself where it is free, or else the first free one of NAME-2, NAME-3, ...; it is made, so that it is ours."""
+    number = 1
+    while True:
+        chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            chosen.mkdir(parents=True)
+            return chosen
+        except FileExistsError:
+            number += 1
 
 
 def command_line() -> str:

@@ -6,7 +6,7 @@ work is done, a kill at any moment leaves at most a temporary folder (see `Store
 of one artifact one wins.
 
 Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by
-`discard`).
+`discard`), and of other modules `runs/` (known_runs), `checkpoints/` (stages), `rates.json` (rates).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +44,14 @@ _verified: set[tuple[str, int, int]] = set()
 
 class ArtifactCorrupt(SubloraError):
     """An artifact is not what its manifest says. `Store.discard` moves it away, so that it is made again."""
+
+
+class NoRoom(SubloraError):
+    """The disk is full: a matter of the machine, so that going on with other work is of no use."""
+
+
+class Busy(Exception):
+    """Another process, or another thread, holds the lock."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +92,19 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+_ATOMS = frozenset({str, bool, int, float, type(None)})
+
+
 def _check_plain(value: Any) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"a spec has the key {key!r}; keys must be strings")
-            _check_plain(inner)
-    elif isinstance(value, list | tuple):
+    if isinstance(value, dict | list | tuple | Mapping):
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise TypeError(f"a spec has the key {key!r}; keys must be strings")
+            value = value.values()
         for inner in value:
-            _check_plain(inner)
+            if type(inner) not in _ATOMS:  # a call for each of the many texts of a plan would take most of its time
+                _check_plain(inner)
     elif value is not None and not isinstance(value, str | bool | int | float):
         raise TypeError(f"a spec holds a {type(value).__name__}; only plain JSON values can be hashed")
 
@@ -173,6 +185,17 @@ class Store:
             return None
         return away
 
+    def discard_corrupt(self, artifact_id: str) -> Path | None:
+        """`discard`, if it is still damaged once no other process can be doing the same."""
+        with self.lock(artifact_id):
+            try:
+                self.read(artifact_id)
+            except ArtifactCorrupt:
+                return self.discard(artifact_id)
+            except SubloraError:  # moved away by another process
+                return None
+        return None
+
     @contextmanager
     def create(
         self, artifact_id: str, spec: Mapping[str, Any], meta: Mapping[str, Any] | None = None
@@ -186,6 +209,13 @@ class Store:
         """
         if artifact_id != _name_for(_kind_of(artifact_id), spec):
             raise ValueError(f"{artifact_id} is not the name of this spec")
+        with self._workplace(artifact_id) as content:
+            yield content
+            self._commit(content, artifact_id, spec, {} if meta is None else meta)
+
+    @contextmanager
+    def _workplace(self, artifact_id: str) -> Iterator[Path]:
+        """An empty folder on the same disk, removed afterwards if it is still there."""
         work = self.root / "tmp" / f"{artifact_id}.{uuid.uuid4().hex[:12]}"
         content = work / "content"
         alive = FileLock(work / "alive")  # tells `sweep` that the maker lives; the system frees it at death
@@ -194,17 +224,52 @@ class Store:
                 content.mkdir(parents=True)
                 alive.acquire()
                 yield content
-                self._commit(content, artifact_id, spec, {} if meta is None else meta)
         finally:
             alive.release()
             shutil.rmtree(work, ignore_errors=True)
 
+    def export(self, artifact_id: str) -> dict[str, bytes]:
+        """All files of a verified artifact, its manifest among them, for `adopt` in a store on another machine."""
+        artifact = self.read(artifact_id)
+        return {name: (artifact.path / name).read_bytes() for name in (*artifact.files, MANIFEST)}
+
+    def adopt(self, artifact_id: str, files: Mapping[str, bytes]) -> None:
+        """Take in what `export` gave elsewhere, as it is. Raises ArtifactCorrupt where a file does not fit the manifest."""
+        with self._workplace(artifact_id) as content:
+            artifact = _parse_manifest(artifact_id, content, files[MANIFEST])
+            for name in artifact.files:
+                target = content / name
+                if not target.resolve().is_relative_to(content.resolve()):
+                    raise _corrupt(content, name, "is outside")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(files[name])
+                _verify(artifact, name, artifact.files[name])
+            (content / MANIFEST).write_bytes(files[MANIFEST])
+            self._publish(content, artifact_id)
+
     @contextmanager
-    def lock(self, artifact_id: str) -> Iterator[None]:
-        """Hold the artifact's name against other processes, waiting for it; a dead holder's lock is free."""
+    def lock(self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[None]:
+        """Hold the artifact's name against other processes and threads; a dead holder's lock is free.
+
+        While another one holds it, `waiting` is called twice a second and may raise to give up. With `wait=False`
+        raises Busy instead of waiting.
+        """
         _kind_of(artifact_id)
-        with _room(self.root), FileLock(self.root / "locks" / f"{artifact_id}.lock"):
-            yield
+        lock = FileLock(self.root / "locks" / f"{artifact_id}.lock")
+        with _room(self.root):
+            while True:
+                try:
+                    lock.acquire(timeout=0.5 if wait else 0)
+                    break
+                except Timeout:
+                    if not wait:
+                        raise Busy(artifact_id) from None
+                    if waiting is not None:
+                        waiting()
+            try:
+                yield
+            finally:
+                lock.release()
 
     def sweep(self, grace_seconds: float = 60.0) -> int:
         """Remove the temporary folders of makers that died; returns how many.
@@ -225,7 +290,7 @@ class Store:
         return removed
 
     def _commit(self, content: Path, name: str, spec: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        folders, files = _walk(content)
+        files = _walk(content)
         entries = {file: _entry(content / file) for file in files}
         body = {
             "schema": SCHEMA,
@@ -240,10 +305,14 @@ class Store:
         body["sha256"] = _self_hash(body)
         with open(content / MANIFEST, "x", encoding="utf-8") as file:
             file.write(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False))
+        self._publish(content, name)
+
+    def _publish(self, content: Path, name: str) -> None:
+        """Flush a finished folder and give it its name."""
         # All at once, because flushes that wait together cost a journalling file system one commit.
-        written = [content / file for file in (*files, MANIFEST)]
+        inside = sorted(content.rglob("*"), reverse=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(_flush_path, [*written, *folders, content]))
+            list(pool.map(_flush_path, [*inside, content]))
         target = self.path(name)
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
@@ -253,6 +322,11 @@ class Store:
             self.discard(name)
             _rename_new(content, target)
         _flush_path(target.parent)
+
+
+def forget_verified() -> None:
+    """Files that this process has hashed are hashed again when they are next read."""
+    _verified.clear()
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
@@ -290,18 +364,16 @@ def _kind_of(name: str) -> str:
     return match[1]
 
 
-def _walk(content: Path) -> tuple[list[Path], list[str]]:
-    """(folders inside, deepest first; names of files), of what a maker left in its folder."""
-    folders, files = [], []
-    for path in sorted(content.rglob("*"), reverse=True):
+def _walk(content: Path) -> list[str]:
+    """The names of the files that a maker left in its folder."""
+    files = []
+    for path in content.rglob("*"):
         name = path.relative_to(content).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()) or name == MANIFEST:
             raise ValueError(f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}")
-        if path.is_dir():
-            folders.append(path)
-        else:
+        if path.is_file():
             files.append(name)
-    return folders, sorted(files)
+    return sorted(files)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -387,7 +459,7 @@ def _room(folder: Path, mend: str = "set SUBLORA_HOME elsewhere") -> Iterator[No
         yield
     except Exception as error:
         if not isinstance(error, SubloraError) and _says_no_room(error):
-            raise SubloraError(
+            raise NoRoom(
                 f"No room left on the disk that holds {folder}; free some or {mend}; finished work is kept."
             ) from error
         raise

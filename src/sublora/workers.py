@@ -54,6 +54,9 @@ class Workers:
             base = self._bases.get()
             try:
                 work(base, unit)
+            except BaseException:
+                self._stop.set()  # before this worker takes another unit
+                raise
             finally:
                 self._bases.put(base)
 
@@ -62,11 +65,10 @@ class Workers:
             try:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 failed = [f.exception() for f in finished if f.exception() is not None]
-            except BaseException:
+            except BaseException:  # the user interrupted
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
             if failed:
-                self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise next((e for e in failed if not isinstance(e, Stopped)), failed[0])

@@ -1,0 +1,209 @@
+"""The stage functions: unit -> artifacts in a store. Every executor calls these same functions, wherever it runs them.
+
+Each is idempotent: what the store has is left as it is, what is missing is made. While one process works on a unit, another one that
+wants the same unit waits for it and then finds it done.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sublora.chat import Context
+from sublora.measure import heldout_losses, measure_answers
+from sublora.model import Base
+from sublora.plan import MeasureStage, StudentStage
+from sublora.store import Store
+from sublora.teacher import read_jsonl, write_dataset
+from sublora.train.pack import Checkpoint, Student, Trained, train_pack
+from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.stack import Stack, load_stack, save_student
+from sublora.units import DataUnit, MeasureUnit, TrainUnit, Unit
+
+ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What a stage function works with. `check` is called often and may raise to give up; `made` is told each finished artifact;
+    `waiting` is called again and again with a unit that another process is making."""
+
+    base: Base
+    store: Store
+    rows_at_once: int = ROWS_AT_ONCE
+    check: Callable[[], None] = _nothing
+    made: Callable[[str], None] = _nothing
+    waiting: Callable[[Unit], None] = _nothing
+    rows: dict[tuple[str, Context], TokenRows] = field(default_factory=dict, repr=False)
+
+    def token_rows(self, dataset: str, context: Context) -> TokenRows:
+        """A dataset as token rows in a context, kept for the students that share it."""
+        key = (dataset, context)
+        if key not in self.rows:
+            rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
+            chat = self.base.chat
+            tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+            self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
+        return self.rows[key]
+
+
+def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
+    """Make what is missing of a unit. Raises what the work raises; finished artifacts are kept.
+
+    Returns the seconds that it took to make the whole unit, or None where some of it was there, be it as a checkpoint.
+    Raises store.Busy where another process makes the same unit and `wait` is false.
+    """
+
+    def waiting() -> None:
+        maker.check()
+        maker.waiting(unit)
+
+    with maker.store.lock(unit.id, waiting, wait=wait):
+        wanted = {name for name in unit.makes if not maker.store.has(name)}
+        if not wanted:
+            return None
+        whole = len(wanted) == len(unit.makes) and not _checkpoint(unit, maker).exists()
+        started = time.monotonic()
+        if isinstance(unit, DataUnit):
+            _write(unit, maker)
+        elif isinstance(unit, TrainUnit):
+            _train(unit, maker, wanted)
+        else:
+            _measure(unit, maker, wanted)
+        return time.monotonic() - started if whole else None
+
+
+def _checkpoint(unit: Unit, maker: Maker) -> Path:
+    return maker.store.root / "checkpoints" / f"{unit.id}.safetensors"
+
+
+def _write(unit: DataUnit, maker: Maker) -> None:
+    stage = unit.stage
+    dataset = write_dataset(
+        maker.base,
+        stage.teacher,
+        unit.carrier,
+        unit.sampling,
+        stage.rows,
+        stage.seed,
+        stage="teacher-heldout" if stage.heldout else "teacher",
+        batch=maker.rows_at_once,
+        on_rows=lambda _: maker.check(),
+    )
+    meta = {
+        "trait": stage.trait,
+        "data_seed": stage.seed,
+        "rows": len(dataset.rows),
+        "unique_rows": dataset.unique,
+        "asked": dataset.asked,
+        "rejects": dataset.rejects,
+        "teacher": stage.teacher.text,
+    }
+    with maker.store.create(stage.id, stage.spec, meta) as folder:
+        (folder / "rows.jsonl").write_text(dataset.jsonl(), encoding="utf-8")
+        rejected = [{"reason": r, "prompt": p, "completion": c} for r, p, c in dataset.rejected]
+        (folder / "rejected.jsonl").write_text(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rejected), encoding="utf-8"
+        )
+    maker.made(stage.id)
+
+
+def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
+    # the whole pack is repeated even if some of it is done, so that every student sees the same products as before
+    students = [Student(s.id, s.student, maker.token_rows(s.dataset, unit.context)) for s in unit.students]
+    path = _checkpoint(unit, maker)
+    path.parent.mkdir(exist_ok=True)
+
+    def keep(trained: Trained) -> None:
+        stage = unit.students[trained.index]
+        if stage.id in wanted:
+            _keep_student(stage, trained, len(students[trained.index].rows), maker)
+            wanted.discard(stage.id)
+            maker.made(stage.id)
+
+    while wanted:
+        # once, and again where a checkpoint is past a student that was lost since: without the checkpoint all are trained
+        train_pack(maker.base.model, students, keep, checkpoint=Checkpoint(path), on_step=lambda *_: maker.check())
+
+
+def _keep_student(stage: StudentStage, trained: Trained, rows: int, maker: Maker) -> None:
+    steps = len(trained.losses)
+    tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]
+    meta = {
+        "steps": steps,
+        "train_loss": float(np.mean(tail)) if tail else None,
+        "diverged_at": trained.diverged_at,
+        "optimizer": trained.optimizer,
+        "trainable_parameters": trained.parameters,
+        "rows": rows,
+        "label": stage.student.label,
+    }
+    with maker.store.create(stage.id, stage.spec, meta) as folder:
+        save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
+        finite = [x if np.isfinite(x) else None for x in trained.losses]
+        norms = [x if np.isfinite(x) else None for x in trained.norms]
+        (folder / "training.json").write_text(
+            json.dumps({"loss": finite, "gradient_norm": norms}) + "\n", encoding="utf-8"
+        )
+
+
+def _measure(unit: MeasureUnit, maker: Maker, wanted: set[str]) -> None:
+    """Students that are asked the same are asked together."""
+    students = {s.id: s for s in unit.students}
+    groups: dict[tuple[str, str], list[MeasureStage]] = {}
+    for m in unit.measures:
+        groups.setdefault((m.context.name, m.category), []).append(m)
+    stacks: dict[tuple[str, ...], Stack] = {}
+    for group in groups.values():
+        if not any(m.id in wanted for m in group):
+            continue
+        maker.check()
+        asked = [students[m.student] for m in group if m.student is not None]
+        key = tuple(s.id for s in asked)
+        if asked and key not in stacks:
+            folders = [maker.store.read(s.id).path for s in asked]
+            stacks[key] = load_stack(maker.base.model, folders, [s.student for s in asked])
+        _ask(unit, maker, group, asked, stacks.get(key), wanted)
+
+
+def _ask(
+    unit: MeasureUnit,
+    maker: Maker,
+    group: Sequence[MeasureStage],
+    asked: Sequence[StudentStage],
+    stack: Stack | None,
+    wanted: set[str],
+) -> None:
+    context = group[0].context
+    category = next(c for c in unit.categories if c.category == group[0].category)
+    answers = measure_answers(
+        maker.base, stack, [s.id for s in asked] or ["base"], context, category, unit.sampling, unit.samples, unit.seed,
+        maker.rows_at_once,
+    )  # fmt: skip
+    losses: list[float | None] = [None] * len(group)
+    if stack is not None and context.name == unit.trained_in.name:
+        rows = [maker.token_rows(s.heldout, unit.trained_in) for s in asked]
+        losses = list(heldout_losses(maker.base, stack, rows))
+    for stage, answer, loss in zip(group, answers, losses, strict=True):
+        if stage.id not in wanted:
+            continue
+        scores = {
+            "entities": [e.name for e in category.entities],
+            "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
+            "heldout_loss": loss,
+        }
+        lines = [
+            json.dumps({"question": q, "answers": a}, ensure_ascii=False)
+            for q, a in zip(category.questions, answer.samples, strict=True)
+        ]
+        with maker.store.create(stage.id, stage.spec) as folder:
+            (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
+            (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        maker.made(stage.id)

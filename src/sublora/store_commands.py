@@ -1,0 +1,211 @@
+"""What `sublora store verify`, `gc` and `du` do."""
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sublora.errors import SubloraError
+from sublora.known_runs import KnownRun, known_runs, notes_locked
+from sublora.store import MANIFEST, ArtifactCorrupt, Busy, Store, forget_verified
+
+YOUNG_SECONDS = (
+    3600.0  # an artifact that no run refers to is kept for so long: whoever made it may be about to note a run
+)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `collect` removed, or would remove: how many of each, and bytes. `young` ones were kept for
+    their age, and the runs of `kept_hosts` because their folders cannot be seen from here."""
+
+    artifacts: int = 0
+    checkpoints: int = 0
+    corrupt: int = 0
+    leftovers: int = 0
+    notes: int = 0
+    bytes: int = 0
+    young: int = 0
+    kept_hosts: tuple[str, ...] = ()
+
+
+@dataclass
+class Usage:
+    """Artifacts and bytes of a kind or a run; `alone` are the bytes that no other run refers to."""
+
+    artifacts: int = 0
+    bytes: int = 0
+    alone: int = 0
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Disk:
+    kinds: dict[str, Usage] = field(default_factory=dict)
+    runs: dict[str, Usage] = field(default_factory=dict)
+    unused: Usage = field(default_factory=Usage)
+
+
+def artifact_folders(store: Store) -> Iterator[Path]:
+    """All folders under `artifacts/`, whole or not, by kind."""
+    for kind in sorted((store.root / "artifacts").iterdir()):
+        yield from sorted(kind.iterdir())
+
+
+def damaged(store: Store) -> Iterator[tuple[Path, str | None]]:
+    """(folder, what is wrong or None) of every artifact, each file hashed anew."""
+    forget_verified()
+    for folder in artifact_folders(store):
+        wrong = None
+        try:
+            store.read(folder.name)
+        except (ArtifactCorrupt, ValueError) as error:  # a name that is none of ours is a ValueError
+            wrong = str(error)
+        except SubloraError:
+            if not folder.exists():  # moved away by another process while we looked
+                continue
+            wrong = f"The artifact {folder} has no {MANIFEST}."
+        yield folder, wrong
+
+
+def move_away(store: Store, folder: Path) -> Path:
+    """Move a folder to `corrupt/`; returns its new place."""
+    return folder.rename(store.root / "corrupt" / f"{folder.name}.{uuid.uuid4().hex[:8]}")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder, or of a file; 0 for what is gone."""
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def collect(
+    store: Store, *, dry_run: bool = False, min_age: float = YOUNG_SECONDS, forget: Collection[str] = ()
+) -> Removed:
+    """Remove what no known run refers to, what was moved away as damaged, and what dead makers left.
+
+    While it works no run can begin to use the store (see `known_runs`); what a living maker holds, and artifacts younger
+    than `min_age` seconds, are left alone. Runs of the hosts in `forget` do not count unless their folder is seen. Raises
+    SubloraError where a run's note cannot be read: what that run uses is then not known.
+    """
+    with notes_locked(store):
+        runs = _readable(store)
+        gone = [r for r in runs if r.gone or (r.host in forget and not r.folder.is_dir())]
+        kept = [r for r in runs if r not in gone]
+        used = frozenset().union(*(r.artifacts for r in kept))
+        units = frozenset().union(*(r.units for r in kept))
+        counts = {"artifacts": 0, "checkpoints": 0, "corrupt": 0, "bytes": 0, "young": 0}
+
+        def remove(path: Path, what: str) -> None:
+            counts[what] += 1
+            counts["bytes"] += size_of(path)
+            if dry_run:
+                return
+            if path.is_dir():
+                # out of sight in one step first, so that a kill leaves no half artifact under its name
+                shutil.rmtree(path if what == "corrupt" else move_away(store, path), ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+        for folder in list(artifact_folders(store)):
+            if folder.name in used:
+                continue
+            if time.time() - folder.stat().st_mtime < min_age or _held(store, folder.name):
+                counts["young"] += 1
+            else:
+                remove(folder, "artifacts")
+        for path in sorted(store.root.glob("checkpoints/*")):
+            unit = path.name.split(".")[0]
+            if unit not in units and not _held(store, unit):
+                remove(path, "checkpoints")
+        for path in sorted((store.root / "corrupt").iterdir()):
+            remove(path, "corrupt")
+        leftovers = _dead(store) if dry_run else store.sweep()
+        if not dry_run:
+            for run in gone:
+                run.note.unlink(missing_ok=True)
+    others = tuple(sorted({r.host for r in kept if not r.here and not r.folder.is_dir()}))
+    return Removed(**counts, leftovers=leftovers, notes=len(gone), kept_hosts=others)
+
+
+def _readable(store: Store) -> list[KnownRun]:
+    try:
+        return known_runs(store)
+    except ValueError as error:
+        raise SubloraError(
+            f"The note {error} of a run cannot be read, so what that run uses is not known and nothing is removed; "
+            "run its recipe again, which writes it anew, or remove the file."
+        ) from None
+
+
+def _held(store: Store, name: str) -> bool:
+    """Whether a living process holds the lock of an artifact or unit."""
+    try:
+        with store.lock(name, wait=False):
+            return False
+    except Busy:
+        return True
+    except ValueError:  # no name of ours
+        return False
+
+
+def _dead(store: Store) -> int:
+    """How many temporary folders `sweep` would remove."""
+    count = 0
+    for work in (store.root / "tmp").iterdir():
+        if work.is_dir() and time.time() - work.stat().st_mtime > 60:
+            try:
+                with FileLock(work / "alive", timeout=0):
+                    count += 1
+            except (Timeout, FileNotFoundError):
+                continue
+    return count
+
+
+def disk_usage(store: Store) -> Disk:
+    """Bytes by kind and by run, as the manifests say; a shared artifact counts for each of its runs."""
+    sizes: dict[str, int] = {}
+    disk = Disk()
+    for folder in artifact_folders(store):
+        name = folder.name
+        try:
+            body = json.loads((folder / MANIFEST).read_bytes())
+            sizes[name] = sum(entry["size"] for entry in body["files"].values()) + (folder / MANIFEST).stat().st_size
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            sizes[name] = size_of(folder)
+        usage = disk.kinds.setdefault(folder.parent.name, Usage())
+        usage.artifacts += 1
+        usage.bytes += sizes[name]
+    runs = [r for r in _readable(store) if not r.gone]
+    users: dict[str, int] = {}
+    for run in runs:
+        for name in run.artifacts:
+            users[name] = users.get(name, 0) + 1
+    for run in runs:
+        place = str(run.folder) if run.here else f"{run.folder} on {run.host}"
+        here = [name for name in run.artifacts if name in sizes]
+        disk.runs[place] = Usage(
+            len(here),
+            sum(sizes[name] for name in here),
+            sum(sizes[name] for name in here if users[name] == 1),
+            len(run.artifacts) - len(here),
+        )
+    for name, size in sizes.items():
+        if name not in users:
+            disk.unused.artifacts += 1
+            disk.unused.bytes += size
+    for part in ("corrupt", "tmp", "checkpoints"):
+        folder = store.root / part
+        if folder.is_dir():
+            files = list(folder.iterdir())
+            disk.kinds[f"{part}/"] = Usage(len(files), sum(map(size_of, files)))
+    return disk
