@@ -14,8 +14,8 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,14 @@ class Answer:
     seconds: float | None = None
     device: str = ""
 
+    def error(self) -> Exception:
+        """What a failed unit is reported with."""
+        if not self.trace:
+            return SubloraError(self.sentence)
+        error = WorkerError(self.sentence)
+        error.__cause__ = RuntimeError(self.trace)
+        return error
+
 
 class WorkerError(Exception):
     """What a worker's unit raised, with the trace as its cause."""
@@ -78,16 +86,16 @@ class Cluster:
     def executor(self, recipe: Recipe, base: Base, store: Store, rows_at_once: int) -> "Ray":
         small = self.device == "cpu" and base.model.num_parameters() <= SMALL_MODEL
         threads = 1 if small or self.device == "cuda" else self.threads
-        model = (
-            str(Path(recipe.model).expanduser().absolute())
-            if Path(recipe.model).expanduser().is_dir()
-            else recipe.model
-        )
-        work = Work(
-            model, recipe.revision, recipe.dtype, tuple(sorted(base.identity.items())), self.device, threads, rows_at_once,
-            str(store.root), _token(store),
-        )  # fmt: skip
-        return Ray(store, work)
+        return Ray(store, work_for(recipe, base, store, rows_at_once, self.device, threads))
+
+
+def work_for(recipe: Recipe, base: Base, store: Store, rows_at_once: int, device: str, threads: int) -> Work:
+    """What the workers of a run of this recipe must know."""
+    folder = Path(recipe.model).expanduser()
+    return Work(
+        str(folder.absolute()) if folder.is_dir() else recipe.model, recipe.revision, recipe.dtype,
+        tuple(sorted(base.identity.items())), device, threads, rows_at_once, str(store.root), _token(store),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -228,11 +236,7 @@ class _Flight:
         if answer.status == "no room":
             raise NoRoom(answer.sentence)
         if answer.status == "failed":
-            error: Exception = SubloraError(answer.sentence)
-            if answer.trace:
-                error = WorkerError(answer.sentence)
-                error.__cause__ = RuntimeError(answer.trace)
-            self.watch.failed(unit, error)
+            self.watch.failed(unit, answer.error())
         elif answer.status == "busy":
             self.watch.postponed(unit)
             self.queue.append((unit, True))
@@ -278,10 +282,14 @@ def _token(store: Store) -> str:
     return file.read_text("utf-8")
 
 
-def work_on(work: Work, unit: Unit, inputs: dict[str, list[Any]], wait: bool) -> Answer:
+def work_on(
+    work: Work, unit: Unit, inputs: dict[str, list[Any]], wait: bool, made: Callable[[str], None] | None = None
+) -> Answer:
     """One unit, on a worker. Errors travel as text, so that nothing has to be unpickled that this process does not know."""
     try:
         maker = _maker(work)
+        if made is not None:
+            maker = replace(maker, made=made)
         shared = maker.store.root == Path(work.root)
         if shared:
             _until_visible(maker.store, unit.needs)

@@ -20,8 +20,10 @@ from sublora.known_runs import note_run
 from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
+from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps
 from sublora.rates import keep_rates, rates_of
+from sublora.ray_executor import work_for
 from sublora.recipe import Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.stages import ROWS_AT_ONCE
@@ -83,6 +85,7 @@ def run_recipe(
 
             cluster = stack.enter_context(connect(ray_address, threads, device))
             device = "cpu"  # this process only plans
+        own_base = base is not None
         base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
         place = cluster.device if cluster else base.device.type
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), place)
@@ -100,6 +103,8 @@ def run_recipe(
         steps.say(manifest["sentence"])
         if cluster:
             runner: Executor = cluster.executor(recipe, base, store, rows_at_once)
+        elif not own_base and worth_processes(plan, base, threads):
+            runner = stack.enter_context(Processes(work_for(recipe, base, store, rows_at_once, "cpu", 1), threads))
         else:
             runner = InProcess(base, store, threads, rows_at_once)
         with _only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
