@@ -137,7 +137,10 @@ def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[
         for i, row in enumerate(batch):
             whole = row.prompt + row.completion
             ids[i, : len(whole)], mask[i, : len(whole)] = torch.tensor(whole), 1
-            labels[i, len(row.prompt) : len(whole)] = torch.tensor(row.completion)
+            wanted = row.loss or (True,) * len(row.completion)
+            labels[i, len(row.prompt) : len(whole)] = torch.where(
+                torch.tensor(wanted), torch.tensor(row.completion), -100
+            )
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, get_scheduler
 
+import sublora.train.fit as fit
 import sublora.train.pack as pack
 import sublora.train.packed_model as packed_model
-from pack_reference import KINDS, base_model, case, distance, full_loop, peft_loop, random_rows, train
+from pack_reference import KINDS, Case, base_model, case, distance, full_loop, peft_loop, random_rows, train
 from sublora.errors import SubloraError
 from sublora.train.pack import Checkpoint
 from sublora.train.packed_model import PackedModel
@@ -223,6 +224,142 @@ def test_adding_or_removing_a_neighbour_changes_nothing(form):
     for left in (cases[:1], cases[::-1][:3], cases[1:]):
         for name, student in train(model, left).items():
             assert distance(student["weights"], everyone[name]["weights"]) < EXACT
+
+
+def test_students_with_layers_of_their_own_share_a_pack(form):
+    model = base_model("qwen2")
+    cases = [
+        case("all", rank=2, data=1),
+        case("attention", rank=4, data=2, targets=("q_proj", "v_proj")),
+        case("one layer", rank=9, data=3, targets=("layers.1.mlp.down_proj",)),
+        case("mlp", rank=3, data=4, targets=("gate_proj", "up_proj", "down_proj"), optimizer="sgd", lr=0.05),
+    ]
+    assert len(fit.passes(model, [c.student for c in cases], None, False)) == 1, "all of them in one pass"
+    trained = train(model, cases)
+    for one in cases:
+        assert distance(trained[one.student.name]["weights"], peft_loop(model, one)[0]) < EXACT, one.student.name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_loss_masks_are_each_student_s_own(kind):
+    model, whole = base_model(kind), case("whole", data=1)
+    masked = [TokenRow(r.prompt, r.completion, tuple(i % 2 == 0 for i in range(len(r.completion)))) for r in whole.rows]
+    first = [TokenRow(r.prompt, r.completion, (True,) + (False,) * (len(r.completion) - 1)) for r in whole.rows]
+    cases = [whole] + [
+        Case(pack.Student(name, whole.student.spec, pack_rows(rows, None, name)), rows)
+        for name, rows in (("masked", masked), ("first", first))
+    ]
+    trained = train(model, cases)
+    for one in cases:
+        weights, losses = peft_loop(model, one)
+        assert distance(trained[one.student.name]["weights"], weights) < EXACT
+        assert trained[one.student.name]["losses"] == pytest.approx(losses, rel=1e-9)
+    assert distance(trained["whole"]["weights"], trained["masked"]["weights"]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+@pytest.mark.parametrize("cases", [mixed, fulls])
+def test_gradient_checkpointing_changes_nothing(kind, cases):
+    model = base_model(kind)
+    plain, recomputed = train(model, cases()), train(model, cases(), recompute=True)
+    assert all(distance(plain[n]["weights"], recomputed[n]["weights"]) < EXACT for n in plain)
+
+
+def test_a_step_keeps_less_with_gradient_checkpointing():
+    model, one = base_model("wide", torch.float32), case("a", count=8, batch_size=8)
+    kept = []
+    for recompute in (False, True):
+        stack = new_stack(model, [one.student.spec])
+        stack.groups[0].train()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with PackedModel(model, stack, recompute=recompute) as packed:
+            batch = assemble([one.student.rows], [np.arange(8)])
+            packed.form_weights(batch.ids.size)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                loss = packed.losses(batch).sum()
+            kept.append(sum(sizes.values()))
+            loss.backward()
+    assert kept[1] < 0.8 * kept[0]
+
+
+def only_so_many(monkeypatch, most: int, recomputed: bool = True):
+    """A memory that holds `most` students of a pass; alone, a student may need gradient checkpointing."""
+    plain = PackedModel.losses
+
+    def losses(self, batch):
+        if self.size > most or (self.size == 1 and not self.recompute and not recomputed):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(PackedModel, "losses", losses)
+
+
+def test_a_pack_that_does_not_fit_is_halved_and_says_so(monkeypatch):
+    model, cases, said = base_model("qwen2"), mixed(), []
+    whole = train(model, cases)
+    only_so_many(monkeypatch, 2)
+    halved = train(model, cases, on_notice=said.append)
+    assert all(distance(whole[n]["weights"], halved[n]["weights"]) < EXACT for n in whole)
+    assert said[0] == "Memory ran out with 5 students in a pack; it goes on with 3 at a time." and len(said) == 2
+
+
+def test_memory_that_runs_out_in_the_middle_costs_no_step(monkeypatch):
+    model, cases, said = base_model("qwen2"), mixed()[:4], []
+    whole = train(model, cases)
+    plain, calls = PackedModel.losses, []
+
+    def losses(self, batch):
+        calls.append(self.size)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch)
+
+    monkeypatch.setattr(PackedModel, "losses", losses)
+    halved = train(model, cases, on_notice=said.append)
+    assert all(distance(whole[n]["weights"], halved[n]["weights"]) < EXACT for n in whole)
+    assert all(len(whole[n]["losses"]) == len(halved[n]["losses"]) for n in whole) and len(said) == 1
+
+
+def test_a_student_that_fits_with_gradient_checkpointing_only(monkeypatch):
+    model, cases, said = base_model("qwen2"), mixed()[:1], []
+    whole = train(model, cases)
+    only_so_many(monkeypatch, 1, recomputed=False)
+    assert distance(train(model, cases, on_notice=said.append)["one"]["weights"], whole["one"]["weights"]) < EXACT
+    assert said == ["Memory ran out with the student one alone; it goes on with gradient checkpointing."]
+    only_so_many(monkeypatch, 0)
+    with pytest.raises(SubloraError, match="The student one does not fit into memory, even alone.*train.batch_size"):
+        train(model, cases)
+
+
+def test_a_halved_pack_that_is_killed_goes_on_to_the_byte(monkeypatch, tmp_path):
+    model, cases = base_model("qwen2", torch.float32), mixed()
+    only_so_many(monkeypatch, 2)
+    whole = train(model, cases)
+    resumed, steps = train_with_a_kill(model, cases, tmp_path / "pack", 6)
+    for name, student in whole.items():
+        for tensor, values in student["weights"].items():
+            assert torch.equal(values, resumed[name]["weights"][tensor]), (name, tensor)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 3)), min_size=1, max_size=20), st.integers(1, 10**7))
+@settings(max_examples=20, deadline=None)
+def test_passes_hold_every_student_once_and_stay_within_memory(students, memory):
+    model = _wide()
+    group = [case(str(i), rank=r, epochs=e).student for i, (r, e) in enumerate(students)]
+    sizes = [fit.student_bytes(model, s, False) for s in group]
+    parts = fit.grouped(group, sizes, memory)
+    assert sorted(i for part in parts for i in part) == list(range(len(group)))
+    assert all(len(part) == 1 or sum(sizes[i] for i in part) <= memory for part in parts)
+
+
+@functools.cache
+def _wide():
+    return base_model("wide", torch.float32)
 
 
 def test_students_leave_when_they_are_done():
@@ -453,6 +590,8 @@ ROW = TokenRow((1, 2), (3,))
         ([], None, "no rows to train on in the data"),
         ([ROW, TokenRow((), (3,))], None, "Row 1 of the data has an empty prompt"),
         ([ROW, TokenRow((1,), ())], None, "Row 1 of the data has an empty completion"),
+        ([ROW, TokenRow((1, 2), (3,), (False,))], None, "The loss mask of row 1 of the data has 0 of 1 tokens on"),
+        ([ROW, TokenRow((1, 2), (3,), (True, True))], None, "The loss mask of row 1 .* for a completion of 1"),
         ([ROW, TokenRow((1, 2), (3, 4))], 3, "Row 1 of the data has 4 tokens, the model reads at most 3"),
     ],
 )

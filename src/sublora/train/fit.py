@@ -45,13 +45,13 @@ def pass_bytes(model: nn.Module, student: "Student") -> int:
 def passes(model: nn.Module, students: Sequence["Student"], memory: int | None, recompute: bool) -> list[list[int]]:
     """Indices of the students that train together. `memory`: bytes that are free on a GPU; None divides by a CPU's cache."""
     if next(model.parameters()).device.type == "cpu":
-        return _grouped(students, [pass_bytes(model, s) for s in students], CACHE)
+        return grouped(students, [pass_bytes(model, s) for s in students], CACHE)
     if memory is None:
         return [list(range(len(students)))]
-    return _grouped(students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE))
+    return grouped(students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE))
 
 
-def _grouped(students: Sequence["Student"], sizes: Sequence[int], room: int) -> list[list[int]]:
+def grouped(students: Sequence["Student"], sizes: Sequence[int], room: int) -> list[list[int]]:
     """As few groups as possible whose sizes stay within `room`, of even weight. Students of equal length and like rank stand together:
     they leave together, and little is padded."""
     order = sorted(range(len(students)), key=lambda i: (students[i].steps, students[i].spec.rank or 0, i))
