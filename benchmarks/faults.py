@@ -21,8 +21,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from sublora.model import Base, load_base
 from sublora.store import Store, artifact_id, forget_verified
 
 SWEEP = [
@@ -57,14 +59,23 @@ def fork(work: Callable[[], int | None], log: Path) -> int:
 
 
 def sweep(out: Path, store: Path, *more: str) -> Callable[[], int]:
+    """The sweep as the command line runs it, on the base that was loaded before the fork (workers of Ray load their own)."""
+
     def work() -> int:
-        os.environ["SUBLORA_HOME"] = str(store)
-        sys.argv = ["sublora", *SWEEP, "--out", str(out), *more]
+        import sublora.run as run
         from sublora.cli import _main
 
+        os.environ["SUBLORA_HOME"] = str(store)
+        sys.argv = ["sublora", *SWEEP, "--out", str(out), *more]
+        run.load_base = lambda *_, **__: loaded()
         return _main()
 
     return work
+
+
+@cache
+def loaded() -> Base:
+    return load_base("micro")
 
 
 def end_of(pid: int, seconds: float | None = None) -> int | None:
@@ -222,6 +233,7 @@ def kills(
             if time.monotonic() > deadline:
                 raise TimeoutError("a sweep of seconds does not come to its end")
         fine = code == 0 and state(out, store) == reference
+        print(f"{executor}: {total + mine} kills, {dict(stages)}", file=sys.stderr, flush=True)
         if not fine:
             print(f"sweep {sweeps} ({executor}) ended with {code} and differs; see {out}, {store}", file=sys.stderr)
         total, same = total + mine, same + (mine if fine else 0)
@@ -235,13 +247,12 @@ def kills(
 
 def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
     """Two processes make one artifact at once: without any lock in even rounds, as units of a run in odd ones."""
-    from sublora.model import load_base
     from sublora.plan import make_plan
     from sublora.recipe import load_recipe
     from sublora.stages import Maker, perform
     from sublora.units import data_units
 
-    base, clean = load_base("micro"), 0
+    base, clean = loaded(), 0
     for number in range(rounds):
         root = folder / f"race-{number}"
         store = Store(root)
@@ -362,16 +373,18 @@ def main() -> None:
         os.environ["SUBLORA_FAULTS_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
     # what every child needs is imported once, before it is forked
-    import sublora.model
     import sublora.report.page
     import sublora.run  # noqa: F401
+
+    loaded()
 
     rng, report, started = random.Random(options.seed), Report(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         pid = fork(sweep(folder / "plain", folder / "plain-store"), folder / "log.txt")
-        while not (folder / "plain" / "run.json").exists() and end_of(pid, 0.01) is None:
-            pass
+        while not (folder / "plain" / "run.json").exists():
+            if (code := end_of(pid, 0.01)) is not None:
+                sys.exit(f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}")
         began = time.monotonic()
         code = end_of(pid)
         longest = PART * (time.monotonic() - began)
