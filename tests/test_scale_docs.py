@@ -14,7 +14,7 @@ from sublora import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "scale.md").read_text()
-PRINTED = re.findall(r"^    (sublora plan .*)\n\n```text\n(.*?)```", PAGE, re.M | re.S)
+PRINTED = re.findall(r"^    (sublora plan [^\n]*)\n\n```text\n(.*?)```", PAGE, re.M | re.S)
 
 
 def parse(line: str) -> None:
