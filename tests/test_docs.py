@@ -9,7 +9,7 @@ import pytest
 from command import SMALL, sublora
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/scale.md"]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],

@@ -1,0 +1,211 @@
+"""What plan, store and executor cost beside the work itself.
+
+    python benchmarks/overhead.py                          100,000 students planned; 10,000 trivial cells; the sweep of `make demo`
+    python benchmarks/overhead.py --plan 2000 --cells 200 --no-sweep
+
+The plan is that of the recipe rank-lr with as many students, looked up in the store and costed. A trivial cell is an artifact of two
+small files, made under its lock, flushed and counted, with no work in it. Overhead of the sweep is the time that its threads spend in
+planning, in the store (locks, looking up, hashing, flushing, renaming) and in keeping run.json, over all time of its threads.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import sublora.execute
+import sublora.run
+from sublora.cost import RowSizes, plan_cost
+from sublora.execute import Execution, InProcess
+from sublora.journal import Journal
+from sublora.model import known_shape, load_base
+from sublora.plan import make_plan
+from sublora.progress import Steps
+from sublora.recipe import Recipe, load_recipe
+from sublora.stages import Maker
+from sublora.store import Store, artifact_id
+
+IDENTITY = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
+RANKS, SEEDS = 25, 20
+
+
+def grid(students: int) -> Recipe:
+    """rank-lr with this many students (to the next thousand): 25 ranks, 20 seeds, two arms, and as many learning rates as it takes."""
+    lrs = [round(1e-6 * 1.01**i, 15) for i in range(max(1, students // (2 * RANKS * SEEDS)))]
+    seeds = list(range(SEEDS))
+    sets = {
+        "train.lora.ranks": list(range(1, RANKS + 1)),
+        "train.lora.lrs": lrs,
+        "data.seeds": seeds,
+        "train.seeds": seeds,
+    }
+    return load_recipe("rank-lr", sets=["train.full=null", "fixed_lr=null", *(f"{k}={v}" for k, v in sets.items())])
+
+
+def plan_seconds(students: int, store: Store) -> dict[str, float]:
+    """Seconds to plan, to look up what is done, and to cost what is left; peak memory of this process in GB."""
+    recipe = grid(students)
+    started = time.perf_counter()
+    plan = make_plan(recipe, IDENTITY, 60.0)
+    made = time.perf_counter()
+    stages = (*plan.datasets, *plan.students, *plan.measures)
+    done = {s.id for s in stages if store.has(s.id)}
+    plan_cost(plan, known_shape("micro"), RowSizes(), done)
+    return {
+        "students": len(plan.students),
+        "seconds": time.perf_counter() - started,
+        "ids": made - started,
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+class Trivial:
+    """A unit with one artifact and no work."""
+
+    needs = ()
+
+    def __init__(self, number: int) -> None:
+        self.spec = {"number": number}
+        self.id = artifact_id("trivial", self.spec)
+        self.makes, self.label = (self.id,), f"trivial cell {number}"
+
+
+def trivial(unit: Trivial, maker: Maker, *, wait: bool = True) -> None:
+    with maker.store.lock(unit.id, wait=wait):
+        if not maker.store.has(unit.id):
+            with maker.store.create(unit.id, unit.spec) as folder:
+                (folder / "scores.json").write_text("{}\n")
+                (folder / "samples.jsonl").write_text("{}\n")
+            maker.made(unit.id)
+
+
+def cell_seconds(cells: int, folder: Path, threads: int) -> float:
+    """Seconds for so many trivial cells by the in-process executor, run.json included."""
+    store, base = Store(folder / "store"), load_base("micro")
+    journal = Journal(folder / "run.json", {}, {})
+    with Steps(every=1e9) as steps:
+        execution = Execution(InProcess(base, store, threads), store, steps, journal.changed)
+        journal.execution = execution
+        real, sublora.execute.perform = sublora.execute.perform, trivial
+        try:
+            units = [Trivial(n) for n in range(cells)]
+            started = time.perf_counter()
+            execution._run_stage("trivial cells", units)
+            seconds = time.perf_counter() - started
+        finally:
+            sublora.execute.perform = real
+    assert execution.counts["trivial cells"].done == cells and not execution.failures
+    return seconds
+
+
+class Clock:
+    """Seconds that all threads spend in the functions that it wraps; a wrapped call inside another one counts once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inside, self._lock = threading.local(), threading.Lock()
+
+    def _add(self, name: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def call(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            if getattr(self._inside, "on", False):
+                return function(*arguments, **options)
+            self._inside.on, started = True, time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._inside.on = False
+                self._add(name, time.perf_counter() - started)
+
+        return timed
+
+    def ends(self, name: str, function: Callable[..., AbstractContextManager[Any]]) -> Callable[..., "_Ends"]:
+        """A context manager's way in and out, without what happens inside it."""
+        return lambda *arguments, **options: _Ends(self, name, function(*arguments, **options))
+
+
+class _Ends:
+    def __init__(self, clock: Clock, name: str, inner: AbstractContextManager[Any]) -> None:
+        self.enter, self.exit = clock.call(name, inner.__enter__), clock.call(name, inner.__exit__)
+
+    def __enter__(self) -> Any:
+        return self.enter()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.exit(*error)
+
+
+def sweep_overhead(folder: Path, threads: int, sets: list[str]) -> dict[str, Any]:
+    """The recipe of `make demo` from an empty store, with the clock in the places that are not work."""
+    clock = Clock()
+    for name in ("has", "read", "sweep"):
+        setattr(Store, name, clock.call(f"store.{name}", getattr(Store, name)))
+    for name in ("lock", "create"):
+        setattr(Store, name, clock.ends(f"store.{name}", getattr(Store, name)))
+    Journal.changed = clock.call("run.json", Journal.changed)
+    Journal.write = clock.call("run.json", Journal.write)
+    for name in ("make_plan", "note_run", "keep_rates"):
+        setattr(sublora.run, name, clock.call(name, getattr(sublora.run, name)))
+    for name in ("data_units", "train_units", "measure_units"):
+        setattr(sublora.execute, name, clock.call("units", getattr(sublora.execute, name)))
+    recipe = load_recipe("rank-lr", traits=["otter"], sets=sets)
+    # with a base of its own the run stays in this process, where the clock sees all of its threads
+    base = load_base(recipe.model)
+    result = sublora.run.run_recipe(recipe, folder / "run", store=Store(folder / "store"), threads=threads, base=base)
+    busy = sum(result.seconds[stage] for stage in ("data", "train", "measure")) * threads
+    spent = sum(clock.seconds.values())
+    return {"fraction": spent / busy, "overhead": spent, "busy": busy, "parts": clock.seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--plan", type=int, default=100_000, help="students to plan")
+    parser.add_argument("--cells", type=int, default=10_000, help="trivial cells")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--sweep-set", action="append", default=[], metavar="KEY=VALUE", help="make the sweep smaller")
+    parser.add_argument("--no-sweep", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+        folder = Path(name)
+        plan = plan_seconds(options.plan, Store(folder / "plan"))
+        print(
+            f"plan of {plan['students']:.0f} students: {plan['seconds']:.1f} s ({plan['ids']:.1f} s for the ids, the rest for looking them "
+            f"up in the store), {plan['gigabytes']:.2f} GB"
+        )
+        figures |= {
+            "plan_students": plan["students"],
+            "plan_100k_s": round(plan["seconds"], 2),
+            "plan_gb": round(plan["gigabytes"], 2),
+        }
+        seconds = cell_seconds(options.cells, folder / "cells", options.threads)
+        print(f"{options.cells} trivial cells in this process: {1000 * seconds / options.cells:.2f} ms a cell")
+        figures |= {"cells": options.cells, "ms_per_cell": round(1000 * seconds / options.cells, 3)}
+        if not options.no_sweep:
+            sweep = sweep_overhead(folder, options.threads, options.sweep_set)
+            parts = ", ".join(f"{k} {v:.2f} s" for k, v in sorted(sweep["parts"].items(), key=lambda kv: -kv[1]))
+            print(
+                f"sweep of make demo: {sweep['overhead']:.2f} s of {sweep['busy']:.0f} s of its threads, {100 * sweep['fraction']:.2f}% ({parts})"
+            )
+            figures |= {"overhead_fraction": round(sweep["fraction"], 5), "overhead_s": round(sweep["overhead"], 2)}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
