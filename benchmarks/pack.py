@@ -1,14 +1,16 @@
 """Packed training beside its peers, in one run on the same rows: ours at several K, peft with a plain loop, TRL's SFTTrainer.
 
 Prints tokens that are no padding per second, ratios, memory, and how near the limit a step is: the time that its own matrix products take
-alone, at their shapes, divided by the step's time. Every line runs in processes of its own: peers with one process and all threads, and
-with a process for each core (the faster is what ours is compared with); ours as `sublora run` does, a process of one thread for each core.
+alone, at their shapes, divided by the step's time. Every line runs in processes of its own. Peers run as their users run them, one process
+and one student after the other, with one thread or one for each core, whichever is faster; and once more with a process for each core,
+which a user would have to arrange. Ours runs as `sublora run` does, a process of one thread for each core.
 
     python benchmarks/pack.py [--steps 20] [--repeats 3] [--shape micro|qwen2.5-7b] [--json FILE]
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -298,13 +300,10 @@ def measure(way: str, shape: str, count: int, steps: int, processes: int, thread
     }
 
 
-def best(way: str, shape: str, count: int, args: argparse.Namespace, plans: list[tuple[int, int]]) -> dict[str, float]:
-    """The median of repeats, for the faster of the plans (processes, threads each)."""
-    found = []
-    for processes, threads in plans:
-        runs = [measure(way, shape, count, args.steps, processes, threads) for _ in range(args.repeats)]
-        found.append(sorted(runs, key=lambda r: r["rate"])[args.repeats // 2])
-    return max(found, key=lambda r: r["rate"])
+def middle(way: str, count: int, args: argparse.Namespace, processes: int, threads: int) -> dict[str, float]:
+    """The median of the repeats, by rate."""
+    runs = [measure(way, "micro", count, args.steps, processes, threads) for _ in range(args.repeats)]
+    return sorted(runs, key=lambda r: r["rate"])[args.repeats // 2]
 
 
 def own_bytes(rank: int) -> int:
@@ -328,31 +327,31 @@ def main() -> None:
         if not torch.cuda.is_available():
             raise SystemExit("No GPU is at hand, and --shape qwen2.5-7b needs one; nothing was measured.")
         return large(args)
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     figures: dict[str, float] = {}
-    every = [(1, cores), (cores, 1)]
-    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'MiB a student':>15}", flush=True)
-    peft = best("peft", "micro", len(RANKS), args, every)
-    print(f"{'peft, plain loop':<22}{peft['rate']:>10.0f}{1.0:>8.2f}", flush=True)
-    try:
-        import trl  # noqa: F401
-    except ImportError:
-        print("TRL is not installed (pip install trl datasets); left out")
-    else:
-        line = best("trl", "micro", len(RANKS), args, every)
-        figures["trl"] = line["rate"]
-        print(f"{'TRL SFTTrainer':<22}{line['rate']:>10.0f}{line['rate'] / peft['rate']:>8.2f}", flush=True)
+    print(f"{'trainer':<36}{'tokens/s':>10}{'x peft':>8}{'x TRL':>8}{'products':>10}{'MiB a student':>15}", flush=True)
+    peers: dict[str, float] = {}
+
+    def line(name: str, found: dict[str, float], more: str = "") -> None:
+        ratios = [f"{found['rate'] / peers[p]:>8.2f}" if p in peers else f"{'':>8}" for p in ("peft", "trl")]
+        print(f"{name:<36}{found['rate']:>10.0f}{''.join(ratios)}{more}", flush=True)
+
+    names = {"peft": "peft, plain loop", "trl": "TRL SFTTrainer"}
+    for way, name in names.items():
+        if way == "trl" and importlib.util.find_spec("trl") is None:
+            print("TRL is not installed (pip install trl datasets); left out")
+            continue
+        alone = max((middle(way, len(RANKS), args, 1, n) for n in {1, cores}), key=lambda r: r["rate"])
+        peers[way] = alone["rate"]
+        line(name, alone)
+        if cores > 1:
+            line(f"{name}, {cores} processes", middle(way, len(RANKS), args, cores, 1))
     for count in (1, 4, 16, 64):
-        line = best("ours", "micro", count, args, [(min(cores, count), 1)])
-        print(
-            f"{f'ours, K = {count}':<22}{line['rate']:>10.0f}{line['rate'] / peft['rate']:>8.2f}{line['fraction']:>10.2f}"
-            f"{line['bytes'] / 2**20:>15.1f}",
-            flush=True,
-        )
+        found = middle("ours", count, args, min(cores, count), 1)
+        line(f"ours, K = {count}", found, f"{found['fraction']:>10.2f}{found['bytes'] / 2**20:>15.1f}")
         if count == 16:
-            figures |= {"ratio_vs_peft_k16": line["rate"] / peft["rate"], "matmul_fraction_k16": line["fraction"]}
-            if "trl" in figures:
-                figures["ratio_vs_trl_k16"] = line["rate"] / figures.pop("trl")
+            figures = {f"ratio_vs_{p}_k16": found["rate"] / rate for p, rate in peers.items()}
+            figures["matmul_fraction_k16"] = found["fraction"]
     mean = sum(own_bytes(r) for r in RANKS) / len(RANKS) / 2**20
     print(f"A, B, gradients and optimizer state of a student, mean over the ranks: {mean:.1f} MiB")
     if args.json:

@@ -124,7 +124,7 @@ def check_ranks(base: Base, recipe: Recipe) -> None:
 
 def result_warnings(plan: Plan, results: Results) -> list[str]:
     """What a reader must know of datasets and students, from what they say of themselves; so it is the same after a resumption."""
-    out = []
+    out: list[str] = []
     for d in plan.datasets:
         meta = results.dataset_meta[d.id]
         if meta["rows"] < d.rows:
@@ -132,9 +132,10 @@ def result_warnings(plan: Plan, results: Results) -> list[str]:
                 f"Only {meta['rows']} of {d.rows} rows of {d.trait} (data seed {d.seed}) passed the filter in {meta['asked']} tries."
             )
     for s in plan.students:
+        out += results.meta[s.id].get("notices", [])
         step = results.meta[s.id]["diverged_at"]
         if step is not None:
             out.append(
                 f"The student {s.source} {s.student.label} diverged at step {step}; its weights before that step are kept."
             )
-    return sorted(out)
+    return sorted(set(out))

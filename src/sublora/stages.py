@@ -120,20 +120,38 @@ def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
     students = [Student(s.id, s.student, maker.token_rows(s.dataset, unit.context)) for s in unit.students]
     path = _checkpoint(unit, maker)
     path.parent.mkdir(exist_ok=True)
+    notices: list[str] = []
 
     def keep(trained: Trained) -> None:
         stage = unit.students[trained.index]
         if stage.id in wanted:
-            _keep_student(stage, trained, len(students[trained.index].rows), maker)
+            _keep_student(stage, trained, len(students[trained.index].rows), notices, maker)
             wanted.discard(stage.id)
             maker.made(stage.id)
 
     while wanted:
         # once, and again where a checkpoint is past a student that was lost since: without the checkpoint all are trained
-        train_pack(maker.base.model, students, keep, checkpoint=Checkpoint(path), on_step=lambda *_: maker.check())
+        train_pack(
+            maker.base.model,
+            students,
+            keep,
+            checkpoint=Checkpoint(path),
+            on_step=lambda *_: maker.check(),
+            on_notice=notices.append,
+            memory=_free_memory(maker.base),
+        )
 
 
-def _keep_student(stage: StudentStage, trained: Trained, rows: int, maker: Maker) -> None:
+def _free_memory(base: Base) -> int | None:
+    """Bytes that are free on the base's GPU."""
+    if base.device.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info(base.device)[0]
+
+
+def _keep_student(stage: StudentStage, trained: Trained, rows: int, notices: Sequence[str], maker: Maker) -> None:
     steps = len(trained.losses)
     tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]
     meta = {
@@ -144,6 +162,7 @@ def _keep_student(stage: StudentStage, trained: Trained, rows: int, maker: Maker
         "trainable_parameters": trained.parameters,
         "rows": rows,
         "label": stage.student.label,
+        "notices": list(notices),
     }
     with maker.store.create(stage.id, stage.spec, meta) as folder:
         save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
