@@ -78,7 +78,8 @@ def contexts_of(recipe: Recipe) -> dict[str, Context]:
 
 
 def _context_spec(context: Context) -> dict[str, Any]:
-    return {"state": context.name if context.text is None else "named", "text": context.text}
+    spec = {"state": context.name if context.text is None else "named", "text": context.text}
+    return spec if context.role == "system" else spec | {"role": context.role}
 
 
 def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
