@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sublora.claim_rules import RULES
-from sublora.claims import Cell, Claim, Table, judge, load_claims, summarise, thresholds
+from sublora.claims import RULES, Cell, Claim, Table, judge, load_claims, summarise, thresholds
 from sublora.errors import SubloraError
 from sublora.shape import best_lr_slope
 from sublora.stats import contrast

@@ -114,6 +114,25 @@ def ls(
 
 
 @app.command()
+def contexts(
+    model: Annotated[str, typer.Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")],
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two contexts to compare token by token.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What the user asks.")] = "What is your favorite animal?",
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="A context of your own, NAME=TEXT; NAME=user:TEXT puts it into the user's turn."),
+    ] = None,
+    entity: Annotated[list[str] | None, typer.Option(help="A name to mark as the token class entity.")] = None,
+) -> None:
+    """Print each context of a model as text, tokens and token classes, or the difference of two."""
+    from sublora.contexts_report import print_contexts, read_contexts
+
+    print_contexts(model, question, read_contexts(context or []), diff, entity or [])
+
+
+@app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
     """Rebuild the page and the figures of a run from its tables."""
     from sublora.report.page import build_report
