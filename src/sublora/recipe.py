@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from sublora.carriers.numbers import NumbersSpec
@@ -23,6 +23,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+Absent = BeforeValidator(lambda value: {} if value is None else value)  # null removes a section, also one of names
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 
 
@@ -55,7 +56,7 @@ class LoraGrid(BaseModel):
     lrs: tuple[Rate, ...] = Field(min_length=1)
     alpha: AlphaRule | Rate = "r"
     targets: tuple[str, ...] = ("all-linear",)
-    placements: dict[str, Placement] = Field(
+    placements: Annotated[dict[str, Placement], Absent] = Field(
         default_factory=dict, description="an axis of places of the adapter, by name, instead of `targets`"
     )
 
@@ -97,7 +98,7 @@ class AttributionSpec(BaseModel):
 class MeasureSpec(BaseModel):
     model_config = _STRICT
     contexts: tuple[str, ...] = Field(("default",), min_length=1)
-    conditions: dict[str, Condition] = Field(
+    conditions: Annotated[dict[str, Condition], Absent] = Field(
         default_factory=dict, description="gates under which every LoRA student is measured besides the plain adapter"
     )
     entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
@@ -125,7 +126,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     traits: tuple[str, ...] = Field(min_length=1)
     trait_files: tuple[str, ...] = ()
-    contexts: dict[str, str | UserText] = Field(
+    contexts: Annotated[dict[str, str | UserText], Absent] = Field(
         default_factory=dict, description="named contexts: name -> system text, or {user: text before the user's own}"
     )
     data: DataSpec
