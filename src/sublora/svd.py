@@ -14,9 +14,7 @@ def cut_stack(stack: Stack, cut: SvdCut) -> Stack:
     """
     groups = []
     for group in stack.groups:
-        assert group.rank is not None
-        flat = group.flat.clone()
-        new = Group(group.rank, group.slots, flat)
+        new = Group(group.ranks, group.slots, group.flat.clone())
         for name in {s.name.rsplit(".", 1)[0] for s in group.slots}:
             a, b = group.views[f"{name}.lora_A"], group.views[f"{name}.lora_B"]
             q, r = torch.linalg.qr(b.double())  # (K, out, rank), (K, rank, rank)

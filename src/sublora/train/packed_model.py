@@ -108,10 +108,9 @@ class PackedModel:
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
         for sheet in self._sheets:
             o, i = sum(self._modules[n].out_features for n in sheet[0]), self._modules[sheet[0][0]].in_features
-            # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form
-            may = (
-                item >= 4 and self.gate is None
-            )  # and a gate acts on the low form, where the adapter's part stands apart
+            # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form; a gate acts on
+            # the adapter's part, which the low form keeps apart
+            may = item >= 4 and self.gate is None
             if may and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
             else:
