@@ -237,7 +237,7 @@ class PackGate:
         conditions: Sequence[int],
         select: Mapping[str, Sequence[bool]],
     ) -> None:
-        self.masks = [torch.tensor([float(v) for v in mask]) for mask in masks]
+        self.masks = [tuple(float(v) for v in mask) for mask in masks]
         self.generated = torch.tensor([float(v) for v in generated])
         self.conditions = torch.tensor(list(conditions), dtype=torch.long)
         self._select = {name: tuple(bool(v) for v in chosen) for name, chosen in select.items()}
@@ -259,26 +259,24 @@ class PackGate:
         """Prompts that agree in the gate of their first `width` tokens: (the first of each kind, the kind of each), as places in
         `prompts`."""
         kinds: dict[tuple, int] = {}
-        first, kind = [], []
+        first, kind, conditions = [], [], self.conditions.tolist()
         for place, i in enumerate(prompts):
-            key = (int(self.conditions[i]), *self.masks[i][:width].tolist())
+            key = (conditions[i], self.masks[i][:width])
             if key not in kinds:
                 kinds[key] = len(kinds)
                 first.append(place)
             kind.append(kinds[key])
         return first, kind
 
-    def read(self, prompts: Sequence[int], start: int, stop: int) -> None:
-        """The next forward pass holds columns start to stop of these prompts, one a row."""
-        self._tokens = torch.stack([self.masks[i][start:stop] for i in prompts])
-        self._at(prompts)
+    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
+        """The next forward pass holds columns start to stop of these prompts, one a row, for each of the students."""
+        self._tokens = torch.tensor([self.masks[i][start:stop] for i in prompts]).repeat(students, 1)
+        self._rows = self.conditions[list(prompts)].repeat(students)
+        self._now.clear()
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         """The next forward pass holds `width` generated tokens after each of these prompts, one a row."""
         self._tokens = self.generated[list(prompts)].unsqueeze(1).expand(-1, width)
-        self._at(prompts)
-
-    def _at(self, prompts: Sequence[int]) -> None:
         self._rows = self.conditions[list(prompts)]
         self._now.clear()
 

@@ -94,13 +94,13 @@ def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> I
                 cache.batch_repeat_interleave(len(rows))
             elif shared:
                 first, kind = packed.gate.heads(rows, shared)
-                packed.gate.read([rows[j] for j in first] * packed.size, 0, shared)
+                packed.gate.read([rows[j] for j in first], packed.size, 0, shared)
                 packed.hidden(ids[first, :shared].repeat(packed.size, 1), cache)
                 each = torch.tensor(kind, device=device).repeat(packed.size, 1)
                 start = torch.arange(packed.size, device=device).unsqueeze(1) * len(first)
                 cache.batch_select_indices((each + start).reshape(-1))
             if packed.gate is not None:
-                packed.gate.read(rows * packed.size, shared, length)
+                packed.gate.read(rows, packed.size, shared, length)
             hidden = packed.hidden(ids[:, shared:].repeat(packed.size, 1), cache, position=shared)
             yield Prefill(rows, length, packed.logits(hidden[:, -1]), cache)
 
