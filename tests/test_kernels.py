@@ -33,7 +33,12 @@ def test_rms_norm(own):
     def plain(x, weight):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
 
-    agree(lambda x, w: rms_norm(x, w, 1e-5), plain, leaf(3, 5, 8), leaf(3, 1, 8, seed=1) if own else leaf(8, seed=1)[None, None])
+    agree(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        plain,
+        leaf(3, 5, 8),
+        leaf(3, 1, 8, seed=1) if own else leaf(8, seed=1)[None, None],
+    )
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -108,7 +113,10 @@ def test_dense_weights(siblings):
         out = []
         for part, a, b, (_, s), r in zip(groups, adapters[::2], adapters[1::2], parts, ranks, strict=True):
             a, b, s = (t.unflatten(0, (part.stop - part.start, layers)) for t in (a, b, s))
-            each = [b[:, :, j * (o // siblings) : (j + 1) * (o // siblings)] @ a[:, :, j * r : (j + 1) * r] for j in range(siblings)]
+            each = [
+                b[:, :, j * (o // siblings) : (j + 1) * (o // siblings)] @ a[:, :, j * r : (j + 1) * r]
+                for j in range(siblings)
+            ]
             out.append(frozen + s * torch.cat(each, 2))
         return torch.cat(out)
 
@@ -161,7 +169,9 @@ def test_flat_attention(lengths, prefix, counts, explicit, asks, data):
     cos, sin = (torch.cat((f(angles), f(angles)), -1) for f in (torch.cos, torch.sin))
     wanted = asked = None
     if asks:  # one query of every row, and a second one of some
-        own = [[sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=2))) for n in row] for row in lengths]
+        own = [
+            [sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=2))) for n in row] for row in lengths
+        ]
         most = max(len(q) for row in own for q in row)
         at, slots, places = torch.full((k, b, most), -1), [], []
         for i, row in enumerate(own):

@@ -27,7 +27,7 @@ TraitOpt = Annotated[
     list[str] | None, typer.Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times.")
 ]
 PresetOpt = Annotated[
-    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud.")
+    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi.")
 ]
 Executor = Literal["local", "ray"]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override one value, such as --set train.epochs=2.")]
