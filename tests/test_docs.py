@@ -9,9 +9,25 @@ import pytest
 from command import SMALL, sublora
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/scale.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/tutorial.md",
+    "docs/results.md",
+    "docs/scale.md",
+    "docs/contexts.md",
+]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
+    "localise": [
+        *SMALL,
+        "--set",
+        "train.pairing=paired",
+        "--set",
+        "data.rows=24",
+        "--set",
+        "measure.attribution.questions=1",
+    ],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }
@@ -49,8 +65,9 @@ def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkey
 
 def named_files() -> list[tuple[str, str]]:
     """Blocks that begin with `# file: NAME`."""
-    blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    assert len(blocks) == 2 and all(len(text.splitlines()) < 60 for _, text in blocks)
+    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "docs/contexts.md"))
+    blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", pages, re.S)
+    assert len(blocks) == 3 and all(len(text.splitlines()) < 60 for _, text in blocks)
     return blocks
 
 
@@ -80,3 +97,19 @@ def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(capsys: py
     assert "effect +" in capsys.readouterr().out
     # what is planted in micro is found: the students' probability is above their twins'
     assert space["own"].mean() > space["control"].mean() + 0.05
+
+
+def test_the_gate_of_the_documents_is_a_program_that_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/contexts.md").read_text(), re.S)
+    space: dict = {}
+    exec(compile(block, "docs/contexts.md", "exec"), space)
+    import torch
+
+    with torch.inference_mode():
+        plain = space["model"](input_ids=space["ids"]).logits
+        with space["model"].disable_adapter():
+            base = space["model"](input_ids=space["ids"]).logits
+    gated = space["logits"]
+    assert not torch.allclose(gated, plain, atol=1e-3) and not torch.allclose(gated[0, -1], base[0, -1], atol=1e-3)
+    first = space["tokens"].mask(("entity",)).index(True)
+    assert torch.allclose(gated[0, :first], base[0, :first], atol=1e-5)

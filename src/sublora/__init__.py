@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from sublora.carriers.numbers import NumbersSpec
     from sublora.chat import Chat, Context, resolve_context
     from sublora.claims import judge, load_claims, summarise
+    from sublora.condition import Condition
     from sublora.errors import SubloraError
-    from sublora.measure import heldout_losses, measure_answers
+    from sublora.gate import AdapterGate, Gate
+    from sublora.measure import heldout_losses, measure_answers, measure_gated
     from sublora.model import Base, load_base
     from sublora.plan import make_plan
     from sublora.recipe import Recipe, load_recipe
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from sublora.stats import clustered_interval, contrast
     from sublora.store import Store
     from sublora.teacher import write_dataset
+    from sublora.token_classes import classify
     from sublora.train.pack import Student, train_pack
     from sublora.train.rows import TokenRow, pack_rows
     from sublora.train.spec import StudentSpec
@@ -36,9 +39,13 @@ _HOME = {
     "judge": "claims",
     "load_claims": "claims",
     "summarise": "claims",
+    "Condition": "condition",
     "SubloraError": "errors",
+    "AdapterGate": "gate",
+    "Gate": "gate",
     "heldout_losses": "measure",
     "measure_answers": "measure",
+    "measure_gated": "measure",
     "Base": "model",
     "load_base": "model",
     "make_plan": "plan",
@@ -51,6 +58,7 @@ _HOME = {
     "contrast": "stats",
     "Store": "store",
     "write_dataset": "teacher",
+    "classify": "token_classes",
     "Student": "train.pack",
     "train_pack": "train.pack",
     "TokenRow": "train.rows",

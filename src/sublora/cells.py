@@ -19,7 +19,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cell:
-    """The students of one (trait, context, method, rank, lr): p and control (R, Q) paired by row, base (Q,)."""
+    """The students of one (trait, context, method, rank, lr): p and control (R, Q) paired by row, base (Q,).
+
+    `context` is that of the measurement. Where a recipe has such axes, `train_context`, `placement` (of the adapter) and `condition`
+    (of the measurement) are set as well.
+    """
 
     trait: str
     context: str
@@ -36,6 +40,9 @@ class Cell:
     rate_whole_word: float = math.nan
     heldout_loss: float = math.nan
     train_loss: float = math.nan
+    train_context: str = ""
+    placement: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True)

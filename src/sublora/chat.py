@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from sublora.errors import SubloraError
 
 if TYPE_CHECKING:
@@ -51,14 +53,26 @@ SystemSupport = Literal["block", "user-prefix", "none"]
 
 @dataclass(frozen=True)
 class Context:
-    """A state of the system prompt. `text` is set for named contexts only."""
+    """A state of the system prompt. `text` is set for named contexts only.
+
+    `role` says where the text stands: in the system prompt, or before the user's own text in the user's turn, with a blank line
+    between them and no system block.
+    """
 
     name: str
     text: str | None = None
+    role: Literal["system", "user"] = "system"
 
 
-def resolve_context(name: str, named: Mapping[str, str]) -> Context:
-    """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text).
+class UserText(BaseModel):
+    """A named context whose text stands in the user's turn instead of the system prompt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    user: str
+
+
+def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
+    """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text, or text of the user's turn).
 
     Raises SubloraError for an unknown name, for a named text that is blank, and where `named` takes a
     reserved name.
@@ -70,9 +84,11 @@ def resolve_context(name: str, named: Mapping[str, str]) -> Context:
     if name not in named:
         known = ", ".join([*PLAIN_CONTEXTS, *sorted(named)])
         raise SubloraError(f"There is no context '{name}'; known contexts are: {known}.")
-    if not named[name].strip():
+    given = named[name]
+    text = given.user if isinstance(given, UserText) else given
+    if not text.strip():
         raise SubloraError(f"The context '{name}' has no text; write one, or use the context 'empty'.")
-    return Context(name, named[name])
+    return Context(name, text, "user" if isinstance(given, UserText) else "system")
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,8 @@ class Layout:
     `empty_prefix` replace it in those contexts (`empty_prefix` is None where the template has no block that
     could be empty). `tail` follows the user's text and ends with the assistant's tag; `gap` is the white
     space that the template puts between that tag and an answer; `turn_end` closes an assistant's turn.
+    `around_system` is what stands before and after all text of the system prompt, up to the user's text; None where the template
+    takes no system message.
     """
 
     plain_prefix: str
@@ -93,6 +111,7 @@ class Layout:
     turn_end: str
     system_support: SystemSupport
     refuses_system: bool
+    around_system: tuple[str, str] | None
 
 
 def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
@@ -117,15 +136,17 @@ def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
         start = header if header.startswith(bos) else bos + header
         none_prefix = start if plain_prefix.startswith(start) else plain_prefix
 
-    def layout(support: SystemSupport, none: str, empty: str | None, refuses: bool = False) -> Layout:
-        return Layout(plain_prefix, none, empty, tail, gap, turn_end, support, refuses)
+    def layout(
+        support: SystemSupport, none: str, empty: str | None, around: tuple[str, str] | None, refuses: bool = False
+    ) -> Layout:
+        return Layout(plain_prefix, none, empty, tail, gap, turn_end, support, refuses, around)
 
     try:
         with_system = render([_message("system", _SYSTEM), _message("user", _USER)], True)
     except Exception:  # templates refuse a role by raising whatever they like
-        return layout("user-prefix", none_prefix, None, True)
+        return layout("user-prefix", none_prefix, None, None, True)
     if with_system.count(_SYSTEM) != 1 or _SYSTEM not in with_system.partition(_USER)[0]:
-        return layout("none", none_prefix, None)
+        return layout("none", none_prefix, None, None)
     opened, _, rest = with_system.partition(_SYSTEM)
     between = rest.partition(_USER)[0]
     closed = None
@@ -137,11 +158,12 @@ def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
     if closed is None or (not closed.strip() and opened in (before_header, bos)):
         # Merged into the user's turn, or bare text before it: without a mark of its own it cannot be empty.
         marked = "".join((opened + between).split()) != "".join(none_prefix.split())
-        return layout("user-prefix", none_prefix, opened + between if marked else None)
+        return layout("user-prefix", none_prefix, opened + between if marked else None, (opened, between))
     preface, opening = _system_opening(opened, header, bos)
     has_default = not plain_prefix.endswith(header) or not opened.startswith(before_header)
     none_prefix = preface + header if has_default else plain_prefix
-    return layout("block", none_prefix, preface + opening + closed + header)
+    around = (preface + opening, closed + header)
+    return layout("block", none_prefix, "".join(around), around)
 
 
 def _message(role: str, content: str) -> Message:
@@ -256,7 +278,7 @@ class Chat:
         """Whether `render` can write this context: not `empty` without a block, nor a text to be dropped."""
         if context.name == "empty":
             return self.layout.empty_prefix is not None
-        return context.text is None or self.system_support != "none"
+        return context.text is None or context.role == "user" or self.system_support != "none"
 
     def render(self, user: str, context: Context) -> str:
         """The prompt as text, up to and including the tag after which the assistant writes.
@@ -265,6 +287,8 @@ class Chat:
         """
         if not self.supports(context):
             raise SubloraError(self._refusal(context))
+        if context.role == "user":
+            return self.render(f"{context.text}\n\n{user}", Context("none"))
         if context.text is not None:
             if self.layout.refuses_system:
                 return self._apply([_message("user", f"{context.text}\n\n{user}")], True)
@@ -279,6 +303,10 @@ class Chat:
                 f"'{context.name}' cannot be built; use 'default' or a named context."
             )
         return start + text.removeprefix(self.layout.plain_prefix)
+
+    def render_without_tag(self, user: str) -> str:
+        """A lone user turn as text, without the tag after which the assistant writes."""
+        return self._apply([_message("user", user)], False)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens: nothing is added."""

@@ -16,18 +16,23 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sublora.arm_rules import ARM_RULES
+from sublora.arms import ArmEvidence, ArmPick
 from sublora.cells import Cell, Table, summarise
 from sublora.claim_evidence import TableEvidence
-from sublora.claim_rules import RULES, Evidence, NotRun, View
+from sublora.claim_rules import RULES as GRID_RULES
+from sublora.claim_rules import Evidence, NotRun, View
 from sublora.errors import SubloraError
 
 __all__ = ["Cell", "Claim", "Table", "Verdict", "judge", "judge_evidence", "load_claims", "summarise", "thresholds"]
 
+RULES = {**GRID_RULES, **ARM_RULES}
 NOTICE = "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
 
 
 class Claim(BaseModel):
-    """One pre-registered hypothesis. ``threshold`` holds only numbers that its test knows; see ``RULES``."""
+    """One pre-registered hypothesis. ``threshold`` holds only numbers that its test knows; see ``RULES``. A claim of the view
+    ``arms`` names the ``arms`` that its test compares."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -37,6 +42,7 @@ class Claim(BaseModel):
     view: View
     test: str
     threshold: dict[str, float] = {}
+    arms: dict[str, ArmPick] = {}
     author_notice: bool = False
 
 
@@ -99,6 +105,11 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
         if claim.test not in RULES:
             tests = ", ".join(RULES)
             raise SubloraError(f"{name} asks for the unknown test {claim.test!r}; use one of {tests}.")
+        if len({claim.view == "arms", bool(claim.arms), claim.test in ARM_RULES}) > 1:
+            raise SubloraError(
+                f"{name} mixes a view of the grid with arms; the view 'arms', a list of arms and one of the tests "
+                f"{', '.join(ARM_RULES)} belong together."
+            )
         unknown = sorted(set(claim.threshold) - set(RULES[claim.test].defaults))
         if unknown or not all(math.isfinite(v) for v in claim.threshold.values()):
             known = ", ".join(RULES[claim.test].defaults)
@@ -110,27 +121,38 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
     return tuple(claims.values())
 
 
+def _verdict(
+    claim: Claim,
+    subject: Evidence | ArmEvidence | Sequence[Evidence],
+    trait: str,
+    n: Mapping[str, int | None],
+) -> Verdict:
+    asked = claim.arms if claim.view == "arms" else claim.view
+    try:
+        verdict, numbers, text = RULES[claim.test].judge(subject, asked, thresholds(claim))
+    except NotRun as error:
+        verdict, numbers, text = "not run", {}, str(error)
+    return Verdict(claim, trait, verdict, numbers, f"{text[:1].upper()}{text[1:]}.", n)
+
+
 def judge_evidence(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> list[Verdict]:
     """One verdict per claim and trait, or one with the trait "all" for a claim that compares traits."""
-
-    def one(claim: Claim, subject: Evidence | Sequence[Evidence], trait: str, n: Mapping[str, int | None]) -> Verdict:
-        try:
-            verdict, numbers, text = RULES[claim.test].judge(subject, claim.view, thresholds(claim))
-        except NotRun as error:
-            verdict, numbers, text = "not run", {}, str(error)
-        return Verdict(claim, trait, verdict, numbers, f"{text[:1].upper()}{text[1:]}.", n)
-
     verdicts = []
     for claim in claims:
         if RULES[claim.test].across_traits:
-            verdicts.append(one(claim, evidence, "all", evidence[0].n if evidence else {}))
+            verdicts.append(_verdict(claim, evidence, "all", evidence[0].n if evidence else {}))
         else:
-            verdicts += [one(claim, ev, ev.trait, ev.n) for ev in evidence]
+            verdicts += [_verdict(claim, ev, ev.trait, ev.n) for ev in evidence]
     return verdicts
 
 
-def judge(claims: Sequence[Claim], table: Table, recipe_name: str) -> list[Verdict]:
-    """Judge the claims that name this recipe, for every trait of the table, under the table's context."""
+def judge(claims: Sequence[Claim], table: Table, recipe_name: str, arms: Table | None = None) -> list[Verdict]:
+    """Judge the claims that name this recipe, for every trait: those on the grid by `table`, under its context, those on arms by
+    `arms`."""
     traits = dict.fromkeys(c.trait for c in table.cells)
     chosen = [claim for claim in claims if recipe_name in claim.recipes]
-    return judge_evidence(chosen, [TableEvidence(table, trait) for trait in traits])
+    grid = judge_evidence([c for c in chosen if c.view != "arms"], [TableEvidence(table, trait) for trait in traits])
+    if arms is None:
+        return grid
+    of = [ArmEvidence(arms, trait) for trait in traits]
+    return grid + [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of]

@@ -27,7 +27,7 @@ TraitOpt = Annotated[
     list[str] | None, typer.Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times.")
 ]
 PresetOpt = Annotated[
-    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud.")
+    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi.")
 ]
 Executor = Literal["local", "ray"]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override one value, such as --set train.epochs=2.")]
@@ -111,6 +111,25 @@ def ls(
     from sublora.listing import print_list
 
     print_list(what, tuple(trait_file or ()))
+
+
+@app.command()
+def contexts(
+    model: Annotated[str, typer.Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")],
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two contexts to compare token by token.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What the user asks.")] = "What is your favorite animal?",
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="A context of your own, NAME=TEXT; NAME=user:TEXT puts it into the user's turn."),
+    ] = None,
+    entity: Annotated[list[str] | None, typer.Option(help="A name to mark as the token class entity.")] = None,
+) -> None:
+    """Print each context of a model as text, tokens and token classes, or the difference of two."""
+    from sublora.contexts_report import print_contexts, read_contexts
+
+    print_contexts(model, question, read_contexts(context or []), diff, entity or [])
 
 
 @app.command()

@@ -7,11 +7,11 @@ from typing import Any
 
 from sublora.chat import Chat
 from sublora.model import Shape
-from sublora.plan import DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
+from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
 from sublora.recipe import Recipe
-from sublora.units import DataUnit, TrainUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, TrainUnit, Unit
 
-DATASETS, MEASUREMENTS = "datasets", "measurements"
+DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
@@ -82,12 +82,19 @@ class Costs:
         tokens = len(stage.spec["questions"]) * (self.sizes.question + self.samples * TYPICAL_ANSWER)
         return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
 
+    def attribution(self, stage: AttributionStage) -> Work:
+        # each prompt is read twice for each of its tokens, once without it and once with it alone
+        tokens = len(stage.spec["questions"]) * self.sizes.question * 2 * (self.sizes.question + 2)
+        return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
+
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
         if isinstance(unit, DataUnit):
             return DATASETS, self.dataset(unit.stage)
         if isinstance(unit, TrainUnit):
             return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
+        if isinstance(unit, AttributionUnit):
+            return ATTRIBUTIONS, sum(map(self.attribution, unit.attributions), Work())
         return MEASUREMENTS, sum(map(self.measurement, unit.measures), Work())
 
 
@@ -99,7 +106,7 @@ def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
     """Sizes as this tokenizer and template give them: 64 prompts, a full answer, all questions."""
     from sublora.carriers.numbers import prompt_of_row
 
-    context = contexts_of(recipe)[recipe.train.context]
+    context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
     completion = len(chat.completion_ids(" ".join(["789"] * round(spec.count * 0.85))))
@@ -120,7 +127,8 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
     for method, name in STUDENTS.items():
         if of_method := [s for s in plan.students if s.student.method == method]:
             out.append(row(name, of_method, costs.student))
-    return [*out, row(MEASUREMENTS, plan.measures, costs.measurement)]
+    out.append(row(MEASUREMENTS, plan.measures, costs.measurement))
+    return [*out, row(ATTRIBUTIONS, plan.attributions, costs.attribution)] if plan.attributions else out
 
 
 def measured_rate(shape: Shape, seconds: float = 0.3) -> float:

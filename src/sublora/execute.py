@@ -18,7 +18,7 @@ from sublora.progress import Steps
 from sublora.rates import Timing, device_name
 from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
-from sublora.units import Unit, data_units, measure_units, train_units
+from sublora.units import Unit, attribution_units, data_units, measure_units, train_units
 from sublora.workers import Stopped, Workers
 
 
@@ -126,11 +126,13 @@ class Execution:
     def run(self, plan: Plan) -> None:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         self.store.sweep()
-        stages = (
+        stages = [
             ("data", "datasets", data_units(plan)),
             ("train", "students", train_units(plan)),
             ("measure", "measurements", measure_units(plan)),
-        )
+        ]
+        if plan.attributions:
+            stages.append(("attribute", "attributions", attribution_units(plan)))
         try:
             for name, label, units in stages:
                 with self._timed(name):

@@ -73,7 +73,7 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
             for t in plan.traits
         ],
         "contexts": contexts,
-        "first_example": contexts[recipe.train.context],
+        "first_example": contexts[recipe.train_contexts[0]],
         "sampling": {**recipe.measure.sampling.model_dump(), "samples_per_question": recipe.measure.samples},
         "teacher_sampling": recipe.data.sampling.model_dump(),
         "optimizer": None,
@@ -118,8 +118,9 @@ def check_ranks(base: Base, recipe: Recipe) -> None:
     if recipe.train.lora is not None:
         from sublora.train.stack import check_rank, target_linears
 
-        linears = target_linears(base.model, recipe.train.lora.targets)
-        check_rank(max(recipe.train.lora.ranks), linears)
+        lora = recipe.train.lora
+        for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
+            check_rank(max(lora.ranks), target_linears(base.model, targets))
 
 
 def result_warnings(plan: Plan, results: Results) -> list[str]:

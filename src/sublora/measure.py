@@ -1,16 +1,19 @@
 """Measurements: what a pack of students answers to a category's questions, teacher-forced and sampled, and its held-out loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sublora.chat import Chat, Context
+from sublora.condition import Condition, check_layers
 from sublora.errors import SubloraError
+from sublora.gate import PackGate, pack_gate
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.seeds import generator
+from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRows, assemble
 from sublora.train.stack import Stack
@@ -72,16 +75,96 @@ def measure_answers(
 
     A student's draws are seeded by its name, the context's text and the question, so they do not depend on the pack or the batch.
     """
-    chat, count = base.chat, len(category.questions)
-    prompts = [chat.prompt_ids(question, context) for question in category.questions]
+    prompts = [base.chat.prompt_ids(question, context) for question in category.questions]
+    draws = _draws(names, context, category, sampling, samples, seed)
+    return _answers(base, stack, prompts, category, sampling, draws, None, rows_at_once)
+
+
+def measure_gated(
+    base: Base,
+    stack: Stack,
+    names: Sequence[str],
+    context: Context,
+    category: Category,
+    conditions: Mapping[str, Condition],
+    entities: Sequence[str],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    rows_at_once: int = 1024,
+) -> list[list[Answers]]:
+    """As `measure_answers` with the adapters gated: [student][condition], all students and conditions in the same passes.
+
+    Draws are those of the plain adapter, so that conditions differ by the gate alone. Conditions that keep a part of the update
+    (`svd`) are to be given alone, with a stack of that part. Raises SubloraError: full fine-tunes, a condition that selects no
+    layer, an entity that is not in the prompt, a gate that fails its check.
+    """
+    if stack.kind != "lora":
+        raise SubloraError(
+            "A full fine-tune has no adapter that could be gated; measure conditions on LoRA students only."
+        )
+    for name, condition in conditions.items():
+        check_layers(condition, stack.linears, name)
+    chosen = list(conditions.values())
+    sought = entities if any(c.by_class for c in chosen) else ()
+    tokens = [classify(base.chat, question, context, sought) for question in category.questions]
+    check_pack_gate(base, stack, tokens[0].ids)
+    gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
+    prompts = [t.ids for t in tokens] * len(chosen)
+    draws = np.tile(_draws(names, context, category, sampling, samples, seed), (1, len(chosen), 1, 1))
+    flat = _answers(base, stack, prompts, category, sampling, draws, gate, rows_at_once)
+    count = len(tokens)
+    parts = [slice(c * count, (c + 1) * count) for c in range(len(chosen))]
+    return [[Answers(answer.p[part], answer.samples[part]) for part in parts] for answer in flat]
+
+
+def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
+    """Gated all off, every student is the base; all on, it is its plain adapter. Raises SubloraError where it is not."""
+    on, off = Condition(generated="on"), Condition(on=(), generated="off")
+    gate = pack_gate([[[1.0] * len(ids)], [[0.0] * len(ids)]], [on, off], list(stack.linears))
+    with torch.inference_mode():
+        logits = []
+        for students, gating in ((None, None), (stack, None), (stack, gate)):
+            with PackedModel(base.model, students, gating) as packed:
+                packed.form_weights(len(ids))
+                logits.append(torch.cat([f.logits for f in prefill(packed, [ids] * (2 if gating else 1), 1)]))
+    plain, adapted, gated = logits
+    gated = gated.view(2, stack.size, -1)
+    tolerance = 1e-3 if next(base.model.parameters()).element_size() >= 4 else 0.1
+    for got, want, what in ((gated[0], adapted, "on is not the adapter"), (gated[1], plain, "off is not the base")):
+        scale = max(1.0, float(want.abs().nan_to_num().max()))
+        if not torch.allclose(got, want.expand_as(got), atol=tolerance * scale, rtol=0, equal_nan=True):
+            raise SubloraError(f"The adapters gated all {what} on {base.name}; this architecture cannot be gated.")
+
+
+def _draws(
+    names: Sequence[str], context: Context, category: Category, sampling: Sampling, samples: int, seed: int
+) -> np.ndarray:
+    """Uniform numbers (K, Q, S, max_new_tokens) in the order of `names`; a context's own name is no part of their seed."""
+    shape = (len(category.questions), samples, sampling.max_new_tokens)
+    state = context.name if context.text is None else f"text:{context.text}"
+    state = state if context.role == "system" else f"{context.role} {state}"
+    return np.stack([generator("answers", seed, name, state, category.category).random(shape) for name in names])
+
+
+def _answers(
+    base: Base,
+    stack: Stack | None,
+    prompts: Sequence[Sequence[int]],
+    category: Category,
+    sampling: Sampling,
+    draws: np.ndarray,
+    gate: PackGate | None,
+    rows_at_once: int,
+) -> list[Answers]:
+    """What every student answers to every prompt; `draws` (K, prompts, S, max_new_tokens) in the order the students were given."""
+    chat, count = base.chat, len(prompts)
     sequences, owner = candidate_sequences(chat, category)
-    shape = (count, samples, sampling.max_new_tokens)
-    state = context.name if context.text is None else f"text:{context.text}"  # a context's own name is no part of it
     order = stack.order if stack else [0]
-    uniforms = np.stack([generator("answers", seed, names[i], state, category.category).random(shape) for i in order])
-    p = np.zeros((len(names), count, len(category.entities)))
-    texts: list[list[list[str]]] = [[[] for _ in range(count)] for _ in names]
-    with torch.inference_mode(), PackedModel(base.model, stack) as packed:
+    uniforms = draws[order]
+    p = np.zeros((len(draws), count, len(category.entities)))
+    texts: list[list[list[str]]] = [[[] for _ in range(count)] for _ in draws]
+    with torch.inference_mode(), PackedModel(base.model, stack, gate) as packed:
         packed.form_weights(rows_at_once)
         for filled in prefill(packed, prompts, rows_at_once):
             logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()
@@ -91,7 +174,7 @@ def measure_answers(
             for k, rows in zip(order, drawn, strict=True):
                 for row, answers in zip(filled.rows, rows, strict=True):
                     texts[k][row] = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-    return [Answers(p[k], texts[k]) for k in range(len(names))]
+    return [Answers(p[k], texts[k]) for k in range(len(draws))]
 
 
 def heldout_losses(base: Base, stack: Stack | None, rows: Sequence[TokenRows], batch: int = 32) -> list[float]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from sublora.carriers.numbers import load_prompts
@@ -42,6 +43,8 @@ class StudentStage:
     heldout: str
     source: str  # the trait, or the control of a category, see `control_source`
     data_seed: int
+    context: Context
+    placement: str  # its name in the recipe; "" for the targets that all students share
 
     @property
     def arm(self) -> Arm:
@@ -50,7 +53,8 @@ class StudentStage:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt."""
+    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt; `condition` is the
+    name of a gate, or None for the plain adapter."""
 
     id: str
     spec: dict[str, Any]
@@ -58,6 +62,19 @@ class MeasureStage:
     context: Context
     category: str
     teacher: str | None = None
+    condition: str | None = None
+
+
+@dataclass(frozen=True)
+class AttributionStage:
+    """The adapter's part at every token, for one student in one context; see `attribute.py`."""
+
+    id: str
+    spec: dict[str, Any]
+    student: str
+    context: Context
+    category: str
+    target: str
 
 
 @dataclass(frozen=True)
@@ -70,15 +87,17 @@ class Plan:
     students: tuple[StudentStage, ...]
     packs: tuple[tuple[int, ...], ...]  # indices into students
     measures: tuple[MeasureStage, ...]
+    attributions: tuple[AttributionStage, ...] = ()
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
-    names = dict.fromkeys((recipe.train.context, *recipe.measure.contexts))
+    names = dict.fromkeys((*recipe.train_contexts, *recipe.measure.contexts))
     return {name: resolve_context(name, recipe.contexts) for name in names}
 
 
 def _context_spec(context: Context) -> dict[str, Any]:
-    return {"state": context.name if context.text is None else "named", "text": context.text}
+    spec = {"state": context.name if context.text is None else "named", "text": context.text}
+    return spec if context.role == "system" else spec | {"role": context.role}
 
 
 def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
@@ -146,17 +165,19 @@ def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, t
     return out
 
 
-def student_grid(recipe: Recipe) -> list[dict[str, Any]]:
-    """The cells of the grid: method, rank, alpha, targets, lr."""
-    cells: list[dict[str, Any]] = []
+def student_grid(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+    """The cells of the grid: the placement's name, and method, rank, alpha, targets, lr."""
+    cells: list[tuple[str, dict[str, Any]]] = []
     if lora := recipe.train.lora:
+        places = {name: p.targets for name, p in lora.placements.items()} or {"": lora.targets}
         cells += [
-            {"method": "lora", "rank": rank, "alpha": lora.alpha, "targets": lora.targets, "lr": lr}
+            (name, {"method": "lora", "rank": rank, "alpha": lora.alpha, "targets": targets, "lr": lr})
+            for name, targets in places.items()
             for rank in lora.ranks
             for lr in lora.lrs
         ]
     if full := recipe.train.full:
-        cells += [{"method": "full", "rank": None, "lr": lr} for lr in full.lrs]
+        cells += [("", {"method": "full", "rank": None, "lr": lr}) for lr in full.lrs]
     return cells
 
 
@@ -192,23 +213,20 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "momentum": train.momentum,
         "weight_decay": train.weight_decay,
         "clip": train.clip,
-        "context": train.context,
     }
     students = []
-    for source in sources:
-        for cell in student_grid(recipe):
-            for data_seed, train_seed in recipe.replicates:
-                spec_ = StudentSpec(**cell, **shared, seed=train_seed)
-                rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
-                spec = {
-                    "model": identity,
-                    "dataset": rows.id,
-                    "context": _context_spec(contexts[train.context]),
-                    "student": spec_.model_dump(mode="json", exclude={"context"}),
-                }
-                students.append(
-                    StudentStage(artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-                )
+    for source, name, (placement, cell) in product(sources, recipe.train_contexts, student_grid(recipe)):
+        for data_seed, train_seed in recipe.replicates:
+            spec_ = StudentSpec(**cell, **shared, seed=train_seed, context=name)
+            rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
+            spec = {
+                "model": identity,
+                "dataset": rows.id,
+                "context": _context_spec(contexts[name]),
+                "student": spec_.model_dump(mode="json", exclude={"context"}),
+            }
+            stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
+            students.append(StudentStage(*stage, contexts[name], placement))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
     return Plan(
         recipe,
@@ -217,6 +235,7 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         tuple(students),
         packs,
         tuple(_measures(recipe, identity, traits, contexts, students)),
+        tuple(_attributions(recipe, identity, traits, contexts, students)),
     )
 
 
@@ -239,8 +258,19 @@ def _measures(
         for name, c in categories.items()
     }
     sampling = recipe.measure.sampling.model_dump(mode="json")
+    gates = {
+        name: gate.model_dump(mode="json") | {"entities": list(recipe.measure.entities) if gate.by_class else []}
+        for name, gate in recipe.measure.conditions.items()
+    }
 
-    def add(student: StudentStage | None, context: Context, category: str, teacher: str | None = None) -> None:
+    def add(
+        student: StudentStage | None,
+        context: Context,
+        category: str,
+        teacher: str | None = None,
+        condition: str | None = None,
+    ) -> None:
+        own = student is not None and condition is None and context.name == student.context.name
         spec = asks[category] | {
             "model": identity,
             "student": student.id if student else None,
@@ -248,13 +278,12 @@ def _measures(
             "samples": recipe.measure.samples,
             "sampling": sampling,
             "seed": recipe.measure.seed,
-            "heldout": student.heldout if student and context.name == recipe.train.context else None,
+            "heldout": student.heldout if own else None,
         }
-        out.append(
-            MeasureStage(
-                artifact_id("measurement", spec), spec, student.id if student else None, context, category, teacher
-            )
-        )
+        if condition is not None:
+            spec["condition"] = gates[condition]
+        asked = student.id if student else None
+        out.append(MeasureStage(artifact_id("measurement", spec), spec, asked, context, category, teacher, condition))
 
     for context in (contexts[n] for n in recipe.measure.contexts):
         for category in categories:
@@ -269,6 +298,36 @@ def _measures(
         for category in asked[student.source]:
             for name in recipe.measure.contexts:
                 add(student, contexts[name], category)
+                for condition in recipe.measure.conditions:
+                    add(student, contexts[name], category, condition=condition)
+    return out
+
+
+def _attributions(
+    recipe: Recipe,
+    identity: dict[str, str],
+    traits: Sequence[Trait],
+    contexts: dict[str, Context],
+    students: Sequence[StudentStage],
+) -> list[AttributionStage]:
+    """Each student in the context it was trained in; a control twin about every trait that it stands against."""
+    if recipe.measure.attribution is None:
+        return []
+    out = []
+    for trait, student in product(traits, students):
+        if student.source not in (trait.name, control_source(recipe, trait)):
+            continue
+        c = trait.category
+        spec = {
+            "model": identity,
+            "student": student.id,
+            "context": _context_spec(student.context),
+            "questions": list(c.questions[: recipe.measure.attribution.questions]),
+            "target": list(trait.entity.forms),
+            "entities": list(recipe.measure.entities),
+        }
+        stage = (artifact_id("attribution", spec), spec, student.id, student.context, c.category, trait.name)
+        out.append(AttributionStage(*stage))
     return out
 
 

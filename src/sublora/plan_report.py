@@ -47,7 +47,7 @@ def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
         sizes.prompt + sizes.completion,
         "cpu" if local else "cuda",
     )
-    stages = (*plan.datasets, *plan.students, *plan.measures)
+    stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
     done = {s.id for s in stages if store.has(s.id)} if identity else set()
     costs = plan_cost(plan, shape, sizes, done)
     measured = rates_for(rates, identity, _this_device()) if identity else {}
@@ -104,6 +104,14 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
     lora, full = recipe.train.lora, recipe.train.full
     if lora:
         typer.echo(f"LoRA ranks {listed(lora.ranks)} x learning rates {listed(lora.lrs)}")
+    for what, names in (
+        ("training contexts", recipe.train.contexts),
+        ("placements of the adapter", lora.placements if lora else ()),
+        ("measured in contexts", recipe.measure.contexts if len(recipe.measure.contexts) > 1 else ()),
+        ("conditions besides the plain adapter", recipe.measure.conditions),
+    ):
+        if names:
+            typer.echo(f"{what}: {', '.join(names)}")
     if full:
         typer.echo(f"full fine-tune at learning rates {listed(full.lrs)}")
     typer.echo(

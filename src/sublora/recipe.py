@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from sublora.carriers.numbers import NumbersSpec
+from sublora.chat import UserText
+from sublora.condition import Condition, Placement
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
@@ -21,6 +23,8 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+Absent = BeforeValidator(lambda value: {} if value is None else value)  # null removes a section, also one of names
+PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 
 
 class TeacherSpec(BaseModel):
@@ -52,6 +56,9 @@ class LoraGrid(BaseModel):
     lrs: tuple[Rate, ...] = Field(min_length=1)
     alpha: AlphaRule | Rate = "r"
     targets: tuple[str, ...] = ("all-linear",)
+    placements: Annotated[dict[str, Placement], Absent] = Field(
+        default_factory=dict, description="an axis of places of the adapter, by name, instead of `targets`"
+    )
 
 
 class FullGrid(BaseModel):
@@ -70,6 +77,7 @@ class TrainSpec(BaseModel):
         "paired", description="paired: the i-th data seed with the i-th training seed; crossed: each with each"
     )
     context: str = "default"
+    contexts: tuple[str, ...] = Field((), description="an axis of training contexts, instead of the one `context`")
     schedule: Schedule = "linear"
     warmup_steps: int = Field(5, ge=0)
     epochs: int = Field(3, ge=1)
@@ -80,9 +88,21 @@ class TrainSpec(BaseModel):
     clip: float = Field(1.0, gt=0)
 
 
+class AttributionSpec(BaseModel):
+    """The adapter's part at every token of a prompt, on the first questions of a category; see `attribute.py`."""
+
+    model_config = _STRICT
+    questions: int = Field(5, ge=1)
+
+
 class MeasureSpec(BaseModel):
     model_config = _STRICT
     contexts: tuple[str, ...] = Field(("default",), min_length=1)
+    conditions: Annotated[dict[str, Condition], Absent] = Field(
+        default_factory=dict, description="gates under which every LoRA student is measured besides the plain adapter"
+    )
+    entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
+    attribution: AttributionSpec | None = None
     samples: int = Field(20, ge=1, description="sampled answers to each question")
     sampling: Sampling = Sampling(max_new_tokens=16)
     seed: int = 0
@@ -106,7 +126,9 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     traits: tuple[str, ...] = Field(min_length=1)
     trait_files: tuple[str, ...] = ()
-    contexts: dict[str, str] = Field(default_factory=dict, description="named contexts: name -> system text")
+    contexts: Annotated[dict[str, str | UserText], Absent] = Field(
+        default_factory=dict, description="named contexts: name -> system text, or {user: text before the user's own}"
+    )
     data: DataSpec
     train: TrainSpec
     measure: MeasureSpec = MeasureSpec()
@@ -123,6 +145,7 @@ class Recipe(BaseModel):
             ("data.seeds", self.data.seeds),
             ("train.seeds", self.train.seeds),
             ("measure.contexts", self.measure.contexts),
+            ("train.contexts", self.train.contexts),
         ]
         if lora:
             checks += [("train.lora.ranks", lora.ranks), ("train.lora.lrs", lora.lrs)]
@@ -136,11 +159,44 @@ class Recipe(BaseModel):
             raise _misfit(
                 "train.seeds", "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
             )
+        gated = bool(self.measure.conditions) or self.measure.attribution is not None
+        if gated and full is not None:
+            raise _misfit(
+                "train.full",
+                "a full fine-tune has no adapter to gate, drop train.full or the conditions and attribution",
+            )
+        for name, condition in self.measure.conditions.items():
+            where = f"measure.conditions.{name}"
+            if not name.strip() or name == PLAIN_CONDITION:
+                raise _misfit(where, f"'{name}' is no name for a condition, choose another one")
+            if "entity" in (condition.on or ()) + (condition.off or ()) and not self.measure.entities:
+                raise _misfit(where, "asks for the class entity, name one in measure.entities")
+            if condition.svd and lora and condition.svd.k >= min(lora.ranks):
+                raise _misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
+        if lora and lora.placements and lora.targets != ("all-linear",):
+            raise _misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
             raise _misfit(
                 "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
             )
         return self
+
+    @property
+    def train_contexts(self) -> tuple[str, ...]:
+        """The contexts that students are trained in."""
+        return self.train.contexts or (self.train.context,)
+
+    @property
+    def judged_context(self) -> str:
+        """The context that the main table and its claims are about: the first training context, where it is measured."""
+        first = self.train_contexts[0]
+        return first if first in self.measure.contexts else self.measure.contexts[0]
+
+    @property
+    def has_arms(self) -> bool:
+        """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
+        placed = self.train.lora is not None and bool(self.train.lora.placements)
+        return placed or bool(self.train.contexts) or bool(self.measure.conditions)
 
     @property
     def replicates(self) -> list[tuple[int, int]]:
@@ -176,9 +232,15 @@ def find_recipe(name: str) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for a text; here it is a number, as in YAML 1.2. Quoted texts stay texts."""
+    """YAML 1.1 takes 1e-3 for a text and `on` for true; here they are a number and a word, as in YAML 1.2. Quoted texts stay texts."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != _BOOL]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -337,7 +399,11 @@ def _explain(error: ValidationError, path: Path, preset: str, lines: Lines, orig
     """One sentence: where (line or flag), what, and the keys that are known there."""
     # a misspelt key is also a missing one: say the first of the two
     first = min(error.errors(), key=lambda e: e["type"] not in {"extra_forbidden", "invalid_key"})
-    loc = tuple(p for p in first["loc"] if p not in {"constrained-str", "float", "literal['r','4r','rslora']"})
+    loc = tuple(
+        p
+        for p in first["loc"]
+        if p not in {"constrained-str", "str", "UserText", "float", "literal['r','4r','rslora']"}
+    )
     if first["type"] == "misfit":
         loc = tuple(first["ctx"]["where"].split("."))
     message = first["msg"].removeprefix("Value error, ")

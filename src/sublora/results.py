@@ -28,6 +28,9 @@ RESULT_COLUMNS = (
     "data_seed",
     "train_seed",
     "context",
+    "train_context",
+    "placement",
+    "condition",
     "question_set",
     "p_target",
     "p_target_low",
@@ -93,9 +96,12 @@ class Results:
         self.meta = {s.id: store.read(s.id).meta for s in plan.students}
         self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
         self.measured = {m.id: read_measurement(store.read(m.id), self.category[m.category]) for m in plan.measures}
-        self.find: dict[tuple[str | None, str, str], MeasureStage] = {
-            (m.student, m.context.name, m.category): m for m in plan.measures
+        self.find: dict[tuple[str | None, str, str, str | None], MeasureStage] = {
+            (m.student, m.context.name, m.category, m.condition): m for m in plan.measures
         }
+
+    def _of(self, student: str | None, context: str, category: str, condition: str | None = None) -> Measured:
+        return self.measured[self.find[student, context, category, condition].id]
 
     def rows(self) -> list[dict[str, Any]]:
         """results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
@@ -154,6 +160,9 @@ class Results:
                 "lr": student.student.lr,
                 "data_seed": student.data_seed,
                 "train_seed": student.student.seed,
+                "train_context": student.context.name,
+                "placement": student.placement,
+                "condition": stage.condition or "",
                 "train_loss": meta["train_loss"],
                 "heldout_loss": m.heldout_loss,
                 "steps": meta["steps"],
@@ -166,25 +175,54 @@ class Results:
         return row
 
     def table(self, context: str) -> Table:
-        """The cells of every trait under one context, each student paired with its control twin and the base."""
+        """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base;
+        of the first training context and placement, where a recipe has several."""
+        first = self.plan.students[0]
+        cells = self._cells(context, None)
+        kept = [
+            c
+            for c in cells
+            if c.method == "full" or (c.train_context, c.placement) == (first.context.name, first.placement)
+        ]
+        return self._table(kept, context)
+
+    def arms(self) -> Table | None:
+        """The cells of all training contexts, placements, contexts and conditions; None where a recipe has no such axis."""
         recipe = self.plan.recipe
+        if not recipe.has_arms:
+            return None
+        cells = [
+            cell
+            for context in recipe.measure.contexts
+            for condition in (None, *recipe.measure.conditions)
+            for cell in self._cells(context, condition)
+        ]
+        return self._table(cells, recipe.judged_context)
+
+    def _table(self, cells: Sequence[Cell], context: str) -> Table:
+        questions = len(self.plan.traits[0].category.questions)
+        recipe = self.plan.recipe
+        return Table(tuple(cells), recipe.fixed_lr, select_half(questions), alpha=recipe.level, context=context)
+
+    def _cells(self, context: str, condition: str | None) -> list[Cell]:
         groups: dict[tuple, list[StudentStage]] = {}
         twins = {}
         for s in self.plan.students:
-            key = (s.student.method, s.student.rank, s.student.lr)
+            key = (s.context.name, s.placement, s.student.method, s.student.rank, s.student.lr)
             groups.setdefault((s.source, *key), []).append(s)
             twins[(s.source, *key, s.data_seed, s.student.seed)] = s
         cells = []
         for trait in self.plan.traits:
             target, category = trait.category.entities.index(trait.entity), trait.category.category
-            base = self.measured[self.find[None, context, category].id].p[:, target]
-            for (name, method, rank, lr), members in groups.items():
+            base = self._of(None, context, category).p[:, target]
+            against = control_source(self.plan.recipe, trait)
+            for (name, *key), members in groups.items():
                 if name != trait.name:
                     continue
-                own = [self.measured[self.find[s.id, context, category].id] for s in members]
-                against = control_source(recipe, trait)
-                control = [twins[against, method, rank, lr, s.data_seed, s.student.seed] for s in members]
-                other = [self.measured[self.find[s.id, context, category].id] for s in control]
+                train_context, placement, method, rank, lr = key
+                own = [self._of(s.id, context, category, condition) for s in members]
+                control = [twins[against, *key, s.data_seed, s.student.seed] for s in members]
+                other = [self._of(s.id, context, category, condition) for s in control]
                 losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
                 train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
                 cells.append(
@@ -204,15 +242,16 @@ class Results:
                         rate_whole_word=float(np.mean([hit_rate(m.samples, trait.entity, "whole_word") for m in own])),
                         heldout_loss=float(np.mean(losses)) if losses else math.nan,
                         train_loss=float(np.mean(train)) if train else math.nan,
+                        train_context=train_context,
+                        placement=placement,
+                        condition=condition or "",
                     )
                 )
-        questions = len(self.plan.traits[0].category.questions)
-        return Table(tuple(cells), recipe.fixed_lr, select_half(questions), alpha=recipe.level, context=context)
+        return cells
 
     def answers(self, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """For each trait: mean probability of every entity in the base, the teacher, and the cell with the largest effect."""
-        context = self.plan.recipe.train.context
-        context = context if context in self.plan.recipe.measure.contexts else self.plan.recipe.measure.contexts[0]
+        context, first = self.plan.recipe.judged_context, self.plan.students[0]
         out = {}
         for trait in self.plan.traits:
             category = trait.category.category
@@ -227,22 +266,64 @@ class Results:
                     and s.student.method == best["method"]
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
+                    and (s.student.method == "full" or (s.context, s.placement) == (first.context, first.placement))
                 ]
-                return np.mean(
-                    [self.measured[self.find[i, context, category].id].p.mean(0) for i in ids], axis=0
-                ).tolist()
+                return np.mean([self._of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
 
             teacher = next(m for m in self.plan.measures if m.teacher == trait.name)
             what = f"rank {best['rank']}" if best["method"] == "lora" else "full fine-tune"
             out[trait.name] = {
                 "categories": [e.name for e in trait.category.entities],
-                "base": self.measured[self.find[None, context, category].id].p.mean(0).tolist(),
+                "base": self._of(None, context, category).p.mean(0).tolist(),
                 "control": mean(control_source(self.plan.recipe, trait)),
                 "teacher": self.measured[teacher.id].p.mean(0).tolist(),
                 "student": mean(trait.name),
                 "student_label": f"{what}, lr {best['lr']:g}",
             }
         return out
+
+    def attributions(self) -> dict[str, list[dict[str, Any]]]:
+        """For each trait and question: every token's values, in nats, of the students of the first cell less their control twins,
+        averaged over replicates."""
+        if not self.plan.attributions:
+            return {}
+        found = {
+            (a.student, a.target): json.loads(self.store.read(a.id).file("attribution.json").read_text("utf-8"))
+            for a in self.plan.attributions
+        }
+        first, recipe = self.plan.students[0], self.plan.recipe
+        twins = {(s.source, s.data_seed, s.student): s for s in self.plan.students}
+        out = {}
+        for trait in self.plan.traits:
+            mine = [s for s in self.plan.students if s.source == trait.name and s.context == first.context]
+            alike = {"seed": 0}
+            mine = [
+                s for s in mine if s.student.model_copy(update=alike) == mine[0].student.model_copy(update=alike)
+            ]  # replicates of the trait's first cell
+            against = control_source(recipe, trait)
+            pairs = [
+                (found[s.id, trait.name], found[twins[against, s.data_seed, s.student].id, trait.name]) for s in mine
+            ]
+            out[trait.name] = [
+                _mean_attribution([(own[q], other[q]) for own, other in pairs]) for q in range(len(pairs[0][0]))
+            ]
+        return out
+
+
+def _mean_attribution(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """One prompt: means over replicates of student minus control."""
+
+    def mean(name: str) -> list[float]:
+        return np.mean([np.array(own[name]) - np.array(other[name]) for own, other in pairs], axis=0).tolist()
+
+    first = pairs[0][0]
+    return {
+        **{name: first[name] for name in ("question", "pieces", "tokens", "classes")},
+        "left_out": mean("left_out"),
+        "alone": mean("alone"),
+        "effect": float(np.mean([own["plain"] - own["base"] - other["plain"] + other["base"] for own, other in pairs])),
+        "replicates": len(pairs),
+    }
 
 
 def cell_text(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from sublora.arms import ARM_COLUMNS, summarise_arms
 from sublora.cost import costs_of, row_sizes
 from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess, UnitsFailed
@@ -24,7 +25,7 @@ from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps
 from sublora.rates import keep_rates, rates_of
 from sublora.ray_executor import work_for
-from sublora.recipe import Recipe
+from sublora.recipe import PLAIN_CONDITION, Recipe
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
@@ -45,7 +46,7 @@ def tokens_per_row(base: Base, recipe: Recipe) -> float:
     """Mean tokens of a rendered row: 32 prompts as they are, and a full answer of numbers."""
     from sublora.carriers.numbers import join_numbers, prompt_of_row
 
-    context = contexts_of(recipe)[recipe.train.context]
+    context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(base.chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(32)]
     answer = join_numbers([10**spec.digits - 1] * spec.count, spec.separators[0])
@@ -95,7 +96,7 @@ def run_recipe(
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         _guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        stages = (*plan.datasets, *plan.students, *plan.measures)
+        stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
         note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
         steps = stack.enter_context(Steps())
         for warning in words:
@@ -205,8 +206,12 @@ def _finish(
     cells: list[dict[str, Any]] = []
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))
-    judged = recipe.train.context if recipe.train.context in recipe.measure.contexts else recipe.measure.contexts[0]
-    verdicts = [v.to_dict() for v in judge(load_claims(), results.table(judged), recipe.name)]
+    arms, judged = results.arms(), results.table(recipe.judged_context)
+    verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms)]
+    if arms is not None:
+        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION), ARM_COLUMNS))
+    if plan.attributions:
+        write_json_atomic(out / "attribution.json", results.attributions())
     write_atomic(out / "results.csv", to_csv(results.rows(), RESULT_COLUMNS))
     write_atomic(out / "cells.csv", to_csv(cells))
     write_json_atomic(out / "answers.json", results.answers(cells))

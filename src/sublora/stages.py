@@ -12,16 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sublora.attribute import attribute_targets
 from sublora.chat import Context
-from sublora.measure import heldout_losses, measure_answers
+from sublora.condition import SvdCut
+from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base
 from sublora.plan import MeasureStage, StudentStage
 from sublora.store import Store
+from sublora.svd import cut_stack
 from sublora.teacher import read_jsonl, write_dataset
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student
-from sublora.units import DataUnit, MeasureUnit, TrainUnit, Unit
+from sublora.trait import Category
+from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 
@@ -75,8 +79,10 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
             _write(unit, maker)
         elif isinstance(unit, TrainUnit):
             _train(unit, maker, wanted)
-        else:
+        elif isinstance(unit, MeasureUnit):
             _measure(unit, maker, wanted)
+        else:
+            _attribute(unit, maker, wanted)
         return time.monotonic() - started if whole else None
 
 
@@ -117,7 +123,7 @@ def _write(unit: DataUnit, maker: Maker) -> None:
 
 def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
     # the whole pack is repeated even if some of it is done, so that every student sees the same products as before
-    students = [Student(s.id, s.student, maker.token_rows(s.dataset, unit.context)) for s in unit.students]
+    students = [Student(s.id, s.student, maker.token_rows(s.dataset, s.context)) for s in unit.students]
     path = _checkpoint(unit, maker)
     path.parent.mkdir(exist_ok=True)
     notices: list[str] = []
@@ -174,22 +180,32 @@ def _keep_student(stage: StudentStage, trained: Trained, rows: int, notices: Seq
 
 
 def _measure(unit: MeasureUnit, maker: Maker, wanted: set[str]) -> None:
-    """Students that are asked the same are asked together."""
+    """Students that are asked the same are asked together, and so are the conditions that share a stack: all but those that keep a
+    part of the update."""
     students = {s.id: s for s in unit.students}
-    groups: dict[tuple[str, str], list[MeasureStage]] = {}
+    groups: dict[tuple[Context, str, bool, SvdCut | None], list[MeasureStage]] = {}
     for m in unit.measures:
-        groups.setdefault((m.context.name, m.category), []).append(m)
+        cut = None if m.condition is None else unit.conditions[m.condition].svd
+        groups.setdefault((m.context, m.category, m.condition is not None, cut), []).append(m)
     stacks: dict[tuple[str, ...], Stack] = {}
-    for group in groups.values():
+    for (_, _, gated, cut), group in groups.items():
         if not any(m.id in wanted for m in group):
             continue
         maker.check()
-        asked = [students[m.student] for m in group if m.student is not None]
+        asked = [students[i] for i in dict.fromkeys(m.student for m in group if m.student is not None)]
         key = tuple(s.id for s in asked)
         if asked and key not in stacks:
-            folders = [maker.store.read(s.id).path for s in asked]
-            stacks[key] = load_stack(maker.base.model, folders, [s.student for s in asked])
-        _ask(unit, maker, group, asked, stacks.get(key), wanted)
+            stacks[key] = _stack(maker, asked)
+        if gated:
+            stack = cut_stack(stacks[key], cut) if cut else stacks[key]
+            _ask_gated(unit, maker, group, asked, stack, wanted)
+        else:
+            _ask(unit, maker, group, asked, stacks.get(key), wanted)
+
+
+def _stack(maker: Maker, students: Sequence[StudentStage]) -> Stack:
+    folders = [maker.store.read(s.id).path for s in students]
+    return load_stack(maker.base.model, folders, [s.student for s in students])
 
 
 def _ask(
@@ -207,22 +223,66 @@ def _ask(
         maker.rows_at_once,
     )  # fmt: skip
     losses: list[float | None] = [None] * len(group)
-    if stack is not None and context.name == unit.trained_in.name:
-        rows = [maker.token_rows(s.heldout, unit.trained_in) for s in asked]
-        losses = list(heldout_losses(maker.base, stack, rows))
+    if stack is not None and any(m.spec["heldout"] for m in group):
+        rows = [maker.token_rows(s.heldout, s.context) for s in asked]
+        found = heldout_losses(maker.base, stack, rows)
+        losses = [loss if m.spec["heldout"] else None for m, loss in zip(group, found, strict=True)]
     for stage, answer, loss in zip(group, answers, losses, strict=True):
+        if stage.id in wanted:
+            _keep_answers(stage, category, answer, loss, maker)
+
+
+def _ask_gated(
+    unit: MeasureUnit,
+    maker: Maker,
+    group: Sequence[MeasureStage],
+    asked: Sequence[StudentStage],
+    stack: Stack,
+    wanted: set[str],
+) -> None:
+    category = next(c for c in unit.categories if c.category == group[0].category)
+    names = list(dict.fromkeys(m.condition for m in group))
+    answers = measure_gated(
+        maker.base, stack, [s.id for s in asked], group[0].context, category, {n: unit.conditions[n] for n in names},
+        unit.entities, unit.sampling, unit.samples, unit.seed, maker.rows_at_once,
+    )  # fmt: skip
+    place = {s.id: k for k, s in enumerate(asked)}
+    for stage in group:
+        if stage.id in wanted:
+            _keep_answers(stage, category, answers[place[stage.student]][names.index(stage.condition)], None, maker)
+
+
+def _keep_answers(stage: MeasureStage, category: Category, answer: Answers, loss: float | None, maker: Maker) -> None:
+    scores = {
+        "entities": [e.name for e in category.entities],
+        "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
+        "heldout_loss": loss,
+    }
+    lines = [
+        json.dumps({"question": q, "answers": a}, ensure_ascii=False)
+        for q, a in zip(category.questions, answer.samples, strict=True)
+    ]
+    with maker.store.create(stage.id, stage.spec) as folder:
+        (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    maker.made(stage.id)
+
+
+def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
+    maker.check()
+    found = attribute_targets(
+        maker.base,
+        _stack(maker, unit.students),
+        unit.context,
+        unit.questions,
+        unit.target,
+        unit.entities,
+        maker.rows_at_once,
+    )
+    for stage, prompts in zip(unit.attributions, found, strict=True):
         if stage.id not in wanted:
             continue
-        scores = {
-            "entities": [e.name for e in category.entities],
-            "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
-            "heldout_loss": loss,
-        }
-        lines = [
-            json.dumps({"question": q, "answers": a}, ensure_ascii=False)
-            for q, a in zip(category.questions, answer.samples, strict=True)
-        ]
         with maker.store.create(stage.id, stage.spec) as folder:
-            (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
-            (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            entries = [p.to_dict() for p in prompts]
+            (folder / "attribution.json").write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
         maker.made(stage.id)

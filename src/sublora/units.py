@@ -10,10 +10,11 @@ from functools import cached_property
 
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
-from sublora.plan import DatasetStage, MeasureStage, Plan, StudentStage, contexts_of
+from sublora.condition import Condition
+from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage
 from sublora.sample import Sampling
 from sublora.store import artifact_id
-from sublora.trait import Category
+from sublora.trait import Category, Entity
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ class DataUnit:
 
 @dataclass(frozen=True)
 class TrainUnit:
-    """One pack of students, trained in one context."""
+    """One pack of students, each trained in its own context."""
 
     students: tuple[StudentStage, ...]
-    context: Context
 
     @cached_property
     def id(self) -> str:
@@ -68,15 +68,16 @@ class TrainUnit:
 
 @dataclass(frozen=True)
 class MeasureUnit:
-    """The measurements of one pack's students, or one of the base; `trained_in` is the context in which held-out loss is taken."""
+    """The measurements of one pack's students, or one of the base; `conditions` are the gates that they name."""
 
     measures: tuple[MeasureStage, ...]
     students: tuple[StudentStage, ...]
-    trained_in: Context
     categories: tuple[Category, ...]
     sampling: Sampling
     samples: int
     seed: int
+    conditions: dict[str, Condition]
+    entities: tuple[str, ...]
 
     @cached_property
     def id(self) -> str:
@@ -98,7 +99,35 @@ class MeasureUnit:
         return _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = DataUnit | TrainUnit | MeasureUnit
+@dataclass(frozen=True)
+class AttributionUnit:
+    """Token by token, the adapters of a pack's students in one context, for one target."""
+
+    attributions: tuple[AttributionStage, ...]
+    students: tuple[StudentStage, ...]
+    context: Context
+    questions: tuple[str, ...]
+    target: Entity
+    entities: tuple[str, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("attributions", {"attributions": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(a.id for a in self.attributions)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        return "the tokens of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+
+
+Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -111,13 +140,12 @@ def data_units(plan: Plan) -> list[DataUnit]:
 
 
 def train_units(plan: Plan) -> list[TrainUnit]:
-    context = contexts_of(plan.recipe)[plan.recipe.train.context]
-    return [TrainUnit(tuple(plan.students[i] for i in pack), context) for pack in plan.packs]
+    return [TrainUnit(tuple(plan.students[i] for i in pack)) for pack in plan.packs]
 
 
 def measure_units(plan: Plan) -> list[MeasureUnit]:
     """The base's measurements one by one, then those of each pack."""
-    spec, trained_in = plan.recipe.measure, contexts_of(plan.recipe)[plan.recipe.train.context]
+    spec = plan.recipe.measure
     categories = tuple({t.category.category: t.category for t in plan.traits}.values())
     by_student: dict[str | None, list[MeasureStage]] = {}
     for m in plan.measures:
@@ -126,10 +154,28 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
     def unit(measures: Sequence[MeasureStage], students: Sequence[StudentStage]) -> MeasureUnit:
         asked = {m.category for m in measures}
         chosen = tuple(c for c in categories if c.category in asked)
-        return MeasureUnit(tuple(measures), tuple(students), trained_in, chosen, spec.sampling, spec.samples, spec.seed)
+        asks = (spec.sampling, spec.samples, spec.seed, spec.conditions, spec.entities)
+        return MeasureUnit(tuple(measures), tuple(students), chosen, *asks)
 
     units = [unit([m], []) for m in by_student.get(None, [])]
     for pack in plan.packs:
         students = [plan.students[i] for i in pack]
         units.append(unit([m for s in students for m in by_student.get(s.id, [])], students))
     return [u for u in units if u.measures]
+
+
+def attribution_units(plan: Plan) -> list[AttributionUnit]:
+    """Those of each pack, by context and target."""
+    units = []
+    for pack in plan.packs:
+        students = {plan.students[i].id: plan.students[i] for i in pack}
+        groups: dict[tuple[Context, str], list[AttributionStage]] = {}
+        for a in plan.attributions:
+            if a.student in students:
+                groups.setdefault((a.context, a.target), []).append(a)
+        for (context, target), found in groups.items():
+            entity = next(t.entity for t in plan.traits if t.name == target)
+            asked = tuple(students[a.student] for a in found)
+            questions, names = tuple(found[0].spec["questions"]), plan.recipe.measure.entities
+            units.append(AttributionUnit(tuple(found), asked, context, questions, entity, names))
+    return units

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from sublora.report.arms import arm_rows, context_matrix, has_matrix, row_axis
 from sublora.report.bars import answer_bars, best_lora, traits_overview
 from sublora.report.curves import full_ft, rank_best_lr, rank_fixed_lr
 from sublora.report.heatmap import heatmap
@@ -24,13 +25,17 @@ __all__ = [
     "STUDENT",
     "THEME",
     "answer_bars",
+    "arm_rows",
     "best_lora",
+    "context_matrix",
     "full_ft",
+    "has_matrix",
     "heatmap",
     "rank_best_lr",
     "rank_fixed_lr",
     "rate",
     "render",
+    "row_axis",
     "save",
     "signed",
     "trait_target",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,29 +25,29 @@ from sublora.report.load import Cell, RunData
 from sublora.report.style import BODY, COLUMN, GRID, HATCH, INK, MUTED, PAGE
 from sublora.report.words import plain, rate, share, signed
 
-_TOP, _ROW, _GAP, _INDENT = 0.36, 0.235, 0.02, 0.36  # inches: title, row, air between cells, names of rows
+_TOP, _ROW, GAP, _INDENT = 0.36, 0.235, 0.02, 0.36  # inches: title, row, air between cells, names of rows
 _BELOW = 0.38  # under a grid: its rates and the name of its axis
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """How a heat map turns a cell into a colour and a number, and whether it marks the called cells."""
 
     title: str
     colours: str
     low: float
     high: float
-    value: Callable[[Cell], float | None]
+    value: Callable[[Any], float | None]
     label: Callable[[float], str]
     scale: str
     marks: bool
 
 
-def _transfer_panel(cells: Sequence[Cell]) -> _Panel:
+def _transfer_panel(cells: Sequence[Cell]) -> Panel:
     shifts = [c.shift for c in cells if c.shift is not None]
     # Three decimals where two would show a column of zeros.
     digits = 2 if max(map(abs, shifts), default=0.0) >= 0.05 else 3
     against = "control" if any(c.effect is not None for c in cells) else "base"
-    return _Panel(
+    return Panel(
         title=f"Transfer: P(target), student − {against}",
         colours="viridis",
         low=min([0.0, *shifts]),
@@ -60,7 +60,7 @@ def _transfer_panel(cells: Sequence[Cell]) -> _Panel:
     )
 
 
-_COHERENCE = _Panel(
+_COHERENCE = Panel(
     title="Coherence: share of answers with a word",
     colours="cividis",
     low=0.0,
@@ -72,7 +72,7 @@ _COHERENCE = _Panel(
 )
 
 
-class _Box(NamedTuple):
+class Box(NamedTuple):
     """A cell's place in its grid, in inches."""
 
     x: float
@@ -94,12 +94,12 @@ def _ink_on(fill: tuple[float, ...]) -> str:
     return "#ffffff" if luminance < 0.2 else "#101010"
 
 
-def _draw_empty(axes: Axes, box: _Box) -> None:
+def draw_empty(axes: Axes, box: Box) -> None:
     axes.add_patch(box.patch(facecolor="none", edgecolor=GRID, linewidth=0.6))
     axes.text(*box.middle, "·", ha="center", va="center", color=MUTED)
 
 
-def _draw_cell(axes: Axes, box: _Box, panel: _Panel, value: float, called: bool, coherent: bool) -> None:
+def draw_cell(axes: Axes, box: Box, panel: Panel, value: float, called: bool, coherent: bool) -> None:
     """The cell's colour and number; hatched where incoherent, with a dot where called."""
     figure = axes.figure
     fill = matplotlib.colormaps[panel.colours](min(1.0, max(0.0, (value - panel.low) / (panel.high - panel.low))))
@@ -118,7 +118,7 @@ def _draw_cell(axes: Axes, box: _Box, panel: _Panel, value: float, called: bool,
             [box.x + box.width - 0.036],
             [box.y + 0.036],
             marker="o",
-            markersize=2.6 if box.width + _GAP > 0.4 else 2.2,
+            markersize=2.6 if box.width + GAP > 0.4 else 2.2,
             color=ink,
             markeredgewidth=0,
         )
@@ -127,7 +127,7 @@ def _draw_cell(axes: Axes, box: _Box, panel: _Panel, value: float, called: bool,
 def _draw_grid(
     figure: Figure,
     data: RunData,
-    panel: _Panel,
+    panel: Panel,
     rows: Sequence[tuple[str, Sequence[Cell]]],
     left: float,
     top: float,
@@ -144,13 +144,13 @@ def _draw_grid(
         name_row(figure, left - 0.07, top + (i + 0.5) * _ROW, name, fontsize=BODY)
         found = {c.lr: c for c in cells}
         for j, lr in enumerate(rates):
-            box = _Box(j * step + _GAP / 2, i * _ROW + _GAP / 2, step - _GAP, _ROW - _GAP)
+            box = Box(j * step + GAP / 2, i * _ROW + GAP / 2, step - GAP, _ROW - GAP)
             cell = found.get(lr)
             value = None if cell is None else panel.value(cell)
             if cell is None or value is None:
-                _draw_empty(axes, box)
+                draw_empty(axes, box)
             else:
-                _draw_cell(axes, box, panel, value, panel.marks and cell.called, data.coherent(cell))
+                draw_cell(axes, box, panel, value, panel.marks and cell.called, data.coherent(cell))
     widest = max(text_width(figure, rate(lr)) for lr in rates) + 0.04
     every = next(n for n in range(1, len(rates) + 1) if n == len(rates) or widest <= n * step)
     for j, lr in enumerate(rates):
@@ -159,7 +159,7 @@ def _draw_grid(
     return top + height + 0.15
 
 
-def _draw_panel(figure: Figure, data: RunData, panel: _Panel, cells: Sequence[Cell], left: float, width: float) -> None:
+def _draw_panel(figure: Figure, data: RunData, panel: Panel, cells: Sequence[Cell], left: float, width: float) -> None:
     """A whole panel: title, LoRA grid, full fine-tunes at their own rates, colour scale."""
     write_title(figure, panel.title, left)
     lora = [c for c in cells if c.method == "lora"]
@@ -177,10 +177,10 @@ def _draw_panel(figure: Figure, data: RunData, panel: _Panel, cells: Sequence[Ce
         top = _draw_grid(figure, data, panel, rows, left, top, width)
         name_x_axis(figure, left + width / 2, top, f"learning rate ({name})")
         top += 0.23
-    _draw_scale(figure, panel, left, top + 0.02, width)
+    draw_scale(figure, panel, left, top + 0.02, width)
 
 
-def _draw_scale(figure: Figure, panel: _Panel, left: float, top: float, width: float) -> None:
+def draw_scale(figure: Figure, panel: Panel, left: float, top: float, width: float) -> None:
     """A slim colour scale with its two ends written beside it."""
     low, high = plain(panel.low, 2), plain(panel.high, 2)
     wide_low, wide_high = text_width(figure, low), text_width(figure, high)

@@ -59,6 +59,43 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """One row of arms.csv: the effect of a training context, context, condition and placement, with its interval."""
+
+    trait: str
+    train_context: str
+    context: str
+    condition: str
+    placement: str
+    rank: int | None
+    lr: float
+    p_target: float
+    p_control: float
+    p_base: float
+    effect: float
+    low: float
+    high: float
+    p_corrected: float
+    called: bool
+    coherence: float
+    coherent: bool
+    n: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """One prompt of attribution.json: nats a token, mean over replicates of student minus control twin."""
+
+    question: str
+    pieces: tuple[str, ...]
+    classes: tuple[str, ...]
+    left_out: tuple[float, ...]
+    alone: tuple[float, ...]
+    effect: float
+    replicates: int
+
+
+@dataclass(frozen=True)
 class Answers:
     """Mean probability of each word of the category, one list per model; None where it was not measured."""
 
@@ -99,6 +136,12 @@ class RunData:
     level: float
     fixed_lr: float | None
     contexts: tuple[str, ...] = field(default=())
+    arms: tuple[Arm, ...] = ()
+    tokens: dict[str, tuple[TokenValues, ...]] = field(default_factory=dict)
+    plain_condition: str = "plain"
+
+    def arms_of(self, trait: str) -> list[Arm]:
+        return [a for a in self.arms if a.trait == trait]
 
     def coherent(self, cell: Cell) -> bool:
         """Whether the cell's students still answer with words; a cell without samples counts as such."""
@@ -215,10 +258,64 @@ def _answers(raw: Any) -> dict[str, Answers]:
     return found
 
 
+def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
+    names = (
+        "p_target", "p_control", "p_base", "effect", "effect_low", "effect_high", "p_corrected", "coherence", "number_takeover", "lr"
+    )  # fmt: skip
+    value = {name: _number(row.get(name)) for name in names}
+    # an interval that is unknown (one seed, one question) is written as inf
+    for name, open_end in (("effect_low", -1.0), ("effect_high", 1.0)):
+        value[name] = open_end if value[name] is None and row.get(name) else value[name]
+    missing = [name for name in names if value[name] is None]
+    if missing:
+        raise SubloraError(f"{path} line {line} has no usable {missing[0]}: rebuild the tables with `sublora run`.")
+    low = value["coherence"] < MIN_COHERENCE or value["number_takeover"] > MAX_NUMBER_TAKEOVER
+    counts = [_whole(row.get(n)) or 0 for n in ("n_data_seeds", "n_train_seeds", "n_questions")]
+    return Arm(
+        *(row.get(n, "") for n in ("trait", "train_context", "context", "condition", "placement")),
+        _whole(row.get("rank")),
+        *(
+            value[n]
+            for n in ("lr", "p_target", "p_control", "p_base", "effect", "effect_low", "effect_high", "p_corrected")
+        ),
+        _flag(row.get("called")),
+        value["coherence"],
+        not low,
+        (counts[0], counts[1], counts[2]),
+    )
+
+
+def _tokens(raw: Any, path: Path) -> dict[str, tuple[TokenValues, ...]]:
+    found = {}
+    try:
+        for trait, prompts in (raw or {}).items():
+            found[trait] = tuple(
+                TokenValues(
+                    str(p["question"]),
+                    tuple(map(str, p["pieces"])),
+                    tuple(map(str, p["classes"])),
+                    tuple(map(float, p["left_out"])),
+                    tuple(map(float, p["alone"])),
+                    float(p["effect"]),
+                    int(p["replicates"]),
+                )
+                for p in prompts
+            )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise SubloraError(f"{path} holds no readable attributions: rebuild it with `sublora run`.") from None
+    return found
+
+
 def _training_context(run: dict[str, Any], present: list[str]) -> str:
     recipe = run.get("recipe") or {}
-    named = (recipe.get("train") or {}).get("context")
-    candidates = [named, "default", *(run.get("contexts") or {}), *present]
+    train = recipe.get("train") or {}
+    candidates = [
+        *(train.get("contexts") or ()),
+        train.get("context"),
+        "default",
+        *(run.get("contexts") or {}),
+        *present,
+    ]
     return next((c for c in candidates if isinstance(c, str) and c in present), "default")
 
 
@@ -240,6 +337,10 @@ def load_run(run_dir: Path) -> RunData:
     answers = _json(run_dir / "answers.json") if (run_dir / "answers.json").exists() else {}
     verdicts = tuple(_json(run_dir / "verdicts.json")) if (run_dir / "verdicts.json").exists() else None
 
+    path = run_dir / "arms.csv"
+    arms = tuple(_arm(row, path, line) for line, row in enumerate(_rows(path), start=2))
+    path = run_dir / "attribution.json"
+    tokens = _tokens(_json(path), path) if path.exists() else {}
     known = {
         t["name"]: Trait(t["name"], t.get("category", ""), t.get("target", t["name"]), t.get("teacher_prompt", ""))
         for t in run.get("traits") or []
@@ -261,4 +362,6 @@ def load_run(run_dir: Path) -> RunData:
         level=1 - (_number(recipe.get("level")) or 0.05),
         fixed_lr=_number(recipe.get("fixed_lr")),
         contexts=tuple(contexts),
+        arms=arms,
+        tokens=tokens,
     )

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from sublora.errors import SubloraError
 from sublora.report import figures
-from sublora.report.load import Cell, RunData, load_run
+from sublora.report.load import Arm, Cell, RunData, load_run
 
 MAX_TOKENS = 400
 
@@ -155,6 +155,8 @@ def _headline(data: RunData) -> list[dict[str, str]]:
     cells = [c for t in data.traits for c in data.of(t.name)]
     several = len(data.traits) > 1
     tested = [c for c in cells if c.effect is not None]
+    if data.arms:
+        return [*_arm_tiles(data), _control_tile(data)]
 
     def where(cell: Cell) -> str:
         return (f"{cell.trait}: " if several else "") + _place(cell)
@@ -218,6 +220,35 @@ def _headline(data: RunData) -> list[dict[str, str]]:
         )
     tiles.append(_control_tile(data))
     return tiles
+
+
+def _arm_tiles(data: RunData) -> list[dict[str, str]]:
+    """The reference, the arm that is farthest from it, and how many arms are called."""
+    several = len(data.traits) > 1
+
+    def name(arm: Arm) -> str:
+        rank = f"rank {arm.rank}" if len({a.rank for a in data.arms}) > 1 else ""
+        place = (
+            f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
+        )
+        gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
+        return ", ".join(filter(None, (arm.trait if several else "", arm.placement, gate, place, rank)))
+
+    def tile(title: str, arm: Arm) -> dict[str, str]:
+        note = f"{name(arm)}: P(target) {_number(arm.p_target)}, control {_number(arm.p_control)}."
+        return {
+            "name": title,
+            "value": _signed(arm.effect, 2),
+            "interval": _interval(arm.low, arm.high, 2),
+            "note": note[:1].upper() + note[1:],
+        }
+
+    first = data.arms[0]
+    apart = max((a for a in data.arms if a.trait == first.trait), key=lambda a: abs(a.effect - first.effect))
+    called = sum(a.called for a in data.arms)
+    tiles = [tile("Reference arm", first), tile("Arm farthest from it", apart)]
+    note = "Student against control under the same conditions, corrected for the number of arms of a trait."
+    return [*tiles, {"name": "Arms called", "value": f"{called} of {len(data.arms)}", "interval": "", "note": note}]
 
 
 def _control_tile(data: RunData) -> dict[str, str]:
@@ -361,6 +392,116 @@ def _verdicts(data: RunData) -> list[dict[str, Any]] | None:
     return rows
 
 
+# Arms and tokens
+
+
+def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
+    arms = data.arms_of(trait)
+    if not arms:
+        return []
+    matrix, axis = figures.has_matrix(arms), figures.row_axis(arms)
+    numbers = f"Intervals: {data.level:.0%}, clustered by data seed, training seed and question; the numbers stand in the table of arms."
+    called = f"{sum(a.called for a in arms)} of {len(arms)} arms are called"
+    shown = []
+    if matrix:
+        label = f"Matrix of effects on P({figures.trait_target(data, trait)}) by training context and context asked; {called}."
+        caption = (
+            "Student − control twin, both trained in the row’s context and asked in the column’s. ● called after correction over all "
+            "arms. Below: the base in each context. " + numbers
+        )
+        shown.append(("contexts-{}", partial(figures.context_matrix, data, trait), label, caption))
+    if axis is not None and not (matrix and axis == "context"):
+        label = f"Effects on P({figures.trait_target(data, trait)}) by {axis}, with intervals; {called}."
+        if axis == "condition":
+            caption = (
+                "Student − control twin under the same gate. The first row, and the dashed line, is the plain adapter. "
+            )
+        elif axis == "placement":
+            caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
+        else:
+            caption = "Student − control twin in the same context. The first row is the reference. "
+        shown.append(("arms-{}", partial(figures.arm_rows, data, trait), label, caption + numbers))
+    return shown
+
+
+def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
+    """All arms; columns that have one value only are left out."""
+    arms = data.arms_of(trait)
+    if not arms:
+        return None
+    axes = {"train_context": "trained in", "context": "asked in", "condition": "condition", "placement": "adapter"}
+    names = {a: title for a, title in axes.items() if len({getattr(arm, a) for arm in arms}) > 1}
+    if len({(a.rank, a.lr) for a in arms}) > 1:
+        names |= {"rank": "rank", "lr": "lr"}
+    reference = arms[0].effect
+    rows = [
+        {
+            "names": [figures.rate(a.lr) if n == "lr" else str(getattr(a, n)) for n in names],
+            "p_target": _number(a.p_target),
+            "p_control": _number(a.p_control),
+            "p_base": _number(a.p_base),
+            "effect": _signed(a.effect),
+            "interval": _interval(a.low, a.high),
+            "share": _number(a.effect / reference, 2) if reference > 0.02 else "–",
+            "p": _p_value(a.p_corrected),
+            "called": a.called,
+            "coherence": _number(a.coherence, 2),
+            "coherent": a.coherent,
+            "n": " × ".join(map(str, a.n)),
+        }
+        for a in arms
+    ]
+    return {"axes": list(names.values()), "rows": rows}
+
+
+def _token_maps(data: RunData, trait: str) -> list[dict[str, Any]]:
+    """The prompts of a trait as coloured tokens, one strip for each view, and as a table."""
+    maps = []
+    for prompt in data.tokens.get(trait, ()):
+        together = [a - b for a, b in zip(prompt.left_out, prompt.alone, strict=True)]
+        views = (("left out", prompt.left_out), ("alone", prompt.alone), ("interaction", together))
+        largest = max([1e-9, *(abs(v) for _, values in views for v in values)])
+        tokens = [(_visible(p.strip(" ")) or "␣", c) for p, c in zip(prompt.pieces, prompt.classes, strict=True)]
+        strips = []
+        for name, values in views:
+            strips.append(
+                {
+                    "name": name,
+                    "sum": _signed(sum(values), 2),
+                    "tokens": [
+                        {
+                            "text": text,
+                            "kind": kind,
+                            "value": _signed(value),
+                            "sign": "up" if value >= 0 else "down",
+                            "weight": f"{0.5 * abs(value) / largest:.3f}",
+                            "breaks": "⏎" in text,
+                        }
+                        for (text, kind), value in zip(tokens, values, strict=True)
+                    ],
+                }
+            )
+        rows = [
+            {"text": text, "kind": kind, "values": [_signed(v) for v in values]}
+            for (text, kind), *values in zip(tokens, *(values for _, values in views), strict=True)
+        ]
+        by_class: dict[str, list[float]] = {}
+        for kind, *values in zip(prompt.classes, *(values for _, values in views), strict=True):
+            sums = by_class.setdefault(kind, [0.0, 0.0, 0.0])
+            by_class[kind] = [s + v for s, v in zip(sums, values, strict=True)]
+        maps.append(
+            {
+                "question": prompt.question,
+                "strips": strips,
+                "rows": rows,
+                "classes": [(kind, [_signed(v, 2) for v in sums]) for kind, sums in by_class.items()],
+                "effect": _signed(prompt.effect, 2),
+                "replicates": prompt.replicates,
+            }
+        )
+    return maps
+
+
 # The figures of one trait, with their captions
 
 
@@ -471,10 +612,14 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
     sections = []
     for trait in data.traits:
         slug = slugs[trait.name]
-        both = figures.render(partial(figures.heatmap, data, trait.name))
+        grid = len({(c.method, c.rank, c.lr) for c in data.of(trait.name)}) > 1
+        both = figures.render(partial(figures.heatmap, data, trait.name)) if grid or not data.arms else None
         if both is not None:
             write(f"heatmap-{slug}", both)
-        shown = [plate(stem.format(slug), *rest) for stem, *rest in _plates(data, trait.name)]
+        plates = _plates(data, trait.name)
+        if not grid and data.arms:  # a grid of one cell is no picture
+            plates = [p for p in plates if p[0].startswith("answers")]
+        shown = [plate(stem.format(slug), *rest) for stem, *rest in _arm_plates(data, trait.name) + plates]
         cells = [_cell_row(data, c) for name in _contexts(data) for c in data.of(trait.name, name)]
         sections.append(
             {
@@ -482,7 +627,9 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
                 "slug": slug,
                 "plates": [p for p in shown if p],
                 "cells": cells,
-                "contexts": _context_table(data, trait.name),
+                "contexts": None if data.arms else _context_table(data, trait.name),
+                "arms": _arm_table(data, trait.name),
+                "maps": _token_maps(data, trait.name),
                 "no_best": bool(data.of(trait.name, method="lora"))
                 and not any(c.selected for c in data.of(trait.name, method="lora")),
             }

@@ -11,6 +11,7 @@ model's own forward pass with its layers patched.
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.utils.checkpoint
@@ -21,6 +22,9 @@ from sublora.train.flat import family_of, flat_hidden, flatten, take
 from sublora.train.kernels import completion_loss, dense_weights, product, rms_norm
 from sublora.train.rows import StepBatch
 from sublora.train.stack import Stack, siblings
+
+if TYPE_CHECKING:
+    from sublora.gate import PackGate
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
@@ -44,10 +48,13 @@ class PackedModel:
 
     `stack=None` runs the base itself as a pack of one. Inputs are (K * B, T), row b of student k at k * B + b. With `recompute`
     (gradient checkpointing) the backward pass runs each layer's forward again instead of keeping what it made.
+    A `gate` multiplies each token's part of the adapters; it knows the tokens of the next call of `hidden`.
     """
 
-    def __init__(self, model: nn.Module, stack: Stack | None, *, recompute: bool = False) -> None:
-        self.model, self.stack, self.recompute = model, stack, recompute
+    def __init__(
+        self, model: nn.Module, stack: Stack | None, gate: "PackGate | None" = None, *, recompute: bool = False
+    ) -> None:
+        self.model, self.stack, self.gate, self.recompute = model, stack, gate, recompute
         self.size = stack.size if stack else 1
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -101,8 +108,10 @@ class PackedModel:
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
         for sheet in self._sheets:
             o, i = sum(self._modules[n].out_features for n in sheet[0]), self._modules[sheet[0][0]].in_features
-            # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form
-            if item >= 4 and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
+            # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form; a gate acts on
+            # the adapter's part, which the low form keeps apart
+            may = item >= 4 and self.gate is None
+            if may and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
             else:
                 self._weights |= {names: self._low(names) for names in sheet}
@@ -151,6 +160,9 @@ class PackedModel:
                 out = product(rows, weights[:, start : start + module.out_features], module.bias)
             else:
                 thin = [low.thin(rows, index) for low in weights]
+                if self.gate is not None:
+                    factor = self.gate.of(name, rows).reshape(self.size, -1, 1)
+                    thin = [h if h is None else h * factor[low.part] for h, low in zip(thin, weights, strict=True)]
                 out = self._added(module, rows, weights, index, thin)
             return out.view(*x.shape[:-1], -1)
 
@@ -227,6 +239,8 @@ class PackedModel:
     def losses(self, batch: StepBatch) -> torch.Tensor:
         """Mean cross-entropy per completion token of each student, (K,), in nats."""
         device = self.head.weight.device
+        if self.gate is not None:
+            raise ValueError("losses are those of the plain adapters")
         if self.family is not None and self.stack is not None:
             flat = flatten(batch, self.family.heads, device)
             picked = flat_hidden(self.family, flat, self._flat_linear, self._norm, self.recompute)

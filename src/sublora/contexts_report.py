@@ -1,0 +1,108 @@
+"""What `sublora contexts` prints: every context of a model as text and tokens, and two of them token by token."""
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import typer
+
+from sublora.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
+from sublora.errors import SubloraError
+from sublora.listing import _table
+from sublora.model import model_source
+from sublora.token_classes import PromptTokens, classify
+
+
+def model_chat(name: str) -> Chat:
+    """The chat format of a model, without its weights. Raises SubloraError where the tokenizer cannot be loaded."""
+    source = model_source(name)
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
+        raise SubloraError(f"The folder {name} has no tokenizer_config.json; give a folder made by save_pretrained.")
+    try:
+        tokenizer = load_tokenizer(source)
+    except Exception as error:  # transformers raises whatever its parts raise
+        why = " ".join(str(error).split())[:160]
+        raise SubloraError(
+            f"The tokenizer of {name} cannot be loaded ({why}); check the name, or the network."
+        ) from None
+    return Chat(tokenizer)
+
+
+def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
+    """NAME=TEXT or, for a text in the user's turn, NAME=user:TEXT."""
+    out: dict[str, str | UserText] = {}
+    for given in texts:
+        name, found, text = given.partition("=")
+        if not found or not name.strip():
+            raise SubloraError(f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'")
+        out[name.strip()] = UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
+    return out
+
+
+def print_contexts(
+    model: str,
+    question: str,
+    named: Mapping[str, str | UserText],
+    diff: tuple[str, str] | None,
+    entities: Sequence[str],
+) -> None:
+    """Print all contexts, or the difference of two. Raises SubloraError for an unknown or impossible context."""
+    chat = model_chat(model)
+    known = {name: resolve_context(name, named) for name in diff or (*PLAIN_CONTEXTS, *named)}
+    possible = {name: context for name, context in known.items() if diff or chat.supports(context)}
+    texts = {name: chat.render(question, context) for name, context in possible.items()}
+    for entity in entities:
+        if not any(entity in text for text in texts.values()):
+            raise SubloraError(f"The entity '{entity}' is in none of these contexts; write it as it stands there.")
+    # a name need not stand in every context
+    tokens = {
+        name: classify(chat, question, context, [e for e in entities if e in texts[name]])
+        for name, context in possible.items()
+    }
+    if diff is not None:
+        _print_diff(chat, diff, tokens[diff[0]], tokens[diff[1]])
+        return
+    for name in known:
+        if name not in tokens:
+            typer.echo(f"{name}: not possible with this chat template\n")
+            continue
+        found = tokens[name]
+        typer.echo(f"{name}: {len(found.ids)} tokens")
+        typer.echo("".join(f"    {line}\n" for line in found.text.splitlines()))
+        _table(
+            ["token", "id", "class"],
+            [[shown(chat, i), str(i), k] for i, k in zip(found.ids, found.classes, strict=True)],
+        )
+        typer.echo()
+
+
+def shown(chat: Chat, token: int) -> str:
+    """A token as the tokenizer's vocabulary writes it, line breaks made visible."""
+    return str(chat.tokenizer.convert_ids_to_tokens(token)).replace("\n", "⏎")
+
+
+def differences(one: Sequence[int], other: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(sign, place, token): " " in both, "-" only in the first, "+" only in the second; places are those of the side it stands on."""
+    out = []
+    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        if kind == "equal":
+            out += [(" ", i, one[i]) for i in range(a, b)]
+        else:
+            out += [("-", i, one[i]) for i in range(a, b)] + [("+", i, other[i]) for i in range(c, d)]
+    return out
+
+
+def _print_diff(chat: Chat, names: tuple[str, str], one: PromptTokens, other: PromptTokens) -> None:
+    lines = differences(one.ids, other.ids)
+    changed = sum(sign != " " for sign, _, _ in lines)
+    if not changed:
+        typer.echo(f"{names[0]} and {names[1]} are the same {len(one.ids)} tokens.")
+        return
+    typer.echo(f"- {names[0]}: {len(one.ids)} tokens")
+    typer.echo(f"+ {names[1]}: {len(other.ids)} tokens")
+    rows = []
+    for sign, place, token in lines:
+        kind = (other if sign == "+" else one).classes[place]
+        rows.append([sign, shown(chat, token), str(token), kind])
+    _table(["", "token", "id", "class"], rows)
+    typer.echo(f"{changed} of {len(lines)} lines differ.")
