@@ -31,8 +31,11 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
     if full:
         parts.append(f"full fine-tunes at {_listed(full.lrs)}")
     replicates = recipe.replicates
+    where = f" in the contexts {_listed(recipe.train.contexts)}" if len(recipe.train.contexts) > 1 else ""
+    if lora and lora.placements:
+        where += f" with the adapter at {len(lora.placements)} places"
     sentence = (
-        f"{base.name}: {' and '.join(parts)}, trained for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
+        f"{base.name}: {' and '.join(parts)}, trained{where} for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
         f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}, with "
         f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
     )

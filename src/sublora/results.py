@@ -182,7 +182,7 @@ class Results:
         kept = [
             c
             for c in cells
-            if c.method == "full" or (c.train_context, c.placement) == (first.context.name, first.placement)
+            if c.train_context == first.context.name and (c.method == "full" or c.placement == first.placement)
         ]
         return self._table(kept, context)
 
@@ -266,7 +266,8 @@ class Results:
                     and s.student.method == best["method"]
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
-                    and (s.student.method == "full" or (s.context, s.placement) == (first.context, first.placement))
+                    and s.context == first.context
+                    and (s.student.method == "full" or s.placement == first.placement)
                 ]
                 return np.mean([self._of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
 
