@@ -14,7 +14,6 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sublora as sl
 from sublora.train.fit import passes
+from sublora.train.optimizers import RowOptimizer
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRow, TokenRows, assemble, pack_rows, rows_of_step
 from sublora.train.stack import new_stack
@@ -244,10 +244,37 @@ def product_seconds(setting: Setting, numbers: list[int], repeats: int) -> float
     return total
 
 
-def memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def student_memory(setting: Setting, numbers: list[int]) -> dict[str, float]:
+    """Mean bytes that one of these students takes: its own parameters, gradients and optimizer state, and what a step keeps for its
+    backward pass, counted tensor by tensor."""
+    group = [student(setting, n, 1) for n in numbers]
+    own = kept = 0
+    frozen = {p.untyped_storage().data_ptr() for p in setting.model.parameters()}
+    for part in passes(setting.model, group, None, False):
+        stack = new_stack(setting.model, [group[i].spec for i in part])
+        ordered = [group[part[i]] for i in stack.order]
+        rows = zip(ordered, stack.student_rows(), strict=True)
+        optimizers = [RowOptimizer(s.spec, g.flat[row]) for s, (g, row) in rows]
+        for g in stack.groups:
+            g.train()
+        own += sum(g.flat.nbytes + g.grad.nbytes for g in stack.groups)
+        own += sum(t.nbytes for o in optimizers for t in o.state.values())
+        batch = assemble([s.rows for s in ordered], [rows_of_step(s.spec, len(s.rows), 0) for s in ordered])
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with PackedModel(setting.model, stack) as packed, hooks:
+            packed.form_weights(batch.ids.size // len(ordered))
+            losses = packed.losses(batch)
+            kept += sum(sizes.values())
+            del losses
+    return {"own": own / len(group), "kept": kept / len(group)}
 
 
 def worker(way: str, shape: str, numbers: list[int], steps: int, threads: int) -> None:
@@ -256,14 +283,13 @@ def worker(way: str, shape: str, numbers: list[int], steps: int, threads: int) -
     setting = micro() if shape == "micro" else qwen_7b()
     for p in setting.model.parameters():
         p.requires_grad_(False)
-    before = memory()
     print("ready", flush=True)
     sys.stdin.readline()
     runs = {"ours": run_ours, "peft": run_peft, "trl": run_trl}
     clock = runs[way](setting, numbers, steps)
-    out = {"tokens": clock.tokens, "seconds": clock.seconds, "bytes": memory() - before}
+    out = {"tokens": clock.tokens, "seconds": clock.seconds, "products": 0.0, "own": 0.0, "kept": 0.0}
     if way == "ours":
-        out["products"] = product_seconds(setting, numbers, 15) * steps
+        out |= {"products": product_seconds(setting, numbers, 15) * steps, **student_memory(setting, numbers)}
     print(json.dumps(out), flush=True)
 
 
@@ -295,8 +321,8 @@ def measure(way: str, shape: str, count: int, steps: int, processes: int, thread
     results = [json.loads(child.communicate()[0].strip().splitlines()[-1]) for child in children]
     return {
         "rate": sum(r["tokens"] / r["seconds"] for r in results),
-        "fraction": sum(r.get("products", 0.0) for r in results) / sum(r["seconds"] for r in results),
-        "bytes": max(r["bytes"] / len(n) for r, n in zip(results, own, strict=True)),
+        "fraction": sum(r["products"] for r in results) / sum(r["seconds"] for r in results),
+        **{part: sum(r[part] * len(n) for r, n in zip(results, own, strict=True)) / count for part in ("own", "kept")},
     }
 
 
@@ -304,13 +330,6 @@ def middle(way: str, count: int, args: argparse.Namespace, processes: int, threa
     """The median of the repeats, by rate."""
     runs = [measure(way, "micro", count, args.steps, processes, threads) for _ in range(args.repeats)]
     return sorted(runs, key=lambda r: r["rate"])[args.repeats // 2]
-
-
-def own_bytes(rank: int) -> int:
-    """A, B, gradients and AdamW's state of one student of `micro`."""
-    from sublora.train.stack import lora_slots, target_linears
-
-    return lora_slots(target_linears(sl.load_base("micro").model, ("all-linear",)), rank)[-1].stop * 4 * 4
 
 
 def main() -> None:
@@ -329,7 +348,10 @@ def main() -> None:
         return large(args)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     figures: dict[str, float] = {}
-    print(f"{'trainer':<36}{'tokens/s':>10}{'x peft':>8}{'x TRL':>8}{'products':>10}{'MiB a student':>15}", flush=True)
+    print(
+        f"{'trainer':<36}{'tokens/s':>10}{'x peft':>8}{'x TRL':>8}{'products':>10}{'own MiB':>9}{'kept MiB':>10}",
+        flush=True,
+    )
     peers: dict[str, float] = {}
 
     def line(name: str, found: dict[str, float], more: str = "") -> None:
@@ -348,12 +370,15 @@ def main() -> None:
             line(f"{name}, {cores} processes", middle(way, len(RANKS), args, cores, 1))
     for count in (1, 4, 16, 64):
         found = middle("ours", count, args, min(cores, count), 1)
-        line(f"ours, K = {count}", found, f"{found['fraction']:>10.2f}{found['bytes'] / 2**20:>15.1f}")
+        line(
+            f"ours, K = {count}",
+            found,
+            f"{found['fraction']:>10.2f}{found['own'] / 2**20:>9.2f}{found['kept'] / 2**20:>10.2f}",
+        )
         if count == 16:
             figures = {f"ratio_vs_{p}_k16": found["rate"] / rate for p, rate in peers.items()}
             figures["matmul_fraction_k16"] = found["fraction"]
-    mean = sum(own_bytes(r) for r in RANKS) / len(RANKS) / 2**20
-    print(f"A, B, gradients and optimizer state of a student, mean over the ranks: {mean:.1f} MiB")
+    print("own: a student's A, B, gradients and optimizer state; kept: what its rows leave for a step's backward pass")
     if args.json:
         json.dump(figures, args.json, indent=1)
 
@@ -361,11 +386,11 @@ def main() -> None:
 def large(args: argparse.Namespace) -> None:
     """The 7B shape on one GPU: ours with 8 students beside peft, and how much of the GPU's own rate of products a step reaches."""
     ours, peft = (measure(way, args.shape, len(RANKS_7B), args.steps, 1, 1) for way in ("ours", "peft"))
-    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'MiB a student':>15}")
+    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'own MiB':>9}{'kept MiB':>10}")
     print(f"{'peft, plain loop':<22}{peft['rate']:>10.0f}{1.0:>8.2f}")
     print(
         f"{'ours, K = 8':<22}{ours['rate']:>10.0f}{ours['rate'] / peft['rate']:>8.2f}{ours['fraction']:>10.2f}"
-        f"{ours['bytes'] / 2**20:>15.1f}"
+        f"{ours['own'] / 2**20:>9.2f}{ours['kept'] / 2**20:>10.2f}"
     )
     if args.json:
         json.dump(
