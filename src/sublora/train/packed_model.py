@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
+# Weights of the dense form are a copy of the adapted layers for every student, and their gradients another; above this they are not worth it.
+DENSE_BYTES = 2**30
 # Floating-point operations that cost as much as moving one byte; a rough figure is enough to choose a form.
 FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 250.0}
 
@@ -65,6 +67,8 @@ class PackedModel:
         self._frozen: dict[Sheet, torch.Tensor] = {}
         self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
         self._sheets = _sheets(stack) if stack is not None and stack.kind == "lora" else []
+        weights = sum(self._modules[n].weight.nbytes for n in stack.linears) * self.size if self._sheets else 0
+        self._dense_fits = weights <= DENSE_BYTES
         self._together = {name: names for sheet in self._sheets for names in sheet for name in names}
 
     def __enter__(self) -> "PackedModel":
@@ -110,7 +114,7 @@ class PackedModel:
             o, i = sum(self._modules[n].out_features for n in sheet[0]), self._modules[sheet[0][0]].in_features
             # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form; a gate acts on
             # the adapter's part, which the low form keeps apart
-            may = item >= 4 and self.gate is None
+            may = item >= 4 and self.gate is None and self._dense_fits
             if may and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
             else:
