@@ -33,6 +33,7 @@ SWEEP = [
     "--set", "fixed_lr=1e-3", "--set", "measure.samples=3",
 ]  # fmt: skip
 EARLY = 0.1  # share of kills while the model is loaded and nothing is written yet
+PAGE = 4  # kills of one sweep in its last stage, which begins anew each time
 PART = 0.4  # of an undisturbed sweep's time, from its first write on, within which the other kills fall
 TABLES = ("results.csv", "cells.csv", "verdicts.json", "answers.json")
 
@@ -204,14 +205,16 @@ def kills(
     while total < wanted:
         sweeps += 1
         out, store = folder / f"{executor}-{sweeps}", folder / f"{executor}-{sweeps}-store"
-        mine, deadline = 0, time.monotonic() + 900
+        mine, last, deadline = 0, 0, time.monotonic() + 900
         while True:
             pid = fork(sweep(out, store, *more), folder / "log.txt")
             code = None
-            if total + mine < wanted:
+            if total + mine < wanted and last < PAGE:
                 code = kill_time(out, longest, rng, pid)
                 if code is None:
-                    stages[stage_of(out, store)] += 1
+                    stage = stage_of(out, store)
+                    stages[stage] += 1
+                    last += stage == "tables and page"
                     mine += 1
                     victims = ray_workers(pid) if more and rng.random() < 0.5 else []
                     if victims:

@@ -208,7 +208,7 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, own_
             for worker in workers_of(child)[:1]:
                 os.kill(worker, signal.SIGKILL)
                 killed += 1
-        time.sleep(0.01)
+        time.sleep(0.1)
     _out, err = child.communicate(timeout=240)
     assert child.returncode == 0 and killed == 1, err
     assert sublora("run", "rank-lr", *GRID, "--out", str(tmp_path / "local")).code == 0

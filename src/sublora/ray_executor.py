@@ -117,6 +117,8 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
     asked_to_stop = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
+            # the workers are the run: with Ray's niceness of 15 they would starve beside anything else on the machine
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", num_cpus=threads, **quiet)
         else:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
