@@ -121,12 +121,12 @@ def test_a_student_lost_after_its_checkpoint_is_trained_again(own_store: Path, m
     store.discard(unit.makes[0])
     saved = store.root / "checkpoints" / f"{unit.id}.safetensors"
 
-    def past_the_first(model, students, keep, *, checkpoint, on_step):
+    def past_the_first(model, students, keep, **options):
         """As `train_pack` goes on from a checkpoint in which the first student is done already."""
         if saved.exists():
             saved.unlink()
             return
-        pack.train_pack(model, students, keep, checkpoint=checkpoint, on_step=on_step)
+        pack.train_pack(model, students, keep, **options)
 
     monkeypatch.setattr(stages, "train_pack", past_the_first)
     saved.write_bytes(b"as if")
