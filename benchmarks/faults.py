@@ -32,6 +32,7 @@ SWEEP = [
     "--set", "train.seeds=[1,2]", "--set", "train.lora.ranks=[1,8]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full.lrs=[1e-3]",
     "--set", "fixed_lr=1e-3", "--set", "measure.samples=3",
 ]  # fmt: skip
+PART_RAY = 1.2  # the same on Ray, where most of a sweep of seconds is the start of the workers
 EARLY = 0.1  # share of kills while the model is loaded and nothing is written yet
 PAGE = 4  # kills of one sweep in its last stage, which begins anew each time
 PART = 0.4  # of an undisturbed sweep's time, from its first write on, within which the other kills fall
@@ -188,6 +189,18 @@ class Report:
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
+
+
+def undisturbed(folder: Path, name: str, *more: str) -> float:
+    """A sweep that nobody kills, in folder/NAME and NAME-store; seconds from its first write to its end."""
+    pid = fork(sweep(folder / name, folder / f"{name}-store", *more), folder / "log.txt")
+    code = None
+    while code is None and not (folder / name / "run.json").exists():
+        code = end_of(pid, 0.01)
+    began = time.monotonic()
+    if (code := end_of(pid) if code is None else code) != 0:
+        sys.exit(f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}")
+    return time.monotonic() - began
 
 
 def kills(
@@ -384,29 +397,22 @@ def main() -> None:
     rng, report, started = random.Random(options.seed), Report(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
-        pid = fork(sweep(folder / "plain", folder / "plain-store"), folder / "log.txt")
-        while not (folder / "plain" / "run.json").exists():
-            if (code := end_of(pid, 0.01)) is not None:
-                sys.exit(f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}")
-        began = time.monotonic()
-        code = end_of(pid)
-        longest = PART * (time.monotonic() - began)
-        if code != 0:
-            sys.exit(f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}")
+        whole = undisturbed(folder, "plain")
         reference = state(folder / "plain", folder / "plain-store")
         figures: dict[str, object] = {}
-        local = kills(folder, reference, options.kills, longest, rng, "local", report) if options.kills else (0, 0)
+        local = kills(folder, reference, options.kills, PART * whole, rng, "local", report) if options.kills else (0, 0)
         figures |= {"kills_local": local[0]}
         figures["races"], figures["races_clean"] = races(folder, options.races, report)
         if not options.no_full_disk:
             figures["full_disks"], figures["full_disks_clean"] = full_disks(folder, reference, rng, report)
         if options.flips:
             figures["flips"], figures["flips_mended"] = flips(folder, reference, rng, options.flips, report)
-        on_ray = (
-            kills(folder, reference, options.ray_kills, 2 * longest, rng, "ray", report)
-            if options.ray_kills
-            else (0, 0)
-        )
+        on_ray = (0, 0)
+        if options.ray_kills:
+            whole = undisturbed(folder, "plain-ray", "--executor", "ray")
+            if state(folder / "plain-ray", folder / "plain-ray-store") != reference:
+                sys.exit("an undisturbed sweep on Ray is not the same as in one process")
+            on_ray = kills(folder, reference, options.ray_kills, PART_RAY * whole, rng, "ray", report)
         figures |= {
             "kills_ray": on_ray[0],
             "kills": local[0] + on_ray[0],

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from command import SMALL, sublora
 from sublora.execute import Count, Execution
@@ -82,6 +83,15 @@ def test_a_signal_ends_with_3_and_a_sentence(tmp_path: Path, name: str, executor
     assert run["status"] == "interrupted" and run["progress"]["datasets"]["running"] == 0
     again = process(tmp_path / "run", tmp_path / "store", "--executor", executor)
     assert again.communicate(timeout=240) and again.returncode == 0
+
+
+def test_a_killed_run_is_listed_as_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"status": "running", "sentence": "What it does."}))
+    assert "stopped" in sublora("ls", "runs").out
+    with FileLock(tmp_path / "runs" / "a" / ".lock"):
+        assert "running" in sublora("ls", "runs").out
 
 
 def test_run_json_is_written_at_a_bounded_rate_and_whole(tmp_path: Path, own_store: Path) -> None:

@@ -69,7 +69,8 @@ def run(
         asked, folder = folder, fresh_out(folder)
         stays = f" {asked} stays as it is." if folder != asked else ""
         typer.echo(
-            f"A new run in {folder}.{stays} What the store has is shared and not made again; `sublora store gc` removes what no run uses.",
+            f"A new run in {folder}.{stays} What the store has is shared and not made again. To go on with this run later, give "
+            f"--out {folder} in place of --fresh.",
             err=True,
         )
     result = run_recipe(

@@ -76,10 +76,24 @@ def _runs() -> list[list[str]]:
     for path in sorted(Path("runs").glob("*/run.json")):
         try:
             run = json.loads(path.read_text("utf-8"))
-            rows.append([str(path.parent), run["status"], run["sentence"]])
+            status = run["status"]
+            if status == "running" and not _held(path.parent / ".lock"):
+                status = "stopped"  # its process was killed; the same command goes on
+            rows.append([str(path.parent), status, run["sentence"]])
         except (OSError, ValueError, KeyError):
             rows.append([str(path.parent), "unreadable", ""])
     return rows
+
+
+def _held(lock: Path) -> bool:
+    """Whether a living process holds the lock."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:

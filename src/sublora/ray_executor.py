@@ -128,7 +128,7 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
             f"Ray {where} does not answer ({' '.join(str(error).split())[:160]}); start it with `ray start --head`, "
             "or check --ray-address."
         ) from None
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and asked_to_stop is not None:
         signal.signal(signal.SIGTERM, asked_to_stop)  # Ray puts its own handler there
     try:
         have = ray.cluster_resources()
