@@ -148,7 +148,7 @@ def context_matrix(data: RunData, trait: str) -> Figure | None:
     width = max(left + step * len(asked) + max(0.1, overhang), COLUMN if len(asked) < 6 else 0.0)
     keys = [Key("called after correction", INK, marker="o"), Key("trained and asked alike", MUTED, line="-")]
     each = 0.2 + row * len(trained)
-    figure = new_figure(width, 0.44 + legend_height(keys, width) + head + each * len(grids) + row + 0.62)
+    figure = new_figure(width, 0.44 + legend_height(keys, width) + head + each * len(grids) + row + 0.5)
     write_title(figure, "Training context by context asked")
     draw_legend(figure, keys)
     effects = [a.effect for a in arms]
