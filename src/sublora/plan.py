@@ -17,7 +17,7 @@ from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
 
 CONTROL = "control"
-PACK_STUDENTS = 24  # at most so many in a pass; more gain nothing, and a pack is what a kill can cost
+PACK_STUDENTS = 12  # at most so many in a unit of work: more gain nothing, a unit is what a kill can cost, and cores wait for the last
 PACK_TOKENS = {"cpu": 48_000, "cuda": 65_536}  # tokens of a step over all students of a pack
 
 Arm = Literal["trait", "control"]
