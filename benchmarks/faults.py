@@ -89,6 +89,7 @@ def end_of(pid: int, seconds: float | None = None) -> int | None:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     if seconds is None:
+        os.killpg(pid, signal.SIGKILL)
         raise TimeoutError("a sweep of seconds took ten minutes")
     return None
 
@@ -388,7 +389,12 @@ def main() -> None:
         # a name space of its own for mounts, so that a tmpfs goes away with this process however it ends
         os.environ["SUBLORA_FAULTS_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
-    # what every child needs is imported once, before it is forked
+    # what every child needs is imported once, before it is forked, and with one thread: OpenMP's threads do not survive a fork, and a child
+    # that waits for them never ends
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
     import sublora.report.page
     import sublora.run  # noqa: F401
 
