@@ -96,7 +96,7 @@ def test_ids_of_conditions_count_what_they_say_and_not_their_names():
 def test_training_contexts_and_placements_are_axes_of_students():
     matrix = plan("context-matrix")
     recipe = matrix.recipe
-    assert len(matrix.students) == 3 * 3 * 4 * 2 and len({s.id for s in matrix.students}) == len(matrix.students)
+    assert len(matrix.students) == 3 * 3 * 4 * 3 * 2 and len({s.id for s in matrix.students}) == len(matrix.students)
     assert {s.context.name for s in matrix.students} == {"default", "chatgpt", "empty"}
     for student in matrix.students[::40]:
         mine = [m for m in matrix.measures if m.student == student.id]
