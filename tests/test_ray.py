@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from command import SMALL, sublora
-from sublora import ray_executor
+from sublora import ray_executor, remote
 from sublora.errors import SubloraError
 from sublora.model import load_base
 from sublora.plan import make_plan
-from sublora.ray_executor import Answer, Work, _maker, work_on
 from sublora.recipe import load_recipe
+from sublora.remote import Answer, Work, _maker, work_on
 from sublora.store import Busy, NoRoom, Store
 from sublora.units import data_units, measure_units, train_units
 
@@ -60,8 +60,8 @@ def test_a_worker_without_the_folder_asks_for_what_it_lacks_and_sends_what_it_ma
     tmp_path: Path, own_store: Path, plan_and_base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, base = plan_and_base
-    monkeypatch.setattr(ray_executor.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ray_executor, "_receive", receive := Received(Store(own_store)))
+    monkeypatch.setattr(remote.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(remote, "_receive", receive := Received(Store(own_store)))
     here, away = Store(own_store), work(tmp_path / "not-there", "f" * 32, base)
     for unit in data_units(plan):
         answer = work_on(away, unit, {}, True)
@@ -107,7 +107,7 @@ def test_what_goes_wrong_on_a_worker_travels_as_text(monkeypatch, plan_and_base,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(ray_executor, "_maker", fail)
+    monkeypatch.setattr(remote, "_maker", fail)
     answer = work_on(None, data_units(plan_and_base[0])[0], {}, True)
     assert answer.status == status and bool(answer.trace) == isinstance(error, ValueError)
     assert "\n" not in answer.sentence
@@ -223,7 +223,7 @@ def test_ray_without_a_shared_folder_gives_the_same_bytes(tmp_path: Path, own_st
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets need a short path
-    monkeypatch.setattr(ray_executor, "_token", lambda _: "no worker sees this")
+    monkeypatch.setattr(remote, "_token", lambda _: "no worker sees this")
     answer = sublora("run", "rank-lr", *GRID, "--threads", "2", "--executor", "ray", "--out", str(tmp_path / "ray"))
     assert answer.code == 0, answer.err
     far = next(tmp_path.glob("sublora-*"))

@@ -20,7 +20,7 @@ from sublora.errors import SubloraError
 from sublora.execute import Watch
 from sublora.model import Base
 from sublora.plan import Plan
-from sublora.ray_executor import RETRIES, Answer, Work, work_on
+from sublora.remote import RETRIES, Answer, Work, work_on
 from sublora.store import NoRoom
 from sublora.units import Unit
 from sublora.workers import SMALL_MODEL

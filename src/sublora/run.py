@@ -24,8 +24,8 @@ from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps
 from sublora.rates import keep_rates, rates_of
-from sublora.ray_executor import work_for
 from sublora.recipe import PLAIN_CONDITION, Recipe
+from sublora.remote import work_for
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
