@@ -107,20 +107,21 @@ class Group:
 
     def tensors(self, row: int) -> dict[str, torch.Tensor]:
         """A student's own tensors, by name, without the padding of its rank."""
-        return {s.name: _own(self.flat[row], self.ranks[row], s) for s in self.slots}
+        return {s.name: own_part(self.flat[row], self.ranks[row], s) for s in self.slots}
 
     def unpad(self, row: int, values: torch.Tensor) -> torch.Tensor:
         """(P,) numbers, one for each of this row's parameters, without those of the padding."""
         if self.ranks[row] in (None, self.rank):
             return values.clone()
-        return torch.cat([_own(values, self.ranks[row], s).reshape(-1) for s in self.slots])
+        return torch.cat([own_part(values, self.ranks[row], s).reshape(-1) for s in self.slots])
 
     def pad(self, row: int, values: torch.Tensor) -> torch.Tensor:
         """The reverse of `unpad`: zeros at the padding."""
         return padded(values, self.ranks[row], self.slots)
 
 
-def _own(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+def own_part(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+    """One tensor of a student's row (P,), as a view without the padding of its rank."""
     whole = values[slot.start : slot.stop].view(slot.shape)
     if rank is None:
         return whole
@@ -134,7 +135,7 @@ def padded(values: torch.Tensor, rank: int | None, slots: Sequence[Slot]) -> tor
     out = values.new_zeros(slots[-1].stop)
     start = 0
     for slot in slots:
-        part = _own(out, rank, slot)
+        part = own_part(out, rank, slot)
         part.copy_(values[start : start + part.numel()].view(part.shape))
         start += part.numel()
     return out
