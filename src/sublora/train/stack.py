@@ -346,6 +346,17 @@ def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@torch.no_grad()
+def update_norms(group: Group, row: int, spec: StudentSpec, model: nn.Module) -> dict[str, float]:
+    """||W - W_0||, Frobenius, of every module that trained: s B A of a LoRA layer, all weights of a tensor in a full fine-tune."""
+    own = group.tensors(row)
+    if spec.method == "full":
+        was = dict(model.named_parameters())
+        return {n: float((t - was[n].to(t.dtype)).norm()) for n, t in own.items()}
+    names = [n.removesuffix(".lora_A") for n in own if n.endswith(".lora_A")]
+    return {n: spec.scale * float((own[f"{n}.lora_B"] @ own[f"{n}.lora_A"]).norm()) for n in names}
+
+
 def stack_weights(model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]) -> Stack:
     """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method."""
 
