@@ -1,7 +1,8 @@
 """What steering costs: steered beside plain forward passes over the same prompts, in one run, without and with students.
 
 Each way reads all questions of a category once, with a vector added behind every layer at every prompt token, or projected out there.
-Plain and steered passes take turns, and the medians are compared. Steering may cost a tenth of a plain pass.
+Plain and steered passes take turns, and the medians of CPU seconds, which other processes do not lengthen, are compared. The aim is that
+steering costs at most a tenth of a plain pass.
 
     python benchmarks/steer.py [--model micro] [--rounds 30] [--threads 1]
 """
@@ -30,13 +31,13 @@ def random_stack(base: sl.Base, students: int) -> Stack:
 
 
 def take_turns(calls: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each; the first round warms up and does not count."""
+    """Median CPU seconds of each; the first round warms up and does not count."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds + 1):
         for place, call in enumerate(calls):
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            seconds[place].append(time.perf_counter() - started)
+            seconds[place].append(time.process_time() - started)
     return [statistics.median(s[1:]) for s in seconds]
 
 

@@ -330,19 +330,26 @@ class PackSteering:
         """The residual stream (rows, T, d) behind a layer, steered."""
         if self._pass is None:
             raise ValueError("nothing was said of the tokens of this pass")
-        weight, condition, student, target = self._pass
+        weight, condition, _, target = self._pass
         if weight is None:
             return stream
         factor, out = weight.to(stream).unsqueeze(-1), stream
         if layer in self._add:
-            out = torch.addcmul(out, factor, self._add[layer][condition, student].to(stream).unsqueeze(1))
+            out = torch.addcmul(out, factor, self._rows(self._add[layer], stream))
         if layer in self._along:
             units, strengths = self._along[layer]
-            unit, strength = units[condition, student].to(stream), strengths[condition].to(stream).view(-1, 1, 1)
+            unit, strength = self._rows(units, stream), strengths[condition].to(stream).view(-1, 1, 1)
             want = target[layer].to(stream).unsqueeze(-1) if layer in target else 0.0
-            moved = factor * strength * (want - stream @ unit.unsqueeze(-1))
-            out = torch.addcmul(out, moved, unit.unsqueeze(1))
+            moved = factor * strength * (want - stream @ unit.mT)
+            out = torch.addcmul(out, moved, unit)
         return out
+
+    def _rows(self, table: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        """The vector of every row of the pass, (rows, 1, d), or (1, 1, d) where all have the same."""
+        if table.shape[:2] == (1, 1):
+            return table.to(stream)
+        _, condition, student, _ = self._pass
+        return table[condition, student].to(stream).unsqueeze(1)
 
 
 def pack_steering(
