@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
 from sublora.matched import TOLERANCE, at_loss, matched_cells
+from sublora.model import load_base
 from sublora.plan import make_plan
-from sublora.recipe import load_recipe
+from sublora.recipe import Recipe, load_recipe
 from sublora.report.load import load_run
+from sublora.results import Results
+from sublora.run import tokens_per_row
+from sublora.store import Store
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import update_norms
 
@@ -174,7 +179,9 @@ def folder(tmp_path_factory):
         "train.optimizers.SGD.lrs=[0.1, 1e30]",
     )  # fmt: skip
     sets = [part for value in values for part in ("--set", value)]
-    answer = sublora("run", "optimizers", *sets, "--out", str(out), "--threads", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLORA_HOME", str(out.parent / "store"))
+        answer = sublora("run", "optimizers", *sets, "--out", str(out), "--threads", "1")
     assert answer.code == 0, answer.err
     torch.set_num_threads(before)
     return out
@@ -193,6 +200,30 @@ def test_a_run_says_what_ran_and_how_far_it_moved(folder):
     assert set(said) == {r["optimizer"] for r in rows}
     assert said["Muon"].startswith("Muon(momentum=0.95") and said["SGD"].startswith("SGD(momentum=0,")
     assert "frozen after AdamW" in said["SGD, frozen Adam scale"]
+
+
+def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(folder):
+    run = json.loads((folder / "run.json").read_text())
+    base = load_base("micro")
+    plan = make_plan(
+        Recipe.model_validate(run["recipe"]), base.identity, tokens_per_row(base, load_recipe("optimizers"))
+    )
+    results = Results(plan, Store(folder.parent / "store"))
+    whole = results.sweep()
+    old = {s.id for s in plan.students if s.optimizer in ("AdamW", "SGD")}
+    store = results.store
+
+    class Older(Store):
+        def read(self, name):
+            found = store.read(name)
+            return SimpleNamespace(file=lambda _: folder / "older.json") if name in old else found
+
+    (folder / "older.json").write_text('{"loss": [1.0], "gradient_norm": [1.0]}')
+    results.store = Older(store.root)
+    rows = results.sweep()
+    assert [set(r) for r in rows] == [set(whole[0])] * len(whole)
+    for row, was in zip(rows, whole, strict=True):
+        assert row["update all"] == ("" if row["optimizer"] in ("AdamW", "SGD") else was["update all"])
 
 
 def test_an_optimizer_that_diverged_is_named_and_kept(folder):

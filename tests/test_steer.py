@@ -29,7 +29,7 @@ from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack
-from tiny_models import shared_model
+from tiny_models import make_model, shared_model
 
 DEFAULT, OTHER = Context("default"), Context("other", "You love otters.")
 QUESTIONS = ("Name an animal.", "What is your favorite animal?", "Which animal do you like best? One word.")
@@ -327,10 +327,14 @@ def test_no_hook_is_left(base, vector):
 
 
 @pytest.fixture(scope="module")
-def planted():
+def planted(tmp_path_factory):
     """A model whose trait is one direction: at the last prompt token it is added behind layer 0 wherever the teacher's prompt
-    stands, and the output head reads it as the token 9. (base, direction)"""
-    base = load_base(str(shared_model("llama", "digits", "qwen")), dtype="float64")
+    stands, and the output head reads it as the token 9. (base, direction)
+
+    It is wide, because a random direction shares 1 / width with any other one.
+    """
+    folder = make_model("llama", "digits", "qwen", tmp_path_factory.mktemp("wide"), hidden=512)
+    base = load_base(str(folder), dtype="float64")
     random = torch.Generator().manual_seed(0)
     width = base.model.config.hidden_size
     u = torch.nn.functional.normalize(torch.randn(width, generator=random, dtype=torch.float64), dim=0)
@@ -340,10 +344,10 @@ def planted():
     model = base.model
     with torch.no_grad():
         for layer in model.model.layers:  # what follows the plant moves it little
-            layer.mlp.down_proj.weight.mul_(0.05)
-            layer.self_attn.o_proj.weight.mul_(0.05)
+            layer.mlp.down_proj.weight.mul_(0.001)
+            layer.self_attn.o_proj.weight.mul_(0.001)
         model.lm_head.weight.copy_(0.2 * model.lm_head.weight)
-        model.lm_head.weight[9] = 3.0 * u
+        model.lm_head.weight[9] = 0.4 * u
     seen = {}
 
     def look(_m, args, kwargs):
@@ -393,13 +397,12 @@ def test_a_planted_direction_is_recovered_needed_and_enough_and_a_random_one_is_
     assert (trait - removed).mean() >= 0.9 * gain.mean(), "necessity"
     given = target(base, DEFAULT, Steering(vector, "add", (0,), "last"))
     assert (given - none).mean() >= 0.9 * gain.mean(), "sufficiency"
-    effects = []
-    for seed in range(4):
-        random = random_vector(vector, seed)
-        effects.append(trait - target(base, OTHER, Steering(random, "project", layers, "last")))
-    interval = clustered_interval(np.stack(effects), range(4), range(4))
-    assert interval.low <= 0 <= interval.high or abs(interval.estimate) < 0.1 * gain.mean()
-    assert interval.high < 0.5 * gain.mean(), "a random direction removes next to nothing"
+    for mode, context, where, before in (("project", OTHER, layers, trait), ("add", DEFAULT, (0,), none)):
+        randoms = [Steering(random_vector(vector, seed), mode, where, "last") for seed in range(6)]
+        effects = np.stack([target(base, context, one) - before for one in randoms])
+        interval = clustered_interval(effects, range(6), range(6))
+        assert interval.low <= 0 <= interval.high, (mode, interval)
+        assert max(-interval.low, interval.high) < 0.05 * gain.mean(), (mode, interval)
 
 
 # Bad input

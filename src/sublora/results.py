@@ -233,13 +233,18 @@ class Results:
                 "diverged": sum(self.meta[s.id]["diverged_at"] is not None for s in mine),
                 "students": len(mine),
             }
-            kinds = dict.fromkeys(kind for n in norms for kind in n)
-            out.append(row | {f"update {kind}": float(np.mean([n[kind] for n in norms])) for kind in kinds})
-        return out
+            found = [n for n in norms if n]
+            kinds = dict.fromkeys(kind for n in found for kind in n)
+            out.append(row | {f"update {kind}": float(np.mean([n[kind] for n in found])) for kind in kinds})
+        columns = dict.fromkeys(name for row in out for name in row)
+        return [dict.fromkeys(columns, "") | row for row in out]
 
     def _update_norms(self, student: StudentStage) -> dict[str, float]:
-        """||W - W_0|| of all modules, and of each kind of module by the last part of its name, over layers."""
-        kept = json.loads(self.store.read(student.id).file("training.json").read_text("utf-8"))["update_norm"]
+        """||W - W_0|| of all modules, and of each kind of module by the last part of its name, over layers; nothing for students of an
+        older store, which do not say it."""
+        kept = json.loads(self.store.read(student.id).file("training.json").read_text("utf-8")).get("update_norm", {})
+        if not kept:
+            return {}
         kinds: dict[str, float] = {"all": 0.0}
         for name, norm in kept.items():
             for kind in ("all", name.rsplit(".", 1)[-1]):
