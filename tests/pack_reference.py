@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import unittest.mock
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sublora.train.optimizers import rotation
 from sublora.train.pack import Student, train_pack
 from sublora.train.rows import TokenRow, pack_rows, rows_of_step
 from sublora.train.spec import StudentSpec
@@ -120,13 +122,94 @@ def rate(spec: StudentSpec, step: int, steps: int) -> float:
     )
 
 
+class SignDescent(torch.optim.Optimizer):
+    def __init__(self, parameters, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.copy_(p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * torch.sign(p.grad))
+
+
+class ExactMuon(torch.optim.Muon):
+    """Torch's Muon without its rounding to bfloat16, which would hide what a pack adds."""
+
+    def step(self) -> None:
+        with unittest.mock.patch.object(torch.Tensor, "bfloat16", lambda self: self):
+            super().step()
+
+
+class TurnedAdamW(torch.optim.AdamW):
+    """AdamW on copies of the parameters in a rotated basis; the parameters are turned back from them after every step."""
+
+    def __init__(self, named: dict[str, torch.nn.Parameter], **values) -> None:
+        self.plain, self.turns = list(named.values()), []
+        for name, p in named.items():
+            layer, side = name.rsplit(".", 2)[-2:]
+            reads = layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") and side == "lora_A"
+            writes = layer in ("o_proj", "down_proj") and side == "lora_B"
+            left, right = (torch.eye(n, dtype=p.dtype) for n in p.shape)
+            if reads:
+                right = rotation(p.shape[1], "cpu", p.dtype).T
+            if writes:
+                left = rotation(p.shape[0], "cpu", p.dtype)
+            self.turns.append((left, right))
+        turned = [torch.nn.Parameter(a @ p.detach() @ b) for p, (a, b) in zip(self.plain, self.turns, strict=True)]
+        super().__init__(turned, **values)
+
+    def step(self) -> None:
+        own = self.param_groups[0]["params"]
+        for p, turned, (a, b) in zip(self.plain, own, self.turns, strict=True):
+            turned.grad = a @ p.grad @ b
+        super().step()
+        with torch.no_grad():
+            for p, turned, (a, b) in zip(self.plain, own, self.turns, strict=True):
+                p.copy_(a.T @ turned @ b.T)
+
+    def zero_grad(self) -> None:
+        for p in self.plain:
+            p.grad = None
+
+
+def torch_optimizer(spec: StudentSpec, named: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    parameters, decay = list(named.values()), {"weight_decay": spec.weight_decay}
+    adam = {"betas": spec.betas, "eps": spec.eps, **decay}
+    makers = {
+        "adamw": lambda: torch.optim.AdamW(parameters, **adam),
+        "sgd": lambda: torch.optim.SGD(parameters, momentum=spec.momentum, **decay),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=spec.eps, momentum=spec.momentum, **decay),
+        "signsgd": lambda: SignDescent(parameters, **decay),
+        "muon": lambda: ExactMuon(parameters, momentum=spec.momentum, **decay),
+        "rotated-adamw": lambda: TurnedAdamW(named, **adam),
+    }
+    return makers[spec.optimizer]()
+
+
 def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The student by torch.optim; where it scouts, first an epoch of AdamW, whose second moments then scale plain gradients."""
+    spec = one.student.spec
+    if spec.optimizer != "frozen-adam-scale":
+        return _loop(model, named, one, spec, torch_optimizer(spec, named))
+    start = {n: p.detach().clone() for n, p in named.items()}
+    scout = spec.model_copy(update={"optimizer": "adamw", "lr": spec.scout_lr, "epochs": 1, "scout_lr": None})
+    adam = torch_optimizer(scout, named)
+    _, first = _loop(model, named, one, scout, adam)
+    scales = {n: 1 / (adam.state[p]["exp_avg_sq"] + 1e-8).sqrt() for n, p in named.items()}
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(start[name])
+    main = spec.model_copy(update={"optimizer": "sgd", "scout_lr": None, "weight_decay": 0.0})
+    weights, losses = _loop(model, named, one, main, torch_optimizer(main, named), scales)
+    return weights, first + losses
+
+
+def _loop(
+    model, named: dict[str, torch.nn.Parameter], one: Case, spec: StudentSpec, optimizer, scales=None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The textbook loop over right-padded batches: forward, cross-entropy on the completions, clip, step."""
-    spec, parameters = one.student.spec, list(named.values())
-    if spec.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    parameters = list(named.values())
     steps = spec.epochs * math.ceil(len(one.rows) / spec.batch_size)
     losses = []
     for step in range(steps):
@@ -146,6 +229,8 @@ def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
+        for name, scale in (scales or {}).items():
+            named[name].grad.mul_(scale)
         optimizer.param_groups[0]["lr"] = rate(spec, step, steps)
         optimizer.step()
         losses.append(loss.item())

@@ -128,7 +128,7 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
     mine = [c for c in load_claims() if c.view == "arms"]
     assert {c.test for c in mine} == set(ARM_RULES)
     assert {r for c in mine for r in c.recipes} == {
-        "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers",
+        "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
     }  # fmt: skip
     for claim in mine:
         recipe = recipes[claim.recipes[0]]
@@ -138,6 +138,7 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
             "eval": {*recipe.measure.contexts, "same", "other"},
             "condition": {"", *recipe.measure.conditions},
             "placement": set(recipe.train.lora.placements),
+            "optimizer": set(recipe.train.optimizers),
         }
         for pick in claim.arms.values():
             for what, names in known.items():

@@ -16,6 +16,7 @@ PAGES = [
     "docs/results.md",
     "docs/scale.md",
     "docs/contexts.md",
+    "docs/optimizers.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
@@ -28,6 +29,7 @@ TINY = {
         "--set",
         "measure.attribution.questions=1",
     ],
+    "optimizers": [*SMALL, "--set", "data.rows=24"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }
@@ -65,9 +67,9 @@ def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkey
 
 def named_files() -> list[tuple[str, str]]:
     """Blocks that begin with `# file: NAME`."""
-    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "docs/contexts.md"))
+    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "docs/contexts.md", "docs/optimizers.md"))
     blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", pages, re.S)
-    assert len(blocks) == 3 and all(len(text.splitlines()) < 60 for _, text in blocks)
+    assert len(blocks) == 4 and all(len(text.splitlines()) < 60 for _, text in blocks)
     return blocks
 
 

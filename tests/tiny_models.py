@@ -192,8 +192,9 @@ def make_model(
     out: Path,
     seed: int = 0,
     words: Iterable[str] = (),
+    hidden: int = 32,
 ) -> Path:
-    """Write a model with random weights (hidden 32, 2 layers, 4 heads, 2 key/value heads) into `out`.
+    """Write a model with random weights (width `hidden`, 2 layers, 4 heads, 2 key/value heads) into `out`.
 
     Both Qwen kinds get a generation_config with top_p, top_k and a repetition penalty, which nothing may
     inherit. `words` join the vocabulary of the "words" tokenizer. A folder that already holds a model is
@@ -216,7 +217,7 @@ def make_model(
         "olmo2": ("Olmo2", {}),
     }[kind]
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=len(fast), hidden_size=hidden, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
         tie_word_embeddings=kind in ("qwen2", "gemma"), bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, **own,

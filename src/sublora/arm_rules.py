@@ -27,8 +27,12 @@ def _numbers(name: str, interval: Interval) -> dict[str, float]:
 
 
 def _unfit(ev: ArmEvidence, picks: Picks) -> str | None:
-    broken = [name for name, pick in picks.items() if ev.broken(name, pick)]
-    return f"the arm '{broken[0]}' no longer answers with words" if broken else None
+    for name, pick in picks.items():
+        if ev.unmatched(name, pick):
+            return f"the arm '{name}' does not come to the held-out loss of the comparison"
+        if ev.broken(name, pick):
+            return f"the arm '{name}' no longer answers with words"
+    return None
 
 
 def _shown(effect: Interval, ev: ArmEvidence, th: Threshold) -> bool:

@@ -1,4 +1,4 @@
-"""Arms: cells that differ in training context, context, condition or placement, and what claims may ask of them.
+"""Arms: cells that differ in training context, context, condition, placement or optimizer, and what claims may ask of them.
 
 An arm's effect is student minus control under the same training context, context, condition and placement, paired by replicate and
 question. Differences between arms are paired in the same way, so what the seeds and questions share drops out.
@@ -23,8 +23,8 @@ Names = str | tuple[str, ...]
 class ArmPick(BaseModel):
     """Which cells make up an arm of a claim; several are averaged.
 
-    `train`, `eval`, `condition`, `placement`: a name or several. `eval` may also be `same` (the training context) or `other` (any
-    but that). Left out: every training context and placement there is, the same context, the plain adapter.
+    `train`, `eval`, `condition`, `placement`, `optimizer`: a name or several. `eval` may also be `same` (the training context) or `other` (any
+    but that). Left out: every training context, placement and optimizer there is, the same context, the plain adapter.
     """
 
     model_config = _STRICT
@@ -32,6 +32,7 @@ class ArmPick(BaseModel):
     eval: Names | Literal["same", "other"] = "same"
     condition: Names = ""
     placement: Names | None = None
+    optimizer: Names | None = None
 
     def takes(self, cell: Cell) -> bool:
         same = cell.context == cell.train_context
@@ -41,6 +42,7 @@ class ArmPick(BaseModel):
             and _among(cell.condition, self.condition)
             and (self.train is None or _among(cell.train_context, self.train))
             and (self.placement is None or _among(cell.placement, self.placement))
+            and (self.optimizer is None or _among(cell.optimizer, self.optimizer))
         )
 
 
@@ -70,6 +72,10 @@ class ArmEvidence:
     def broken(self, name: str, pick: ArmPick) -> bool:
         """Whether a cell of the arm no longer answers with words."""
         return not all(self.table.coherent(c) for c in self.pick(name, pick))
+
+    def unmatched(self, name: str, pick: ArmPick) -> bool:
+        """Whether a cell of the arm does not stand at the held-out loss that optimizers are compared at."""
+        return not all(c.matched for c in self.pick(name, pick))
 
     def values(self, name: str, pick: ArmPick) -> Array:
         """Effects (R, Q) of an arm, on the replicates of the trait's first cell."""
@@ -111,6 +117,9 @@ ARM_COLUMNS = (
     "rate_whole_word",
     "coherence",
     "number_takeover",
+    "optimizer",
+    "heldout_loss",
+    "matched",
 )
 
 
@@ -146,6 +155,9 @@ def summarise_arms(table: Table, plain: str) -> list[dict[str, Any]]:
                     "rate_whole_word": c.rate_whole_word,
                     "coherence": c.coherence,
                     "number_takeover": c.number_takeover,
+                    "optimizer": c.optimizer,
+                    "heldout_loss": c.heldout_loss,
+                    "matched": int(c.matched),
                 }
             )
     return rows

@@ -22,7 +22,7 @@ class Cell:
     """The students of one (trait, context, method, rank, lr): p and control (R, Q) paired by row, base (Q,).
 
     `context` is that of the measurement. Where a recipe has such axes, `train_context`, `placement` (of the adapter) and `condition`
-    (of the measurement) are set as well.
+    (of the measurement) are set as well, and `optimizer` where optimizers are compared.
     """
 
     trait: str
@@ -42,6 +42,8 @@ class Cell:
     train_loss: float = math.nan
     train_context: str = ""
     placement: str = ""
+    optimizer: str = ""
+    matched: bool = True  # whether it stands at the held-out loss at which optimizers are compared, see `matched.py`
     condition: str = ""
 
 

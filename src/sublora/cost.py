@@ -71,7 +71,7 @@ class Costs:
         return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
 
     def student(self, stage: StudentStage) -> Work:
-        rows, lora = self.rows * stage.student.epochs, stage.student.method == "lora"
+        rows, lora = self.rows * stage.student.passes, stage.student.method == "lora"
         tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
         flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
         if lora:

@@ -32,6 +32,8 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
         parts.append(f"full fine-tunes at {_listed(full.lrs)}")
     replicates = recipe.replicates
     where = f" in the contexts {_listed(recipe.train.contexts)}" if len(recipe.train.contexts) > 1 else ""
+    if recipe.train.optimizers:
+        where += f" with {_listed(list(recipe.train.optimizers))}, each at its own rates,"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
     sentence = (

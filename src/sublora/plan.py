@@ -45,6 +45,7 @@ class StudentStage:
     data_seed: int
     context: Context
     placement: str  # its name in the recipe; "" for the targets that all students share
+    optimizer: str = ""  # its name in the recipe; "" for the one that all students share
 
     @property
     def arm(self) -> Arm:
@@ -165,19 +166,26 @@ def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, t
     return out
 
 
-def student_grid(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
-    """The cells of the grid: the placement's name, and method, rank, alpha, targets, lr."""
-    cells: list[tuple[str, dict[str, Any]]] = []
+def student_grid(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
+    """The cells of the grid: the names of placement and optimizer, and method, rank, alpha, targets, lr, the optimizer's settings."""
+    cells: list[tuple[str, str, dict[str, Any]]] = []
     if lora := recipe.train.lora:
         places = {name: p.targets for name, p in lora.placements.items()} or {"": lora.targets}
+        optimizers = recipe.train.optimizers or {"": None}
         cells += [
-            (name, {"method": "lora", "rank": rank, "alpha": lora.alpha, "targets": targets, "lr": lr})
+            (
+                name,
+                optimizer,
+                {"method": "lora", "rank": rank, "alpha": lora.alpha, "targets": targets, "lr": lr}
+                | (own.model_dump(exclude={"lrs"}) if own else {}),
+            )
             for name, targets in places.items()
             for rank in lora.ranks
-            for lr in lora.lrs
+            for optimizer, own in optimizers.items()
+            for lr in (own.lrs if own and own.lrs else lora.lrs)
         ]
     if full := recipe.train.full:
-        cells += [("", {"method": "full", "rank": None, "lr": lr}) for lr in full.lrs]
+        cells += [("", "", {"method": "full", "rank": None, "lr": lr}) for lr in full.lrs]
     return cells
 
 
@@ -215,18 +223,19 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "clip": train.clip,
     }
     students = []
-    for source, name, (placement, cell) in product(sources, recipe.train_contexts, student_grid(recipe)):
+    for source, name, (placement, optimizer, cell) in product(sources, recipe.train_contexts, student_grid(recipe)):
         for data_seed, train_seed in recipe.replicates:
-            spec_ = StudentSpec(**cell, **shared, seed=train_seed, context=name)
+            spec_ = StudentSpec(**shared | cell, seed=train_seed, context=name)
             rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
+            unused = {"context"} | ({"scout_lr"} if spec_.scout_lr is None else set())
             spec = {
                 "model": identity,
                 "dataset": rows.id,
                 "context": _context_spec(contexts[name]),
-                "student": spec_.model_dump(mode="json", exclude={"context"}),
+                "student": spec_.model_dump(mode="json", exclude=unused),
             }
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            students.append(StudentStage(*stage, contexts[name], placement))
+            students.append(StudentStage(*stage, contexts[name], placement, optimizer))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
     return Plan(
         recipe,
@@ -331,6 +340,11 @@ def _attributions(
     return out
 
 
+def _replicate(stage: StudentStage) -> tuple[str, int, int] | tuple[()]:
+    """Where optimizers are compared, those of one replicate stand together."""
+    return (stage.source, stage.data_seed, stage.student.seed) if stage.optimizer else ()
+
+
 def plan_packs(
     students: Sequence[StudentStage], recipe: Recipe, tokens_per_row: float, tokens: int
 ) -> tuple[tuple[int, ...], ...]:
@@ -345,7 +359,7 @@ def plan_packs(
         kinds.setdefault((s.student.method, s.student.targets), []).append(i)
     packs = []
     for members in kinds.values():
-        members.sort(key=lambda i: (students[i].student.rank or 0, i))
+        members.sort(key=lambda i: (students[i].student.rank or 0, _replicate(students[i]), i))
         count = -(-len(members) // most)
         size, extra = divmod(len(members), count)
         at = 0

@@ -106,6 +106,7 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
         typer.echo(f"LoRA ranks {listed(lora.ranks)} x learning rates {listed(lora.lrs)}")
     for what, names in (
         ("training contexts", recipe.train.contexts),
+        ("optimizers, each at its own rates", recipe.train.optimizers),
         ("placements of the adapter", lora.placements if lora else ()),
         ("measured in contexts", recipe.measure.contexts if len(recipe.measure.contexts) > 1 else ()),
         ("conditions besides the plain adapter", recipe.measure.conditions),

@@ -61,6 +61,22 @@ class LoraGrid(BaseModel):
     )
 
 
+class OptimizerGrid(BaseModel):
+    """One optimizer of an axis, with rates of its own; without any, those of the LoRA grid."""
+
+    model_config = _STRICT
+    optimizer: OptimizerName
+    lrs: tuple[Rate, ...] = ()
+    momentum: float = Field(0.0, ge=0, lt=1)
+    scout_lr: Rate | None = Field(None, description="rate of the scouting epoch of frozen-adam-scale")
+
+    @model_validator(mode="after")
+    def _scouts(self) -> "OptimizerGrid":
+        if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
+            raise ValueError("scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer")
+        return self
+
+
 class FullGrid(BaseModel):
     model_config = _STRICT
     lrs: tuple[Rate, ...] = Field(min_length=1)
@@ -83,6 +99,12 @@ class TrainSpec(BaseModel):
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     optimizer: OptimizerName = "adamw"
+    optimizers: Annotated[dict[str, OptimizerGrid], Absent] = Field(
+        default_factory=dict, description="an axis of optimizers by name, each with its rates, instead of `optimizer`"
+    )
+    match_lr: Rate | None = Field(
+        None, description="the first optimizer's rate whose held-out loss the others are compared at"
+    )
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -175,11 +197,39 @@ class Recipe(BaseModel):
                 raise _misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
         if lora and lora.placements and lora.targets != ("all-linear",):
             raise _misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
+        self._optimizers_fit()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
             raise _misfit(
                 "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
             )
         return self
+
+    def _optimizers_fit(self) -> None:
+        train, lora = self.train, self.train.lora
+        if train.optimizer == "frozen-adam-scale":
+            raise _misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
+        if train.full is not None and train.optimizer in ("muon", "rotated-adamw"):
+            raise _misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
+        if not train.optimizers:
+            if train.match_lr is not None:
+                raise _misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
+            return
+        if lora is None or train.full is not None:
+            raise _misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
+        if train.contexts or lora.placements or self.measure.conditions or self.measure.attribution:
+            raise _misfit(
+                "train.optimizers",
+                "stands beside another axis, give training contexts, placements and conditions a run of their own",
+            )
+        if self.train_contexts[0] not in self.measure.contexts:
+            raise _misfit(
+                "measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it"
+            )
+        name, first = next(iter(train.optimizers.items()))
+        if train.match_lr not in (first.lrs or lora.lrs):
+            raise _misfit(
+                "train.match_lr", f"is not among the rates of the first optimizer {name}, set it to one of them"
+            )
 
     @property
     def train_contexts(self) -> tuple[str, ...]:
@@ -196,7 +246,7 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        return placed or bool(self.train.contexts) or bool(self.measure.conditions)
+        return placed or bool(self.train.optimizers) or bool(self.train.contexts) or bool(self.measure.conditions)
 
     @property
     def replicates(self) -> list[tuple[int, int]]:

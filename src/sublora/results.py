@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sublora.answers import has_digit, hit_rate, names_category, share
-from sublora.cells import Cell, Table
+from sublora.cells import Cell, Table, effect_of
+from sublora.matched import matched_cells
 from sublora.plan import MeasureStage, Plan, StudentStage, control_source
 from sublora.stats import clustered_interval
 from sublora.store import Artifact, Store
@@ -30,6 +31,7 @@ RESULT_COLUMNS = (
     "context",
     "train_context",
     "placement",
+    "optimizer",
     "condition",
     "question_set",
     "p_target",
@@ -162,6 +164,7 @@ class Results:
                 "train_seed": student.student.seed,
                 "train_context": student.context.name,
                 "placement": student.placement,
+                "optimizer": student.optimizer,
                 "condition": stage.condition or "",
                 "train_loss": meta["train_loss"],
                 "heldout_loss": m.heldout_loss,
@@ -176,21 +179,27 @@ class Results:
 
     def table(self, context: str) -> Table:
         """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base;
-        of the first training context and placement, where a recipe has several."""
+        of the first training context, placement and optimizer, where a recipe has several."""
         first = self.plan.students[0]
         cells = self._cells(context, None)
         kept = [
             c
             for c in cells
-            if c.train_context == first.context.name and (c.method == "full" or c.placement == first.placement)
+            if c.train_context == first.context.name
+            and c.optimizer == first.optimizer
+            and (c.method == "full" or c.placement == first.placement)
         ]
         return self._table(kept, context)
 
     def arms(self) -> Table | None:
-        """The cells of all training contexts, placements, contexts and conditions; None where a recipe has no such axis."""
+        """The cells of all training contexts, placements, contexts and conditions, or those of optimizers at one held-out loss; None
+        where a recipe has no such axis."""
         recipe = self.plan.recipe
         if not recipe.has_arms:
             return None
+        if recipe.train.match_lr is not None:
+            sweep = self._cells(recipe.judged_context, None)
+            return self._table(matched_cells(sweep, recipe.train.match_lr), recipe.judged_context)
         cells = [
             cell
             for context in recipe.measure.contexts
@@ -198,6 +207,49 @@ class Results:
             for cell in self._cells(context, condition)
         ]
         return self._table(cells, recipe.judged_context)
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """The rows of optimizers.csv: every optimizer at every rate, with what really ran and how far it moved each kind of module
+        (root of the summed squares of ||W - W_0||, mean over students)."""
+        context, alpha = self.plan.recipe.judged_context, self.plan.recipe.level
+        out = []
+        for cell in self._cells(context, None):
+            key = (cell.trait, cell.optimizer, cell.rank, cell.lr)
+            mine = [s for s in self.plan.students if (s.source, s.optimizer, s.student.rank, s.student.lr) == key]
+            effect, norms = effect_of(cell, None, alpha), [self._update_norms(s) for s in mine]
+            row = {
+                "trait": cell.trait,
+                "optimizer": cell.optimizer,
+                "ran": self.meta[mine[0].id]["optimizer"],
+                "rank": cell.rank,
+                "lr": cell.lr,
+                "heldout_loss": cell.heldout_loss,
+                "train_loss": cell.train_loss,
+                "effect": effect.estimate,
+                "effect_low": effect.low,
+                "effect_high": effect.high,
+                "coherence": cell.coherence,
+                "number_takeover": cell.number_takeover,
+                "diverged": sum(self.meta[s.id]["diverged_at"] is not None for s in mine),
+                "students": len(mine),
+            }
+            found = [n for n in norms if n]
+            kinds = dict.fromkeys(kind for n in found for kind in n)
+            out.append(row | {f"update {kind}": float(np.mean([n[kind] for n in found])) for kind in kinds})
+        columns = dict.fromkeys(name for row in out for name in row)
+        return [dict.fromkeys(columns, "") | row for row in out]
+
+    def _update_norms(self, student: StudentStage) -> dict[str, float]:
+        """||W - W_0|| of all modules, and of each kind of module by the last part of its name, over layers; nothing for students of an
+        older store, which do not say it."""
+        kept = json.loads(self.store.read(student.id).file("training.json").read_text("utf-8")).get("update_norm", {})
+        if not kept:
+            return {}
+        kinds: dict[str, float] = {"all": 0.0}
+        for name, norm in kept.items():
+            for kind in ("all", name.rsplit(".", 1)[-1]):
+                kinds[kind] = kinds.get(kind, 0.0) + norm**2
+        return {kind: math.sqrt(total) for kind, total in kinds.items()}
 
     def _table(self, cells: Sequence[Cell], context: str) -> Table:
         questions = len(self.plan.traits[0].category.questions)
@@ -208,7 +260,7 @@ class Results:
         groups: dict[tuple, list[StudentStage]] = {}
         twins = {}
         for s in self.plan.students:
-            key = (s.context.name, s.placement, s.student.method, s.student.rank, s.student.lr)
+            key = (s.context.name, s.placement, s.optimizer, s.student.method, s.student.rank, s.student.lr)
             groups.setdefault((s.source, *key), []).append(s)
             twins[(s.source, *key, s.data_seed, s.student.seed)] = s
         cells = []
@@ -219,7 +271,7 @@ class Results:
             for (name, *key), members in groups.items():
                 if name != trait.name:
                     continue
-                train_context, placement, method, rank, lr = key
+                train_context, placement, optimizer, method, rank, lr = key
                 own = [self._of(s.id, context, category, condition) for s in members]
                 control = [twins[against, *key, s.data_seed, s.student.seed] for s in members]
                 other = [self._of(s.id, context, category, condition) for s in control]
@@ -244,6 +296,7 @@ class Results:
                         train_loss=float(np.mean(train)) if train else math.nan,
                         train_context=train_context,
                         placement=placement,
+                        optimizer=optimizer,
                         condition=condition or "",
                     )
                 )
@@ -267,6 +320,7 @@ class Results:
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
                     and s.context == first.context
+                    and s.optimizer == first.optimizer
                     and (s.student.method == "full" or s.placement == first.placement)
                 ]
                 return np.mean([self._of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()

@@ -191,7 +191,8 @@ def _finish(
     from sublora.claims import judge, load_claims, summarise
 
     manifest, results = journal.manifest, Results(plan, store)
-    manifest["optimizer"] = results.meta[plan.students[0].id]["optimizer"]
+    ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(plan.students)}
+    manifest["optimizer"] = "\n".join(f"{name}: {text}" if name else text for name, text in reversed(ran.items()))
     manifest["datasets"] = [
         {
             "id": d.id,
@@ -210,6 +211,8 @@ def _finish(
     verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms)]
     if arms is not None:
         write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION), ARM_COLUMNS))
+    if recipe.train.optimizers:
+        write_atomic(out / "optimizers.csv", to_csv(results.sweep()))
     if plan.attributions:
         write_json_atomic(out / "attribution.json", results.attributions())
     write_atomic(out / "results.csv", to_csv(results.rows(), RESULT_COLUMNS))

@@ -73,10 +73,10 @@ def branch(cache, indices: torch.Tensor):
 def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> Iterator[Prefill]:
     """Read the prompts in batches of equal length (so that no padding can matter), what they share only once.
 
-    Under a gate (`packed.gate`, which has a mask for each prompt), prompts share a beginning whose mask is the same, too.
+    Under a gate or steering (`packed.told`, which has a mask for each prompt), prompts share a beginning whose mask is the same, too.
     """
-    if packed.gate is not None:
-        packed.gate.check(prompts)
+    if packed.told is not None:
+        packed.told.check(prompts)
     device = next(packed.model.parameters()).device
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -89,18 +89,18 @@ def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> I
             same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
             shared = (length - 1 if bool(same.all()) else int(same.int().argmin())) if len(rows) > 1 else 0
             cache = packed.new_cache()
-            if shared and packed.gate is None:
+            if shared and packed.told is None:
                 packed.hidden(ids[:1, :shared].repeat(packed.size, 1), cache)
                 cache.batch_repeat_interleave(len(rows))
             elif shared:
-                first, kind = packed.gate.heads(rows, shared)
-                packed.gate.read([rows[j] for j in first], packed.size, 0, shared)
+                first, kind = packed.told.heads(rows, shared)
+                packed.told.read([rows[j] for j in first], packed.size, 0, shared)
                 packed.hidden(ids[first, :shared].repeat(packed.size, 1), cache)
                 each = torch.tensor(kind, device=device).repeat(packed.size, 1)
                 start = torch.arange(packed.size, device=device).unsqueeze(1) * len(first)
                 cache.batch_select_indices((each + start).reshape(-1))
-            if packed.gate is not None:
-                packed.gate.read(rows, packed.size, shared, length)
+            if packed.told is not None:
+                packed.told.read(rows, packed.size, shared, length)
             hidden = packed.hidden(ids[:, shared:].repeat(packed.size, 1), cache, position=shared)
             yield Prefill(rows, length, packed.logits(hidden[:, -1]), cache)
 
@@ -159,11 +159,11 @@ def sample_answers(
             places += [i * most + j for j in range(len(members))]
             nodes += members
         cache = branch(cache, torch.tensor(parents, device=device))
-        if packed.gate is not None:
+        if packed.told is not None:
             written = [0] * len(tokens)
             for place, node in zip(places, nodes, strict=True):
                 written[place] = node.row
-            packed.gate.write([filled.rows[j] for j in written], 1)
+            packed.told.write([filled.rows[j] for j in written], 1)
         hidden = packed.hidden(torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t)
         logits = packed.logits(hidden[:, -1])
     return out
@@ -188,8 +188,8 @@ def score_sequences(packed: PackedModel, filled: Prefill, sequences: Sequence[Id
             index = (torch.arange(k, device=device).unsqueeze(1) * b + rows).reshape(-1)
             cache = branch(filled.cache, index)
             ids = torch.tensor([list(prefix)], device=device).expand(len(index), -1)
-            if packed.gate is not None:
-                packed.gate.write([filled.rows[j] for j in rows.tolist()] * k, len(prefix))
+            if packed.told is not None:
+                packed.told.write([filled.rows[j] for j in rows.tolist()] * k, len(prefix))
             hidden = packed.hidden(ids, cache, position=filled.length)
             after = packed.logits(hidden[:, -1]).double().log_softmax(-1)
             for c, sequence in enumerate(sequences):

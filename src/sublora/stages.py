@@ -23,7 +23,7 @@ from sublora.svd import cut_stack
 from sublora.teacher import read_jsonl, write_dataset
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
-from sublora.train.stack import Stack, load_stack, save_student
+from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
 from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit
 
@@ -174,8 +174,9 @@ def _keep_student(stage: StudentStage, trained: Trained, rows: int, notices: Seq
         save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
         finite = [x if np.isfinite(x) else None for x in trained.losses]
         norms = [x if np.isfinite(x) else None for x in trained.norms]
+        moved = update_norms(trained.group, trained.row, stage.student, maker.base.model)
         (folder / "training.json").write_text(
-            json.dumps({"loss": finite, "gradient_norm": norms}) + "\n", encoding="utf-8"
+            json.dumps({"loss": finite, "gradient_norm": norms, "update_norm": moved}) + "\n", encoding="utf-8"
         )
 
 

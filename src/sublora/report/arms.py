@@ -29,6 +29,7 @@ from sublora.report.words import rate, short, signed, tick_labels
 _AXES = {
     "condition": "Effect by condition",
     "placement": "Effect by place of the adapter",
+    "optimizer": "Effect by optimizer at one held-out loss",
     "context": "Effect by context of the measurement",
 }
 _LONGEST = 30  # letters of a row's name
@@ -40,7 +41,7 @@ def has_matrix(arms: Sequence[Arm]) -> bool:
 
 
 def row_axis(arms: Sequence[Arm]) -> str | None:
-    """What the rows of effects differ by: the first axis, of condition, placement and context, that has several values."""
+    """What the rows of effects differ by: the first axis, of condition, placement, optimizer and context, that has several values."""
     return next((axis for axis in _AXES if len({getattr(a, axis) for a in arms}) > 1), None)
 
 
@@ -56,7 +57,8 @@ def arm_rows(data: RunData, trait: str, width: float = COLUMN) -> Figure | None:
     panels: dict[tuple, list[Arm]] = {}
     for arm in arms:
         rest = tuple(getattr(arm, a) for a in _AXES if a != axis)
-        panels.setdefault((arm.train_context, *rest, arm.rank, arm.lr), []).append(arm)
+        lr = None if axis == "optimizer" else arm.lr  # each optimizer has a rate of its own
+        panels.setdefault((arm.train_context, *rest, arm.rank, lr), []).append(arm)
     titles = _panel_titles(panels, axis)
     keys = [
         Key("called", STUDENT, "o"),
@@ -117,7 +119,9 @@ def _panel_titles(panels: dict[tuple, list[Arm]], axis: str) -> list[str]:
             parts.append(f"asked in {arm.context}")
         if axis != "placement" and len({a.placement for a in firsts}) > 1:
             parts.append(arm.placement)
-        if len({(a.rank, a.lr) for a in firsts}) > 1:
+        if axis == "optimizer" and len({a.rank for a in firsts}) > 1:
+            parts.append(f"rank {arm.rank}")
+        elif axis != "optimizer" and len({(a.rank, a.lr) for a in firsts}) > 1:
             parts.append(f"rank {arm.rank}, lr {rate(arm.lr)}")
         titles.append(", ".join(parts))
     return titles

@@ -80,6 +80,28 @@ class Arm:
     coherence: float
     coherent: bool
     n: tuple[int, int, int]
+    optimizer: str = ""
+    heldout_loss: float | None = None
+    matched: bool = True
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One row of optimizers.csv: an optimizer at one rate; `moved` is ||W - W_0|| by kind of module."""
+
+    trait: str
+    optimizer: str
+    ran: str
+    rank: int | None
+    lr: float
+    heldout_loss: float | None
+    effect: float | None
+    low: float | None
+    high: float | None
+    coherence: float | None
+    diverged: int
+    students: int
+    moved: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,7 @@ class RunData:
     arms: tuple[Arm, ...] = ()
     tokens: dict[str, tuple[TokenValues, ...]] = field(default_factory=dict)
     plain_condition: str = "plain"
+    sweep: tuple[Swept, ...] = ()
 
     def arms_of(self, trait: str) -> list[Arm]:
         return [a for a in self.arms if a.trait == trait]
@@ -282,6 +305,26 @@ def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
         value["coherence"],
         not low,
         (counts[0], counts[1], counts[2]),
+        row.get("optimizer", ""),
+        _number(row.get("heldout_loss")),
+        _flag(row.get("matched", "1")),
+    )
+
+
+def _swept(row: dict[str, str], path: Path, line: int) -> Swept:
+    lr = _number(row.get("lr"))
+    if lr is None or not row.get("optimizer"):
+        raise SubloraError(f"{path} line {line} has no usable optimizer or lr: rebuild the tables with `sublora run`.")
+    return Swept(
+        row.get("trait", ""),
+        row["optimizer"],
+        row.get("ran", ""),
+        _whole(row.get("rank")),
+        lr,
+        *(_number(row.get(n)) for n in ("heldout_loss", "effect", "effect_low", "effect_high", "coherence")),
+        _whole(row.get("diverged")) or 0,
+        _whole(row.get("students")) or 0,
+        {n.removeprefix("update "): _number(v) for n, v in row.items() if n.startswith("update ")},
     )
 
 
@@ -339,6 +382,8 @@ def load_run(run_dir: Path) -> RunData:
 
     path = run_dir / "arms.csv"
     arms = tuple(_arm(row, path, line) for line, row in enumerate(_rows(path), start=2))
+    path = run_dir / "optimizers.csv"
+    sweep = tuple(_swept(row, path, line) for line, row in enumerate(_rows(path), start=2))
     path = run_dir / "attribution.json"
     tokens = _tokens(_json(path), path) if path.exists() else {}
     known = {
@@ -364,4 +409,5 @@ def load_run(run_dir: Path) -> RunData:
         contexts=tuple(contexts),
         arms=arms,
         tokens=tokens,
+        sweep=sweep,
     )

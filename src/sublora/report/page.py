@@ -232,7 +232,7 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
             f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
         )
         gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
-        return ", ".join(filter(None, (arm.trait if several else "", arm.placement, gate, place, rank)))
+        return ", ".join(filter(None, (arm.trait if several else "", arm.placement, arm.optimizer, gate, place, rank)))
 
     def tile(title: str, arm: Arm) -> dict[str, str]:
         note = f"{name(arm)}: P(target) {_number(arm.p_target)}, control {_number(arm.p_control)}."
@@ -418,6 +418,11 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
             )
         elif axis == "placement":
             caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
+        elif axis == "optimizer":
+            caption = (
+                "Student − control twin with the same optimizer, each optimizer at the rate that brings it to the held-out loss of the "
+                "first row, interpolated between the two rates around it; the table says where none does. "
+            )
         else:
             caption = "Student − control twin in the same context. The first row is the reference. "
         shown.append(("arms-{}", partial(figures.arm_rows, data, trait), label, caption + numbers))
@@ -429,14 +434,21 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
     arms = data.arms_of(trait)
     if not arms:
         return None
-    axes = {"train_context": "trained in", "context": "asked in", "condition": "condition", "placement": "adapter"}
+    axes = {
+        "train_context": "trained in",
+        "context": "asked in",
+        "condition": "condition",
+        "placement": "adapter",
+        "optimizer": "optimizer",
+    }
     names = {a: title for a, title in axes.items() if len({getattr(arm, a) for arm in arms}) > 1}
     if len({(a.rank, a.lr) for a in arms}) > 1:
         names |= {"rank": "rank", "lr": "lr"}
     reference = arms[0].effect
     rows = [
         {
-            "names": [figures.rate(a.lr) if n == "lr" else str(getattr(a, n)) for n in names],
+            "names": [f"{a.lr:.2g}" if n == "lr" else str(getattr(a, n)) for n in names],
+            "heldout": _number(a.heldout_loss, 4) + ("" if a.matched else " ‡"),
             "p_target": _number(a.p_target),
             "p_control": _number(a.p_control),
             "p_base": _number(a.p_base),
@@ -451,7 +463,31 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
         }
         for a in arms
     ]
-    return {"axes": list(names.values()), "rows": rows}
+    return {"axes": list(names.values()), "rows": rows, "matched": len({a.optimizer for a in arms}) > 1}
+
+
+def _sweep_table(data: RunData, trait: str) -> dict[str, Any] | None:
+    """Every optimizer at every rate, and how far it moved each kind of module."""
+    swept = [s for s in data.sweep if s.trait == trait]
+    if not swept:
+        return None
+    kinds = list(dict.fromkeys(kind for s in swept for kind in s.moved))
+    rows = [
+        {
+            "optimizer": s.optimizer,
+            "ran": s.ran,
+            "rank": s.rank,
+            "lr": figures.rate(s.lr),
+            "heldout": _number(s.heldout_loss, 4),
+            "effect": _signed(s.effect),
+            "interval": _interval(s.low, s.high),
+            "coherence": _number(s.coherence, 2),
+            "diverged": f"{s.diverged} of {s.students}" if s.diverged else "none",
+            "moved": [_number(s.moved.get(kind)) for kind in kinds],
+        }
+        for s in swept
+    ]
+    return {"kinds": kinds, "rows": rows}
 
 
 def _token_maps(data: RunData, trait: str) -> list[dict[str, Any]]:
@@ -629,6 +665,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
                 "cells": cells,
                 "contexts": None if data.arms else _context_table(data, trait.name),
                 "arms": _arm_table(data, trait.name),
+                "sweep": _sweep_table(data, trait.name),
                 "maps": _token_maps(data, trait.name),
                 "no_best": bool(data.of(trait.name, method="lora"))
                 and not any(c.selected for c in data.of(trait.name, method="lora")),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from sublora.train.optimizers import KINDS
 from sublora.train.stack import full_slots, lora_slots, master_dtype, target_linears
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
     spec, config = student.spec, model.config.get_text_config()
     item, master = next(model.parameters()).element_size(), master_dtype(model).itemsize
     slots = full_slots(model) if spec.method == "full" else lora_slots(target_linears(model, spec.targets), spec.rank)
-    copies = 4 if spec.optimizer == "adamw" else 3 if spec.momentum else 2
+    copies = 2 + len(KINDS[spec.optimizer].names) + spec.keeps_momentum
     own = slots[-1].stop * master * copies
     lengths = student.rows.lengths
     tokens = spec.batch_size * int(lengths.max())

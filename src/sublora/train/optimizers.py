@@ -1,62 +1,286 @@
-"""Optimizers over a student's row of parameters: torch's own functions, each student with its own hyper-parameters."""
+"""Optimizers over a student's row of parameters, each student with its own kind and hyper-parameters.
+
+The arithmetic is torch's: its functional forms where a row as a whole will do, and torch.optim.Muon's formulas matrix by matrix.
+A student's state is one row per quantity, so that it is kept, padded and resumed like the weights.
+"""
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch.optim.adamw import adamw
+from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
+from sublora.errors import SubloraError
+from sublora.seeds import derive_seed
 from sublora.train.spec import StudentSpec
+from sublora.train.stack import Slot, own_part
+
+RMSPROP_ALPHA = 0.99  # torch's default, and transformers'
+SCOUT_EPS = 1e-8  # inside the root, as in the code of Blank et al. 2026 (2606.00995)
+MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (3.4445, -4.775, 2.0315), 5, 1e-7  # torch.optim.Muon's defaults
+# Sides of an adapter that face the residual stream, by the layer's name: A reads from it, B writes to it.
+READS, WRITES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
 
-class RowOptimizer:
-    """The optimizer of one student. `flat` and `grad` are its (P,) parameters and gradient; state tensors are (P,) too."""
+class RowOptimizer(ABC):
+    """The optimizer of one student. `flat` and `grad` are its (P,) parameters and gradient; state tensors are (P,) too.
 
-    def __init__(self, spec: StudentSpec, flat: torch.Tensor) -> None:
-        self.spec = spec
-        names = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",) if spec.momentum else ()}[spec.optimizer]
-        self.state: dict[str, torch.Tensor] = {name: torch.zeros_like(flat) for name in names}
+    `slots` say where its tensors lie and `rank` how much of them is its own; `steps` are all of its training's.
+    """
 
-    @torch.no_grad()
+    names: tuple[str, ...] = ()
+
+    def __init__(
+        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+    ) -> None:
+        self.spec, self.slots, self.rank = spec, slots, rank
+        self.scout = spec.scout_steps(steps)
+        self.state: dict[str, torch.Tensor] = {name: torch.zeros_like(flat) for name in self.names}
+        if spec.keeps_momentum:
+            self.state["momentum"] = torch.zeros_like(flat)
+
+    @abstractmethod
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         """Update `flat` with an already clipped gradient; `step` counts from 0."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What really runs, for the manifest."""
+
+    def _adamw(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float, weight_decay: float) -> None:
         s = self.spec
-        if s.optimizer == "adamw":
-            adamw(
-                [flat],
-                [grad],
-                [self.state["exp_avg"]],
-                [self.state["exp_avg_sq"]],
-                [],
-                [torch.tensor(float(step), device=flat.device)],
-                fused=True,
-                amsgrad=False,
-                beta1=s.betas[0],
-                beta2=s.betas[1],
-                lr=rate,
-                weight_decay=s.weight_decay,
-                eps=s.eps,
-                maximize=False,
-            )
-            return
+        adamw(
+            [flat],
+            [grad],
+            [self.state["exp_avg"]],
+            [self.state["exp_avg_sq"]],
+            [],
+            [torch.tensor(float(step), device=flat.device)],
+            fused=True,
+            amsgrad=False,
+            beta1=s.betas[0],
+            beta2=s.betas[1],
+            lr=rate,
+            weight_decay=weight_decay,
+            eps=s.eps,
+            maximize=False,
+        )
+
+    def _sgd(self, flat: torch.Tensor, grad: torch.Tensor, rate: float, weight_decay: float) -> None:
         sgd(
             [flat],
             [grad],
             # a first step takes the gradient itself, which a buffer of zeros gives as well (no dampening)
             [self.state.get("momentum")],
             fused=True,
-            weight_decay=s.weight_decay,
-            momentum=s.momentum,
+            weight_decay=weight_decay,
+            momentum=self.spec.momentum,
             lr=rate,
             dampening=0.0,
             nesterov=False,
             maximize=False,
         )
 
+    def _said(self, name: str, **values: object) -> str:
+        values |= {"weight_decay": f"{self.spec.weight_decay:g}", "clip": f"{self.spec.clip:g}"}
+        return f"{name}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+
+class AdamW(RowOptimizer):
+    names = ("exp_avg", "exp_avg_sq")
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        self._adamw(flat, grad, step, rate, self.spec.weight_decay)
+
     def describe(self) -> str:
-        """What really runs, for the manifest."""
+        return self._said("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
+
+
+class Sgd(RowOptimizer):
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        self._sgd(flat, grad, rate, self.spec.weight_decay)
+
+    def describe(self) -> str:
+        return self._said("SGD", momentum=f"{self.spec.momentum:g}")
+
+
+class RmsProp(RowOptimizer):
+    names = ("square_avg",)
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        rmsprop(
+            [flat],
+            [grad],
+            [self.state["square_avg"]],
+            [],
+            [self.state["momentum"]] if "momentum" in self.state else [],
+            [torch.tensor(float(step), device=flat.device)],
+            foreach=False,
+            lr=rate,
+            alpha=RMSPROP_ALPHA,
+            eps=self.spec.eps,
+            weight_decay=self.spec.weight_decay,
+            momentum=self.spec.momentum,
+            centered=False,
+        )
+
+    def describe(self) -> str:
         s = self.spec
-        if s.optimizer == "adamw":
-            return f"AdamW(betas={s.betas}, eps={s.eps:g}, weight_decay={s.weight_decay:g}, clip={s.clip:g})"
-        return f"SGD(momentum={s.momentum:g}, weight_decay={s.weight_decay:g}, clip={s.clip:g})"
+        return self._said("RMSprop", alpha=RMSPROP_ALPHA, eps=f"{s.eps:g}", momentum=f"{s.momentum:g}")
+
+
+class SignSgd(RowOptimizer):
+    """Bernstein et al. 2018 (1802.04434): every number moves by the rate, whatever its gradient's size; decoupled weight decay."""
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        flat.mul_(1 - rate * self.spec.weight_decay).add_(grad.sign(), alpha=-rate)
+
+    def describe(self) -> str:
+        return self._said("signSGD")
+
+
+class FrozenAdamScale(RowOptimizer):
+    """SGD on gradients times 1 / sqrt(v + 1e-8), v the second moments that one scouting epoch of AdamW leaves, not corrected for bias.
+
+    After the scouting epoch the student starts again from its first weights (Blank et al. 2026, 2606.00995, `preconditioned_sgd`).
+    """
+
+    names = ("exp_avg", "exp_avg_sq", "start")
+
+    def __init__(
+        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+    ) -> None:
+        super().__init__(spec, flat, slots, rank, steps)
+        self.state["start"].copy_(flat)
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        if step < self.scout:
+            self._adamw(flat, grad, step, rate, self.spec.weight_decay)
+            if step + 1 == self.scout:
+                flat.copy_(self.state["start"])
+            return
+        scaled = grad / (self.state["exp_avg_sq"] + SCOUT_EPS).sqrt()
+        flat.mul_(1 - rate * self.spec.weight_decay)
+        self._sgd(flat, scaled, rate, 0.0)
+
+    def describe(self) -> str:
+        s = self.spec
+        scout = f"AdamW(lr={s.scout_lr:g}, betas={s.betas}, eps={s.eps:g}), {self.scout} steps"
+        return self._said("SGD", momentum=f"{s.momentum:g}", scale=f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}")
+
+
+class Muon(RowOptimizer):
+    """torch.optim.Muon with its defaults (Nesterov momentum, the original rule for the rate), in the weights' own precision.
+
+    Torch orthogonalises in bfloat16, where a student in a pack would not equal the same student alone.
+    """
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        buffer, momentum = self.state["momentum"], self.spec.momentum
+        buffer.lerp_(grad, 1 - momentum)
+        update = grad.lerp(buffer, momentum)
+        flat.mul_(1 - rate * self.spec.weight_decay)
+        alike: dict[torch.Size, list[Slot]] = {}
+        for slot in self.slots:
+            alike.setdefault(own_part(flat, self.rank, slot).shape, []).append(slot)
+        for (o, i), slots in alike.items():
+            matrices = orthogonal(torch.stack([own_part(update, self.rank, s) for s in slots]))
+            for slot, matrix in zip(slots, matrices, strict=True):
+                own_part(flat, self.rank, slot).add_(matrix, alpha=-rate * math.sqrt(max(1.0, o / i)))
+
+    def describe(self) -> str:
+        return self._said("Muon", momentum=f"{self.spec.momentum:g}", nesterov=True, newton_schulz_steps=MUON_STEPS)
+
+
+class RotatedAdamW(RowOptimizer):
+    """AdamW that sees the residual stream in a random orthogonal basis Q: the sides of adapters that face it are rotated, A -> A Q^T
+    and B -> Q B, AdamW steps there, and the step is rotated back. One Q per width, Haar, for all students.
+
+    Blank et al. 2026 (2606.00995) rotate the MLP's sides of adapters only; here the attention's are rotated too.
+    """
+
+    names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+    ) -> None:
+        super().__init__(spec, flat, slots, rank, steps)
+        self._sides = [
+            (slot, slot.name.endswith("lora_A"))
+            for slot in slots
+            if slot.name.endswith((*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES)))
+        ]
+        if not self._sides:
+            raise SubloraError(
+                f"rotated-adamw finds no adapter that faces the residual stream; give one to one of {', '.join(READS + WRITES)}."
+            )
+
+    @torch.no_grad()
+    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+        change = torch.zeros_like(flat)
+        self._adamw(change, self._rotated(grad, back=False), step, rate, 0.0)
+        flat.mul_(1 - rate * self.spec.weight_decay).add_(self._rotated(change, back=True))
+
+    def _rotated(self, values: torch.Tensor, back: bool) -> torch.Tensor:
+        out = values.clone()
+        for slot, reads in self._sides:
+            part = out[slot.start : slot.stop].view(slot.shape)
+            width = slot.shape[1] if reads else slot.shape[0]
+            q = rotation(width, str(values.device), values.dtype)
+            part.copy_(part @ (q if back else q.T) if reads else (q.T if back else q) @ part)
+        return out
+
+    def describe(self) -> str:
+        said = self._said("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
+        return f"{said} in a rotated basis of the residual stream, {len(self._sides)} matrices"
+
+
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices (n, o, i) with their singular values pushed towards 1: the quintic Newton-Schulz iteration of torch.optim.Muon."""
+    a, b, c = MUON_COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=MUON_EPS)
+    for _ in range(MUON_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+@functools.lru_cache(maxsize=4)
+def rotation(width: int, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """A Haar-random orthogonal matrix (width, width), the same for all students."""
+    random = torch.Generator().manual_seed(derive_seed("rotated-basis", width))
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=random, dtype=torch.float64))
+    return (q * r.diagonal().sign()).to(device, dtype)
+
+
+KINDS: dict[str, type[RowOptimizer]] = {
+    "adamw": AdamW,
+    "sgd": Sgd,
+    "rmsprop": RmsProp,
+    "signsgd": SignSgd,
+    "frozen-adam-scale": FrozenAdamScale,
+    "muon": Muon,
+    "rotated-adamw": RotatedAdamW,
+}
+
+
+def row_optimizer(
+    spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+) -> RowOptimizer:
+    """The optimizer that a student's spec asks for."""
+    return KINDS[spec.optimizer](spec, flat, slots, rank, steps)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import nn
 
 from sublora.errors import SubloraError
 from sublora.train.fit import passes
-from sublora.train.optimizers import RowOptimizer, clip
+from sublora.train.optimizers import clip, row_optimizer
 from sublora.train.packed_model import PackedModel, evaluating, quiet_gradients
 from sublora.train.rows import TokenRows, assemble, rows_of_step
 from sublora.train.spec import StudentSpec, learning_rate, total_steps
@@ -78,7 +78,7 @@ class _Part:
         self.students = [students[i] for i in self.indices]
         self.step = step
         self.optimizers = [
-            RowOptimizer(s.spec, group.flat[row])
+            row_optimizer(s.spec, group.flat[row], group.slots, group.ranks[row], s.steps)
             for s, (group, row) in zip(self.students, self.stack.student_rows(), strict=True)
         ]
         self.losses: list[list[float]] = [[] for _ in self.indices]

@@ -25,6 +25,7 @@ from sublora.train.stack import Stack, siblings
 
 if TYPE_CHECKING:
     from sublora.gate import PackGate
+    from sublora.steer import PackSteering
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
@@ -50,19 +51,29 @@ class PackedModel:
 
     `stack=None` runs the base itself as a pack of one. Inputs are (K * B, T), row b of student k at k * B + b. With `recompute`
     (gradient checkpointing) the backward pass runs each layer's forward again instead of keeping what it made.
-    A `gate` multiplies each token's part of the adapters; it knows the tokens of the next call of `hidden`.
+    A `gate` multiplies each token's part of the adapters, a `steering` acts on the residual stream behind layers; `told` is whichever
+    of them has to be told which tokens the next call of `hidden` holds.
     """
 
     def __init__(
-        self, model: nn.Module, stack: Stack | None, gate: "PackGate | None" = None, *, recompute: bool = False
+        self,
+        model: nn.Module,
+        stack: Stack | None,
+        gate: "PackGate | None" = None,
+        *,
+        steering: "PackSteering | None" = None,
+        recompute: bool = False,
     ) -> None:
         self.model, self.stack, self.gate, self.recompute = model, stack, gate, recompute
         self.size = stack.size if stack else 1
+        self.steering = None if steering is None else steering.beside(gate)
+        self.told = gate if self.steering is None else self.steering
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.family = family_of(model)
         self._modules = dict(model.named_modules())
         self._patched: list[tuple[nn.Module, object]] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._weights: dict[tuple[str, ...], torch.Tensor | list[_Low]] = {}
         self._frozen: dict[Sheet, torch.Tensor] = {}
         self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
@@ -72,9 +83,12 @@ class PackedModel:
         self._together = {name: names for sheet in self._sheets for names in sheet for name in names}
 
     def __enter__(self) -> "PackedModel":
-        if self.stack is None:
-            return self
         try:
+            if self.steering is not None:
+                for layer in self.steering.layers:
+                    self._hooks.append(self.decoder.layers[layer].register_forward_hook(self._steered(layer)))
+            if self.stack is None:
+                return self
             if self.stack.kind == "lora":
                 for name, module in self.stack.linears.items():
                     self._patch(module, self._lora_forward(name, module))
@@ -86,6 +100,8 @@ class PackedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
         while self._patched:
             module, before = self._patched.pop()
             if before is None:
@@ -99,6 +115,14 @@ class PackedModel:
     def _patch(self, module: nn.Module, forward) -> None:
         self._patched.append((module, vars(module).get("forward")))  # a forward of its own, as accelerate's hooks have
         module.forward = forward
+
+    def _steered(self, layer: int):
+        def hook(_: nn.Module, __: tuple, out):
+            if isinstance(out, tuple):
+                return (self.steering.on(layer, out[0]), *out[1:])
+            return self.steering.on(layer, out)
+
+        return hook
 
     def form_weights(self, tokens_per_student: int) -> None:
         """Make the step's weights from the students' parameters; call before the first forward of a step.
@@ -243,8 +267,8 @@ class PackedModel:
     def losses(self, batch: StepBatch) -> torch.Tensor:
         """Mean cross-entropy per completion token of each student, (K,), in nats."""
         device = self.head.weight.device
-        if self.gate is not None:
-            raise ValueError("losses are those of the plain adapters")
+        if self.told is not None:
+            raise ValueError("losses are those of the plain students")
         if self.family is not None and self.stack is not None:
             flat = flatten(batch, self.family.heads, device)
             picked = flat_hidden(self.family, flat, self._flat_linear, self._norm, self.recompute)

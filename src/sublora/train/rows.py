@@ -81,6 +81,8 @@ def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
     """Indices of the rows of one step: consecutive in the epoch's own seeded order, so that a resumed training sees the same."""
     per_epoch = -(-count // spec.batch_size)
     epoch, place = divmod(step, per_epoch)
+    if spec.passes > spec.epochs:  # a scouting epoch reads the rows in the order of the first one
+        epoch = max(0, epoch - 1)
     order = generator("train-order", spec.seed, epoch).permutation(count)
     return order[place * spec.batch_size : (place + 1) * spec.batch_size]
 

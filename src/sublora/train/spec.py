@@ -1,12 +1,13 @@
 """What a student is: every value that can change its weights."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AlphaRule = Literal["r", "4r", "rslora"]
 Schedule = Literal["linear", "cosine", "constant"]
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd", "rmsprop", "signsgd", "frozen-adam-scale", "muon", "rotated-adamw"]
 
 
 class StudentSpec(BaseModel):
@@ -32,6 +33,7 @@ class StudentSpec(BaseModel):
     clip: float = Field(
         1.0, gt=0, description="largest norm of a step's gradient, over all of the student's parameters"
     )
+    scout_lr: float | None = Field(None, gt=0, description="rate of the scouting epoch of frozen-adam-scale")
     seed: int = Field(0, ge=0)
     context: str = "default"
 
@@ -39,7 +41,28 @@ class StudentSpec(BaseModel):
     def _rank_fits_method(self) -> "StudentSpec":
         if (self.method == "lora") != (self.rank is not None):
             raise ValueError("a LoRA student needs a rank, a full fine-tune has none")
+        if self.method == "full" and self.optimizer in ("muon", "rotated-adamw"):
+            raise ValueError(
+                f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
+            )
+        if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
+            raise ValueError("scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer")
         return self
+
+    @property
+    def keeps_momentum(self) -> bool:
+        return self.optimizer == "muon" or (
+            self.momentum > 0 and self.optimizer in ("sgd", "rmsprop", "frozen-adam-scale")
+        )
+
+    @property
+    def passes(self) -> int:
+        """Passes over the rows: the epochs, and before them one of scouting where the optimizer needs it."""
+        return self.epochs + (self.scout_lr is not None)
+
+    def scout_steps(self, steps: int) -> int:
+        """How many of all `steps` are scouting."""
+        return steps // self.passes if self.scout_lr is not None else 0
 
     @property
     def alpha_value(self) -> float:
@@ -63,18 +86,25 @@ class StudentSpec(BaseModel):
 
 def total_steps(rows: int, spec: StudentSpec) -> int:
     """Optimizer steps of a training; the last batch of an epoch may be smaller."""
-    return spec.epochs * -(-rows // spec.batch_size)
+    return spec.passes * -(-rows // spec.batch_size)
 
 
 def learning_rate(spec: StudentSpec, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to zero (or constant)."""
-    import math
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to zero (or constant).
+    A scouting epoch has a schedule of its own."""
+    scout = spec.scout_steps(steps)
+    if step < scout:
+        assert spec.scout_lr is not None
+        return _scheduled(spec, spec.scout_lr, step, scout)
+    return _scheduled(spec, spec.lr, step - scout, steps - scout)
 
+
+def _scheduled(spec: StudentSpec, lr: float, step: int, steps: int) -> float:
     if step < spec.warmup_steps:
-        return spec.lr * (step + 1) / (spec.warmup_steps + 1)
+        return lr * (step + 1) / (spec.warmup_steps + 1)
     progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
     if spec.schedule == "linear":
-        return spec.lr * (1.0 - progress)
+        return lr * (1.0 - progress)
     if spec.schedule == "cosine":
-        return spec.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return spec.lr
+        return lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return lr

@@ -107,20 +107,21 @@ class Group:
 
     def tensors(self, row: int) -> dict[str, torch.Tensor]:
         """A student's own tensors, by name, without the padding of its rank."""
-        return {s.name: _own(self.flat[row], self.ranks[row], s) for s in self.slots}
+        return {s.name: own_part(self.flat[row], self.ranks[row], s) for s in self.slots}
 
     def unpad(self, row: int, values: torch.Tensor) -> torch.Tensor:
         """(P,) numbers, one for each of this row's parameters, without those of the padding."""
         if self.ranks[row] in (None, self.rank):
             return values.clone()
-        return torch.cat([_own(values, self.ranks[row], s).reshape(-1) for s in self.slots])
+        return torch.cat([own_part(values, self.ranks[row], s).reshape(-1) for s in self.slots])
 
     def pad(self, row: int, values: torch.Tensor) -> torch.Tensor:
         """The reverse of `unpad`: zeros at the padding."""
         return padded(values, self.ranks[row], self.slots)
 
 
-def _own(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+def own_part(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+    """One tensor of a student's row (P,), as a view without the padding of its rank."""
     whole = values[slot.start : slot.stop].view(slot.shape)
     if rank is None:
         return whole
@@ -134,7 +135,7 @@ def padded(values: torch.Tensor, rank: int | None, slots: Sequence[Slot]) -> tor
     out = values.new_zeros(slots[-1].stop)
     start = 0
     for slot in slots:
-        part = _own(out, rank, slot)
+        part = own_part(out, rank, slot)
         part.copy_(values[start : start + part.numel()].view(part.shape))
         start += part.numel()
     return out
@@ -343,6 +344,17 @@ def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model:
         "use_dora": False,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def update_norms(group: Group, row: int, spec: StudentSpec, model: nn.Module) -> dict[str, float]:
+    """||W - W_0||, Frobenius, of every module that trained: s B A of a LoRA layer, all weights of a tensor in a full fine-tune."""
+    own = group.tensors(row)
+    if spec.method == "full":
+        was = dict(model.named_parameters())
+        return {n: float((t - was[n].to(t.dtype)).norm()) for n, t in own.items()}
+    names = [n.removesuffix(".lora_A") for n in own if n.endswith(".lora_A")]
+    return {n: spec.scale * float((own[f"{n}.lora_B"] @ own[f"{n}.lora_A"]).norm()) for n in names}
 
 
 def stack_weights(model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]) -> Stack:
