@@ -16,6 +16,7 @@ PAGES = [
     "docs/results.md",
     "docs/scale.md",
     "docs/contexts.md",
+    "docs/experiments.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
@@ -28,6 +29,7 @@ TINY = {
         "--set",
         "measure.attribution.questions=1",
     ],
+    "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }
