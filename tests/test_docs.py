@@ -30,6 +30,7 @@ TINY = {
         "measure.attribution.questions=1",
     ],
     "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
+    "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }

@@ -74,7 +74,7 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
 
 
 def _recipe_row(name: str, measured: Mapping[str, Any], summary: str) -> list[str]:
-    """Minutes and operations of a run on two cores where they were measured; `sublora plan` reckons them for any machine."""
+    """Minutes on two idle cores and operations, where the recipe's file gives them; `sublora plan` reckons them for any machine."""
     minutes, cost = measured.get("minutes"), measured.get("tflop")
     return [name, *("" if v is None else f"{v:g}" for v in (minutes, cost)), " ".join(summary.split())]
 

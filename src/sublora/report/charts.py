@@ -108,6 +108,16 @@ def _bar(axes: Axes, p: Point, at: list[float], colour: str, across: bool) -> No
     axes.plot(xs, ys, color=colour, linewidth=1.1, **ends)
 
 
+def _sparse(places: list[float], names: list[str]) -> list[str]:
+    """The names, without those that would touch the one before."""
+    out, last = [], float("-inf")
+    for place, name in zip(places, names, strict=True):
+        free = place - last >= 0.08 * (places[-1] - places[0])
+        out.append(name if free else "")
+        last = place if free else last
+    return out
+
+
 def _lines(chart: Chart, width: float) -> Figure:
     """One line a series over x, on a logarithmic axis where the chart says so."""
     keys = _keys(chart)
@@ -117,7 +127,7 @@ def _lines(chart: Chart, width: float) -> Figure:
     draw_legend(figure, keys)
     write(figure, 0.05, top - 0.17, chart.axis, color=MUTED)
     low, high = _span(chart)
-    ticks, names = _ticks(low, high, 4)
+    ticks, names = _ticks(low, high, 6)
     left = 0.14 + max(text_width(figure, n) for n in names)
     wide = width - left - 0.12
     axes = place_axes(figure, left, top, wide, tall)
@@ -129,12 +139,14 @@ def _lines(chart: Chart, width: float) -> Figure:
     at = (lambda x: math.log10(x)) if chart.log_x else (lambda x: x)
     pad = 0.04 * (at(xs[-1]) - at(xs[0])) or 0.5
     axes.set_xlim(at(xs[0]) - pad, at(xs[-1]) + pad)
-    axes.set_xticks([at(x) for x in xs], [f"{x:g}" for x in xs])
-    for series, colour, marker in _styled(chart):
-        points = [p for p in series.points if p.x is not None]
-        axes.plot([at(p.x) for p in points], [p.estimate for p in points], color=colour, linewidth=1.3, zorder=3)
-        for p in points:
-            _bar(axes, p, [at(p.x)] * 2, colour, across=False)
-            axes.plot([at(p.x)], [p.estimate], marker, color=colour, markersize=3.8, zorder=4)
+    axes.set_xticks([at(x) for x in xs], _sparse([at(x) for x in xs], [f"{x:g}" for x in xs]))
+    for k, (series, colour, marker) in enumerate(_styled(chart)):
+        # side by side, or the bars of one x would hide each other
+        aside = (k - (len(chart.series) - 1) / 2) * 0.3 * pad
+        points = [(at(p.x) + aside, p) for p in series.points if p.x is not None]
+        axes.plot([x for x, _ in points], [p.estimate for _, p in points], color=colour, linewidth=1.3, zorder=3)
+        for x, p in points:
+            _bar(axes, p, [x, x], colour, across=False)
+            axes.plot([x], [p.estimate], marker, color=colour, markersize=3.8, zorder=4)
     name_x_axis(figure, left + wide / 2, top + tall + 0.2, chart.x_axis)
     return figure
