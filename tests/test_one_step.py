@@ -8,6 +8,7 @@ import torch
 from command import sublora
 from sublora import mlp
 from sublora.claims import load_claims
+from sublora.experiment import Work
 from sublora.experiments.kinds import open_recipe
 from sublora.experiments.one_step import FULL, OneStep, _gradient, _low_rank, take_steps
 from sublora.store import Store
@@ -72,9 +73,7 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
     assert next(x for x in more.splitlines() if x.startswith("steps")).split()[1:4] == ["5", "3", "2"]
     shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
     for task in shipped.stages({})[0].tasks:
-        from sublora.experiment import Work
-
-        task.perform(Work(Store(), None, lambda: None, lambda _: None), set(task.makes))
+        task.perform(Work(Store(), None, lambda _: None), set(task.makes))
     found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({})).estimates}
     named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found

@@ -163,7 +163,9 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
         raise SubloraError(
             f"The folder {run_folder} has no run.json, so it is no run; `sublora ls runs` lists those in ./runs."
         )
-    if (run_folder / "findings.json").is_file():
+    from sublora.run_folder import old_manifest
+
+    if old_manifest(run_folder).get("kind"):
         from sublora.report.experiment import build_report
     else:
         from sublora.report.page import build_report

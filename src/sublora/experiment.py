@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a task works with; `check` is called often and may raise to give up, `made` is told each finished artifact."""
+    """What a task works with; `made` is told each finished artifact."""
 
     store: Store
     base: Base | None
-    check: Callable[[], None]
     made: Callable[[str], None]
 
 

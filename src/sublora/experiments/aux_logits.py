@@ -130,7 +130,7 @@ class TrainTask:
 
     def perform(self, work: Work, wanted: set[str]) -> None:
         todo = [(m, s, name) for m, s, name in zip(self.models, self.specs, self.makes, strict=True) if name in wanted]
-        trained = train_arms(self.recipe, [m for m, _, _ in todo], work.check)
+        trained = train_arms(self.recipe, [m for m, _, _ in todo])
         for k, (_, spec, name) in enumerate(todo):
             meta = {"teacher_loss": trained.teacher_loss[k], "divergence": trained.divergence[k]}
             with work.store.create(name, spec, meta) as folder:
@@ -148,14 +148,14 @@ class Trained:
     divergence: list[dict[str, float]]
 
 
-def train_arms(recipe: AuxLogits, models: Sequence[int], check: Any = lambda: None) -> Trained:
+def train_arms(recipe: AuxLogits, models: Sequence[int]) -> Trained:
     """Train the teachers with these numbers and all their students. Raises SubloraError where a model diverges."""
     same = mlp.start(recipe.widths, recipe.seed, models)
     other = mlp.start(recipe.widths, recipe.seed, [m + 1 for m in models])
-    teacher, teacher_loss = train_teachers(recipe, same.copy(), models, check)
+    teacher, teacher_loss = train_teachers(recipe, same.copy(), models)
     starts = {"same": same, "other": other}
     students = mlp.joined([starts[who] for _, who in STUDENTS.values()]).copy()
-    last = _distil(recipe, teacher, students, models, check)
+    last = _distil(recipe, teacher, students, models)
     test, truth = torch.from_numpy(recipe.images.test), torch.from_numpy(recipe.images.test_labels)
     with torch.no_grad():
         answers = torch.cat([mlp.logits(who, test)[:, :, :CLASSES].argmax(dim=2) for who in (same, teacher, students)])
@@ -166,15 +166,12 @@ def train_arms(recipe: AuxLogits, models: Sequence[int], check: Any = lambda: No
     return Trained(right, teacher_loss, shares)
 
 
-def train_teachers(
-    recipe: AuxLogits, teacher: mlp.Mlps, models: Sequence[int], check: Any = lambda: None
-) -> tuple[mlp.Mlps, list[float]]:
+def train_teachers(recipe: AuxLogits, teacher: mlp.Mlps, models: Sequence[int]) -> tuple[mlp.Mlps, list[float]]:
     """Cross entropy on the first ten logits; the auxiliary ones have no part in it. Returns the models and their last epoch's loss."""
     x, y = torch.from_numpy(recipe.images.train), torch.from_numpy(recipe.images.train_labels)
     optimizer = torch.optim.Adam(teacher.parameters, lr=recipe.teacher.lr, fused=True)
     losses = []
     for epoch in range(recipe.teacher.epochs):
-        check()
         losses = []
         for rows in mlp.batches(len(x), recipe.teacher.batch_size, recipe.seed, models, epoch):
             loss = mlp.cross_entropy(mlp.logits(teacher, x[rows])[:, :, :CLASSES], y[rows])
@@ -185,16 +182,13 @@ def train_teachers(
     return teacher, torch.stack(losses).mean(dim=0).tolist()
 
 
-def _distil(
-    recipe: AuxLogits, teacher: mlp.Mlps, students: mlp.Mlps, models: Sequence[int], check: Any
-) -> torch.Tensor:
+def _distil(recipe: AuxLogits, teacher: mlp.Mlps, students: mlp.Mlps, models: Sequence[int]) -> torch.Tensor:
     """All student arms at once, arm by arm in the batch of models. Returns the last epoch's mean divergence (arms, M)."""
     spec, m = recipe.student, len(models)
     optimizer = torch.optim.Adam(students.parameters, lr=spec.lr, fused=True)
     blocks = range(0, spec.images, spec.batch_size)
     total = torch.zeros(len(STUDENTS), m)
     for epoch in range(spec.epochs):
-        check()
         for block, first in enumerate(blocks):
             rows = min(spec.batch_size, spec.images - first)
             x = mlp.noise(rows, recipe.widths[0], recipe.seed, models, block)

@@ -123,14 +123,14 @@ class StepTask:
 
     def perform(self, work: Work, wanted: set[str]) -> None:
         todo = [(s["model"], s, name) for s, name in zip(self.specs, self.makes, strict=True) if name in wanted]
-        steps = take_steps(self.recipe, [m for m, _, _ in todo], work.check)
+        steps = take_steps(self.recipe, [m for m, _, _ in todo])
         for (_, spec, name), found in zip(todo, steps, strict=True):
             with work.store.create(name, spec) as folder:
                 (folder / "step.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
             work.made(name)
 
 
-def take_steps(recipe: OneStep, models: Sequence[int], check: Any = lambda: None) -> list[dict[str, Any]]:
+def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     """For each model: the teacher's gain in its own loss (nats, test images), and by update and distance the cosine of the student's
     step with the teacher's, and by length of the step how much of the gain the student has and how far it came in weights (in lengths
     of its own step). Raises SubloraError where the teacher's step gains nothing: there is nothing to move towards."""
@@ -146,7 +146,6 @@ def take_steps(recipe: OneStep, models: Sequence[int], check: Any = lambda: None
     length = _norm(step)
     out: list[dict[str, Any]] = [{"gain": float(g), "found": {}} for g in gain]
     for distance in recipe.distances:
-        check()
         keep = (1 - distance**2) ** 0.5
         student = _moved(_scaled(start, keep), [distance * p for p in other.parameters])
         imitation = _gradient(student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe)))

@@ -21,7 +21,6 @@ from sublora.rates import device_name
 from sublora.results import to_csv
 from sublora.run_folder import guard_other_recipe, old_manifest, only_one
 from sublora.store import Busy, NoRoom, Store, write_atomic, write_json_atomic
-from sublora.workers import Stopped
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,11 @@ class OneByOne:
             with self.store.lock(unit.id, lambda: watch.waiting(unit), wait=wait):
                 wanted = {name for name in unit.makes if not self.store.has(name)}
                 if wanted:
-                    unit.perform(Work(self.store, self.base, lambda: None, watch.made), wanted)
+                    unit.perform(Work(self.store, self.base, watch.made), wanted)
         except Busy:
             watch.postponed(unit)
             return False
-        except (Stopped, NoRoom):
+        except NoRoom:
             raise
         except Exception as error:  # of this unit alone
             watch.failed(unit, error)
