@@ -8,7 +8,8 @@ from sublora.arms import ARM_COLUMNS, ArmPick, summarise_arms
 from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
-from sublora.recipe import load_recipe, shipped_recipes
+from sublora.experiments.kinds import open_recipe
+from sublora.recipe import shipped_recipes
 
 Q, SEEDS = 24, [(d, t) for d in (1, 2, 3, 4) for t in (1, 2, 3)]
 RNG = np.random.default_rng(5)
@@ -124,7 +125,7 @@ def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():
 
 
 def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
-    recipes = {name: load_recipe(name) for name in shipped_recipes()}
+    recipes = {name: open_recipe(name) for name in shipped_recipes()}
     mine = [c for c in load_claims() if c.view == "arms"]
     assert {c.test for c in mine} == set(ARM_RULES)
     assert {r for c in mine for r in c.recipes} == {

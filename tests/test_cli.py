@@ -133,6 +133,7 @@ def test_no_room_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_lists_and_env() -> None:
     for what, word in (
         ("recipes", "rank-lr"),
+        ("recipes", "aux-logits"),
         ("traits", "otter"),
         ("contexts", "empty"),
         ("models", "micro-null"),

@@ -17,6 +17,7 @@ PAGES = [
     "docs/scale.md",
     "docs/contexts.md",
     "docs/optimizers.md",
+    "docs/experiments.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
@@ -30,6 +31,8 @@ TINY = {
         "measure.attribution.questions=1",
     ],
     "optimizers": [*SMALL, "--set", "data.rows=24"],
+    "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
+    "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }

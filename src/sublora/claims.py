@@ -23,16 +23,29 @@ from sublora.claim_evidence import TableEvidence
 from sublora.claim_rules import RULES as GRID_RULES
 from sublora.claim_rules import Evidence, NotRun, View
 from sublora.errors import SubloraError
+from sublora.estimate_rules import ESTIMATE_RULES, EstimateEvidence
+from sublora.experiment import Estimate
 
-__all__ = ["Cell", "Claim", "Table", "Verdict", "judge", "judge_evidence", "load_claims", "summarise", "thresholds"]
+__all__ = [
+    "Cell",
+    "Claim",
+    "Table",
+    "Verdict",
+    "judge",
+    "judge_estimates",
+    "judge_evidence",
+    "load_claims",
+    "summarise",
+    "thresholds",
+]
 
-RULES = {**GRID_RULES, **ARM_RULES}
+RULES = {**GRID_RULES, **ARM_RULES, **ESTIMATE_RULES}
 NOTICE = "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
 
 
 class Claim(BaseModel):
     """One pre-registered hypothesis. ``threshold`` holds only numbers that its test knows; see ``RULES``. A claim of the view
-    ``arms`` names the ``arms`` that its test compares."""
+    ``arms`` names the ``arms`` that its test compares, one of the view ``estimates`` the ``estimate``, as `group: name`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -43,6 +56,7 @@ class Claim(BaseModel):
     test: str
     threshold: dict[str, float] = {}
     arms: dict[str, ArmPick] = {}
+    estimate: str = ""
     author_notice: bool = False
 
 
@@ -110,6 +124,11 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
                 f"{name} mixes a view of the grid with arms; the view 'arms', a list of arms and one of the tests "
                 f"{', '.join(ARM_RULES)} belong together."
             )
+        if len({claim.view == "estimates", bool(claim.estimate), claim.test in ESTIMATE_RULES}) > 1:
+            raise SubloraError(
+                f"{name} mixes a view of the grid with an estimate; the view 'estimates', an estimate and one of the tests "
+                f"{', '.join(ESTIMATE_RULES)} belong together."
+            )
         unknown = sorted(set(claim.threshold) - set(RULES[claim.test].defaults))
         if unknown or not all(math.isfinite(v) for v in claim.threshold.values()):
             known = ", ".join(RULES[claim.test].defaults)
@@ -123,11 +142,11 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
 
 def _verdict(
     claim: Claim,
-    subject: Evidence | ArmEvidence | Sequence[Evidence],
+    subject: Evidence | ArmEvidence | EstimateEvidence | Sequence[Evidence],
     trait: str,
     n: Mapping[str, int | None],
 ) -> Verdict:
-    asked = claim.arms if claim.view == "arms" else claim.view
+    asked = claim.arms or claim.estimate or claim.view
     try:
         verdict, numbers, text = RULES[claim.test].judge(subject, asked, thresholds(claim))
     except NotRun as error:
@@ -156,3 +175,10 @@ def judge(claims: Sequence[Claim], table: Table, recipe_name: str, arms: Table |
         return grid
     of = [ArmEvidence(arms, trait) for trait in traits]
     return grid + [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of]
+
+
+def judge_estimates(claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str) -> list[Verdict]:
+    """Judge the claims that name this experiment, for every subject of its estimates."""
+    subjects = [EstimateEvidence(estimates, s) for s in dict.fromkeys(e.subject for e in estimates)]
+    chosen = [claim for claim in claims if recipe_name in claim.recipes and claim.view == "estimates"]
+    return [_verdict(c, ev, ev.trait, ev.n(c.estimate)) for c in chosen for ev in subjects]

@@ -54,17 +54,21 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
-    from sublora.recipe import load_recipe
-    from sublora.run import command_line, default_out, fresh_out, run_recipe
+    from sublora.experiment import Experiment
+    from sublora.experiments import kinds
+    from sublora.run_folder import command_line, fresh_out
 
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
     _end_cleanly_when_asked_to_stop()
 
-    resolved = load_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    resolved = kinds.open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    own = isinstance(resolved, Experiment)
+    if own and executor == "ray":
+        raise SubloraError(f"The recipe {resolved.name} runs in this process; leave out --executor ray.")
     if resolved.caveat:
         typer.echo(f"Note: {resolved.caveat}", err=True)
-    folder = out or default_out(resolved)
+    folder = out or (kinds.default_out(resolved) if own else _grid_out(resolved))
     if fresh:
         asked, folder = folder, fresh_out(folder)
         stays = f" {asked} stays as it is." if folder != asked else ""
@@ -73,6 +77,17 @@ def run(
             f"--out {folder} in place of --fresh.",
             err=True,
         )
+    if own:
+        from sublora.experiments.run import run_experiment
+
+        _print_findings(
+            run_experiment(
+                resolved, folder, device=_device(device), threads=threads or _cores(), command=command_line()
+            )
+        )
+        return
+    from sublora.run import run_recipe
+
     result = run_recipe(
         resolved,
         folder,
@@ -97,10 +112,18 @@ def plan(
     gpus: Annotated[int, typer.Option(help="How many such devices.", min=1)] = 1,
 ) -> None:
     """Print the stages of a recipe with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
-    from sublora.plan_report import print_plan
-    from sublora.recipe import load_recipe
+    from sublora.experiment import Experiment
+    from sublora.experiments.kinds import open_recipe
 
-    print_plan(load_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or []), tflops, gpus)
+    opened = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    if isinstance(opened, Experiment):
+        from sublora.experiments.plan_report import print_plan as print_own_plan
+
+        print_own_plan(opened, tflops)
+    else:
+        from sublora.plan_report import print_plan
+
+        print_plan(opened, tflops, gpus)
 
 
 @app.command()
@@ -136,12 +159,16 @@ def contexts(
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
     """Rebuild the page and the figures of a run from its tables."""
-    from sublora.report.page import build_report
-
     if not (run_folder / "run.json").is_file():
         raise SubloraError(
             f"The folder {run_folder} has no run.json, so it is no run; `sublora ls runs` lists those in ./runs."
         )
+    from sublora.run_folder import old_manifest
+
+    if old_manifest(run_folder).get("kind"):
+        from sublora.report.experiment import build_report
+    else:
+        from sublora.report.page import build_report
     typer.echo(build_report(run_folder))
 
 
@@ -227,12 +254,30 @@ def _cores() -> int:
         return usable
 
 
+def _grid_out(recipe) -> Path:
+    from sublora.run import default_out
+
+    return default_out(recipe)
+
+
+def _print_findings(result) -> None:
+    from sublora.listing import print_estimates, print_verdicts
+
+    print_estimates(result.estimates)
+    print_verdicts(result.verdicts)
+    _print_end(result)
+
+
 def _print_result(result) -> None:
     from sublora.listing import print_verdicts
 
     called = sum(c["called"] for c in result.cells)
     typer.echo(f"{called} of {len(result.cells)} cells show transfer after correction.")
     print_verdicts(result.verdicts)
+    _print_end(result)
+
+
+def _print_end(result) -> None:
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in result.seconds.items())
     typer.echo(f"Time: {seconds}.")
     typer.echo(f"Page: {result.page}")

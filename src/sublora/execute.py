@@ -125,7 +125,6 @@ class Execution:
 
     def run(self, plan: Plan) -> None:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
-        self.store.sweep()
         stages = [
             ("data", "datasets", data_units(plan)),
             ("train", "students", train_units(plan)),
@@ -133,6 +132,11 @@ class Execution:
         ]
         if plan.attributions:
             stages.append(("attribute", "attributions", attribution_units(plan)))
+        self.run_stages(stages)
+
+    def run_stages(self, stages: Sequence[tuple[str, str, Sequence[Unit]]]) -> None:
+        """Stages as (name, what they make, units), one after the other. Raises as `run`."""
+        self.store.sweep()
         try:
             for name, label, units in stages:
                 with self._timed(name):

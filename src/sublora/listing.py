@@ -31,10 +31,14 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
     if what not in KINDS:
         raise SubloraError(f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}.")
     if what == "recipes":
-        from sublora.recipe import load_recipe, shipped_recipes
+        from sublora.experiments.kinds import recipe_of
+        from sublora.recipe import read_document, shipped_recipes
 
-        recipes = [load_recipe(name) for name in shipped_recipes()]
-        _table(["recipe", "what it does"], [[r.name, " ".join(r.summary.split())] for r in recipes])
+        documents = [read_document(name) for name in shipped_recipes()]
+        _table(
+            ["recipe", "minutes", "TFLOP", "what it does"],
+            [_recipe_row(recipe_of(d).name, d.measured, d.values["summary"]) for d in documents],
+        )
     elif what == "traits":
         from sublora.trait import load_categories
 
@@ -69,6 +73,12 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
         _table(["run", "status", "what"], _runs())
 
 
+def _recipe_row(name: str, measured: Mapping[str, Any], summary: str) -> list[str]:
+    """Minutes on two idle cores and operations, where the recipe's file gives them; `sublora plan` reckons them for any machine."""
+    minutes, cost = measured.get("minutes"), measured.get("tflop")
+    return [name, *("" if v is None else f"{v:g}" for v in (minutes, cost)), " ".join(summary.split())]
+
+
 def _runs() -> list[list[str]]:
     import json
 
@@ -101,6 +111,21 @@ def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
     _table(["claim", "trait", "verdict", "why"], rows)
 
 
+def print_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The estimates of an experiment, with their intervals and corrected p values."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    _table(
+        ["subject", "group", "estimate of", "value", "low", "high", "p, corrected"],
+        [
+            [r["subject"], r["group"], r["name"], *(number(r[k]) for k in ("estimate", "low", "high", "p_corrected"))]
+            for r in rows
+        ],
+    )
+
+
 def print_env() -> None:
     import os
     import platform
@@ -118,6 +143,7 @@ def print_env() -> None:
         "safetensors",
         "numpy",
         "scipy",
+        "scikit-learn",
         "ray",
         "trl",
     ):

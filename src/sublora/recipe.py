@@ -3,9 +3,10 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -296,6 +297,7 @@ _Loader.add_implicit_resolver(
 )
 
 Loc = tuple[str | int, ...]
+Checked = TypeVar("Checked", bound=BaseModel)
 Lines = dict[Loc, int]
 
 
@@ -355,23 +357,46 @@ def _parse_override(text: str) -> dict[str, Any]:
     return out
 
 
-def load_recipe(
+@dataclass(frozen=True)
+class Document:
+    """A recipe's values with preset and flags applied, not yet checked, and where each of them was written."""
+
+    path: Path
+    values: dict[str, Any]
+    preset: str
+    lines: Lines
+    origin: dict[Loc, str]
+    measured: Mapping[str, Any]  # what a run took, for `sublora ls recipes`; no part of the recipe
+
+    def place(self, loc: Loc) -> str:
+        """The line or flag at fault for the value at `loc`."""
+        return _place(loc, self.path, self.preset, self.lines, self.origin)
+
+    def checked(self, model: type[Checked]) -> Checked:
+        """The recipe of this class. Raises SubloraError naming the line or flag of an unknown key or a wrong value."""
+        try:
+            return model.model_validate(self.values)
+        except ValidationError as error:
+            raise SubloraError(_explain(error, self, model)) from None
+
+
+def read_document(
     name: str,
     *,
     preset: str | None = None,
     sets: Sequence[str] = (),
     model: str | None = None,
     traits: Sequence[str] = (),
-) -> Recipe:
-    """Read a recipe, apply a preset, then the flags, then --set; in this order.
-
-    Raises SubloraError: unknown recipe, preset, key or value, with the line of the file or the flag at fault.
-    """
+) -> Document:
+    """Read a recipe's file, apply a preset, then the flags, then --set; in this order. Raises SubloraError as `load_recipe`."""
     path = find_recipe(name)
     data, lines = _read(path)
     presets = data.pop("presets", {}) or {}
     if not isinstance(presets, dict):
         raise SubloraError(f"{path.name} line {lines['presets',]}: presets is not a mapping of names to settings.")
+    measured = data.pop("measured", {}) or {}
+    if not isinstance(measured, dict):
+        raise SubloraError(f"{path.name} line {lines['measured',]}: measured is not a mapping, such as {{minutes: 2}}.")
     for key, value in presets.items():
         if not isinstance(value, dict | None):
             raise SubloraError(
@@ -390,23 +415,44 @@ def load_recipe(
     for label, over in flags:
         merged = _merge(merged, over)
         _mark(over, (), label, origin)
-    try:
-        recipe = Recipe.model_validate(merged)
-    except ValidationError as error:
-        raise SubloraError(_explain(error, path, chosen, lines, origin)) from None
+    return Document(path, merged, chosen, lines, origin, measured)
+
+
+def load_recipe(
+    name: str,
+    *,
+    preset: str | None = None,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    traits: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe, apply a preset, then the flags, then --set; in this order.
+
+    Raises SubloraError: unknown recipe, preset, key or value, with the line of the file or the flag at fault.
+    """
+    return grid_of(read_document(name, preset=preset, sets=sets, model=model, traits=traits))
+
+
+def grid_of(document: Document) -> Recipe:
+    """The grid recipe of a document, with its traits and ranks checked. Raises SubloraError as `load_recipe`."""
+    if "kind" in document.values:
+        raise SubloraError(
+            f"{document.place(('kind',))}: {document.path.stem} is no grid of students; open it with `open_recipe`."
+        )
+    recipe = document.checked(Recipe)
     categories = load_categories(tuple(map(Path, recipe.trait_files)))
     for index, trait in enumerate(recipe.traits):
         try:
             find_trait(trait, categories)
         except SubloraError as error:
-            raise SubloraError(f"{_place(('traits', index), path, chosen, lines, origin)}: {error}") from None
+            raise SubloraError(f"{document.place(('traits', index))}: {error}") from None
     if recipe.train.lora is not None and recipe.train.lora.targets == ("all-linear",):
         width = _width(recipe.model)
         for index, rank in enumerate(recipe.train.lora.ranks):
             if width is not None and rank > width:
-                place = _place(("train", "lora", "ranks", index), path, chosen, lines, origin)
                 raise SubloraError(
-                    f"{place}: rank {rank} is above the width {width} of a layer of {recipe.model}; choose ranks up to {width}."
+                    f"{document.place(('train', 'lora', 'ranks', index))}: rank {rank} is above the width {width} of a layer of "
+                    f"{recipe.model}; choose ranks up to {width}."
                 )
     return recipe
 
@@ -445,7 +491,7 @@ def _place(loc: Loc, path: Path, preset: str, lines: Lines, origin: dict[Loc, st
     return path.name
 
 
-def _explain(error: ValidationError, path: Path, preset: str, lines: Lines, origin: dict[Loc, str]) -> str:
+def _explain(error: ValidationError, document: Document, root: type[BaseModel]) -> str:
     """One sentence: where (line or flag), what, and the keys that are known there."""
     # a misspelt key is also a missing one: say the first of the two
     first = min(error.errors(), key=lambda e: e["type"] not in {"extra_forbidden", "invalid_key"})
@@ -457,18 +503,18 @@ def _explain(error: ValidationError, path: Path, preset: str, lines: Lines, orig
     if first["type"] == "misfit":
         loc = tuple(first["ctx"]["where"].split("."))
     message = first["msg"].removeprefix("Value error, ")
-    place = _place(loc, path, preset, lines, origin)
+    place = document.place(loc)
     what = ".".join(map(str, loc))
     if first["type"] == "extra_forbidden":
-        known = _known_keys(loc[:-1])
+        known = _known_keys(root, loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(known)}."
         return f"{place}: unknown key '{what}'; {hint}"
     return f"{place}: {what + ': ' if what else ''}{message}."
 
 
-def _known_keys(loc: Loc) -> list[str]:
-    model: Any = Recipe
+def _known_keys(root: type[BaseModel], loc: Loc) -> list[str]:
+    model: Any = root
     for part in loc:
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:

@@ -1,21 +1,17 @@
 """A run: one execution of a recipe in a folder that a person can read, resumed by the same command."""
 
 import contextlib
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from sublora.arms import ARM_COLUMNS, summarise_arms
 from sublora.cost import costs_of, row_sizes
 from sublora.errors import SubloraError
-from sublora.execute import Execution, Executor, InProcess, UnitsFailed
+from sublora.execute import Execution, Executor, InProcess
 from sublora.journal import Journal
 from sublora.known_runs import note_run
 from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
@@ -27,8 +23,9 @@ from sublora.rates import keep_rates, rates_of
 from sublora.recipe import PLAIN_CONDITION, Recipe
 from sublora.remote import work_for
 from sublora.results import RESULT_COLUMNS, Results, to_csv
+from sublora.run_folder import guard_other_recipe, old_manifest, only_one
 from sublora.stages import ROWS_AT_ONCE
-from sublora.store import Store, canonical_json, write_atomic, write_json_atomic
+from sublora.store import Store, write_atomic, write_json_atomic
 from sublora.units import train_units
 
 
@@ -94,7 +91,7 @@ def run_recipe(
         words = check_words(base, plan)
         manifest = manifest_of(recipe, plan, base, out, command, threads)
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
-        _guard_other_recipe(out, manifest)
+        guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
         stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
         note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
@@ -108,27 +105,8 @@ def run_recipe(
             runner = stack.enter_context(Processes(work_for(recipe, base, store, rows_at_once, "cpu", 1), threads))
         else:
             runner = InProcess(base, store, threads, rows_at_once)
-        with _only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
+        with only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
             return _run_locked(recipe, plan, base, out, store, manifest, runner, steps, report)
-
-
-@contextlib.contextmanager
-def _only_one(out: Path, help_out: Callable[[], None], steps: Steps) -> Iterator[None]:
-    """Hold the run's folder. While another process holds it, share its work, and then wait until it is done with the tables."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        steps.say(f"Another process works on the run {out}; this one helps with what is left of it.")
-        # what fails here is tried again, and reported, once the folder is ours
-        with contextlib.suppress(UnitsFailed):
-            help_out()
-        steps.say(f"Waiting for the other process on {out} to write the tables.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run_locked(
@@ -142,8 +120,8 @@ def _run_locked(
     steps: Steps,
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
-    _guard_other_recipe(out, manifest)
-    old = _old_manifest(out)
+    guard_other_recipe(out, manifest)
+    old = old_manifest(out)
     manifest["started"] = old.get("started", manifest["started"])
     journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
     execution = Execution(runner, store, steps, journal.changed)
@@ -158,24 +136,6 @@ def _run_locked(
         if any(f.trace for f in execution.failures):
             write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
         raise
-
-
-def _old_manifest(out: Path) -> dict[str, Any]:
-    """run.json as an earlier process left it; nothing where there is none that can be read."""
-    try:
-        old = json.loads((out / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return old if isinstance(old, dict) else {}
-
-
-def _guard_other_recipe(out: Path, manifest: dict[str, Any]) -> None:
-    """The folder of one recipe is not overwritten by another."""
-    old = _old_manifest(out)
-    if old and canonical_json(old.get("recipe")) != canonical_json(manifest["recipe"]):
-        raise SubloraError(
-            f"The folder {out} holds a run of another recipe or other settings; choose another --out, give --fresh, or remove it."
-        )
 
 
 def _finish(
@@ -234,21 +194,3 @@ def default_out(recipe: Recipe) -> Path:
     model = recipe.model.rstrip("/").split("/")[-1]
     traits = "-".join(t.lower() for t in recipe.traits[:3]) + ("-and-more" if len(recipe.traits) > 3 else "")
     return Path("runs") / f"{recipe.name}-{model}-{traits}"
-
-
-def fresh_out(folder: Path) -> Path:
-    """The folder itself where it is free, or else the first free one of NAME-2, NAME-3, ...; it is made, so that it is ours."""
-    number = 1
-    while True:
-        chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            chosen.mkdir(parents=True)
-            return chosen
-        except FileExistsError:
-            number += 1
-
-
-def command_line() -> str:
-    import shlex
-
-    return "sublora " + " ".join(shlex.quote(a) for a in sys.argv[1:])

@@ -241,7 +241,8 @@ def verdicts_of_rows(
     """
     traits = dict.fromkeys(row.trait for row in rows)
     evidence = [CsvEvidence(t, [row for row in rows if row.trait == t], alpha, fixed_lr) for t in traits]
-    chosen = [c for c in load_claims() if c.view != "arms"] if claims is None else claims  # a table has no arms
+    chosen = load_claims() if claims is None else claims
+    chosen = [c for c in chosen if c.view not in {"arms", "estimates"}]  # a table has neither
     return [verdict.to_dict() for verdict in judge_evidence(chosen, evidence)]
 
 

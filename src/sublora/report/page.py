@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -34,8 +34,8 @@ def build_report(run_dir: Path) -> Path:
     data = load_run(run_dir)
     try:
         (run_dir / "figures").mkdir(exist_ok=True)
-        page = _render(data, partial(_write_figure, run_dir / "figures"))
-        return _replace(run_dir / "report.html", page.encode("utf-8"))
+        page = _render(data, partial(write_figure, run_dir / "figures"))
+        return replace_file(run_dir / "report.html", page.encode("utf-8"))
     except OSError as error:
         raise SubloraError(
             f"The report of {run_dir} could not be written ({error.strerror or error}): "
@@ -43,7 +43,7 @@ def build_report(run_dir: Path) -> Path:
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def replace_file(path: Path, content: bytes) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -56,11 +56,11 @@ def _replace(path: Path, content: bytes) -> Path:
     return path
 
 
-def _write_figure(folder: Path, name: str, figure: Figure) -> str:
+def write_figure(folder: Path, name: str, figure: Figure) -> str:
     """Write one figure in its three forms; return the SVG's text."""
     forms = figures.save(figure)
     for kind, content in forms.items():
-        _replace(folder / f"{name}.{kind}", content)
+        replace_file(folder / f"{name}.{kind}", content)
     return forms["svg"].decode("utf-8")
 
 
@@ -372,11 +372,12 @@ def _visible(token: Any) -> str:
 MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "≈", "not run": "–"}
 
 
-def _verdicts(data: RunData) -> list[dict[str, Any]] | None:
-    if data.verdicts is None:
+def verdict_rows(verdicts: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The verdicts as the page shows them; None where none has been reached."""
+    if verdicts is None:
         return None
     rows = []
-    for v in data.verdicts:
+    for v in verdicts:
         verdict = str(v.get("verdict", "not run"))
         rows.append(
             {
@@ -697,7 +698,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         tiles=_headline(data),
         sections=sections,
         overview=overview,
-        verdicts=_verdicts(data),
+        verdicts=verdict_rows(data.verdicts),
         rejects=_rejects(data),
         example_row=_example(run.get("first_example")),
         contexts={name: _example(entry) for name, entry in (run.get("contexts") or {}).items()},

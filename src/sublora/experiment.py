@@ -1,0 +1,214 @@
+"""Recipes that are no grid of students: an experiment names its own stages, and its results are estimates with intervals.
+
+A recipe file with `kind:` is one. An experiment says which artifacts it needs (units, as the grids do: named by the hash of all that can
+change their content, made where they are missing) and what they come to (`Findings`); plan, resume, verdicts and the page are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublora.errors import SubloraError
+from sublora.stats import Interval, holm
+from sublora.store import Store
+
+if TYPE_CHECKING:
+    from sublora.model import Base
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task works with; `made` is told each finished artifact."""
+
+    store: Store
+    base: Base | None
+    made: Callable[[str], None]
+
+
+class Task(Protocol):
+    """A unit of an experiment: it makes the artifacts `makes`, in one go, from `needs`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def makes(self) -> tuple[str, ...]: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole task."""
+
+    def perform(self, work: Work, wanted: set[str]) -> None:
+        """Make the artifacts `wanted`, some of `makes`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks that can run in any order. `name` is for times, `label` says what they make."""
+
+    name: str
+    label: str
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval. `tested`: its p value (against `null`) counts in the correction of its subject and group."""
+
+    subject: str  # what it is about: a data set, a trait, a model
+    group: str
+    name: str
+    interval: Interval
+    n: Mapping[str, int]
+    null: float = 0.0
+    tested: bool = True
+
+
+class Point(BaseModel):
+    """A point of a figure: at `x`, or a row called `label`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    label: str = ""
+    x: float | None = None
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Series(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = ""
+    points: tuple[Point, ...]
+
+
+class Chart(BaseModel):
+    """A figure of estimates. rows: one row a point; lines: one line a series over x."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    kind: Literal["rows", "lines"]
+    axis: str = Field(description="what the values are")
+    x_axis: str = ""
+    log_x: bool = False
+    reference: float | None = Field(None, description="a line to compare with")
+    caption: str
+    series: tuple[Series, ...]
+
+
+class Tile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    value: str
+    interval: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment came to."""
+
+    estimates: tuple[Estimate, ...]
+    charts: tuple[Chart, ...]
+    tiles: tuple[Tile, ...]
+    how: str  # how the numbers were made, in a few sentences
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Experiment(BaseModel):
+    """What every experiment's recipe has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    kind: str
+    title: str
+    summary: str
+    caveat: str | None = None
+    level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all tested estimates of a group")
+
+    @property
+    def model_name(self) -> str | None:
+        """The language model that it needs, if any."""
+        return None
+
+    def identity(self) -> dict[str, str]:
+        """The identity of that model, from its files. Raises SubloraError where it has to be downloaded first."""
+        if self.model_name is None:
+            return {}
+        from sublora.model import local_identity, model_source
+
+        source = model_source(self.model_name)
+        if not Path(source).is_dir():
+            raise SubloraError(f"The model {self.model_name} is not on this machine; run the recipe, which fetches it.")
+        return local_identity(source, "float32")
+
+    @property
+    def out_words(self) -> list[str]:
+        """What tells its runs apart, for the default folder."""
+        return []
+
+    @property
+    def sentence(self) -> str:
+        """What is done, in one sentence."""
+        raise NotImplementedError
+
+    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+        """The stages, in an order in which they can run; `identity` is that of the language model, or empty. Runs nothing."""
+        raise NotImplementedError
+
+    def findings(self, store: Store, stages: Sequence[Stage]) -> Findings:
+        """Read what the stages made."""
+        raise NotImplementedError
+
+
+def estimate_rows(estimates: Sequence[Estimate], level: float) -> list[dict[str, Any]]:
+    """The rows of results.csv: each estimate with its interval, and p values corrected (Holm) over the tested of a subject and group."""
+    corrected: dict[int, float] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, e in enumerate(estimates):
+        if e.tested:
+            groups.setdefault((e.subject, e.group), []).append(i)
+    for members in groups.values():
+        values = holm([estimates[i].interval.p_value for i in members])
+        corrected |= dict(zip(members, map(float, values), strict=True))
+    sizes = list(dict.fromkeys(k for e in estimates for k in e.n))
+    return [
+        {
+            "subject": e.subject,
+            "group": e.group,
+            "name": e.name,
+            "estimate": e.interval.estimate,
+            "low": _finite(e.interval.low),
+            "high": _finite(e.interval.high),
+            "null": e.null if e.tested else None,
+            "p_value": e.interval.p_value if e.tested else None,
+            "p_corrected": corrected.get(i),
+            "called": None if i not in corrected else corrected[i] < level,
+            **{f"n_{k}": e.n.get(k) for k in sizes},
+        }
+        for i, e in enumerate(estimates)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def findings_json(findings: Findings, level: float) -> dict[str, Any]:
+    """What the page is drawn from."""
+    return {
+        "estimates": estimate_rows(findings.estimates, level),
+        "charts": [c.model_dump(mode="json") for c in findings.charts],
+        "tiles": [t.model_dump(mode="json") for t in findings.tiles],
+        "how": findings.how,
+        "facts": dict(findings.facts),
+    }

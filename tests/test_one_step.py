@@ -1,0 +1,93 @@
+"""One gradient step towards a teacher: the theorem's case, its pieces, the command."""
+
+import json
+
+import pytest
+import torch
+
+from command import sublora
+from sublora import mlp
+from sublora.claims import load_claims
+from sublora.experiment import Work
+from sublora.experiments.kinds import open_recipe
+from sublora.experiments.one_step import FULL, OneStep, _gradient, _low_rank, take_steps
+from sublora.store import Store
+
+SMALL = ["models=3", "hidden=[16]", "noise=64", "distances=[0,1]", "steps=[0.01,1]", "ranks=[2,8]", "at_once=2"]
+FLAGS = [part for s in SMALL for part in ("--set", s)]
+
+
+def recipe(*sets: str) -> OneStep:
+    return open_recipe("one-step", sets=[*SMALL, *sets])
+
+
+def test_the_theorem_holds_for_every_model_with_the_teachers_start():
+    """On all logits the student's loss is a function of the same outputs; a small step must go the teacher's way."""
+    for found in take_steps(recipe("outputs=all", "models=4"), range(4)):
+        same = found["found"][FULL]["0"]
+        assert found["gain"] > 0 and same["cosine"] > 0
+        assert same["moves"]["0.01"][0] > 0 and same["moves"]["0.01"][1] > 0
+
+
+def test_at_the_same_start_the_way_to_the_teacher_is_the_teachers_step():
+    """In weights a tiny step gains its own length times the cosine with the way to the teacher, which is the teacher's step."""
+    (found,) = take_steps(recipe("steps=[1e-4]"), [0])
+    for update in found["found"].values():
+        assert update["0"]["moves"]["0.0001"][1] == pytest.approx(update["0"]["cosine"], abs=1e-4)
+
+
+def test_models_side_by_side_are_models_alone():
+    together, (alone,) = take_steps(recipe(), [0, 1, 2]), take_steps(recipe(), [1])
+    assert json.dumps(together[1])[:8] == json.dumps(alone)[:8]
+    assert together[1]["gain"] == pytest.approx(alone["gain"], rel=1e-9)
+    for update, by_distance in alone["found"].items():
+        for distance, one in by_distance.items():
+            other = together[1]["found"][update][distance]
+            assert other["cosine"] == pytest.approx(one["cosine"], abs=1e-9)
+            for step, pair in one["moves"].items():
+                assert other["moves"][step] == pytest.approx(pair, abs=1e-7)
+
+
+def test_a_low_rank_update_is_the_first_step_of_an_adapter():
+    models, x, y = mlp.start([6, 5, 4], 0, [3]), torch.randn(1, 8, 6), torch.randint(4, (1, 8))
+    gradient = _gradient(models, lambda who: mlp.cross_entropy(mlp.logits(who, x), y))
+    update = _low_rank([g.double() for g in gradient], 2, 0, [3])
+    assert [torch.linalg.matrix_rank(u[0]).item() for u in update[:2]] == [2, 2]
+    assert all(not u.any() for u in update[2:])
+    for u, g in zip(update[:2], gradient, strict=False):
+        a = torch.linalg.svd(u[0]).Vh[:2]  # the rows of A span the same space
+        inside = g[0].double() @ a.T @ a
+        assert (inside * u[0]).sum() < 0  # against the gradient
+    whole = _low_rank([g.double() for g in gradient], 6, 0, [3])
+    assert (whole[0][0] * gradient[0][0].double()).sum() < 0
+
+
+def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
+    first = sublora("run", "one-step", *FLAGS, "--out", str(tmp_path / "run"))
+    assert first.code == 0, first.err
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("<svg") == 4 and "One gradient step" in page
+    line = next(x for x in sublora("plan", "one-step", *FLAGS).out.splitlines() if x.startswith("steps"))
+    assert line.split()[1:4] == ["3", "3", "0"]
+    more = sublora("plan", "one-step", *FLAGS, "--set", "models=5").out
+    assert next(x for x in more.splitlines() if x.startswith("steps")).split()[1:4] == ["5", "3", "2"]
+    shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
+    for task in shipped.stages({})[0].tasks:
+        task.perform(Work(Store(), None, lambda _: None), set(task.makes))
+    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({})).estimates}
+    named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
+    assert len(named) == 4 and named <= found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("distances=[2]", "distances"), ("steps=[0]", "steps"), ("ranks=[0]", "ranks"), ("outputs=some", "outputs")],
+)
+def test_bad_input_is_one_sentence(change, message, tmp_path):
+    answer = sublora("run", "one-step", "--set", change, "--out", str(tmp_path / "run"))
+    assert answer.code == 2 and message in answer.err and not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_gains_nothing_is_refused(tmp_path):
+    answer = sublora("run", "one-step", *FLAGS, "--set", "teacher_lr=1000", "--out", str(tmp_path / "run"))
+    assert answer.code == 2 and "set a lower teacher_lr" in answer.err and "Traceback" not in answer.err
