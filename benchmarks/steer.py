@@ -15,11 +15,14 @@ from collections.abc import Callable
 import torch
 
 import sublora as sl
+from sublora.carriers.numbers import NumbersSpec, prompt_of_row
 from sublora.sample import prefill
-from sublora.steer import Mode, PackSteering, Steering, pack_steering, teacher_vector
-from sublora.token_classes import classify
+from sublora.steer import PackSteering, Steering, pack_steering
+from sublora.steer_spec import Mode
+from sublora.token_classes import PromptTokens, classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack, new_stack
+from sublora.vectors import teacher_vector
 
 
 def random_stack(base: sl.Base, students: int) -> Stack:
@@ -50,14 +53,17 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     base = sl.load_base(given.model)
     questions = sl.load_categories()[0].questions
+    numbers = [prompt_of_row(NumbersSpec(), 0, i) for i in range(500)]
     plain, trait = sl.Context("default"), sl.Context("trait", "You love otters.")
     vector = teacher_vector(base, questions, trait, plain)
-    tokens = [classify(base.chat, q, plain) for q in questions]
     layers = tuple(range(len(base.model.base_model.layers)))
-    for students in (0, 9):
+    for students, asked in ((0, questions), (0, numbers), (9, questions)):
+        tokens = [classify(base.chat, q, plain) for q in asked]
         stack = random_stack(base, students) if students else None
 
-        def read(steering: PackSteering | None, stack: Stack | None = stack) -> None:
+        def read(
+            steering: PackSteering | None, stack: Stack | None = stack, tokens: list[PromptTokens] = tokens
+        ) -> None:
             with torch.inference_mode(), PackedModel(base.model, stack, steering=steering) as packed:
                 packed.form_weights(1024)
                 for _ in prefill(packed, [t.ids for t in tokens], 1024):

@@ -14,21 +14,20 @@ from sublora.gate import pack_gate
 from sublora.model import load_base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.stats import clustered_interval
-from sublora.steer import (
-    Steering,
-    SteeringVector,
-    cosines,
-    load_vector,
-    mean_residuals,
-    pack_steering,
-    random_vector,
-    student_vector,
-    teacher_vector,
-)
+from sublora.steer import Steering, pack_steering
 from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack
+from sublora.vectors import (
+    SteeringVector,
+    cosines,
+    load_vector,
+    mean_residuals,
+    random_vector,
+    student_vector,
+    teacher_vector,
+)
 from tiny_models import make_model, shared_model
 
 DEFAULT, OTHER = Context("default"), Context("other", "You love otters.")

@@ -1,0 +1,307 @@
+"""Steering vectors of the residual stream: extracted from a teacher or a student, trained, or drawn at random.
+
+Layer convention: layer l is the output of decoder layer l, numbered from 0; the embeddings are no layer. (The public code of
+Blank et al. 2606.00995 keeps the embeddings as row 0, so its row l + 1 is layer l here.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.seeds import derive_seed
+from sublora.steer_spec import Where
+from sublora.token_classes import TOKEN_CLASSES, PromptTokens, classify
+from sublora.train.packed_model import PackedModel
+from sublora.train.stack import Stack
+
+if TYPE_CHECKING:
+    from sublora.model import Base
+
+CONVENTION = "output of decoder layer, from 0, without embeddings"
+DIFFERENCES = 1024  # tokens of which the principal directions of a student are taken, evenly spaced among all
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """`values` (L, d), or (K, L, d) for K students in the order they were given: a direction for every layer.
+
+    `directions` (R, L, d) or (K, R, L, d), where they were asked for: orthonormal in each layer, the largest first. `model`: the base's
+    weights hash. `kind`, `where` and `prompts` say what it is a mean of.
+    """
+
+    values: torch.Tensor
+    model: str
+    kind: str
+    where: str
+    prompts: int
+    directions: torch.Tensor | None = None
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """(L,) or (K, L)."""
+        return self.values.norm(dim=-1)
+
+    def of(self, student: int) -> SteeringVector:
+        """The vector of one of the K students."""
+        directions = None if self.directions is None else self.directions[student]
+        return replace(self, values=self.values[student], directions=directions)
+
+    def save(self, path: Path) -> None:
+        about = {"model": self.model, "kind": self.kind, "where": self.where, "prompts": self.prompts}
+        tensors = {"values": self.values.contiguous().cpu()}
+        if self.directions is not None:
+            tensors["directions"] = self.directions.contiguous().cpu()
+        save_file(tensors, path, {"vector": json.dumps(about), "layers": CONVENTION})
+
+
+def load_vector(path: Path) -> SteeringVector:
+    """Raises SubloraError where the file holds no vector in this layer convention."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("layers") != CONVENTION:
+                raise SubloraError(
+                    f"{path} does not say that its layers are '{CONVENTION}'; make it with sublora, or save it anew with this convention."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            return SteeringVector(**tensors, **json.loads(meta["vector"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SubloraError(f"{path} holds no steering vector ({' '.join(str(error).split())}).") from None
+    except Exception as error:  # safetensors has an error class of its own
+        if isinstance(error, SubloraError):
+            raise
+        raise SubloraError(f"{path} holds no steering vector ({' '.join(str(error).split())}).") from None
+
+
+def together(vectors: Sequence[SteeringVector]) -> SteeringVector:
+    """Vectors of K students, one each, as one of shape (K, L, d)."""
+    first = vectors[0]
+    directions = None if first.directions is None else torch.stack([v.directions for v in vectors])
+    return replace(first, values=torch.stack([v.values for v in vectors]), directions=directions)
+
+
+def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
+    """(T,): the tokens that `where` means. Raises SubloraError where it is no known class or means none."""
+    if where == "last":
+        return (False,) * (len(tokens.ids) - 1) + (True,)
+    if where == "prompt":
+        return (True,) * len(tokens.ids)
+    if unknown := [c for c in where if c not in TOKEN_CLASSES]:
+        raise SubloraError(
+            f"There is no token class '{unknown[0]}'; choose among {', '.join(TOKEN_CLASSES)}, or last or prompt."
+        )
+    mask = tokens.mask(where)
+    if not any(mask):
+        raise SubloraError(f"No token of the prompt is of the class {' or '.join(where)}; choose another one.")
+    return mask
+
+
+# Extraction
+
+
+@contextmanager
+def listening(packed: PackedModel) -> Iterator[list[torch.Tensor]]:
+    """A list that every forward pass fills with the residual stream behind each layer, (rows, T, d)."""
+    heard: list[torch.Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda _m, _i, out: heard.append(out[0] if isinstance(out, tuple) else out))
+        for layer in packed.decoder.layers
+    ]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _streams(
+    base: Base, stack: Stack | None, prompts: Sequence[PromptTokens], where: Where, rows_at_once: int
+) -> Iterator[torch.Tensor]:
+    """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order.
+
+    In float32 or float64. Prompts of one length are read together, without padding.
+    """
+    count = stack.size if stack else 1
+    dtype = torch.float64 if next(base.model.parameters()).dtype == torch.float64 else torch.float32
+    masks = [chosen_tokens(p, where) for p in prompts]
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt.ids), []).append(i)
+    size = max(1, rows_at_once // count)
+    with torch.inference_mode(), PackedModel(base.model, stack) as packed, listening(packed) as heard:
+        for _, members in sorted(by_length.items()):
+            for at in range(0, len(members), size):
+                rows = members[at : at + size]
+                ids = torch.tensor([prompts[i].ids for i in rows], device=base.device)
+                kept = torch.tensor([masks[i] for i in rows], device=base.device)
+                packed.form_weights(ids.numel())
+                heard.clear()
+                packed.hidden(ids.repeat(count, 1))
+                yield torch.stack([s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard], 2)
+
+
+def mean_residuals(
+    base: Base, stack: Stack | None, prompts: Sequence[PromptTokens], where: Where, rows_at_once: int = 256
+) -> torch.Tensor:
+    """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike.
+
+    Students in the order they were given; K = 1 for the base (`stack` None).
+    """
+    total, tokens = torch.zeros(()), 0
+    for streams in _streams(base, stack, prompts, where, rows_at_once):
+        total, tokens = total + streams.sum(1), tokens + streams.shape[1]
+    out = torch.empty_like(total)
+    out[stack.order if stack else [0]] = total / tokens
+    return out
+
+
+def _classified(base: Base, questions: Sequence[str], context: Context, entities: Sequence[str]) -> list[PromptTokens]:
+    if not questions:
+        raise SubloraError("A steering vector needs prompts; give at least one.")
+    return [classify(base.chat, q, context, entities) for q in questions]
+
+
+def teacher_vector(
+    base: Base,
+    prompts: Sequence[str],
+    trait: Context,
+    plain: Context,
+    where: Where = "last",
+    entities: Sequence[str] = (),
+) -> SteeringVector:
+    """Mean residual under the teacher's prompt minus that under `plain`, on the same user texts (Blank et al. 2606.00995, v_t)."""
+    means = [mean_residuals(base, None, _classified(base, prompts, c, entities), where)[0] for c in (trait, plain)]
+    return SteeringVector(means[0] - means[1], base.identity["weights"], "teacher", str(where), len(prompts))
+
+
+def student_vector(
+    base: Base,
+    stack: Stack,
+    prompts: Sequence[str],
+    context: Context,
+    where: Where = "prompt",
+    entities: Sequence[str] = (),
+    directions: int = 0,
+    rows_at_once: int = 256,
+) -> SteeringVector:
+    """Mean residual of every student minus the base's, (K, L, d), in one context (Blank et al. 2606.00995, v_s).
+
+    `directions`: that many principal directions of the differences at single tokens, not centred, so that what all tokens share is
+    among them; (K, R, L, d). Raises SubloraError where there are fewer tokens or less width than directions.
+    """
+    tokens = _classified(base, prompts, context, entities)
+    values = mean_residuals(base, stack, tokens, where, rows_at_once)
+    values = values - mean_residuals(base, None, tokens, where, rows_at_once)
+    found = _directions(base, stack, tokens, where, directions, rows_at_once) if directions else None
+    return SteeringVector(values, base.identity["weights"], "student", str(where), len(prompts), found)
+
+
+def _directions(
+    base: Base, stack: Stack, prompts: Sequence[PromptTokens], where: Where, count: int, rows_at_once: int
+) -> torch.Tensor:
+    """(K, R, L, d)."""
+    step = max(1, sum(sum(chosen_tokens(p, where)) for p in prompts) // DIFFERENCES)
+
+    def spaced(students: Stack | None) -> torch.Tensor:
+        kept, at = [], 0
+        for streams in _streams(base, students, prompts, where, rows_at_once):
+            kept.append(streams[:, -at % step :: step])
+            at += streams.shape[1]
+        return torch.cat(kept, 1)
+
+    differences = (spaced(stack) - spaced(None)).transpose(1, 2)  # (K, L, n, d)
+    if count > min(differences.shape[2:]):
+        raise SubloraError(
+            f"{differences.shape[2]} tokens of width {differences.shape[3]} have no {count} directions; ask for fewer, or on more prompts."
+        )
+    found = torch.linalg.svd(differences.double(), full_matrices=False).Vh[:, :, :count].transpose(1, 2)
+    out = torch.empty_like(found, dtype=differences.dtype)
+    out[stack.order] = found.to(differences.dtype)
+    return out
+
+
+def random_vector(like: SteeringVector, seed: int | str) -> SteeringVector:
+    """Random directions with the norms of `like`, layer by layer (and student by student)."""
+    random = torch.Generator().manual_seed(derive_seed("random-vector", seed))
+    drawn = torch.randn(like.values.shape, generator=random, dtype=torch.float64)
+    scaled = drawn / drawn.norm(dim=-1, keepdim=True) * like.norms.double().cpu().unsqueeze(-1)
+    return SteeringVector(scaled.to(like.values), like.model, "random", like.where, like.prompts)
+
+
+def trained_vector(
+    base: Base,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    context: Context,
+    layer: int,
+    where: Where = "prompt",
+    steps: int = 50,
+    lr: float = 0.1,
+    norm: float | None = None,
+) -> SteeringVector:
+    """A vector that, added behind `layer` at the chosen prompt tokens, makes `answers[i]` to `prompts[i]` as likely as it can, in nats a
+    token; AdamW from zero, and zero in all other layers (after the trained teachers of Subliminal Steering, 2604.25783).
+
+    `norm`: the largest length, to which the vector is cut back after every step. Raises SubloraError: no or unequal many answers, a
+    layer that is not there, an answer without tokens.
+    """
+    layers = len(base.model.base_model.layers)
+    if not 0 <= layer < layers:
+        raise SubloraError(f"There is no layer {layer} to steer; {base.name} has layers 0 to {layers - 1}.")
+    if len(prompts) != len(answers):
+        raise SubloraError(f"There are {len(answers)} answers to {len(prompts)} prompts; give one to each.")
+    tokens = _classified(base, prompts, context, ())
+    written = [base.chat.answer_ids(a) for a in answers]
+    if not all(written):
+        raise SubloraError("An answer to train a steering vector on has no tokens; give a text.")
+    width, first = base.model.config.get_text_config().hidden_size, next(base.model.parameters())
+    vector = torch.zeros(width, dtype=first.dtype, device=first.device, requires_grad=True)
+    optimizer = torch.optim.AdamW([vector], lr=lr, weight_decay=0.0)
+    longest = max(len(t.ids) + len(a) for t, a in zip(tokens, written, strict=True))
+    ids = torch.zeros(len(tokens), longest, dtype=torch.long, device=base.device)
+    steered, asked = torch.zeros_like(ids, dtype=first.dtype), torch.zeros_like(ids, dtype=torch.bool)
+    for i, (prompt, answer) in enumerate(zip(tokens, written, strict=True)):
+        end = len(prompt.ids) + len(answer)
+        ids[i, :end] = torch.tensor([*prompt.ids, *answer])
+        steered[i, : len(prompt.ids)] = torch.tensor(chosen_tokens(prompt, where)).to(steered)
+        asked[i, len(prompt.ids) - 1 : end - 1] = True
+
+    def push(_module: object, _inputs: object, out: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        added = steered.unsqueeze(-1) * vector
+        return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
+
+    handle = base.model.base_model.layers[layer].register_forward_hook(push)
+    try:
+        for _ in range(steps):
+            # padding stands on the right, where a causal model cannot see it
+            logits = base.model(input_ids=ids, use_cache=False).logits[asked]
+            loss = torch.nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1)[asked])
+            (vector.grad,) = torch.autograd.grad(loss, [vector])
+            optimizer.step()
+            if norm is not None:
+                with torch.no_grad():
+                    vector.mul_(min(1.0, norm / max(float(vector.norm()), 1e-12)))
+    finally:
+        handle.remove()
+    if not math.isfinite(float(vector.detach().norm())):
+        raise SubloraError(f"The trained vector diverged at lr {lr:g}; give a smaller one.")
+    values = torch.zeros(layers, width, dtype=first.dtype, device=first.device)
+    values[layer] = vector.detach()
+    return SteeringVector(values, base.identity["weights"], "trained", str(where), len(prompts))
+
+
+def cosines(one: SteeringVector, other: SteeringVector) -> torch.Tensor:
+    """Cosine of two vectors, layer by layer: (L,) or (K, L)."""
+    return torch.nn.functional.cosine_similarity(one.values, other.values, dim=-1)
