@@ -130,6 +130,22 @@ def test_bad_recipes_name_the_place(change, message):
     assert message is None or (message in answer.err and change.split("=")[0].split(".")[0] in answer.err), answer.err
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("measure.entities=[Zebra]", "'Zebra' does not occur in the rendered prompt"),
+        (
+            "measure.conditions.x={layers: [7, 99], generated: on}",
+            "The condition 'x' selects none of the adapter's layers",
+        ),
+    ],
+)
+def test_conditions_that_the_model_cannot_meet_are_refused_before_anything_is_trained(tmp_path, change, message):
+    answer = sublora("run", "localise", "--set", change, "--out", str(tmp_path / "run"))
+    assert answer.code == 2 and message in answer.err, answer.err
+    assert not (tmp_path / "run").exists()
+
+
 # Measurements
 
 

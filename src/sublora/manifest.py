@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sublora.condition import check_layers
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.plan import Plan, contexts_of, teacher_context
@@ -126,6 +127,29 @@ def check_ranks(base: Base, recipe: Recipe) -> None:
         lora = recipe.train.lora
         for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
             check_rank(max(lora.ranks), target_linears(base.model, targets))
+
+
+def check_conditions(base: Base, plan: Plan) -> None:
+    """Whether every condition finds its layers and tokens, before anything is trained.
+
+    Raises SubloraError: layers that no adapter of the recipe has, an entity that is not in a prompt that the conditions meet.
+    """
+    from sublora.token_classes import classify
+    from sublora.train.stack import target_linears
+
+    asked = plan.recipe.measure
+    lora = plan.recipe.train.lora
+    if lora is not None and not lora.placements:
+        names = list(target_linears(base.model, lora.targets))
+        for name, condition in asked.conditions.items():
+            check_layers(condition, names, name)
+    contexts = {a.context for a in plan.attributions}
+    if any(c.by_class for c in asked.conditions.values()):
+        contexts |= {contexts_of(plan.recipe)[name] for name in asked.contexts}
+    for context in contexts:
+        for category in {t.category.category: t.category for t in plan.traits}.values():
+            for question in category.questions:
+                classify(base.chat, question, context, asked.entities)
 
 
 def result_warnings(plan: Plan, results: Results) -> list[str]:

@@ -14,7 +14,7 @@ from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess
 from sublora.journal import Journal
 from sublora.known_runs import note_run
-from sublora.manifest import check_ranks, check_words, manifest_of, result_warnings
+from sublora.manifest import check_conditions, check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
@@ -88,6 +88,7 @@ def run_recipe(
         place = cluster.device if cluster else base.device.type
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), place)
         check_ranks(base, recipe)
+        check_conditions(base, plan)
         words = check_words(base, plan)
         manifest = manifest_of(recipe, plan, base, out, command, threads)
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}

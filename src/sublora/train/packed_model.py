@@ -201,6 +201,11 @@ class PackedModel:
     ) -> torch.Tensor:
         """The base's product for all rows plus each adapter's second thin product, (K, M, o)."""
         base = F.linear(rows, module.weight, module.bias)
+        if not torch.is_grad_enabled():
+            for low, h in zip(lows, thin, strict=True):
+                if h is not None:
+                    base[low.part].baddbmm_(h, low.b[index].mT)
+            return base
         out, at = [], 0
         for low, h in zip(lows, thin, strict=True):
             if h is None:
