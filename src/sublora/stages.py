@@ -7,6 +7,7 @@ wants the same unit waits for it and then finds it done.
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from sublora.trait import Category
 from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
+KEPT_AT_ONCE = 8  # measurements
 
 
 def _nothing(*_: object) -> None:
@@ -228,9 +230,8 @@ def _ask(
         rows = [maker.token_rows(s.heldout, s.context) for s in asked]
         found = heldout_losses(maker.base, stack, rows)
         losses = [loss if m.spec["heldout"] else None for m, loss in zip(group, found, strict=True)]
-    for stage, answer, loss in zip(group, answers, losses, strict=True):
-        if stage.id in wanted:
-            _keep_answers(stage, category, answer, loss, maker)
+    measured = zip(group, answers, losses, strict=True)
+    _keep_all([one for one in measured if one[0].id in wanted], category, maker)
 
 
 def _ask_gated(
@@ -248,12 +249,18 @@ def _ask_gated(
         unit.entities, unit.sampling, unit.samples, unit.seed, maker.rows_at_once,
     )  # fmt: skip
     place = {s.id: k for k, s in enumerate(asked)}
-    for stage in group:
-        if stage.id in wanted:
-            _keep_answers(stage, category, answers[place[stage.student]][names.index(stage.condition)], None, maker)
+    measured = [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group if m.id in wanted]
+    _keep_all(measured, category, maker)
 
 
-def _keep_answers(stage: MeasureStage, category: Category, answer: Answers, loss: float | None, maker: Maker) -> None:
+def _keep_all(measured: Sequence[tuple[MeasureStage, Answers, float | None]], category: Category, maker: Maker) -> None:
+    """Side by side, because artifacts that wait together for the disk wait once."""
+    with ThreadPoolExecutor(KEPT_AT_ONCE) as pool:
+        for name in pool.map(lambda one: _keep_answers(*one, category, maker.store), measured):
+            maker.made(name)
+
+
+def _keep_answers(stage: MeasureStage, answer: Answers, loss: float | None, category: Category, store: Store) -> str:
     scores = {
         "entities": [e.name for e in category.entities],
         "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
@@ -263,10 +270,10 @@ def _keep_answers(stage: MeasureStage, category: Category, answer: Answers, loss
         json.dumps({"question": q, "answers": a}, ensure_ascii=False)
         for q, a in zip(category.questions, answer.samples, strict=True)
     ]
-    with maker.store.create(stage.id, stage.spec) as folder:
+    with store.create(stage.id, stage.spec) as folder:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    maker.made(stage.id)
+    return stage.id
 
 
 def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
