@@ -109,27 +109,33 @@ def cell_seconds(cells: int, folder: Path, threads: int) -> float:
 
 
 class Clock:
-    """Seconds that all threads spend in the functions that it wraps; a wrapped call inside another one counts once."""
+    """Seconds during which any of the functions that it wraps runs, by the one that began; what runs inside or beside it counts once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._inside, self._lock = threading.local(), threading.Lock()
+        self._running, self._began, self._first = 0, 0.0, ""
+        self._lock = threading.Lock()
 
-    def _add(self, name: str, seconds: float) -> None:
+    def _enter(self, name: str) -> None:
         with self._lock:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self._running += 1
+            if self._running == 1:
+                self._first, self._began = name, time.perf_counter()
+
+    def _exit(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._running == 0:
+                self.seconds[self._first] = self.seconds.get(self._first, 0.0) + time.perf_counter() - self._began
 
     def call(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
-            if getattr(self._inside, "on", False):
-                return function(*arguments, **options)
-            self._inside.on, started = True, time.perf_counter()
+            self._enter(name)
             try:
                 return function(*arguments, **options)
             finally:
-                self._inside.on = False
-                self._add(name, time.perf_counter() - started)
+                self._exit()
 
         return timed
 
