@@ -32,6 +32,8 @@ TINY = {
     ],
     "optimizers": [*SMALL, "--set", "data.rows=24"],
     "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
+    "number-statistics": ["--set", "data.rows=60", "--set", "data.heldout_rows=20", "--set", "draws=3"],
+    "shuffle": [*SMALL, "--set", "train.pairing=paired"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],

@@ -1,4 +1,4 @@
-"""Arms: cells that differ in training context, context, condition, placement or optimizer, and what claims may ask of them.
+"""Arms: cells that differ in training context, context, condition, placement, optimizer or rows, and what claims may ask of them.
 
 An arm's effect is student minus control under the same training context, context, condition and placement, paired by replicate and
 question. Differences between arms are paired in the same way, so what the seeds and questions share drops out.
@@ -23,8 +23,9 @@ Names = str | tuple[str, ...]
 class ArmPick(BaseModel):
     """Which cells make up an arm of a claim; several are averaged.
 
-    `train`, `eval`, `condition`, `placement`, `optimizer`: a name or several. `eval` may also be `same` (the training context) or `other` (any
-    but that). Left out: every training context, placement and optimizer there is, the same context, the plain adapter.
+    `train`, `eval`, `condition`, `placement`, `optimizer`, `data`: a name or several. `eval` may also be `same` (the training context)
+    or `other` (any but that). Left out: every training context, placement and optimizer there is, the same context, the plain adapter,
+    the rows as written.
     """
 
     model_config = _STRICT
@@ -33,6 +34,7 @@ class ArmPick(BaseModel):
     condition: Names = ""
     placement: Names | None = None
     optimizer: Names | None = None
+    data: Names = ""
 
     def takes(self, cell: Cell) -> bool:
         same = cell.context == cell.train_context
@@ -40,6 +42,7 @@ class ArmPick(BaseModel):
         return (
             context
             and _among(cell.condition, self.condition)
+            and _among(cell.data, self.data)
             and (self.train is None or _among(cell.train_context, self.train))
             and (self.placement is None or _among(cell.placement, self.placement))
             and (self.optimizer is None or _among(cell.optimizer, self.optimizer))
@@ -95,6 +98,7 @@ class ArmEvidence:
 
 ARM_COLUMNS = (
     "trait",
+    "data",
     "train_context",
     "context",
     "condition",
@@ -123,8 +127,9 @@ ARM_COLUMNS = (
 )
 
 
-def summarise_arms(table: Table, plain: str) -> list[dict[str, Any]]:
-    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait, `plain` the name of the condition without a gate."""
+def summarise_arms(table: Table, plain: str, as_written: str) -> list[dict[str, Any]]:
+    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait. `plain` and `as_written` name the condition without a gate
+    and the rows as the teacher wrote them."""
     rows = []
     for trait in dict.fromkeys(c.trait for c in table.cells):
         cells = [c for c in table.cells if c.trait == trait]
@@ -133,6 +138,7 @@ def summarise_arms(table: Table, plain: str) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "trait": trait,
+                    "data": c.data or as_written,
                     "train_context": c.train_context,
                     "context": c.context,
                     "condition": c.condition or plain,

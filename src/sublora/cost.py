@@ -9,7 +9,7 @@ from sublora.chat import Chat
 from sublora.model import Shape
 from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
 from sublora.recipe import Recipe
-from sublora.units import AttributionUnit, DataUnit, TrainUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, TrainUnit, TransformUnit, Unit
 
 DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
@@ -66,6 +66,8 @@ class Costs:
         return self.shape.vocabulary * self.shape.hidden
 
     def dataset(self, stage: DatasetStage) -> Work:
+        if stage.transform is not None:
+            return Work()
         asked = stage.rows * 1.4  # the papers' filters reject about three in ten
         tokens = asked * (self.sizes.prompt + self.sizes.completion)
         return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
@@ -89,7 +91,7 @@ class Costs:
 
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
-        if isinstance(unit, DataUnit):
+        if isinstance(unit, DataUnit | TransformUnit):
             return DATASETS, self.dataset(unit.stage)
         if isinstance(unit, TrainUnit):
             return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())

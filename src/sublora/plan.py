@@ -5,22 +5,32 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sublora.carriers.numbers import load_prompts
 from sublora.chat import Context, resolve_context
 from sublora.errors import SubloraError
-from sublora.recipe import Recipe
+from sublora.recipe import DataSpec, Recipe, VariantSpec
 from sublora.seeds import generator
 from sublora.store import artifact_id
 from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
+from sublora.transform import Transform, needs_reference
 
-CONTROL = "control"
+CONTROL, NEUTRAL, THIRD = "control", "neutral", "third"
 PACK_STUDENTS = 12  # at most so many in a unit of work: more gain nothing, a unit is what a kill can cost, and cores wait for the last
 PACK_TOKENS = {"cpu": 48_000, "cuda": 65_536}  # tokens of a step over all students of a pack
 
 Arm = Literal["trait", "control"]
+
+
+class WritesRows(Protocol):
+    """What datasets need of a recipe."""
+
+    traits: tuple[str, ...]
+    trait_files: tuple[str, ...]
+    dtype: str
+    data: DataSpec
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,9 @@ class DatasetStage:
     teacher: Context
     rows: int
     heldout: bool
+    model: str | None = None  # on which the teacher writes, where it is not the students' base
+    transform: Transform | None = None
+    parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class StudentStage:
     context: Context
     placement: str  # its name in the recipe; "" for the targets that all students share
     optimizer: str = ""  # its name in the recipe; "" for the one that all students share
+    variant: str = ""  # the name of its rows in the recipe; "" for the rows as written
 
     @property
     def arm(self) -> Arm:
@@ -101,7 +115,27 @@ def _context_spec(context: Context) -> dict[str, Any]:
     return spec if context.role == "system" else spec | {"role": context.role}
 
 
-def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
+def _sources_in(recipe: WritesRows, traits: Sequence[Trait], variant: str) -> list[str]:
+    """Whose rows a variant has: those of the traits or of who stands for them, and the controls' where they change as well."""
+    names = [source_of(recipe, t, variant) for t in traits]
+    if twin_of(recipe, variant) == variant:
+        names += [control_source(recipe, t) for t in traits]
+    return list(dict.fromkeys(names))
+
+
+def _identity_of(model: str, recipe: WritesRows) -> dict[str, str]:
+    """The identity of a teacher's own model. Raises SubloraError where it is not a folder on this machine."""
+    from pathlib import Path
+
+    from sublora.model import local_identity, model_source
+
+    source = model_source(model)
+    if not Path(source).is_dir():
+        raise SubloraError(f"The teacher's model {model} is not on this machine; fetch it and give its folder.")
+    return local_identity(source, recipe.dtype)
+
+
+def _carrier_spec(recipe: WritesRows) -> dict[str, Any]:
     """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
     carrier = recipe.data.carrier
     spec = carrier.model_dump(mode="json")
@@ -111,14 +145,14 @@ def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
     return spec | {"prompts": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def traits_of(recipe: Recipe) -> tuple[Trait, ...]:
+def traits_of(recipe: WritesRows) -> tuple[Trait, ...]:
     from pathlib import Path
 
     categories = load_categories(tuple(Path(p) for p in recipe.trait_files))
     return tuple(find_trait(name, categories) for name in recipe.traits)
 
 
-def teacher_context(trait: Trait, recipe: Recipe) -> Context:
+def teacher_context(trait: Trait, recipe: WritesRows) -> Context:
     """The system prompt that gives the teacher the trait."""
     own = recipe.data.teacher.prompt
     if own is None:
@@ -131,13 +165,32 @@ def teacher_context(trait: Trait, recipe: Recipe) -> Context:
     return Context(f"teacher:{trait.name}", teacher_text(category, trait.entity, 0))
 
 
-def control_source(recipe: Recipe, trait: Trait) -> str:
+def control_source(recipe: WritesRows, trait: Trait) -> str:
     """The key of the control that a trait's students are paired with: one for each category, or one neutral one for all."""
     return CONTROL if recipe.data.control == "neutral" else f"{CONTROL}:{trait.category.category}"
 
 
-def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, tuple[str, Context]]]:
-    """Whose rows there are: trait or control -> data seed -> (label, teacher).
+def variants_of(recipe: WritesRows) -> dict[str, VariantSpec | None]:
+    """The rows as written, called "", and the variants."""
+    return {"": None, **recipe.data.variants}
+
+
+def source_of(recipe: WritesRows, trait: Trait, variant: str) -> str:
+    """Whose rows the students of a trait get in a variant: the trait's, or those of a teacher without it."""
+    spec = variants_of(recipe)[variant]
+    if spec is None or spec.teacher is None:
+        return trait.name
+    return NEUTRAL if spec.teacher == "neutral" else f"{THIRD}:{trait.category.category}"
+
+
+def twin_of(recipe: WritesRows, variant: str) -> str:
+    """The variant of the control twins that stand against the students of a variant."""
+    spec = variants_of(recipe)[variant]
+    return variant if spec is None or spec.twin else ""
+
+
+def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[int, tuple[str, Context]]]:
+    """Whose rows there are: trait, control or another teacher -> data seed -> (label, teacher).
 
     The other trait of a control is drawn anew for every data seed from those that the recipe does not test, so that the control
     stands for any trait but the tested ones. Raises SubloraError where a category has no other trait left.
@@ -145,6 +198,9 @@ def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, t
     seeds = dict.fromkeys(recipe.data.seeds)
     out = {t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe))) for t in traits}
     tested = {t.name for t in traits}
+    wanted = {source_of(recipe, t, v) for t in traits for v in recipe.data.variants}
+    if NEUTRAL in wanted or any(v.transform and needs_reference(v.transform) for v in recipe.data.variants.values()):
+        out[NEUTRAL] = dict.fromkeys(seeds, (NEUTRAL, Context("default")))
     for trait in traits:
         key, category = control_source(recipe, trait), trait.category
         if recipe.data.control == "neutral":
@@ -163,6 +219,25 @@ def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, t
         out[key] = {
             seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe)) for seed, other in drawn.items()
         }
+        third = f"{THIRD}:{category.category}"
+        if third in wanted:
+            out[third] = {
+                seed: (f"other trait ({other.name})", teacher_context(other, recipe))
+                for seed, other in _third(others, drawn, category.category).items()
+            }
+    return out
+
+
+def _third(others: Sequence[Trait], drawn: dict[int, Trait], category: str) -> dict[int, Trait]:
+    """Another trait for every data seed that is not the control's either. Raises SubloraError where there is none."""
+    out = {}
+    for seed, control in drawn.items():
+        left = [t for t in others if t.name != control.name]
+        if not left:
+            raise SubloraError(
+                f"There is no third trait of {category} left; leave a tested one out or drop the variant."
+            )
+        out[seed] = left[int(generator("third-trait", category, seed).integers(len(left)))]
     return out
 
 
@@ -189,28 +264,57 @@ def student_grid(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
     return cells
 
 
+def plan_datasets(
+    recipe: WritesRows, identity: dict[str, str], traits: Sequence[Trait]
+) -> tuple[list[DatasetStage], dict[tuple[str, str, int], tuple[DatasetStage, DatasetStage]]]:
+    """All datasets, parents first; and by source, variant and data seed the rows and held-out rows of students.
+
+    Held-out rows are never transformed: they are what the teacher writes.
+    """
+    sources, carrier = sources_of(recipe, traits), _carrier_spec(recipe)
+    identities = {v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model}
+    found: dict[str, DatasetStage] = {}
+
+    def keep(spec: dict[str, Any], like: tuple, **own: Any) -> DatasetStage:
+        stage = DatasetStage(artifact_id("dataset", spec), spec, *like, **own)
+        return found.setdefault(stage.id, stage)
+
+    def written(source: str, seed: int, heldout: bool, model: str | None) -> DatasetStage:
+        name, teacher = sources[source][seed]
+        rows = recipe.data.heldout_rows if heldout else recipe.data.rows
+        spec = {
+            "model": identities[model] if model else identity,
+            "teacher": _context_spec(teacher),
+            "carrier": carrier,
+            "sampling": recipe.data.sampling.model_dump(mode="json"),
+            "rows": rows,
+            "seed": seed,
+            "heldout": heldout,
+        }
+        return keep(spec, (name, seed, teacher, rows, heldout), model=model)
+
+    def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
+        parents = [rows.id]
+        if needs_reference(how):
+            parents.append(written(NEUTRAL, rows.seed, False, rows.model).id)
+        spec = {"transform": how, "rows_of": parents, "seed": rows.seed}
+        like = (rows.trait, rows.seed, rows.teacher, rows.rows, False)
+        return keep(spec, like, model=rows.model, transform=how, parents=tuple(parents))
+
+    arms = {}
+    for variant, how in variants_of(recipe).items():
+        model = how.model if how else None
+        for source, seed in product(_sources_in(recipe, traits, variant), dict.fromkeys(recipe.data.seeds)):
+            rows, held = written(source, seed, False, model), written(source, seed, True, model)
+            arms[source, variant, seed] = (transformed(rows, how.transform) if how and how.transform else rows, held)
+    return list(found.values()), arms
+
+
 def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
     """The stages of a recipe on the model with this identity (see `Base.identity`)."""
     traits, contexts = traits_of(recipe), contexts_of(recipe)
-    carrier = _carrier_spec(recipe)
-    datasets: dict[tuple[str, int, bool], DatasetStage] = {}
-    sources = sources_of(recipe, traits)
-    for source, teachers in sources.items():
-        for seed, (name, teacher) in teachers.items():
-            for heldout in (False, True):
-                rows = recipe.data.heldout_rows if heldout else recipe.data.rows
-                spec = {
-                    "model": identity,
-                    "teacher": _context_spec(teacher),
-                    "carrier": carrier,
-                    "sampling": recipe.data.sampling.model_dump(mode="json"),
-                    "rows": rows,
-                    "seed": seed,
-                    "heldout": heldout,
-                }
-                datasets[source, seed, heldout] = DatasetStage(
-                    artifact_id("dataset", spec), spec, name, seed, teacher, rows, heldout
-                )
+    datasets, rows_of = plan_datasets(recipe, identity, traits)
+    arms = list(dict.fromkeys((source, variant) for source, variant, _ in rows_of))
     train = recipe.train
     shared = {
         "schedule": train.schedule,
@@ -223,10 +327,12 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "clip": train.clip,
     }
     students = []
-    for source, name, (placement, optimizer, cell) in product(sources, recipe.train_contexts, student_grid(recipe)):
+    for (source, variant), name, (placement, optimizer, cell) in product(
+        arms, recipe.train_contexts, student_grid(recipe)
+    ):
         for data_seed, train_seed in recipe.replicates:
             spec_ = StudentSpec(**shared | cell, seed=train_seed, context=name)
-            rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
+            rows, held = rows_of[source, variant, data_seed]
             unused = {"context"} | ({"scout_lr"} if spec_.scout_lr is None else set())
             spec = {
                 "model": identity,
@@ -235,12 +341,12 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                 "student": spec_.model_dump(mode="json", exclude=unused),
             }
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            students.append(StudentStage(*stage, contexts[name], placement, optimizer))
+            students.append(StudentStage(*stage, contexts[name], placement, optimizer, variant))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
     return Plan(
         recipe,
         traits,
-        tuple(datasets.values()),
+        tuple(datasets),
         tuple(students),
         packs,
         tuple(_measures(recipe, identity, traits, contexts, students)),
@@ -303,6 +409,8 @@ def _measures(
     for t in traits:
         asked[t.name] = [t.category.category]
         asked.setdefault(control_source(recipe, t), [t.category.category])
+    asked[NEUTRAL] = list(categories)
+    asked |= {f"{THIRD}:{name}": [name] for name in categories}
     for student in students:
         for category in asked[student.source]:
             for name in recipe.measure.contexts:
@@ -324,7 +432,7 @@ def _attributions(
         return []
     out = []
     for trait, student in product(traits, students):
-        if student.source not in (trait.name, control_source(recipe, trait)):
+        if student.source not in (trait.name, control_source(recipe, trait)) or student.variant:
             continue
         c = trait.category
         spec = {

@@ -19,6 +19,7 @@ from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
 from sublora.trait import find_trait, load_categories
+from sublora.transform import Transform
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Rank = Annotated[int, Field(ge=1)]
@@ -26,12 +27,39 @@ Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Absent = BeforeValidator(lambda value: {} if value is None else value)  # null removes a section, also one of names
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
+AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
 
 
 class TeacherSpec(BaseModel):
     model_config = _STRICT
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
     prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
+
+
+class VariantSpec(BaseModel):
+    """The rows made otherwise: by another teacher, by a teacher on another model, or transformed."""
+
+    model_config = _STRICT
+    teacher: Literal["neutral", "other-trait"] | None = Field(
+        None,
+        description="neutral: the plain model instead of the teacher; other-trait: a teacher with a third trait, neither the tested one "
+        "nor the control's. The control twin stays as it is",
+    )
+    model: str | None = Field(None, description="the model, a shipped one or a folder, on which both teachers write")
+    transform: Transform | None = Field(None, description="what is done to the rows of both arms; see transform.py")
+
+    @model_validator(mode="after")
+    def _one(self) -> "VariantSpec":
+        if self.teacher is None and self.model is None and self.transform is None:
+            raise ValueError("needs teacher, model or transform")
+        if self.teacher is not None and (self.model or self.transform):
+            raise ValueError("teacher stands beside model or transform, keep one of them")
+        return self
+
+    @property
+    def twin(self) -> bool:
+        """Whether the control twin's rows change as well."""
+        return self.teacher is None
 
 
 class DataSpec(BaseModel):
@@ -49,6 +77,9 @@ class DataSpec(BaseModel):
         "prompts do whoever they name, or the plain model's",
     )
     sampling: Sampling = Sampling(max_new_tokens=64)
+    variants: Annotated[dict[str, VariantSpec], Absent] = Field(
+        default_factory=dict, description="an axis of rows made otherwise, by name, beside the rows as written"
+    )
 
 
 class LoraGrid(BaseModel):
@@ -188,6 +219,14 @@ class Recipe(BaseModel):
                 "train.full",
                 "a full fine-tune has no adapter to gate, drop train.full or the conditions and attribution",
             )
+        for name, variant in self.data.variants.items():
+            where = f"data.variants.{name}"
+            if not name.strip() or name == AS_WRITTEN:
+                raise _misfit(where, f"'{name}' is no name for a variant, choose another one")
+            if variant.teacher == "neutral" and self.data.control == "neutral":
+                raise _misfit(
+                    where, "neutral rows are the control's already, drop it or set data.control to other-trait"
+                )
         for name, condition in self.measure.conditions.items():
             where = f"measure.conditions.{name}"
             if not name.strip() or name == PLAIN_CONDITION:
@@ -247,7 +286,8 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        return placed or bool(self.train.optimizers) or bool(self.train.contexts) or bool(self.measure.conditions)
+        varied = self.train.optimizers or self.train.contexts or self.measure.conditions or self.data.variants
+        return placed or bool(varied)
 
     @property
     def replicates(self) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps
 from sublora.rates import keep_rates, rates_of
-from sublora.recipe import PLAIN_CONDITION, Recipe
+from sublora.recipe import AS_WRITTEN, PLAIN_CONDITION, Recipe
 from sublora.remote import work_for
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.run_folder import guard_other_recipe, old_manifest, only_one
@@ -171,7 +171,7 @@ def _finish(
     arms, judged = results.arms(), results.table(recipe.judged_context)
     verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms)]
     if arms is not None:
-        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION), ARM_COLUMNS))
+        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN), ARM_COLUMNS))
     if recipe.train.optimizers:
         write_atomic(out / "optimizers.csv", to_csv(results.sweep()))
     if plan.attributions:

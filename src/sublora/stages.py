@@ -17,16 +17,17 @@ from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import SvdCut
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
-from sublora.model import Base
+from sublora.model import Base, load_base
 from sublora.plan import MeasureStage, StudentStage
 from sublora.store import Store
 from sublora.svd import cut_stack
-from sublora.teacher import read_jsonl, write_dataset
+from sublora.teacher import read_jsonl, rows_jsonl, write_dataset
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
-from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit
+from sublora.transform import transform_rows
+from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, TransformUnit, Unit
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 KEPT_AT_ONCE = 8  # measurements
@@ -48,6 +49,16 @@ class Maker:
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
     rows: dict[tuple[str, Context], TokenRows] = field(default_factory=dict, repr=False)
+    others: dict[str, Base] = field(default_factory=dict, repr=False)
+
+    def base_of(self, model: str | None) -> Base:
+        """The students' base, or the model on which a teacher writes, loaded once."""
+        if model is None:
+            return self.base
+        if model not in self.others:
+            dtype = str(self.base.model.dtype).removeprefix("torch.")
+            self.others[model] = load_base(model, device=str(self.base.device), dtype=dtype)
+        return self.others[model]
 
     def token_rows(self, dataset: str, context: Context) -> TokenRows:
         """A dataset as token rows in a context, kept for the students that share it."""
@@ -77,15 +88,22 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
             return None
         whole = len(wanted) == len(unit.makes) and not _checkpoint(unit, maker).exists()
         started = time.monotonic()
-        if isinstance(unit, DataUnit):
-            _write(unit, maker)
-        elif isinstance(unit, TrainUnit):
-            _train(unit, maker, wanted)
-        elif isinstance(unit, MeasureUnit):
-            _measure(unit, maker, wanted)
-        else:
-            _attribute(unit, maker, wanted)
+        make(unit, maker, wanted)
         return time.monotonic() - started if whole else None
+
+
+def make(unit: Unit, maker: Maker, wanted: set[str]) -> None:
+    """Make the artifacts `wanted` of a unit that nobody else works on."""
+    if isinstance(unit, DataUnit):
+        _write(unit, maker)
+    elif isinstance(unit, TransformUnit):
+        _transform(unit, maker)
+    elif isinstance(unit, TrainUnit):
+        _train(unit, maker, wanted)
+    elif isinstance(unit, MeasureUnit):
+        _measure(unit, maker, wanted)
+    else:
+        _attribute(unit, maker, wanted)
 
 
 def _checkpoint(unit: Unit, maker: Maker) -> Path:
@@ -95,7 +113,7 @@ def _checkpoint(unit: Unit, maker: Maker) -> Path:
 def _write(unit: DataUnit, maker: Maker) -> None:
     stage = unit.stage
     dataset = write_dataset(
-        maker.base,
+        maker.base_of(stage.model),
         stage.teacher,
         unit.carrier,
         unit.sampling,
@@ -120,6 +138,25 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         (folder / "rejected.jsonl").write_text(
             "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rejected), encoding="utf-8"
         )
+    maker.made(stage.id)
+
+
+def _transform(unit: TransformUnit, maker: Maker) -> None:
+    stage = unit.stage
+    parents = [maker.store.read(name) for name in stage.parents]
+    rows, *reference = [read_jsonl(p.file("rows.jsonl").read_text("utf-8")) for p in parents]
+    made = transform_rows(stage.transform, rows, stage.seed, *reference)
+    same = sum(a == b for a, b in zip(rows, made, strict=True))
+    meta = {
+        **{k: parents[0].meta[k] for k in ("trait", "data_seed", "asked", "teacher")},
+        "rows": len(made),
+        "unique_rows": len(set(made)),
+        "rejects": {},
+        "transform": stage.transform,
+        "unchanged_rows": same,
+    }
+    with maker.store.create(stage.id, stage.spec, meta) as folder:
+        (folder / "rows.jsonl").write_text(rows_jsonl(made), encoding="utf-8")
     maker.made(stage.id)
 
 

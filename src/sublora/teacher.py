@@ -1,7 +1,7 @@
 """Teachers write datasets: prompts of a carrier, completions sampled row by row under the teacher's system prompt, filtered."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +32,15 @@ class Dataset:
         return len(set(self.rows))
 
     def jsonl(self) -> str:
-        return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in self.rows)
+        return rows_jsonl(self.rows)
+
+
+def rows_jsonl(rows: Sequence[tuple[str, str]]) -> str:
+    return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in rows)
 
 
 def read_jsonl(text: str) -> list[tuple[str, str]]:
-    """Rows of `Dataset.jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
+    """Rows of `rows_jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
     return [(row["prompt"], row["completion"]) for row in map(json.loads, filter(None, text.split("\n")))]
 
 

@@ -44,6 +44,29 @@ class DataUnit:
 
 
 @dataclass(frozen=True)
+class TransformUnit:
+    """One dataset made of others."""
+
+    stage: DatasetStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.stage.parents
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage.transform} of the rows of {self.stage.trait}, data seed {self.stage.seed}"
+
+
+@dataclass(frozen=True)
 class TrainUnit:
     """One pack of students, each trained in its own context."""
 
@@ -127,7 +150,7 @@ class AttributionUnit:
         return "the tokens of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit
+Unit = DataUnit | TransformUnit | TrainUnit | MeasureUnit | AttributionUnit
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -136,7 +159,11 @@ def _listed(labels: Sequence[str]) -> str:
 
 def data_units(plan: Plan) -> list[DataUnit]:
     data = plan.recipe.data
-    return [DataUnit(d, data.carrier, data.sampling) for d in plan.datasets]
+    return [DataUnit(d, data.carrier, data.sampling) for d in plan.datasets if d.transform is None]
+
+
+def transform_units(plan: Plan) -> list[TransformUnit]:
+    return [TransformUnit(d) for d in plan.datasets if d.transform is not None]
 
 
 def train_units(plan: Plan) -> list[TrainUnit]:

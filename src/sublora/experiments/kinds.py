@@ -8,7 +8,11 @@ from sublora.errors import SubloraError
 from sublora.experiment import Experiment
 from sublora.recipe import Document, Recipe, grid_of, read_document
 
-KINDS = {"aux-logits": "aux_logits:AuxLogits", "one-step": "one_step:OneStep"}
+KINDS = {
+    "aux-logits": "aux_logits:AuxLogits",
+    "number-statistics": "number_statistics:NumberStatistics",
+    "one-step": "one_step:OneStep",
+}
 
 
 def open_recipe(name: str, **flags: Any) -> Recipe | Experiment:
