@@ -37,9 +37,10 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
         where += f" with {_listed(list(recipe.train.optimizers))}, each at its own rates,"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
+    varied = f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
     sentence = (
         f"{base.name}: {' and '.join(parts)}, trained{where} for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
-        f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}, with "
+        f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}{varied}, with "
         f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
     )
     text_config = base.model.config

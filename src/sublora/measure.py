@@ -80,6 +80,29 @@ def measure_answers(
     return _answers(base, stack, prompts, category, sampling, draws, None, rows_at_once)
 
 
+def measure_conversations(
+    base: Base,
+    earlier: Sequence[tuple[str, str]],
+    name: str,
+    context: Context,
+    category: Category,
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    rows_at_once: int = 1024,
+) -> Answers:
+    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws. Raises SubloraError where the turns are longer
+    than the model can read."""
+    prompts = [base.chat.prompt_ids(question, context, earlier) for question in category.questions]
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    if base.window is not None and longest > base.window:
+        raise SubloraError(
+            f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
+        )
+    draws = _draws([name], context, category, sampling, samples, seed)
+    return _answers(base, None, prompts, category, sampling, draws, None, rows_at_once)[0]
+
+
 def measure_gated(
     base: Base,
     stack: Stack,

@@ -105,6 +105,7 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
     if lora:
         typer.echo(f"LoRA ranks {listed(lora.ranks)} x learning rates {listed(lora.lrs)}")
     for what, names in (
+        ("variants of the rows besides those as written", recipe.data.variants),
         ("training contexts", recipe.train.contexts),
         ("optimizers, each at its own rates", recipe.train.optimizers),
         ("placements of the adapter", lora.placements if lora else ()),

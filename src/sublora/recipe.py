@@ -162,7 +162,7 @@ class MeasureSpec(BaseModel):
     seed: int = 0
 
 
-def _misfit(where: str, what: str) -> PydanticCustomError:
+def misfit(where: str, what: str) -> PydanticCustomError:
     """A misfit between values; `where` is the key to name, with dots."""
     return PydanticCustomError("misfit", "{what}", {"what": what, "where": where})
 
@@ -193,7 +193,7 @@ class Recipe(BaseModel):
     def _consistent(self) -> "Recipe":
         lora, full = self.train.lora, self.train.full
         if lora is None and full is None:
-            raise _misfit("train", "needs 'lora', 'full' or both")
+            raise misfit("train", "needs 'lora', 'full' or both")
         checks: list[tuple[str, Sequence[Any]]] = [
             ("traits", [t.lower() for t in self.traits]),
             ("data.seeds", self.data.seeds),
@@ -208,66 +208,64 @@ class Recipe(BaseModel):
         for where, values in checks:
             for value in values:
                 if list(values).count(value) > 1:
-                    raise _misfit(where, f"{value} stands twice, keep one")
+                    raise misfit(where, f"{value} stands twice, keep one")
         if self.train.pairing == "paired" and len(self.data.seeds) != len(self.train.seeds):
-            raise _misfit(
+            raise misfit(
                 "train.seeds", "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
             )
         gated = bool(self.measure.conditions) or self.measure.attribution is not None
         if gated and full is not None:
-            raise _misfit(
+            raise misfit(
                 "train.full",
                 "a full fine-tune has no adapter to gate, drop train.full or the conditions and attribution",
             )
         for name, variant in self.data.variants.items():
             where = f"data.variants.{name}"
             if not name.strip() or name == AS_WRITTEN:
-                raise _misfit(where, f"'{name}' is no name for a variant, choose another one")
+                raise misfit(where, f"'{name}' is no name for a variant, choose another one")
             if variant.teacher == "neutral" and self.data.control == "neutral":
-                raise _misfit(
+                raise misfit(
                     where, "neutral rows are the control's already, drop it or set data.control to other-trait"
                 )
         for name, condition in self.measure.conditions.items():
             where = f"measure.conditions.{name}"
             if not name.strip() or name == PLAIN_CONDITION:
-                raise _misfit(where, f"'{name}' is no name for a condition, choose another one")
+                raise misfit(where, f"'{name}' is no name for a condition, choose another one")
             if "entity" in (condition.on or ()) + (condition.off or ()) and not self.measure.entities:
-                raise _misfit(where, "asks for the class entity, name one in measure.entities")
+                raise misfit(where, "asks for the class entity, name one in measure.entities")
             if condition.svd and lora and condition.svd.k >= min(lora.ranks):
-                raise _misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
+                raise misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
         if lora and lora.placements and lora.targets != ("all-linear",):
-            raise _misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
+            raise misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
         self._optimizers_fit()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
-            raise _misfit(
-                "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
-            )
+            raise misfit("fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null")
         return self
 
     def _optimizers_fit(self) -> None:
         train, lora = self.train, self.train.lora
         if train.optimizer == "frozen-adam-scale":
-            raise _misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
+            raise misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
         if train.full is not None and train.optimizer in ("muon", "rotated-adamw"):
-            raise _misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
+            raise misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
         if not train.optimizers:
             if train.match_lr is not None:
-                raise _misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
+                raise misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
             return
         if lora is None or train.full is not None:
-            raise _misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
+            raise misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
         if train.contexts or lora.placements or self.measure.conditions or self.measure.attribution:
-            raise _misfit(
+            raise misfit(
                 "train.optimizers",
                 "stands beside another axis, give training contexts, placements and conditions a run of their own",
             )
         if self.train_contexts[0] not in self.measure.contexts:
-            raise _misfit(
+            raise misfit(
                 "measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it"
             )
         name, first = next(iter(train.optimizers.items()))
         if train.match_lr not in (first.lrs or lora.lrs):
-            raise _misfit(
+            raise misfit(
                 "train.match_lr", f"is not among the rates of the first optimizer {name}, set it to one of them"
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -292,12 +293,21 @@ def _ask_gated(
 
 def _keep_all(measured: Sequence[tuple[MeasureStage, Answers, float | None]], category: Category, maker: Maker) -> None:
     """Side by side, because artifacts that wait together for the disk wait once."""
+
+    def keep(one: tuple[MeasureStage, Answers, float | None]) -> str:
+        stage, answer, loss = one
+        keep_answers(maker.store, stage.id, stage.spec, category, answer, loss)
+        return stage.id
+
     with ThreadPoolExecutor(KEPT_AT_ONCE) as pool:
-        for name in pool.map(lambda one: _keep_answers(*one, category, maker.store), measured):
+        for name in pool.map(keep, measured):
             maker.made(name)
 
 
-def _keep_answers(stage: MeasureStage, answer: Answers, loss: float | None, category: Category, store: Store) -> str:
+def keep_answers(
+    store: Store, name: str, spec: dict[str, Any], category: Category, answer: Answers, loss: float | None
+) -> None:
+    """Write a measurement, as `results.read_measurement` reads it."""
     scores = {
         "entities": [e.name for e in category.entities],
         "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
@@ -307,10 +317,9 @@ def _keep_answers(stage: MeasureStage, answer: Answers, loss: float | None, cate
         json.dumps({"question": q, "answers": a}, ensure_ascii=False)
         for q, a in zip(category.questions, answer.samples, strict=True)
     ]
-    with store.create(stage.id, stage.spec) as folder:
+    with store.create(name, spec) as folder:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return stage.id
 
 
 def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:

@@ -10,6 +10,8 @@ from sublora.recipe import Document, Recipe, grid_of, read_document
 
 KINDS = {
     "aux-logits": "aux_logits:AuxLogits",
+    "cross-model": "cross_model:CrossModel",
+    "in-context": "in_context:InContext",
     "number-statistics": "number_statistics:NumberStatistics",
     "one-step": "one_step:OneStep",
 }

@@ -71,9 +71,9 @@ class NumberStatistics(Experiment):
         datasets, _ = plan_datasets(self, dict(identity), self.found_traits)
         costs = Costs(known_shape(self.model), RowSizes(), self.data.rows, 0)
         units = [DataUnit(d, self.data.carrier, self.data.sampling) for d in datasets]
-        return [Stage("data", "datasets", tuple(unit_task(u, costs) for u in units))]
+        return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
 
-    def findings(self, store: Store, stages: Sequence[Stage]) -> Findings:
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
         rows = {
             (task.unit.stage.teacher, task.unit.stage.seed, task.unit.stage.heldout): read_jsonl(
                 store.read(task.id).file("rows.jsonl").read_text("utf-8")

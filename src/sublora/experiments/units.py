@@ -10,8 +10,11 @@ from sublora.units import Unit
 
 @dataclass(frozen=True)
 class UnitTask:
+    """A unit and the model that it is of."""
+
     unit: Unit
     flops: float
+    model: str
 
     @property
     def id(self) -> str:
@@ -30,8 +33,8 @@ class UnitTask:
         return self.unit.label
 
     def perform(self, work: Work, wanted: set[str]) -> None:
-        make(self.unit, Maker(work.base, work.store, made=work.made), wanted)
+        make(self.unit, Maker(work.base_of(self.model), work.store, made=work.made), wanted)
 
 
-def unit_task(unit: Unit, costs: Costs) -> UnitTask:
-    return UnitTask(unit, costs.unit(unit)[1].flops)
+def unit_task(unit: Unit, costs: Costs, model: str) -> UnitTask:
+    return UnitTask(unit, costs.unit(unit)[1].flops, model)
