@@ -7,11 +7,20 @@ from typing import Any
 
 from sublora.chat import Chat
 from sublora.model import Shape
-from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
+from sublora.plan import (
+    AttributionStage,
+    DatasetStage,
+    MeasureStage,
+    Plan,
+    StudentStage,
+    TeacherStage,
+    contexts_of,
+    traits_of,
+)
 from sublora.recipe import Recipe
-from sublora.units import AttributionUnit, DataUnit, TrainUnit, TransformUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, TeachUnit, TrainUnit, TransformUnit, Unit
 
-DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
+TEACHERS, DATASETS, MEASUREMENTS, ATTRIBUTIONS = "teachers", "datasets", "measurements", "attributions"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
@@ -72,8 +81,11 @@ class Costs:
         tokens = asked * (self.sizes.prompt + self.sizes.completion)
         return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
 
-    def student(self, stage: StudentStage) -> Work:
-        rows, lora = self.rows * stage.student.passes, stage.student.method == "lora"
+    def teacher(self, stage: TeacherStage) -> Work:
+        return self.student(stage.as_student, stage.count)
+
+    def student(self, stage: StudentStage, rows: int | None = None) -> Work:
+        rows, lora = (rows or self.rows) * stage.student.passes, stage.student.method == "lora"
         tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
         flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
         if lora:
@@ -91,6 +103,8 @@ class Costs:
 
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
+        if isinstance(unit, TeachUnit):
+            return TEACHERS, self.teacher(unit.stage)
         if isinstance(unit, DataUnit | TransformUnit):
             return DATASETS, self.dataset(unit.stage)
         if isinstance(unit, TrainUnit):
@@ -106,7 +120,7 @@ def costs_of(recipe: Recipe, shape: Shape, sizes: RowSizes) -> Costs:
 
 def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
     """Sizes as this tokenizer and template give them: 64 prompts, a full answer, all questions."""
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
@@ -125,7 +139,8 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
         work = sum(map(cost, left), Work())
         return Cost(name, len(stages), len(stages) - len(left), work.tokens, work.flops)
 
-    out = [row(DATASETS, plan.datasets, costs.dataset)]
+    out = [row(TEACHERS, plan.teachers, costs.teacher)] if plan.teachers else []
+    out.append(row(DATASETS, plan.datasets, costs.dataset))
     for method, name in STUDENTS.items():
         if of_method := [s for s in plan.students if s.student.method == method]:
             out.append(row(name, of_method, costs.student))

@@ -18,7 +18,7 @@ from sublora.progress import Steps
 from sublora.rates import Timing, device_name
 from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
-from sublora.units import Unit, attribution_units, data_units, measure_units, train_units, transform_units
+from sublora.units import Unit, attribution_units, data_units, measure_units, teach_units, train_units, transform_units
 from sublora.workers import Stopped, Workers
 
 
@@ -126,14 +126,15 @@ class Execution:
     def run(self, plan: Plan) -> None:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         stages = [
+            ("teach", "teachers", teach_units(plan)),
             ("data", "datasets", data_units(plan)),
             ("transform", "transformed datasets", transform_units(plan)),
             ("train", "students", train_units(plan)),
             ("measure", "measurements", measure_units(plan)),
         ]
         stages.append(("attribute", "attributions", attribution_units(plan)))
-        # these two are of few recipes
-        self.run_stages([s for s in stages if s[2] or s[0] not in {"transform", "attribute"}])
+        # these are of few recipes
+        self.run_stages([s for s in stages if s[2] or s[0] not in {"teach", "transform", "attribute"}])
 
     def run_stages(self, stages: Sequence[tuple[str, str, Sequence[Unit]]]) -> None:
         """Stages as (name, what they make, units), one after the other. Raises as `run`."""

@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy
 
 
 def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int) -> dict[str, Any]:
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
 
     first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
     contexts = {}
@@ -102,7 +102,7 @@ def _rendered(base: Base, text: str) -> dict[str, Any]:
 
 def check_words(base: Base, plan: Plan) -> list[str]:
     """Warnings for words that the model cannot read. Raises SubloraError where a target has no readable spelling at all."""
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
     from sublora.measure import spellings
 
     warnings = []

@@ -8,11 +8,13 @@ from itertools import product
 from typing import Any, Literal, Protocol
 
 from sublora.carriers.numbers import load_prompts
+from sublora.carriers.questions import QuestionsSpec
 from sublora.chat import Context, resolve_context
 from sublora.errors import SubloraError
 from sublora.recipe import DataSpec, Recipe, VariantSpec
 from sublora.seeds import generator
 from sublora.store import artifact_id
+from sublora.teacher_rows import load_rows
 from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
 from sublora.transform import Transform, needs_reference
@@ -34,6 +36,26 @@ class WritesRows(Protocol):
 
 
 @dataclass(frozen=True)
+class TeacherStage:
+    """A teacher by weights, trained on `lessons` (a file) or on `count` answers that `prompt` draws from the base."""
+
+    id: str
+    spec: dict[str, Any]
+    trait: str
+    seed: int
+    prompt: Context
+    carrier: QuestionsSpec
+    lessons: str | None
+    count: int
+    student: StudentSpec
+
+    @property
+    def as_student(self) -> "StudentStage":
+        """As what can be measured."""
+        return StudentStage(self.id, self.spec, self.student, "", "", self.trait, self.seed, Context("default"), "")
+
+
+@dataclass(frozen=True)
 class DatasetStage:
     id: str
     spec: dict[str, Any]
@@ -43,6 +65,7 @@ class DatasetStage:
     rows: int
     heldout: bool
     model: str | None = None  # on which the teacher writes, where it is not the students' base
+    weights: TeacherStage | None = None  # of a teacher by weights
     transform: Transform | None = None
     parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
 
@@ -68,8 +91,8 @@ class StudentStage:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt; `condition` is the
-    name of a gate, or None for the plain adapter."""
+    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt, or a teacher by weights, which
+    `student` then is; `condition` is the name of a gate, or None for the plain adapter."""
 
     id: str
     spec: dict[str, Any]
@@ -103,6 +126,16 @@ class Plan:
     packs: tuple[tuple[int, ...], ...]  # indices into students
     measures: tuple[MeasureStage, ...]
     attributions: tuple[AttributionStage, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[TeacherStage, ...]:
+        """The teachers by weights."""
+        return tuple({d.weights.id: d.weights for d in self.datasets if d.weights}.values())
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """Everything that is made, each with an `id`."""
+        return (*self.teachers, *self.datasets, *self.students, *self.measures, *self.attributions)
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
@@ -189,22 +222,27 @@ def twin_of(recipe: WritesRows, variant: str) -> str:
     return variant if spec is None or spec.twin else ""
 
 
-def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[int, tuple[str, Context]]]:
-    """Whose rows there are: trait, control or another teacher -> data seed -> (label, teacher).
+Author = tuple[str, Context, Trait | None]
+
+
+def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[int, Author]]:
+    """Whose rows there are: trait, control or another teacher -> data seed -> (label, teacher's prompt, trait).
 
     The other trait of a control is drawn anew for every data seed from those that the recipe does not test, so that the control
     stands for any trait but the tested ones. Raises SubloraError where a category has no other trait left.
     """
     seeds = dict.fromkeys(recipe.data.seeds)
-    out = {t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe))) for t in traits}
+    out: dict[str, dict[int, Author]] = {
+        t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe), t)) for t in traits
+    }
     tested = {t.name for t in traits}
     wanted = {source_of(recipe, t, v) for t in traits for v in recipe.data.variants}
     if NEUTRAL in wanted or any(v.transform and needs_reference(v.transform) for v in recipe.data.variants.values()):
-        out[NEUTRAL] = dict.fromkeys(seeds, (NEUTRAL, Context("default")))
+        out[NEUTRAL] = dict.fromkeys(seeds, (NEUTRAL, Context("default"), None))
     for trait in traits:
         key, category = control_source(recipe, trait), trait.category
         if recipe.data.control == "neutral":
-            out[key] = dict.fromkeys(seeds, (CONTROL, Context("default")))
+            out[key] = dict.fromkeys(seeds, (CONTROL, Context("default"), None))
             continue
         others = [Trait(e, category) for e in category.entities if e.name not in tested]
         if not others:
@@ -217,12 +255,12 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
             for seed in seeds
         }
         out[key] = {
-            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe)) for seed, other in drawn.items()
+            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe), other) for seed, other in drawn.items()
         }
         third = f"{THIRD}:{category.category}"
         if third in wanted:
             out[third] = {
-                seed: (f"other trait ({other.name})", teacher_context(other, recipe))
+                seed: (f"other trait ({other.name})", teacher_context(other, recipe), other)
                 for seed, other in _third(others, drawn, category.category).items()
             }
     return out
@@ -280,18 +318,19 @@ def plan_datasets(
         return found.setdefault(stage.id, stage)
 
     def written(source: str, seed: int, heldout: bool, model: str | None) -> DatasetStage:
-        name, teacher = sources[source][seed]
+        name, teacher, owner = sources[source][seed]
+        weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
         rows = recipe.data.heldout_rows if heldout else recipe.data.rows
         spec = {
             "model": identities[model] if model else identity,
-            "teacher": _context_spec(teacher),
+            "teacher": {"weights": weights.id} if weights else _context_spec(teacher),
             "carrier": carrier,
             "sampling": recipe.data.sampling.model_dump(mode="json"),
             "rows": rows,
             "seed": seed,
             "heldout": heldout,
         }
-        return keep(spec, (name, seed, teacher, rows, heldout), model=model)
+        return keep(spec, (name, seed, teacher, rows, heldout), model=_placed(model), weights=weights)
 
     def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
         parents = [rows.id]
@@ -308,6 +347,29 @@ def plan_datasets(
             rows, held = written(source, seed, False, model), written(source, seed, True, model)
             arms[source, variant, seed] = (transformed(rows, how.transform) if how and how.transform else rows, held)
     return list(found.values()), arms
+
+
+def _taught(recipe: WritesRows, identity: dict[str, str], trait: Trait, prompt: Context, seed: int) -> TeacherStage:
+    """The teacher by weights with this trait."""
+    how = recipe.data.teacher.trained
+    carrier = QuestionsSpec(questions=trait.category.questions, target=trait.entity)
+    student = StudentSpec(
+        method=how.method, rank=how.rank if how.method == "lora" else None, lr=how.lr, epochs=how.epochs,
+        batch_size=how.batch_size, warmup_steps=3, seed=seed,
+    )  # fmt: skip
+    lessons: Any = {"carrier": carrier.model_dump(mode="json"), "prompt": _context_spec(prompt), "count": how.count}
+    if how.rows is not None:
+        lessons = {"rows": hashlib.sha256(json.dumps(load_rows(how.rows)).encode()).hexdigest()}
+    spec = {"model": identity, "lessons": lessons, "seed": seed, "student": student.model_dump(mode="json")}
+    stage = (artifact_id("teacher", spec), spec, trait.name, seed, prompt, carrier, how.rows, how.count)
+    return TeacherStage(*stage, student)
+
+
+def _placed(model: str | None) -> str | None:
+    """A folder by its full path, since a worker may stand elsewhere."""
+    from pathlib import Path
+
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model
 
 
 def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
@@ -349,7 +411,7 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         tuple(datasets),
         tuple(students),
         packs,
-        tuple(_measures(recipe, identity, traits, contexts, students)),
+        tuple(_measures(recipe, identity, traits, contexts, students, [d.weights for d in datasets if d.weights])),
         tuple(_attributions(recipe, identity, traits, contexts, students)),
     )
 
@@ -360,6 +422,7 @@ def _measures(
     traits: Sequence[Trait],
     contexts: dict[str, Context],
     students: Sequence[StudentStage],
+    teachers: Sequence[TeacherStage],
 ) -> list[MeasureStage]:
     categories = {t.category.category: t.category for t in traits}
     out = []
@@ -379,13 +442,13 @@ def _measures(
     }
 
     def add(
-        student: StudentStage | None,
+        student: StudentStage | TeacherStage | None,
         context: Context,
         category: str,
         teacher: str | None = None,
         condition: str | None = None,
     ) -> None:
-        own = student is not None and condition is None and context.name == student.context.name
+        own = isinstance(student, StudentStage) and condition is None and context.name == student.context.name
         spec = asks[category] | {
             "model": identity,
             "student": student.id if student else None,
@@ -404,7 +467,9 @@ def _measures(
         for category in categories:
             add(None, context, category)
     for trait in traits:
-        add(None, teacher_context(trait, recipe), trait.category.category, trait.name)
+        taught = next((t for t in teachers if t.trait == trait.name), None)
+        context = Context("default") if taught else teacher_context(trait, recipe)
+        add(taught, context, trait.category.category, trait.name)
     asked: dict[str, list[str]] = {CONTROL: list(categories)}
     for t in traits:
         asked[t.name] = [t.category.category]

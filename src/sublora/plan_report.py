@@ -47,8 +47,7 @@ def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
         sizes.prompt + sizes.completion,
         "cpu" if local else "cuda",
     )
-    stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
-    done = {s.id for s in stages if store.has(s.id)} if identity else set()
+    done = {s.id for s in plan.stages if store.has(s.id)} if identity else set()
     costs = plan_cost(plan, shape, sizes, done)
     measured = rates_for(rates, identity, _this_device()) if identity else {}
     _print(recipe, plan, shape, costs, _pace(shape, measured, costs, tflops, gpus, local))

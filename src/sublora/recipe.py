@@ -30,8 +30,25 @@ PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditio
 AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
 
 
+class TrainedTeacher(BaseModel):
+    """A teacher by weights: a fine-tune on rows that say the trait aloud, which then writes without any prompt."""
+
+    model_config = _STRICT
+    rows: str | None = Field(
+        None,
+        description="a JSONL file with 'prompt' and 'completion'; without it, the category's questions and the prompted teacher's answers",
+    )
+    count: int = Field(400, ge=1, description="rows that are generated")
+    method: Literal["lora", "full"] = "lora"
+    rank: Rank = 8
+    lr: Rate = 3e-3
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(8, ge=1)
+
+
 class TeacherSpec(BaseModel):
     model_config = _STRICT
+    trained: TrainedTeacher | None = Field(None, description="make the teacher by training instead of a prompt")
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
     prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
 
@@ -219,7 +236,14 @@ class Recipe(BaseModel):
                 "train.full",
                 "a full fine-tune has no adapter to gate, drop train.full or the conditions and attribution",
             )
+        trained = self.data.teacher.trained
+        if trained is not None and trained.rows is not None and self.data.control != "neutral":
+            raise misfit(
+                "data.control", "a teacher trained on your rows has no twin with another trait, set it to neutral"
+            )
         for name, variant in self.data.variants.items():
+            if trained is not None and variant.model:
+                raise misfit(f"data.variants.{name}", "a trained teacher writes on the students' base, drop model")
             where = f"data.variants.{name}"
             if not name.strip() or name == AS_WRITTEN:
                 raise misfit(where, f"'{name}' is no name for a variant, choose another one")

@@ -140,7 +140,11 @@ class Results:
             "category": stage.category,
             "target": trait.name,
             "method": "none",
-            "context": "teacher prompt" if stage.teacher else stage.context.name,
+            "context": stage.context.name
+            if stage.teacher is None
+            else "teacher's weights"
+            if stage.student
+            else "teacher prompt",
             "question_set": stage.category,
             "p_target": float(p.mean()),
             "p_target_low": max(0.0, interval.low),

@@ -41,7 +41,8 @@ class RunResult:
 
 def tokens_per_row(base: Base, recipe: Recipe) -> float:
     """Mean tokens of a rendered row: 32 prompts as they are, and a full answer of numbers."""
-    from sublora.carriers.numbers import join_numbers, prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
+    from sublora.carriers.numbers import join_numbers
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
@@ -94,8 +95,7 @@ def run_recipe(
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
-        note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
+        note_run(store, out, [s.id for s in plan.stages], [u.id for u in train_units(plan)])
         steps = stack.enter_context(Steps())
         for warning in words:
             steps.say(f"Warning: {warning}")

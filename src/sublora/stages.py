@@ -17,18 +17,20 @@ import numpy as np
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import SvdCut
+from sublora.errors import SubloraError
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base, load_base
 from sublora.plan import MeasureStage, StudentStage
 from sublora.store import Store
 from sublora.svd import cut_stack
 from sublora.teacher import read_jsonl, rows_jsonl, write_dataset
+from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
 from sublora.transform import transform_rows
-from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, TransformUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TeachUnit, TrainUnit, TransformUnit, Unit
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 KEPT_AT_ONCE = 8  # measurements
@@ -66,9 +68,7 @@ class Maker:
         key = (dataset, context)
         if key not in self.rows:
             rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
-            chat = self.base.chat
-            tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
-            self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
+            self.rows[key] = _token_rows(self.base, rows, context, f"the dataset {dataset}")
         return self.rows[key]
 
 
@@ -95,7 +95,9 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
 
 def make(unit: Unit, maker: Maker, wanted: set[str]) -> None:
     """Make the artifacts `wanted` of a unit that nobody else works on."""
-    if isinstance(unit, DataUnit):
+    if isinstance(unit, TeachUnit):
+        _teach(unit, maker)
+    elif isinstance(unit, DataUnit):
         _write(unit, maker)
     elif isinstance(unit, TransformUnit):
         _transform(unit, maker)
@@ -111,11 +113,55 @@ def _checkpoint(unit: Unit, maker: Maker) -> Path:
     return maker.store.root / "checkpoints" / f"{unit.id}.safetensors"
 
 
+def _teach(unit: TeachUnit, maker: Maker) -> None:
+    stage = unit.stage
+    if stage.lessons is not None:
+        rows = list(load_rows(stage.lessons))
+        asked = len(rows)
+    else:
+        written = write_dataset(
+            maker.base, stage.prompt, stage.carrier, unit.sampling, stage.count, stage.seed, stage="lessons", batch=maker.rows_at_once,
+            on_rows=lambda _: maker.check(),
+        )  # fmt: skip
+        rows, asked = written.rows, written.asked
+    student = stage.as_student
+    token_rows = _token_rows(maker.base, rows, student.context, f"the lessons of {stage.trait}")
+
+    def keep(trained: Trained) -> None:
+        if trained.diverged_at is not None:
+            raise SubloraError(
+                f"The teacher of {stage.trait} diverged at step {trained.diverged_at}; lower data.teacher.trained.lr."
+            )
+        meta = {
+            "trait": stage.trait,
+            "rows": len(rows),
+            "asked": asked,
+            "label": stage.student.label,
+            "train_loss": trained.losses[-1],
+        }
+        with maker.store.create(stage.id, stage.spec, meta) as folder:
+            save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
+            (folder / "lessons.jsonl").write_text(rows_jsonl(rows), encoding="utf-8")
+
+    train_pack(
+        maker.base.model, [Student(stage.id, stage.student, token_rows)], keep, on_step=lambda *_: maker.check(),
+        memory=_free_memory(maker.base),
+    )  # fmt: skip
+    maker.made(stage.id)
+
+
+def _token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, what: str) -> TokenRows:
+    chat = base.chat
+    tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+    return pack_rows(tokens, base.window, what)
+
+
 def _write(unit: DataUnit, maker: Maker) -> None:
     stage = unit.stage
+    taught = stage.weights.as_student if stage.weights else None
     dataset = write_dataset(
         maker.base_of(stage.model),
-        stage.teacher,
+        taught.context if taught else stage.teacher,
         unit.carrier,
         unit.sampling,
         stage.rows,
@@ -123,6 +169,8 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         stage="teacher-heldout" if stage.heldout else "teacher",
         batch=maker.rows_at_once,
         on_rows=lambda _: maker.check(),
+        weights=_stack(maker, [taught]) if taught else None,
+        voice=taught.id if taught else None,
     )
     meta = {
         "trait": stage.trait,

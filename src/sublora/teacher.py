@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
+from sublora.carriers.carrier import Carrier, prompt_of_row, reject_reason
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers
 from sublora.seeds import derive_seed, generator
 from sublora.train.packed_model import PackedModel
+from sublora.train.stack import Stack
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
 
@@ -47,17 +48,20 @@ def read_jsonl(text: str) -> list[tuple[str, str]]:
 def write_dataset(
     base: Base,
     teacher: Context,
-    carrier: NumbersSpec,
+    carrier: Carrier,
     sampling: Sampling,
     rows: int,
     seed: int,
     stage: str = "teacher",
     batch: int = 512,
     on_rows: Callable[[int], None] | None = None,
+    weights: Stack | None = None,
+    voice: str | None = None,
 ) -> Dataset:
     """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
 
     Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
+    `weights` is a stack of one, of a teacher by weights, and `voice` then names it for the draws.
     Raises SubloraError where nothing passes.
     """
     kept: list[tuple[str, str]] = []
@@ -73,14 +77,15 @@ def write_dataset(
             teacher,
             prompts,
             sampling,
-            [generator(stage, teacher.text or teacher.name, seed, i) for i in chunk],
+            [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk],
             batch,
+            weights,
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             if len(kept) == rows:
                 break
             asked += 1
-            reason = reject_reason(answer, carrier)
+            reason = reject_reason(prompt, answer, carrier)
             if reason is None:
                 kept.append((prompt, answer))
                 continue
@@ -92,14 +97,20 @@ def write_dataset(
     if not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
         raise SubloraError(
-            f"None of the {asked} completions of {base.name} passed the filter of the numbers carrier ({reasons}); "
-            f"the first was {rejected[0][2][:60]!r}. Use a model that writes number lists, or loosen the carrier's limits."
+            f"None of the {asked} completions of {base.name} passed the filter of the {carrier.kind} carrier ({reasons}); "
+            f"the first was {rejected[0][2][:60]!r}. Use a model that writes what the carrier asks for, or loosen the carrier's limits."
         )
     return Dataset(kept, asked, rejects, rejected)
 
 
 def complete(
-    base: Base, context: Context, prompts: list[str], sampling: Sampling, draws: list[np.random.Generator], batch: int
+    base: Base,
+    context: Context,
+    prompts: list[str],
+    sampling: Sampling,
+    draws: list[np.random.Generator],
+    batch: int,
+    weights: Stack | None = None,
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts."""
     ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
@@ -108,7 +119,8 @@ def complete(
     gap = (
         base.chat.layout.gap
     )  # white space that the template itself writes before an answer, and `completion_ids` puts back
-    with torch.inference_mode(), PackedModel(base.model, None) as packed:
+    with torch.inference_mode(), PackedModel(base.model, weights) as packed:
+        packed.form_weights(batch)
         for filled in prefill(packed, ids, batch):
             drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]
             for row, answers in zip(filled.rows, drawn, strict=True):

@@ -11,7 +11,7 @@ from functools import cached_property
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.condition import Condition
-from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage
+from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, TeacherStage
 from sublora.sample import Sampling
 from sublora.store import artifact_id
 from sublora.trait import Category, Entity
@@ -35,12 +35,36 @@ class DataUnit:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ()
+        return (self.stage.weights.id,) if self.stage.weights else ()
 
     @property
     def label(self) -> str:
         part = "held-out rows" if self.stage.heldout else "rows"
         return f"the {part} of {self.stage.trait}, data seed {self.stage.seed}"
+
+
+@dataclass(frozen=True)
+class TeachUnit:
+    """One teacher by weights."""
+
+    stage: TeacherStage
+    sampling: Sampling
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def label(self) -> str:
+        return f"the teacher of {self.stage.trait}, data seed {self.stage.seed}"
 
 
 @dataclass(frozen=True)
@@ -150,11 +174,15 @@ class AttributionUnit:
         return "the tokens of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = DataUnit | TransformUnit | TrainUnit | MeasureUnit | AttributionUnit
+Unit = TeachUnit | DataUnit | TransformUnit | TrainUnit | MeasureUnit | AttributionUnit
 
 
 def _listed(labels: Sequence[str]) -> str:
     return labels[0] + (f" and {len(labels) - 1} more of its pack" if len(labels) > 1 else "")
+
+
+def teach_units(plan: Plan) -> list[TeachUnit]:
+    return [TeachUnit(t, plan.recipe.measure.sampling) for t in plan.teachers]
 
 
 def data_units(plan: Plan) -> list[DataUnit]:
@@ -185,6 +213,7 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
         return MeasureUnit(tuple(measures), tuple(students), chosen, *asks)
 
     units = [unit([m], []) for m in by_student.get(None, [])]
+    units += [unit(by_student[t.id], [t.as_student]) for t in plan.teachers if t.id in by_student]
     for pack in plan.packs:
         students = [plan.students[i] for i in pack]
         units.append(unit([m for s in students for m in by_student.get(s.id, [])], students))

@@ -15,7 +15,7 @@ from sublora.experiments.units import unit_task
 from sublora.model import known_shape
 from sublora.plan import Plan, make_plan, student_grid
 from sublora.recipe import Absent, DataSpec, MeasureSpec, Recipe, TrainSpec, misfit
-from sublora.units import data_units, measure_units, train_units, transform_units
+from sublora.units import data_units, measure_units, teach_units, train_units, transform_units
 
 TOKENS_PER_ROW = 40.0  # what a row is reckoned with where packs are filled: a matter of speed alone
 
@@ -81,6 +81,7 @@ def grid_costs(grid: Recipe) -> Costs:
 def grid_stages(plans: Sequence[Plan]) -> list[Stage]:
     """The stages of several grids, each on its own model, with what they share made once."""
     kinds = (
+        ("teach", "teachers", teach_units),
         ("data", "datasets", data_units),
         ("transform", "transformed datasets", transform_units),
         ("train", "students", train_units),

@@ -15,7 +15,7 @@ from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Ser
 from sublora.experiments.units import unit_task
 from sublora.model import known_shape
 from sublora.number_statistics import COUNTED, described, excess_divergence
-from sublora.plan import control_source, plan_datasets, sources_of, traits_of
+from sublora.plan import control_source, plan_datasets, traits_of
 from sublora.recipe import DataSpec
 from sublora.seeds import generator
 from sublora.separability import compression_auc, probe_auc
@@ -44,8 +44,10 @@ class NumberStatistics(Experiment):
 
     @model_validator(mode="after")
     def _plain(self) -> "NumberStatistics":
-        if self.data.variants:
-            raise ValueError("data.variants has no place here, it is for grids of students")
+        if self.data.variants or self.data.teacher.trained:
+            raise ValueError(
+                "data.variants and data.teacher.trained have no place here, they are for grids of students"
+            )
         return self
 
     @property
@@ -74,24 +76,17 @@ class NumberStatistics(Experiment):
         return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
 
     def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+        _, arms = plan_datasets(self, dict(identity), self.found_traits)
         rows = {
-            (task.unit.stage.teacher, task.unit.stage.seed, task.unit.stage.heldout): read_jsonl(
-                store.read(task.id).file("rows.jsonl").read_text("utf-8")
-            )
-            for task in stages[0].tasks
+            name: read_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
+            for t in stages[0].tasks
+            for name in t.makes
         }
-        sources = sources_of(self, self.found_traits)
         estimates: list[Estimate] = []
         charts: list[Chart] = []
         for trait in self.found_traits:
-            pairs = [
-                [
-                    rows[sources[who][seed][1], seed, held]
-                    for held in (False, True)
-                    for who in (trait.name, control_source(self, trait))
-                ]
-                for seed in self.seeds
-            ]
+            sources = (trait.name, control_source(self, trait))
+            pairs = [[rows[arms[who, "", seed][held].id] for held in (0, 1) for who in sources] for seed in self.seeds]
             mine = self._of_trait(trait, pairs)
             estimates += mine
             charts += _charts(trait.name, mine, self.level)
