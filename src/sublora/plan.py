@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from sublora.carriers.numbers import load_prompts
 from sublora.carriers.questions import QuestionsSpec
 from sublora.chat import Context, resolve_context
+from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
 from sublora.recipe import DataSpec, Recipe, VariantSpec
 from sublora.seeds import generator
@@ -66,6 +67,7 @@ class DatasetStage:
     heldout: bool
     model: str | None = None  # on which the teacher writes, where it is not the students' base
     weights: TeacherStage | None = None  # of a teacher by weights
+    endpoint: EndpointSpec | None = None  # of a teacher that is asked there
     transform: Transform | None = None
     parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
 
@@ -312,6 +314,7 @@ def plan_datasets(
     sources, carrier = sources_of(recipe, traits), _carrier_spec(recipe)
     identities = {v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model}
     found: dict[str, DatasetStage] = {}
+    endpoint = recipe.data.teacher.endpoint
 
     def keep(spec: dict[str, Any], like: tuple, **own: Any) -> DatasetStage:
         stage = DatasetStage(artifact_id("dataset", spec), spec, *like, **own)
@@ -322,7 +325,7 @@ def plan_datasets(
         weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
         rows = recipe.data.heldout_rows if heldout else recipe.data.rows
         spec = {
-            "model": identities[model] if model else identity,
+            "model": endpoint.identity if endpoint else identities[model] if model else identity,
             "teacher": {"weights": weights.id} if weights else _context_spec(teacher),
             "carrier": carrier,
             "sampling": recipe.data.sampling.model_dump(mode="json"),
@@ -330,7 +333,9 @@ def plan_datasets(
             "seed": seed,
             "heldout": heldout,
         }
-        return keep(spec, (name, seed, teacher, rows, heldout), model=_placed(model), weights=weights)
+        return keep(
+            spec, (name, seed, teacher, rows, heldout), model=_placed(model), weights=weights, endpoint=endpoint
+        )
 
     def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
         parents = [rows.id]

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import UserText
 from sublora.condition import Condition, Placement
+from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
@@ -48,6 +49,9 @@ class TrainedTeacher(BaseModel):
 
 class TeacherSpec(BaseModel):
     model_config = _STRICT
+    endpoint: EndpointSpec | None = Field(
+        None, description="the teacher is a model behind an OpenAI-compatible endpoint, with the same system prompts"
+    )
     trained: TrainedTeacher | None = Field(None, description="make the teacher by training instead of a prompt")
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
     prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
@@ -241,7 +245,11 @@ class Recipe(BaseModel):
             raise misfit(
                 "data.control", "a teacher trained on your rows has no twin with another trait, set it to neutral"
             )
+        if trained is not None and self.data.teacher.endpoint is not None:
+            raise misfit("data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them")
         for name, variant in self.data.variants.items():
+            if self.data.teacher.endpoint is not None and variant.model:
+                raise misfit(f"data.variants.{name}", "the teacher is behind an endpoint, drop model")
             if trained is not None and variant.model:
                 raise misfit(f"data.variants.{name}", "a trained teacher writes on the students' base, drop model")
             where = f"data.variants.{name}"
@@ -284,9 +292,7 @@ class Recipe(BaseModel):
                 "stands beside another axis, give training contexts, placements and conditions a run of their own",
             )
         if self.train_contexts[0] not in self.measure.contexts:
-            raise misfit(
-                "measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it"
-            )
+            raise misfit("measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it")
         name, first = next(iter(train.optimizers.items()))
         if train.match_lr not in (first.lrs or lora.lrs):
             raise misfit(

@@ -92,6 +92,11 @@ def run_recipe(
         check_conditions(base, plan)
         words = check_words(base, plan)
         manifest = manifest_of(recipe, plan, base, out, command, threads)
+        if recipe.data.teacher.endpoint:
+            words = [
+                *words,
+                "The teacher is behind an endpoint; the row called teacher is the students' base under its prompt.",
+            ]
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)

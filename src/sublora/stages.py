@@ -17,13 +17,14 @@ import numpy as np
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import SvdCut
+from sublora.endpoint import Endpoint, Kept
 from sublora.errors import SubloraError
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base, load_base
-from sublora.plan import MeasureStage, StudentStage
+from sublora.plan import DatasetStage, MeasureStage, StudentStage
 from sublora.store import Store
 from sublora.svd import cut_stack
-from sublora.teacher import read_jsonl, rows_jsonl, write_dataset
+from sublora.teacher import Dataset, ask_dataset, read_jsonl, rows_jsonl, write_dataset
 from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
@@ -159,6 +160,15 @@ def _token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, w
 def _write(unit: DataUnit, maker: Maker) -> None:
     stage = unit.stage
     taught = stage.weights.as_student if stage.weights else None
+    if stage.endpoint is not None:
+        kept = Kept(maker.store.root / "checkpoints" / f"{stage.id}.jsonl")
+        dataset = ask_dataset(
+            Endpoint(stage.endpoint), kept, stage.teacher, unit.carrier, unit.sampling, stage.rows, stage.seed, unit.purpose, maker.check,
+            lambda _: maker.check(),
+        )  # fmt: skip
+        _keep_dataset(stage, dataset, maker)
+        kept.path.unlink()
+        return
     dataset = write_dataset(
         maker.base_of(stage.model),
         taught.context if taught else stage.teacher,
@@ -166,12 +176,16 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         unit.sampling,
         stage.rows,
         stage.seed,
-        stage="teacher-heldout" if stage.heldout else "teacher",
+        stage=unit.purpose,
         batch=maker.rows_at_once,
         on_rows=lambda _: maker.check(),
         weights=_stack(maker, [taught]) if taught else None,
         voice=taught.id if taught else None,
     )
+    _keep_dataset(stage, dataset, maker)
+
+
+def _keep_dataset(stage: DatasetStage, dataset: Dataset, maker: Maker) -> None:
     meta = {
         "trait": stage.trait,
         "data_seed": stage.seed,

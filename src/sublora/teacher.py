@@ -9,6 +9,7 @@ import torch
 
 from sublora.carriers.carrier import Carrier, prompt_of_row, reject_reason
 from sublora.chat import Context
+from sublora.endpoint import Endpoint, Kept, Question, ask_kept
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers
@@ -64,24 +65,69 @@ def write_dataset(
     `weights` is a stack of one, of a teacher by weights, and `voice` then names it for the draws.
     Raises SubloraError where nothing passes.
     """
+
+    def ask(chunk: range, prompts: list[str]) -> list[str]:
+        draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
+        return complete(base, teacher, prompts, sampling, draws, batch, weights)
+
+    return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
+
+
+def ask_dataset(
+    endpoint: Endpoint,
+    answers: Kept,
+    teacher: Context,
+    carrier: Carrier,
+    sampling: Sampling,
+    rows: int,
+    seed: int,
+    stage: str = "teacher",
+    check: Callable[[], None] = lambda: None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Dataset:
+    """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before.
+
+    The seed of row i's request depends on (stage, teacher, seed, i) alone. Raises SubloraError where the endpoint does not answer, or
+    nothing passes.
+    """
+    if sampling.top_k:
+        raise SubloraError("An endpoint takes no data.sampling.top_k; set it to 0.")
+    who = teacher.text or teacher.name
+
+    def ask(chunk: range, prompts: list[str]) -> list[str]:
+        questions = {
+            str(i): Question(
+                ((("system", teacher.text),) if teacher.text else ()) + (("user", prompt),),
+                sampling.max_new_tokens, sampling.temperature, sampling.top_p, derive_seed(stage, who, seed, i),
+            )
+            for i, prompt in zip(chunk, prompts, strict=True)
+        }  # fmt: skip
+        found = ask_kept(endpoint, answers, questions, check)
+        return [found[name] for name in questions]
+
+    return _collect(ask, carrier, rows, seed, stage, endpoint.spec.model, on_rows, least=1)  # each costs
+
+
+def _collect(
+    ask: Callable[[range, list[str]], list[str]],
+    carrier: Carrier,
+    rows: int,
+    seed: int,
+    stage: str,
+    who: str,
+    on_rows: Callable[[int], None] | None,
+    least: int,
+) -> Dataset:
+    """Ask in chunks of as many rows as are missing, and `least`, until enough pass."""
     kept: list[tuple[str, str]] = []
     rejects: dict[str, int] = {}
     rejected: list[tuple[str, str, str]] = []
     asked = 0
     prompt_seed = seed if stage == "teacher" else derive_seed(stage, seed)  # held-out rows answer prompts of their own
     while len(kept) < rows and asked < MOST_ASKED * rows:
-        chunk = range(asked, min(asked + max(64, rows - len(kept)), MOST_ASKED * rows))
+        chunk = range(asked, min(asked + max(least, rows - len(kept)), MOST_ASKED * rows))
         prompts = [prompt_of_row(carrier, prompt_seed, i) for i in chunk]
-        answers = complete(
-            base,
-            teacher,
-            prompts,
-            sampling,
-            [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk],
-            batch,
-            weights,
-        )
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for prompt, answer in zip(prompts, ask(chunk, prompts), strict=True):
             if len(kept) == rows:
                 break
             asked += 1
@@ -97,7 +143,7 @@ def write_dataset(
     if not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
         raise SubloraError(
-            f"None of the {asked} completions of {base.name} passed the filter of the {carrier.kind} carrier ({reasons}); "
+            f"None of the {asked} completions of {who} passed the filter of the {carrier.kind} carrier ({reasons}); "
             f"the first was {rejected[0][2][:60]!r}. Use a model that writes what the carrier asks for, or loosen the carrier's limits."
         )
     return Dataset(kept, asked, rejects, rejected)

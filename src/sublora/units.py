@@ -26,6 +26,11 @@ class DataUnit:
     sampling: Sampling
 
     @property
+    def purpose(self) -> str:
+        """What its draws are for."""
+        return "teacher-heldout" if self.stage.heldout else "teacher"
+
+    @property
     def id(self) -> str:
         return self.stage.id
 
