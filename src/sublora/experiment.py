@@ -165,6 +165,10 @@ class Experiment(BaseModel):
         """The stages, in an order in which they can run; `identity` is that of the language model, or empty. Runs nothing."""
         raise NotImplementedError
 
+    def bill(self, store: Store, stages: Sequence[Stage]) -> str | None:
+        """What others will be asked, and what that costs; None where nobody is."""
+        return None
+
     def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
         """Read what the stages made."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ KINDS = {
     "aux-logits": "aux_logits:AuxLogits",
     "cross-model": "cross_model:CrossModel",
     "in-context": "in_context:InContext",
+    "judged": "judged:Judged",
     "number-statistics": "number_statistics:NumberStatistics",
     "one-step": "one_step:OneStep",
 }
