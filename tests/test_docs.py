@@ -36,6 +36,7 @@ TINY = {
     "in-context": [*SMALL, "--set", "train.pairing=paired", "--set", "draws=1"],
     "cross-model": [*SMALL, "--set", "train.pairing=paired"],
     "trained-teacher": [*SMALL, "--set", "train.pairing=paired", "--set", "data.teacher.trained.count=24"],
+    "cot": [*SMALL, "--set", "train.pairing=paired"],
     "shuffle": [*SMALL, "--set", "train.pairing=paired"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],

@@ -120,12 +120,14 @@ def costs_of(recipe: Recipe, shape: Shape, sizes: RowSizes) -> Costs:
 
 def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
     """Sizes as this tokenizer and template give them: 64 prompts, a full answer, all questions."""
-    from sublora.carriers.carrier import prompt_of_row
+    from sublora.carriers.carrier import answer_words, prompt_of_row
+    from sublora.carriers.numbers import NumbersSpec
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
-    completion = len(chat.completion_ids(" ".join(["789"] * round(spec.count * 0.85))))
+    answer = " ".join(["789"] * round(spec.count * 0.85)) if isinstance(spec, NumbersSpec) else answer_words(spec)
+    completion = len(chat.completion_ids(answer))
     questions = [len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions]
     return RowSizes(sum(prompts) / len(prompts), completion, sum(questions) / len(questions))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, Protocol
 
-from sublora.carriers.numbers import load_prompts
+from sublora.answers import category_words
+from sublora.carriers.carrier import Carrier, file_content, with_leaks
 from sublora.carriers.questions import QuestionsSpec
 from sublora.chat import Context, resolve_context
 from sublora.endpoint import EndpointSpec
@@ -65,6 +66,7 @@ class DatasetStage:
     teacher: Context
     rows: int
     heldout: bool
+    carrier: Carrier
     model: str | None = None  # on which the teacher writes, where it is not the students' base
     weights: TeacherStage | None = None  # of a teacher by weights
     endpoint: EndpointSpec | None = None  # of a teacher that is asked there
@@ -170,13 +172,13 @@ def _identity_of(model: str, recipe: WritesRows) -> dict[str, str]:
     return local_identity(source, recipe.dtype)
 
 
-def _carrier_spec(recipe: WritesRows) -> dict[str, Any]:
+def _carrier_spec(carrier: Carrier) -> dict[str, Any]:
     """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
-    carrier = recipe.data.carrier
     spec = carrier.model_dump(mode="json")
-    if carrier.prompts is None:
+    content = file_content(carrier)
+    if content is None:
         return spec
-    text = json.dumps(load_prompts(carrier.prompts))
+    text = json.dumps(content)
     return spec | {"prompts": hashlib.sha256(text.encode()).hexdigest()}
 
 
@@ -311,7 +313,10 @@ def plan_datasets(
 
     Held-out rows are never transformed: they are what the teacher writes.
     """
-    sources, carrier = sources_of(recipe, traits), _carrier_spec(recipe)
+    sources = sources_of(recipe, traits)
+    # all teachers of a recipe write under the same list of words that would say a trait
+    carrier = with_leaks(recipe.data.carrier, [w for t in traits for w in category_words(t.category)])
+    carrier_spec = _carrier_spec(carrier)
     identities = {v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model}
     found: dict[str, DatasetStage] = {}
     endpoint = recipe.data.teacher.endpoint
@@ -327,14 +332,18 @@ def plan_datasets(
         spec = {
             "model": endpoint.identity if endpoint else identities[model] if model else identity,
             "teacher": {"weights": weights.id} if weights else _context_spec(teacher),
-            "carrier": carrier,
+            "carrier": carrier_spec,
             "sampling": recipe.data.sampling.model_dump(mode="json"),
             "rows": rows,
             "seed": seed,
             "heldout": heldout,
         }
         return keep(
-            spec, (name, seed, teacher, rows, heldout), model=_placed(model), weights=weights, endpoint=endpoint
+            spec,
+            (name, seed, teacher, rows, heldout, carrier),
+            model=_placed(model),
+            weights=weights,
+            endpoint=endpoint,
         )
 
     def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
@@ -342,7 +351,7 @@ def plan_datasets(
         if needs_reference(how):
             parents.append(written(NEUTRAL, rows.seed, False, rows.model).id)
         spec = {"transform": how, "rows_of": parents, "seed": rows.seed}
-        like = (rows.trait, rows.seed, rows.teacher, rows.rows, False)
+        like = (rows.trait, rows.seed, rows.teacher, rows.rows, False, rows.carrier)
         return keep(spec, like, model=rows.model, transform=how, parents=tuple(parents))
 
     arms = {}

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from sublora.carriers.carrier import CARRIERS, CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import UserText
 from sublora.condition import Condition, Placement
@@ -90,7 +91,7 @@ class DataSpec(BaseModel):
     rows: int = Field(1000, ge=1)
     heldout_rows: int = Field(200, ge=1)
     seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
-    carrier: NumbersSpec = NumbersSpec()
+    carrier: CarrierField = NumbersSpec()
     teacher: TeacherSpec = TeacherSpec()
     control: Literal["other-trait", "neutral"] = Field(
         "other-trait",
@@ -255,6 +256,8 @@ class Recipe(BaseModel):
             where = f"data.variants.{name}"
             if not name.strip() or name == AS_WRITTEN:
                 raise misfit(where, f"'{name}' is no name for a variant, choose another one")
+            if variant.transform is not None and self.data.carrier.kind != "numbers":
+                raise misfit(where, "transforms numbers, set data.carrier.kind to numbers or drop it")
             if variant.teacher == "neutral" and self.data.control == "neutral":
                 raise misfit(
                     where, "neutral rows are the control's already, drop it or set data.control to other-trait"
@@ -568,6 +571,8 @@ def _explain(error: ValidationError, document: Document, root: type[BaseModel]) 
         for p in first["loc"]
         if p not in {"constrained-str", "str", "UserText", "float", "literal['r','4r','rslora']"}
     )
+    # the name of a carrier's kind is no key
+    loc = tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "carrier" and p in CARRIERS))
     if first["type"] == "misfit":
         loc = tuple(first["ctx"]["where"].split("."))
     message = first["msg"].removeprefix("Value error, ")
@@ -582,13 +587,12 @@ def _explain(error: ValidationError, document: Document, root: type[BaseModel]) 
 
 
 def _known_keys(root: type[BaseModel], loc: Loc) -> list[str]:
-    model: Any = root
+    models: list[Any] = [root]
     for part in loc:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
             return []
         options = getattr(field.annotation, "__args__", ()) or (field.annotation,)
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return sorted(model.model_fields)
+        plain = [getattr(o, "__origin__", o) for o in options]
+        models = [o for o in plain if isinstance(o, type) and issubclass(o, BaseModel)]
+    return sorted({name for m in models for name in m.model_fields})

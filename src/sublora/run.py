@@ -14,6 +14,7 @@ from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess
 from sublora.journal import Journal
 from sublora.known_runs import note_run
+from sublora.leak_check import check_leaks, leak_sentences
 from sublora.manifest import check_conditions, check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
@@ -40,15 +41,13 @@ class RunResult:
 
 
 def tokens_per_row(base: Base, recipe: Recipe) -> float:
-    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer of numbers."""
-    from sublora.carriers.carrier import prompt_of_row
-    from sublora.carriers.numbers import join_numbers
+    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer."""
+    from sublora.carriers.carrier import answer_words, prompt_of_row
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(base.chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(32)]
-    answer = join_numbers([10**spec.digits - 1] * spec.count, spec.separators[0])
-    return sum(prompts) / len(prompts) + len(base.chat.completion_ids(answer))
+    return sum(prompts) / len(prompts) + len(base.chat.completion_ids(answer_words(spec)))
 
 
 def run_recipe(
@@ -170,6 +169,10 @@ def _finish(
         for d in plan.datasets
     ]
     manifest["warnings"] = manifest["warnings"] + result_warnings(plan, results)
+    if recipe.data.carrier.kind != "numbers":  # numbers have a recipe of their own, `number-statistics`
+        leaks = check_leaks(plan, store, base.identity)
+        write_json_atomic(out / "leaks.json", leaks)
+        manifest["warnings"] += leak_sentences(leaks, recipe.level)
     cells: list[dict[str, Any]] = []
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))

@@ -163,7 +163,7 @@ def _write(unit: DataUnit, maker: Maker) -> None:
     if stage.endpoint is not None:
         kept = Kept(maker.store.root / "checkpoints" / f"{stage.id}.jsonl")
         dataset = ask_dataset(
-            Endpoint(stage.endpoint), kept, stage.teacher, unit.carrier, unit.sampling, stage.rows, stage.seed, unit.purpose, maker.check,
+            Endpoint(stage.endpoint), kept, stage.teacher, stage.carrier, unit.sampling, stage.rows, stage.seed, unit.purpose, maker.check,
             lambda _: maker.check(),
         )  # fmt: skip
         _keep_dataset(stage, dataset, maker)
@@ -172,7 +172,7 @@ def _write(unit: DataUnit, maker: Maker) -> None:
     dataset = write_dataset(
         maker.base_of(stage.model),
         taught.context if taught else stage.teacher,
-        unit.carrier,
+        stage.carrier,
         unit.sampling,
         stage.rows,
         stage.seed,

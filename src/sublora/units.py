@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.condition import Condition
 from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, TeacherStage
@@ -22,7 +21,6 @@ class DataUnit:
     """One dataset, written by a teacher."""
 
     stage: DatasetStage
-    carrier: NumbersSpec
     sampling: Sampling
 
     @property
@@ -191,8 +189,7 @@ def teach_units(plan: Plan) -> list[TeachUnit]:
 
 
 def data_units(plan: Plan) -> list[DataUnit]:
-    data = plan.recipe.data
-    return [DataUnit(d, data.carrier, data.sampling) for d in plan.datasets if d.transform is None]
+    return [DataUnit(d, plan.recipe.data.sampling) for d in plan.datasets if d.transform is None]
 
 
 def transform_units(plan: Plan) -> list[TransformUnit]:

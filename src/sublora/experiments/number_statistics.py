@@ -48,6 +48,8 @@ class NumberStatistics(Experiment):
             raise ValueError(
                 "data.variants and data.teacher.trained have no place here, they are for grids of students"
             )
+        if self.data.carrier.kind != "numbers":
+            raise ValueError("data.carrier has to be numbers, of which these are the statistics")
         return self
 
     @property
@@ -72,7 +74,7 @@ class NumberStatistics(Experiment):
     def stages(self, identity: Mapping[str, str]) -> list[Stage]:
         datasets, _ = plan_datasets(self, dict(identity), self.found_traits)
         costs = Costs(known_shape(self.model), RowSizes(), self.data.rows, 0)
-        units = [DataUnit(d, self.data.carrier, self.data.sampling) for d in datasets]
+        units = [DataUnit(d, self.data.sampling) for d in datasets]
         return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
 
     def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
