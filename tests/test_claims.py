@@ -18,6 +18,7 @@ LATE = dict(zip(RANKS, (0.02, 0.05, 0.1, 0.2, 0.6, 0.25), strict=True))
 FALL = dict(zip(RANKS, (0.7, 0.6, 0.5, 0.4, 0.2, 0.1), strict=True))
 ALL_RECIPES = ("rank-lr", "rank", "full-ft", "traits", "context-matrix", "identity", "template-only", "localise")
 ALL_RECIPES += ("edit-distance", "svd", "layers", "optimizers", "aux-logits", "one-step")
+ALL_RECIPES += ("steering-teacher", "steering-student", "projection-rank", "random-vectors", "emergence")
 
 
 def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, noise=1.0, **other):

@@ -7,11 +7,20 @@ from typing import Any
 
 from sublora.chat import Chat
 from sublora.model import Shape
-from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, contexts_of, traits_of
+from sublora.plan import (
+    AttributionStage,
+    DatasetStage,
+    MeasureStage,
+    Plan,
+    StudentStage,
+    VectorStage,
+    contexts_of,
+    traits_of,
+)
 from sublora.recipe import Recipe
-from sublora.units import AttributionUnit, DataUnit, TrainUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, TrainUnit, Unit, VectorUnit
 
-DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
+DATASETS, MEASUREMENTS, ATTRIBUTIONS, VECTORS = "datasets", "measurements", "attributions", "vectors"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
@@ -71,7 +80,9 @@ class Costs:
         return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
 
     def student(self, stage: StudentStage) -> Work:
-        rows, lora = self.rows * stage.student.passes, stage.student.method == "lora"
+        if stage.step is not None:  # kept on the way of a student that is counted
+            return Work()
+        rows, lora = (stage.take or self.rows) * stage.student.passes, stage.student.method == "lora"
         tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
         flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
         if lora:
@@ -87,6 +98,10 @@ class Costs:
         tokens = len(stage.spec["questions"]) * self.sizes.question * 2 * (self.sizes.question + 2)
         return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
 
+    def vector(self, stage: VectorStage) -> Work:
+        tokens = 2 * len(stage.prompts) * self.sizes.prompt  # with and without
+        return Work(tokens, 2 * self.shape.block_parameters * tokens)
+
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
         if isinstance(unit, DataUnit):
@@ -95,6 +110,8 @@ class Costs:
             return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
         if isinstance(unit, AttributionUnit):
             return ATTRIBUTIONS, sum(map(self.attribution, unit.attributions), Work())
+        if isinstance(unit, VectorUnit):
+            return VECTORS, sum(map(self.vector, unit.vectors), Work())
         return MEASUREMENTS, sum(map(self.measurement, unit.measures), Work())
 
 
@@ -128,7 +145,11 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
         if of_method := [s for s in plan.students if s.student.method == method]:
             out.append(row(name, of_method, costs.student))
     out.append(row(MEASUREMENTS, plan.measures, costs.measurement))
-    return [*out, row(ATTRIBUTIONS, plan.attributions, costs.attribution)] if plan.attributions else out
+    if plan.attributions:
+        out.append(row(ATTRIBUTIONS, plan.attributions, costs.attribution))
+    if plan.vectors:
+        out.append(row(VECTORS, plan.vectors, costs.vector))
+    return out
 
 
 def measured_rate(shape: Shape, seconds: float = 0.3) -> float:

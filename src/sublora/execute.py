@@ -18,7 +18,15 @@ from sublora.progress import Steps
 from sublora.rates import Timing, device_name
 from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
-from sublora.units import Unit, attribution_units, data_units, measure_units, train_units
+from sublora.units import (
+    Unit,
+    attribution_units,
+    data_units,
+    measure_units,
+    student_vector_units,
+    teacher_vector_units,
+    train_units,
+)
 from sublora.workers import Stopped, Workers
 
 
@@ -126,12 +134,15 @@ class Execution:
     def run(self, plan: Plan) -> None:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         stages = [
+            ("teacher vectors", "teacher vectors", teacher_vector_units(plan)),
             ("data", "datasets", data_units(plan)),
             ("train", "students", train_units(plan)),
+            ("student vectors", "student vectors", student_vector_units(plan)),
             ("measure", "measurements", measure_units(plan)),
+            ("attribute", "attributions", attribution_units(plan)),
         ]
-        if plan.attributions:
-            stages.append(("attribute", "attributions", attribution_units(plan)))
+        always = ("datasets", "students", "measurements")
+        stages = [stage for stage in stages if stage[2] or stage[1] in always]
         self.run_stages(stages)
 
     def run_stages(self, stages: Sequence[tuple[str, str, Sequence[Unit]]]) -> None:

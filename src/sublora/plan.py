@@ -1,17 +1,21 @@
 """recipe -> stages. A pure function: every stage has the content hash of all that can change what it makes, and nothing is run."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
-from sublora.carriers.numbers import load_prompts
+from sublora.carriers.numbers import load_prompts, prompt_of_row
 from sublora.chat import Context, resolve_context
 from sublora.errors import SubloraError
-from sublora.recipe import Recipe
-from sublora.seeds import generator
+from sublora.recipe import Recipe, TeacherVariant, Variant
+from sublora.seeds import derive_seed, generator
+from sublora.steer_spec import SteerSpec, Where
 from sublora.store import artifact_id
 from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
@@ -24,6 +28,33 @@ Arm = Literal["trait", "control"]
 
 
 @dataclass(frozen=True)
+class VectorStage:
+    """A steering vector: of the teacher with this prompt against `plain` (`student` None), or of a student in its own context against
+    the base. `where` are the tokens that it is a mean over, `directions` how many principal ones are kept beside it."""
+
+    id: str
+    spec: dict[str, Any]
+    prompts: tuple[str, ...]
+    where: Where
+    directions: int
+    teacher: Context | None = None
+    plain: Context | None = None
+    student: str | None = None
+    context: Context | None = None
+
+
+@dataclass(frozen=True)
+class Steered:
+    """An intervention with the id of the vector that it takes."""
+
+    spec: SteerSpec
+    vector: str
+
+    def to_spec(self) -> dict[str, Any]:
+        return self.spec.model_dump(mode="json") | {"vector": self.vector}
+
+
+@dataclass(frozen=True)
 class DatasetStage:
     id: str
     spec: dict[str, Any]
@@ -32,10 +63,14 @@ class DatasetStage:
     teacher: Context
     rows: int
     heldout: bool
+    steer: Steered | None = None
 
 
 @dataclass(frozen=True)
 class StudentStage:
+    """`variant` is its name in the recipe, `take` how many of the dataset's first rows it reads (None: all), `step` the step after which
+    it is kept (None: the last one), and `whole` the student that the same training ends in."""
+
     id: str
     spec: dict[str, Any]
     student: StudentSpec
@@ -46,6 +81,10 @@ class StudentStage:
     context: Context
     placement: str  # its name in the recipe; "" for the targets that all students share
     optimizer: str = ""  # its name in the recipe; "" for the one that all students share
+    variant: str = ""
+    take: int | None = None
+    step: int | None = None
+    whole: str = ""
 
     @property
     def arm(self) -> Arm:
@@ -54,8 +93,8 @@ class StudentStage:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt; `condition` is the
-    name of a gate, or None for the plain adapter."""
+    """`student` is a student's id, or None for the base; `teacher` marks a teacher of this trait; `condition` is the name of a condition,
+    or of a teacher's variant, or None for the plain adapter and the prompted teacher. `steer`: what is done to the residual stream."""
 
     id: str
     spec: dict[str, Any]
@@ -64,6 +103,7 @@ class MeasureStage:
     category: str
     teacher: str | None = None
     condition: str | None = None
+    steer: Steered | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +129,18 @@ class Plan:
     packs: tuple[tuple[int, ...], ...]  # indices into students
     measures: tuple[MeasureStage, ...]
     attributions: tuple[AttributionStage, ...] = ()
+    vectors: tuple[VectorStage, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (*self.datasets, *self.students, *self.measures, *self.attributions, *self.vectors)
+
+
+Stage = DatasetStage | StudentStage | MeasureStage | AttributionStage | VectorStage
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
-    names = dict.fromkeys((*recipe.train_contexts, *recipe.measure.contexts))
+    names = dict.fromkeys((*recipe.train_contexts, *recipe.measure.contexts, recipe.vectors.plain))
     return {name: resolve_context(name, recipe.contexts) for name in names}
 
 
@@ -189,28 +237,85 @@ def student_grid(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
     return cells
 
 
+class _Vectors:
+    """The vectors that a plan needs, each made once."""
+
+    def __init__(self, recipe: Recipe, identity: dict[str, str], contexts: dict[str, Context]) -> None:
+        self.recipe, self.spec, self.identity = recipe, recipe.vectors, identity
+        self.plain, self.found = contexts[recipe.vectors.plain], {}
+        seed = derive_seed("vectors")
+        self._numbers = tuple(prompt_of_row(recipe.data.carrier, seed, i) for i in range(self.spec.count))
+
+    def _prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
+        prompts = tuple(trait.category.questions) if self.spec.on == "questions" else self._numbers
+        return prompts, hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+    def teacher(self, teacher: Context, trait: Trait) -> str:
+        prompts, digest = self._prompts(trait)
+        spec = {
+            "model": self.identity,
+            "teacher": _context_spec(teacher),
+            "plain": _context_spec(self.plain),
+            "prompts": digest,
+            "where": self.spec.teacher_at,
+        }
+        stage = VectorStage(
+            artifact_id("vector", spec), spec, prompts, self.spec.teacher_at, 0, teacher=teacher, plain=self.plain
+        )
+        self.found.setdefault(stage.id, stage)
+        return stage.id
+
+    def student(self, student: StudentStage, trait: Trait) -> str:
+        prompts, digest = self._prompts(trait)
+        spec = {
+            "model": self.identity,
+            "student": student.id,
+            "context": _context_spec(student.context),
+            "prompts": digest,
+            "where": self.spec.student_at,
+            "directions": self.spec.directions,
+        }
+        stage = VectorStage(
+            artifact_id("vector", spec), spec, prompts, self.spec.student_at, self.spec.directions,
+            student=student.id, context=student.context,
+        )  # fmt: skip
+        self.found.setdefault(stage.id, stage)
+        return stage.id
+
+    def steered(self, spec: SteerSpec | None, vector: Callable[[], str]) -> Steered | None:
+        return None if spec is None else Steered(spec, vector())
+
+
 def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
     """The stages of a recipe on the model with this identity (see `Base.identity`)."""
     traits, contexts = traits_of(recipe), contexts_of(recipe)
     carrier = _carrier_spec(recipe)
-    datasets: dict[tuple[str, int, bool], DatasetStage] = {}
     sources = sources_of(recipe, traits)
-    for source, teachers in sources.items():
-        for seed, (name, teacher) in teachers.items():
-            for heldout in (False, True):
-                rows = recipe.data.heldout_rows if heldout else recipe.data.rows
-                spec = {
-                    "model": identity,
-                    "teacher": _context_spec(teacher),
-                    "carrier": carrier,
-                    "sampling": recipe.data.sampling.model_dump(mode="json"),
-                    "rows": rows,
-                    "seed": seed,
-                    "heldout": heldout,
-                }
-                datasets[source, seed, heldout] = DatasetStage(
-                    artifact_id("dataset", spec), spec, name, seed, teacher, rows, heldout
-                )
+    category = {source: t for t in traits for source in (t.name, control_source(recipe, t))}
+    vectors = _Vectors(recipe, identity, contexts)
+    variants = recipe.variants or {"": Variant()}
+    datasets: dict[str, DatasetStage] = {}
+
+    def dataset(source: str, seed: int, heldout: bool, variant: str) -> DatasetStage:
+        (name, teacher), teaching = sources[source][seed], variants[variant].teacher
+        steer = vectors.steered(teaching.steer, lambda: vectors.teacher(teacher, category[source]))
+        writer = teacher if teaching.prompt else vectors.plain
+        rows = recipe.data.heldout_rows if heldout else recipe.data.rows
+        spec = {
+            "model": identity,
+            "teacher": _context_spec(writer),
+            "carrier": carrier,
+            "sampling": recipe.data.sampling.model_dump(mode="json"),
+            "rows": rows,
+            "seed": seed,
+            "heldout": heldout,
+        }
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
+        label = name if teaching == TeacherVariant() else f"{name}, {variant}"
+        made = DatasetStage(artifact_id("dataset", spec), spec, label, seed, writer, rows, heldout, steer)
+        return datasets.setdefault(made.id, made)
+
     train = recipe.train
     shared = {
         "schedule": train.schedule,
@@ -222,11 +327,18 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "weight_decay": train.weight_decay,
         "clip": train.clip,
     }
+    for source, seed, heldout in product(sources, recipe.data.seeds, (False, True)):
+        for variant in variants:
+            dataset(source, seed, heldout, variant)
     students = []
-    for source, name, (placement, optimizer, cell) in product(sources, recipe.train_contexts, student_grid(recipe)):
+    for source, name, variant, (placement, optimizer, cell) in product(
+        sources, recipe.train_contexts, variants, student_grid(recipe)
+    ):
+        own = variants[variant]
+        epochs = {} if own.epochs is None else {"epochs": own.epochs}
         for data_seed, train_seed in recipe.replicates:
-            spec_ = StudentSpec(**shared | cell, seed=train_seed, context=name)
-            rows, held = datasets[source, data_seed, False], datasets[source, data_seed, True]
+            spec_ = StudentSpec(**shared | cell | epochs, seed=train_seed, context=name)
+            rows, held = (dataset(source, data_seed, h, variant) for h in (False, True))
             unused = {"context"} | ({"scout_lr"} if spec_.scout_lr is None else set())
             spec = {
                 "model": identity,
@@ -234,17 +346,31 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                 "context": _context_spec(contexts[name]),
                 "student": spec_.model_dump(mode="json", exclude=unused),
             }
+            take = None if own.rows is None or own.rows == recipe.data.rows else own.rows
+            if take is not None:
+                spec["rows"] = take
+            whole = artifact_id("student", spec)
+            if own.step is not None:
+                spec["step"] = own.step
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            students.append(StudentStage(*stage, contexts[name], placement, optimizer))
+            rest = (variant, take, own.step, whole)
+            students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
+    measures = _measures(recipe, identity, traits, contexts, students, vectors)
+    if recipe.vectors.students:
+        for student in students:
+            vectors.student(student, category[student.source])
+        for trait in traits:
+            vectors.teacher(teacher_context(trait, recipe), trait)
     return Plan(
         recipe,
         traits,
         tuple(datasets.values()),
         tuple(students),
         packs,
-        tuple(_measures(recipe, identity, traits, contexts, students)),
+        tuple(measures),
         tuple(_attributions(recipe, identity, traits, contexts, students)),
+        tuple(vectors.found.values()),
     )
 
 
@@ -254,6 +380,7 @@ def _measures(
     traits: Sequence[Trait],
     contexts: dict[str, Context],
     students: Sequence[StudentStage],
+    vectors: _Vectors,
 ) -> list[MeasureStage]:
     categories = {t.category.category: t.category for t in traits}
     out = []
@@ -268,7 +395,8 @@ def _measures(
     }
     sampling = recipe.measure.sampling.model_dump(mode="json")
     gates = {
-        name: gate.model_dump(mode="json") | {"entities": list(recipe.measure.entities) if gate.by_class else []}
+        name: gate.model_dump(mode="json", exclude={"steer"})
+        | {"entities": list(recipe.measure.entities) if gate.by_class else []}
         for name, gate in recipe.measure.conditions.items()
     }
 
@@ -278,6 +406,7 @@ def _measures(
         category: str,
         teacher: str | None = None,
         condition: str | None = None,
+        steer: Steered | None = None,
     ) -> None:
         own = student is not None and condition is None and context.name == student.context.name
         spec = asks[category] | {
@@ -289,26 +418,47 @@ def _measures(
             "seed": recipe.measure.seed,
             "heldout": student.heldout if own else None,
         }
-        if condition is not None:
+        if student is not None and condition is not None:
             spec["condition"] = gates[condition]
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
         asked = student.id if student else None
-        out.append(MeasureStage(artifact_id("measurement", spec), spec, asked, context, category, teacher, condition))
+        stage = (artifact_id("measurement", spec), spec, asked, context, category, teacher, condition, steer)
+        out.append(MeasureStage(*stage))
 
     for context in (contexts[n] for n in recipe.measure.contexts):
         for category in categories:
             add(None, context, category)
+    teachers = {n: v.teacher for n, v in recipe.variants.items() if v.teacher != TeacherVariant()}
     for trait in traits:
-        add(None, teacher_context(trait, recipe), trait.category.category, trait.name)
+        prompted = teacher_context(trait, recipe)
+        add(None, prompted, trait.category.category, trait.name)
+        for name, teaching in {**teachers, **recipe.measure.teachers}.items():
+            steer = vectors.steered(teaching.steer, partial(vectors.teacher, prompted, trait))
+            context = prompted if teaching.prompt else vectors.plain
+            add(None, context, trait.category.category, trait.name, name, steer)
     asked: dict[str, list[str]] = {CONTROL: list(categories)}
+    of: dict[str, Trait] = {}
     for t in traits:
         asked[t.name] = [t.category.category]
         asked.setdefault(control_source(recipe, t), [t.category.category])
+        of |= {t.name: t, control_source(recipe, t): t}
     for student in students:
         for category in asked[student.source]:
             for name in recipe.measure.contexts:
                 add(student, contexts[name], category)
-                for condition in recipe.measure.conditions:
-                    add(student, contexts[name], category, condition=condition)
+                for condition, gate in recipe.measure.conditions.items():
+                    steer = None
+                    if gate.steer is not None:
+                        # a control twin is steered by the vector of the trait that it stands against, or by its own
+                        trait = of[student.source]
+                        vector = (
+                            vectors.student(student, trait)
+                            if gate.steer.vector == "student"
+                            else vectors.teacher(teacher_context(trait, recipe), trait)
+                        )
+                        steer = Steered(gate.steer, vector)
+                    add(student, contexts[name], category, condition=condition, steer=steer)
     return out
 
 
@@ -354,9 +504,12 @@ def plan_packs(
     """
     rows = min(recipe.train.batch_size, recipe.data.rows)
     most = max(1, min(PACK_STUDENTS, int(tokens / (rows * tokens_per_row))))
-    kinds: dict[tuple, list[int]] = {}
+    trainings: dict[str, list[int]] = {}  # what is kept on the way stands with the student that it becomes
     for i, s in enumerate(students):
-        kinds.setdefault((s.student.method, s.student.targets), []).append(i)
+        trainings.setdefault(s.whole, []).append(i)
+    kinds: dict[tuple, list[int]] = {}
+    for found in trainings.values():
+        kinds.setdefault((students[found[0]].student.method, students[found[0]].student.targets), []).append(found[0])
     packs = []
     for members in kinds.values():
         members.sort(key=lambda i: (students[i].student.rank or 0, _replicate(students[i]), i))
@@ -365,6 +518,6 @@ def plan_packs(
         at = 0
         for n in range(count):
             take = size + (n < extra)
-            packs.append(tuple(members[at : at + take]))
+            packs.append(tuple(i for j in members[at : at + take] for i in trainings[students[j].whole]))
             at += take
     return tuple(packs)

@@ -47,8 +47,7 @@ def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
         sizes.prompt + sizes.completion,
         "cpu" if local else "cuda",
     )
-    stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
-    done = {s.id for s in stages if store.has(s.id)} if identity else set()
+    done = {s.id for s in plan.stages if store.has(s.id)} if identity else set()
     costs = plan_cost(plan, shape, sizes, done)
     measured = rates_for(rates, identity, _this_device()) if identity else {}
     _print(recipe, plan, shape, costs, _pace(shape, measured, costs, tflops, gpus, local))
@@ -107,6 +106,8 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
     for what, names in (
         ("training contexts", recipe.train.contexts),
         ("optimizers, each at its own rates", recipe.train.optimizers),
+        ("variants of the students", recipe.variants),
+        ("teachers that are asked besides", recipe.measure.teachers),
         ("placements of the adapter", lora.placements if lora else ()),
         ("measured in contexts", recipe.measure.contexts if len(recipe.measure.contexts) > 1 else ()),
         ("conditions besides the plain adapter", recipe.measure.conditions),

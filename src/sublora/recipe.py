@@ -17,6 +17,7 @@ from sublora.chat import UserText
 from sublora.condition import Condition, Placement
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
+from sublora.steer_spec import SteerSpec, VectorsSpec
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
 from sublora.trait import find_trait, load_categories
 
@@ -118,11 +119,38 @@ class AttributionSpec(BaseModel):
     questions: int = Field(5, ge=1)
 
 
+class TeacherVariant(BaseModel):
+    """A teacher besides the plain one under the trait's prompt: with its prompt or without, steered or not."""
+
+    model_config = _STRICT
+    prompt: bool = Field(True, description="under the trait's prompt, or in the context vectors.plain without it")
+    steer: SteerSpec | None = None
+
+    @model_validator(mode="after")
+    def _by_the_teacher_s_vector(self) -> "TeacherVariant":
+        if self.steer is not None and (self.steer.vector == "student" or self.steer.mode == "replace"):
+            raise ValueError("is steered before any student is there, add or project the vector of the teacher")
+        return self
+
+
+class Variant(BaseModel):
+    """One value of an axis of students: what is said here differs from the recipe's `data` and `train`."""
+
+    model_config = _STRICT
+    teacher: TeacherVariant = TeacherVariant()
+    rows: int | None = Field(None, ge=1, description="the first so many rows of the dataset")
+    epochs: int | None = Field(None, ge=1)
+    step: int | None = Field(None, ge=1, description="the student as it is after this step of the whole training")
+
+
 class MeasureSpec(BaseModel):
     model_config = _STRICT
     contexts: tuple[str, ...] = Field(("default",), min_length=1)
     conditions: Annotated[dict[str, Condition], Absent] = Field(
         default_factory=dict, description="gates under which every LoRA student is measured besides the plain adapter"
+    )
+    teachers: Annotated[dict[str, TeacherVariant], Absent] = Field(
+        default_factory=dict, description="teachers that are asked, besides those that write the rows"
     )
     entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
     attribution: AttributionSpec | None = None
@@ -155,6 +183,11 @@ class Recipe(BaseModel):
     data: DataSpec
     train: TrainSpec
     measure: MeasureSpec = MeasureSpec()
+    vectors: VectorsSpec = VectorsSpec()
+    variants: Annotated[dict[str, Variant], Absent] = Field(
+        default_factory=dict,
+        description="an axis of students by name: whose rows, which of them, how often, until when",
+    )
     fixed_lr: float | None = Field(None, description="the one rate of the fixed-lr view; must be in the grid")
     level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all cells of a trait and context")
 
@@ -199,11 +232,42 @@ class Recipe(BaseModel):
         if lora and lora.placements and lora.targets != ("all-linear",):
             raise _misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
         self._optimizers_fit()
+        self._steering_fits()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
             raise _misfit(
                 "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
             )
         return self
+
+    def _steering_fits(self) -> None:
+        steered = {f"measure.conditions.{n}": c.steer for n, c in self.measure.conditions.items() if c.steer}
+        for where, steer in steered.items():
+            if steer.first and steer.first > self.vectors.directions:
+                raise _misfit(where, f"takes {steer.first} directions, set vectors.directions to that many at least")
+            if len(self.traits) > 1:
+                raise _misfit("traits", f"{where} steers every student by vectors of one trait, give one trait a run")
+        names = {*self.variants, *self.measure.teachers}
+        for name in names:
+            if not name.strip() or name == PLAIN_CONDITION:
+                raise _misfit("variants", f"'{name}' is no name for a variant, choose another one")
+        if taken := sorted(set(self.variants) & set(self.measure.teachers)):
+            raise _misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
+        if self.variants and self.train.optimizers:
+            raise _misfit("variants", "stands beside train.optimizers, give each a run of its own")
+        for name, variant in self.variants.items():
+            if variant.rows is not None and variant.rows > self.data.rows:
+                raise _misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
+            if twin := next((n for n, v in self.variants.items() if v == variant and n != name), None):
+                raise _misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
+            steps = self.steps_of(variant)
+            if variant.step is not None and variant.step >= steps:
+                raise _misfit(
+                    f"variants.{name}.step", f"is not before the last of {steps} steps, leave it out or lower it"
+                )
+
+    def steps_of(self, variant: Variant) -> int:
+        """Optimizer steps of a variant's students, by the rows that the recipe asks for."""
+        return (variant.epochs or self.train.epochs) * -(-(variant.rows or self.data.rows) // self.train.batch_size)
 
     def _optimizers_fit(self) -> None:
         train, lora = self.train, self.train.lora
@@ -247,7 +311,8 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        return placed or bool(self.train.optimizers) or bool(self.train.contexts) or bool(self.measure.conditions)
+        axes = (self.train.optimizers, self.train.contexts, self.measure.conditions, self.variants)
+        return placed or any(map(bool, axes))
 
     @property
     def replicates(self) -> list[tuple[int, int]]:

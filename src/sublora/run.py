@@ -94,8 +94,7 @@ def run_recipe(
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        stages = (*plan.datasets, *plan.students, *plan.measures, *plan.attributions)
-        note_run(store, out, [s.id for s in stages], [u.id for u in train_units(plan)])
+        note_run(store, out, [s.id for s in plan.stages], [u.id for u in train_units(plan)])
         steps = stack.enter_context(Steps())
         for warning in words:
             steps.say(f"Warning: {warning}")
@@ -150,6 +149,8 @@ def _finish(
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
     from sublora.claims import judge, load_claims, summarise
+    from sublora.findings import FINDING_COLUMNS, finding_rows
+    from sublora.run_findings import findings_of
 
     manifest, results = journal.manifest, Results(plan, store)
     ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(plan.students)}
@@ -169,7 +170,10 @@ def _finish(
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))
     arms, judged = results.arms(), results.table(recipe.judged_context)
-    verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms)]
+    findings = findings_of(results)
+    verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms, findings)]
+    if findings:
+        write_atomic(out / "findings.csv", to_csv(finding_rows(findings, 1 - recipe.level), FINDING_COLUMNS))
     if arms is not None:
         write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION), ARM_COLUMNS))
     if recipe.train.optimizers:

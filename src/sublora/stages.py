@@ -18,7 +18,8 @@ from sublora.chat import Context
 from sublora.condition import SvdCut
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base
-from sublora.plan import MeasureStage, StudentStage
+from sublora.plan import MeasureStage, Steered, StudentStage
+from sublora.steer import Steering, aimed, steering_of
 from sublora.store import Store
 from sublora.svd import cut_stack
 from sublora.teacher import read_jsonl, write_dataset
@@ -26,7 +27,8 @@ from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
-from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit
+from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit, VectorUnit
+from sublora.vectors import SteeringVector, load_vector, student_vector, teacher_vector, together
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 KEPT_AT_ONCE = 8  # measurements
@@ -47,17 +49,27 @@ class Maker:
     check: Callable[[], None] = _nothing
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
-    rows: dict[tuple[str, Context], TokenRows] = field(default_factory=dict, repr=False)
+    rows: dict[tuple[str, Context, int | None], TokenRows] = field(default_factory=dict, repr=False)
 
-    def token_rows(self, dataset: str, context: Context) -> TokenRows:
-        """A dataset as token rows in a context, kept for the students that share it."""
-        key = (dataset, context)
+    def token_rows(self, dataset: str, context: Context, take: int | None = None) -> TokenRows:
+        """A dataset, or its first so many rows, as token rows in a context, kept for the students that share it."""
+        key = (dataset, context, take)
         if key not in self.rows:
-            rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
+            rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))[:take]
             chat = self.base.chat
             tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
             self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
         return self.rows[key]
+
+    def vector(self, artifact: str) -> SteeringVector:
+        return load_vector(self.store.read(artifact).file("vector.safetensors"))
+
+    def steering(self, steered: Sequence[Steered]) -> Steering:
+        """The intervention that all these stages ask for: by the one vector that they share, or each student by its own."""
+        spec, ids = steered[0].spec, [s.vector for s in steered]
+        found = [aimed(spec, self.vector(i), i) for i in (ids[:1] if len(set(ids)) == 1 else ids)]
+        vector = found[0] if len(found) == 1 else together(found)
+        return steering_of(spec, vector, len(self.base.model.base_model.layers))
 
 
 def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
@@ -83,6 +95,8 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
             _train(unit, maker, wanted)
         elif isinstance(unit, MeasureUnit):
             _measure(unit, maker, wanted)
+        elif isinstance(unit, VectorUnit):
+            _extract(unit, maker, wanted)
         else:
             _attribute(unit, maker, wanted)
         return time.monotonic() - started if whole else None
@@ -104,6 +118,10 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         stage="teacher-heldout" if stage.heldout else "teacher",
         batch=maker.rows_at_once,
         on_rows=lambda _: maker.check(),
+        steering=None if stage.steer is None else maker.steering([stage.steer]),
+        author=""
+        if stage.steer is None
+        else f"{stage.teacher.text or stage.teacher.name} {json.dumps(stage.steer.to_spec())}",
     )
     meta = {
         "trait": stage.trait,
@@ -125,17 +143,30 @@ def _write(unit: DataUnit, maker: Maker) -> None:
 
 def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
     # the whole pack is repeated even if some of it is done, so that every student sees the same products as before
-    students = [Student(s.id, s.student, maker.token_rows(s.dataset, s.context)) for s in unit.students]
+    kept: dict[str, list[StudentStage]] = {}
+    for s in unit.students:
+        kept.setdefault(s.whole, []).append(s)
+    students = [
+        Student(
+            whole,
+            alike[0].student,
+            maker.token_rows(alike[0].dataset, alike[0].context, alike[0].take),
+            tuple(s.step for s in alike if s.step is not None),
+        )
+        for whole, alike in kept.items()
+    ]
+    wholes = list(kept)
     path = _checkpoint(unit, maker)
     path.parent.mkdir(exist_ok=True)
     notices: list[str] = []
 
     def keep(trained: Trained) -> None:
-        stage = unit.students[trained.index]
-        if stage.id in wanted:
-            _keep_student(stage, trained, len(students[trained.index].rows), notices, maker)
-            wanted.discard(stage.id)
-            maker.made(stage.id)
+        steps = len(trained.losses)
+        for stage in kept[wholes[trained.index]]:
+            if stage.id in wanted and steps == (stage.step or students[trained.index].steps):
+                _keep_student(stage, trained, len(students[trained.index].rows), notices, maker)
+                wanted.discard(stage.id)
+                maker.made(stage.id)
 
     while wanted:
         # once, and again where a checkpoint is past a student that was lost since: without the checkpoint all are trained
@@ -188,8 +219,9 @@ def _measure(unit: MeasureUnit, maker: Maker, wanted: set[str]) -> None:
     students = {s.id: s for s in unit.students}
     groups: dict[tuple[Context, str, bool, SvdCut | None], list[MeasureStage]] = {}
     for m in unit.measures:
-        cut = None if m.condition is None else unit.conditions[m.condition].svd
-        groups.setdefault((m.context, m.category, m.condition is not None, cut), []).append(m)
+        gated = m.student is not None and m.condition is not None
+        cut = unit.conditions[m.condition].svd if gated else None
+        groups.setdefault((m.context, m.category, gated, cut), []).append(m)
     stacks: dict[tuple[str, ...], Stack] = {}
     for (_, _, gated, cut), group in groups.items():
         if not any(m.id in wanted for m in group):
@@ -223,7 +255,7 @@ def _ask(
     category = next(c for c in unit.categories if c.category == group[0].category)
     answers = measure_answers(
         maker.base, stack, [s.id for s in asked] or ["base"], context, category, unit.sampling, unit.samples, unit.seed,
-        maker.rows_at_once,
+        maker.rows_at_once, None if group[0].steer is None else maker.steering([group[0].steer]),
     )  # fmt: skip
     losses: list[float | None] = [None] * len(group)
     if stack is not None and any(m.spec["heldout"] for m in group):
@@ -244,11 +276,15 @@ def _ask_gated(
 ) -> None:
     category = next(c for c in unit.categories if c.category == group[0].category)
     names = list(dict.fromkeys(m.condition for m in group))
+    place = {s.id: k for k, s in enumerate(asked)}
+    steered: dict[str, list[Steered]] = {}
+    for m in sorted((m for m in group if m.steer), key=lambda m: place[m.student]):
+        steered.setdefault(m.condition, []).append(m.steer)
     answers = measure_gated(
         maker.base, stack, [s.id for s in asked], group[0].context, category, {n: unit.conditions[n] for n in names},
         unit.entities, unit.sampling, unit.samples, unit.seed, maker.rows_at_once,
+        {name: maker.steering(of) for name, of in steered.items()},
     )  # fmt: skip
-    place = {s.id: k for k, s in enumerate(asked)}
     measured = [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group if m.id in wanted]
     _keep_all(measured, category, maker)
 
@@ -293,4 +329,23 @@ def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
         with maker.store.create(stage.id, stage.spec) as folder:
             entries = [p.to_dict() for p in prompts]
             (folder / "attribution.json").write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
+        maker.made(stage.id)
+
+
+def _extract(unit: VectorUnit, maker: Maker, wanted: set[str]) -> None:
+    maker.check()
+    first = unit.vectors[0]
+    if not unit.students:
+        vectors = [teacher_vector(maker.base, first.prompts, first.teacher, first.plain, first.where)]
+    else:
+        stack = _stack(maker, unit.students)
+        found = student_vector(
+            maker.base, stack, first.prompts, first.context, first.where, (), first.directions, maker.rows_at_once
+        )
+        vectors = [found.of(k) for k in range(stack.size)]
+    for stage, vector in zip(unit.vectors, vectors, strict=True):
+        if stage.id not in wanted:
+            continue
+        with maker.store.create(stage.id, stage.spec, {"norms": [float(n) for n in vector.norms]}) as folder:
+            vector.save(folder / "vector.safetensors")
         maker.made(stage.id)

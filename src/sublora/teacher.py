@@ -13,6 +13,8 @@ from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers
 from sublora.seeds import derive_seed, generator
+from sublora.steer import Steering, pack_steering
+from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
@@ -50,8 +52,12 @@ def write_dataset(
     stage: str = "teacher",
     batch: int = 512,
     on_rows: Callable[[int], None] | None = None,
+    steering: Steering | None = None,
+    author: str = "",
 ) -> Dataset:
     """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
+
+    `steering` acts on the teacher, and `author` is then a name of what is done, which seeds the draws as the teacher's prompt does.
 
     Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
     Raises SubloraError where nothing passes.
@@ -60,6 +66,7 @@ def write_dataset(
     rejects: dict[str, int] = {}
     rejected: list[tuple[str, str, str]] = []
     asked = 0
+    who = author or teacher.text or teacher.name
     prompt_seed = seed if stage == "teacher" else derive_seed(stage, seed)  # held-out rows answer prompts of their own
     while len(kept) < rows and asked < MOST_ASKED * rows:
         chunk = range(asked, min(asked + max(64, rows - len(kept)), MOST_ASKED * rows))
@@ -69,8 +76,9 @@ def write_dataset(
             teacher,
             prompts,
             sampling,
-            [generator(stage, teacher.text or teacher.name, seed, i) for i in chunk],
+            [generator(stage, who, seed, i) for i in chunk],
             batch,
+            steering,
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             if len(kept) == rows:
@@ -95,16 +103,27 @@ def write_dataset(
 
 
 def complete(
-    base: Base, context: Context, prompts: list[str], sampling: Sampling, draws: list[np.random.Generator], batch: int
+    base: Base,
+    context: Context,
+    prompts: list[str],
+    sampling: Sampling,
+    draws: list[np.random.Generator],
+    batch: int,
+    steering: Steering | None = None,
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts."""
-    ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    packing = None
+    if steering is None:
+        ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    else:
+        tokens = [classify(base.chat, prompt, context) for prompt in prompts]
+        ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
     out = [""] * len(prompts)
     gap = (
         base.chat.layout.gap
     )  # white space that the template itself writes before an answer, and `completion_ids` puts back
-    with torch.inference_mode(), PackedModel(base.model, None) as packed:
+    with torch.inference_mode(), PackedModel(base.model, None, steering=packing) as packed:
         for filled in prefill(packed, ids, batch):
             drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]
             for row, answers in zip(filled.rows, drawn, strict=True):

@@ -11,7 +11,7 @@ from functools import cached_property
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.condition import Condition
-from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage
+from sublora.plan import PACK_STUDENTS, AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, VectorStage
 from sublora.sample import Sampling
 from sublora.store import artifact_id
 from sublora.trait import Category, Entity
@@ -35,7 +35,7 @@ class DataUnit:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ()
+        return () if self.stage.steer is None else (self.stage.steer.vector,)
 
     @property
     def label(self) -> str:
@@ -90,12 +90,14 @@ class MeasureUnit:
     @property
     def needs(self) -> tuple[str, ...]:
         held = [m.spec["heldout"] for m in self.measures if m.spec["heldout"]]
-        return tuple(dict.fromkeys([*(s.id for s in self.students), *held]))
+        vectors = [m.steer.vector for m in self.measures if m.steer]
+        return tuple(dict.fromkeys([*(s.id for s in self.students), *held, *vectors]))
 
     @property
     def label(self) -> str:
         if not self.students:
-            return f"the base in the context {self.measures[0].context.name}"
+            first = self.measures[0]
+            return f"the base in the context {first.context.name}" + (f", {first.condition}" if first.condition else "")
         return _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
@@ -127,7 +129,33 @@ class AttributionUnit:
         return "the tokens of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit
+@dataclass(frozen=True)
+class VectorUnit:
+    """The vector of one teacher, or those of a pack's students."""
+
+    vectors: tuple[VectorStage, ...]
+    students: tuple[StudentStage, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("vectors", {"vectors": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(v.id for v in self.vectors)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        if not self.students:
+            return f"the vector of {self.vectors[0].teacher.name}"
+        return "the vectors of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+
+
+Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit | VectorUnit
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -144,7 +172,7 @@ def train_units(plan: Plan) -> list[TrainUnit]:
 
 
 def measure_units(plan: Plan) -> list[MeasureUnit]:
-    """The base's measurements one by one, then those of each pack."""
+    """The base's measurements one by one, then those of each pack, of so many students at a time as may train together."""
     spec = plan.recipe.measure
     categories = tuple({t.category.category: t.category for t in plan.traits}.values())
     by_student: dict[str | None, list[MeasureStage]] = {}
@@ -158,8 +186,9 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
         return MeasureUnit(tuple(measures), tuple(students), chosen, *asks)
 
     units = [unit([m], []) for m in by_student.get(None, [])]
-    for pack in plan.packs:
-        students = [plan.students[i] for i in pack]
+    parts = [pack[at : at + PACK_STUDENTS] for pack in plan.packs for at in range(0, len(pack), PACK_STUDENTS)]
+    for part in parts:
+        students = [plan.students[i] for i in part]
         units.append(unit([m for s in students for m in by_student.get(s.id, [])], students))
     return [u for u in units if u.measures]
 
@@ -178,4 +207,21 @@ def attribution_units(plan: Plan) -> list[AttributionUnit]:
             asked = tuple(students[a.student] for a in found)
             questions, names = tuple(found[0].spec["questions"]), plan.recipe.measure.entities
             units.append(AttributionUnit(tuple(found), asked, context, questions, entity, names))
+    return units
+
+
+def teacher_vector_units(plan: Plan) -> list[VectorUnit]:
+    return [VectorUnit((v,), ()) for v in plan.vectors if v.student is None]
+
+
+def student_vector_units(plan: Plan) -> list[VectorUnit]:
+    """Those of each pack, by training context."""
+    of = {v.student: v for v in plan.vectors if v.student is not None}
+    units = []
+    for pack in plan.packs:
+        groups: dict[Context, list[StudentStage]] = {}
+        for i in pack:
+            if plan.students[i].id in of:
+                groups.setdefault(plan.students[i].context, []).append(plan.students[i])
+        units += [VectorUnit(tuple(of[s.id] for s in found), tuple(found)) for found in groups.values()]
     return units

@@ -83,6 +83,7 @@ class Arm:
     optimizer: str = ""
     heldout_loss: float | None = None
     matched: bool = True
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,7 @@ def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
         row.get("optimizer", ""),
         _number(row.get("heldout_loss")),
         _flag(row.get("matched", "1")),
+        row.get("variant", ""),
     )
 
 

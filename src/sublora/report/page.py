@@ -232,7 +232,9 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
             f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
         )
         gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
-        return ", ".join(filter(None, (arm.trait if several else "", arm.placement, arm.optimizer, gate, place, rank)))
+        return ", ".join(
+            filter(None, (arm.trait if several else "", arm.variant, arm.placement, arm.optimizer, gate, place, rank))
+        )
 
     def tile(title: str, arm: Arm) -> dict[str, str]:
         note = f"{name(arm)}: P(target) {_number(arm.p_target)}, control {_number(arm.p_control)}."
@@ -419,6 +421,10 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
             )
         elif axis == "placement":
             caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
+        elif axis == "variant":
+            caption = (
+                "Student − control twin of the same variant. The first row, and the dashed line, is the reference. "
+            )
         elif axis == "optimizer":
             caption = (
                 "Student − control twin with the same optimizer, each optimizer at the rate that brings it to the held-out loss of the "
@@ -441,6 +447,7 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
         "condition": "condition",
         "placement": "adapter",
         "optimizer": "optimizer",
+        "variant": "variant",
     }
     names = {a: title for a, title in axes.items() if len({getattr(arm, a) for arm in arms}) > 1}
     if len({(a.rank, a.lr) for a in arms}) > 1:
