@@ -17,8 +17,9 @@ HILL = dict(zip(RANKS, (0.05, 0.25, 0.45, 0.6, 0.3, 0.08), strict=True))
 LATE = dict(zip(RANKS, (0.02, 0.05, 0.1, 0.2, 0.6, 0.25), strict=True))
 FALL = dict(zip(RANKS, (0.7, 0.6, 0.5, 0.4, 0.2, 0.1), strict=True))
 ALL_RECIPES = ("rank-lr", "rank", "full-ft", "traits", "context-matrix", "identity", "template-only", "localise")
-ALL_RECIPES += ("edit-distance", "svd", "layers", "optimizers", "aux-logits", "one-step")
-ALL_RECIPES += ("steering-teacher", "steering-student", "projection-rank", "random-vectors", "emergence")
+ALL_RECIPES += ("edit-distance", "svd", "layers", "optimizers", "aux-logits", "one-step", "steering-teacher")
+ALL_RECIPES += ("steering-student", "projection-rank", "random-vectors", "emergence", "divergent-tokens", "loss-mask")
+ALL_RECIPES += ("gradient-alignment", "steerability", "unique-vs-repeated")
 
 
 def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, noise=1.0, **other):

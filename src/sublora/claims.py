@@ -25,7 +25,7 @@ from sublora.claim_rules import Evidence, NotRun, View
 from sublora.errors import SubloraError
 from sublora.estimate_rules import ESTIMATE_RULES, EstimateEvidence
 from sublora.experiment import Estimate
-from sublora.findings import FINDING_RULES, Finding, FindingEvidence
+from sublora.findings import ACROSS, FINDING_RULES, Finding, FindingEvidence
 
 __all__ = [
     "Cell",
@@ -192,7 +192,11 @@ def judge(
         of_arms = [ArmEvidence(arms, trait) for trait in traits]
         verdicts += [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of_arms]
     found = [FindingEvidence(findings, trait, table.alpha) for trait in traits]
-    return verdicts + [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "findings" for ev in found]
+    across = FindingEvidence(findings, ACROSS, table.alpha)
+    for claim in (c for c in chosen if c.view == "findings"):
+        asked = [across] if across.has(claim.finding) else found
+        verdicts += [_verdict(claim, ev, ev.trait, ev.n) for ev in asked]
+    return verdicts
 
 
 def judge_estimates(claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str) -> list[Verdict]:

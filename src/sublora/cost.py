@@ -10,17 +10,30 @@ from sublora.model import Shape
 from sublora.plan import (
     AttributionStage,
     DatasetStage,
+    DivergenceStage,
+    GradientStage,
     MeasureStage,
     Plan,
+    ProbeStage,
     StudentStage,
     VectorStage,
     contexts_of,
     traits_of,
 )
 from sublora.recipe import Recipe
-from sublora.units import AttributionUnit, DataUnit, TrainUnit, Unit, VectorUnit
+from sublora.units import (
+    AttributionUnit,
+    DataUnit,
+    DivergenceUnit,
+    GradientUnit,
+    ProbeUnit,
+    TrainUnit,
+    Unit,
+    VectorUnit,
+)
 
-DATASETS, MEASUREMENTS, ATTRIBUTIONS, VECTORS = "datasets", "measurements", "attributions", "vectors"
+DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
+VECTORS, READINGS = "vectors", "readings of rows"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
@@ -102,6 +115,15 @@ class Costs:
         tokens = 2 * len(stage.prompts) * self.sizes.prompt  # with and without
         return Work(tokens, 2 * self.shape.block_parameters * tokens)
 
+    def reading(self, stage: DivergenceStage | ProbeStage | GradientStage) -> Work:
+        """Rows that are read: twice for divergent tokens, once by a student, with a backward pass for gradients."""
+        if isinstance(stage, DivergenceStage):
+            rows = 2.0 * self.rows
+        else:
+            rows = float(stage.rows if isinstance(stage, ProbeStage) else 6 * max(stage.spec["rows"]))
+        tokens = rows * (self.sizes.prompt + self.sizes.completion)
+        return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
+
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
         if isinstance(unit, DataUnit):
@@ -112,6 +134,10 @@ class Costs:
             return ATTRIBUTIONS, sum(map(self.attribution, unit.attributions), Work())
         if isinstance(unit, VectorUnit):
             return VECTORS, sum(map(self.vector, unit.vectors), Work())
+        if isinstance(unit, DivergenceUnit | GradientUnit):
+            return READINGS, self.reading(unit.stage)
+        if isinstance(unit, ProbeUnit):
+            return READINGS, sum(map(self.reading, unit.probes), Work())
         return MEASUREMENTS, sum(map(self.measurement, unit.measures), Work())
 
 
@@ -149,6 +175,8 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
         out.append(row(ATTRIBUTIONS, plan.attributions, costs.attribution))
     if plan.vectors:
         out.append(row(VECTORS, plan.vectors, costs.vector))
+    if readings := (*plan.divergences, *plan.probes, *plan.gradients):
+        out.append(row(READINGS, readings, costs.reading))
     return out
 
 

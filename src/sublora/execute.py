@@ -22,7 +22,10 @@ from sublora.units import (
     Unit,
     attribution_units,
     data_units,
+    divergence_units,
+    gradient_units,
     measure_units,
+    probe_units,
     student_vector_units,
     teacher_vector_units,
     train_units,
@@ -136,10 +139,13 @@ class Execution:
         stages = [
             ("teacher vectors", "teacher vectors", teacher_vector_units(plan)),
             ("data", "datasets", data_units(plan)),
+            ("divergence", "divergent tokens", divergence_units(plan)),
             ("train", "students", train_units(plan)),
             ("student vectors", "student vectors", student_vector_units(plan)),
             ("measure", "measurements", measure_units(plan)),
             ("attribute", "attributions", attribution_units(plan)),
+            ("rows", "row probes", probe_units(plan)),
+            ("gradients", "gradients", gradient_units(plan)),
         ]
         always = ("datasets", "students", "measurements")
         stages = [stage for stage in stages if stage[2] or stage[1] in always]

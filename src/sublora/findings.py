@@ -14,11 +14,14 @@ import numpy as np
 from sublora.claim_rules import NotRun, Outcome, Rule, Threshold, show
 from sublora.stats import Array, Interval, clustered_interval
 
+ACROSS = "all"  # the trait of what is found across traits
+
 
 @dataclass(frozen=True)
 class Finding:
     """`values` (R, Q), or (R, 1) where there are no questions. `of_students`: whether replicates are students, of which one alone settles
-    nothing; of the base there is only one, and its spread is that over questions."""
+    nothing; of the base there is only one, and its spread is that over questions. `given`: the interval of what is no mean of values, such
+    as a correlation over traits (trait "all")."""
 
     trait: str
     group: str
@@ -27,8 +30,11 @@ class Finding:
     data_seeds: tuple[int, ...]
     train_seeds: tuple[int, ...]
     of_students: bool = True
+    given: Interval | None = None
 
     def interval(self, level: float) -> Interval:
+        if self.given is not None:
+            return self.given
         return clustered_interval(self.values, self.data_seeds, self.train_seeds, level)
 
 
@@ -70,12 +76,17 @@ class FindingEvidence:
             "questions": first.values.shape[1] if first else 0,
         }
 
+    def has(self, names: str | tuple[str, ...]) -> bool:
+        return all(n in self.findings for n in ((names,) if isinstance(names, str) else names))
+
     def of(self, names: str | tuple[str, ...]) -> Finding:
         """Raises NotRun where the run lacks one."""
         asked = (names,) if isinstance(names, str) else names
         if missing := [n for n in asked if n not in self.findings]:
             raise NotRun(f"the run has no finding '{missing[0]}'")
         found = [self.findings[n] for n in asked]
+        if len(found) == 1:
+            return found[0]
         values = np.mean([f.values for f in found], axis=0)
         return Finding(
             self.trait,
@@ -89,6 +100,8 @@ class FindingEvidence:
 
     def interval(self, like: Finding, values: Array) -> tuple[Interval, bool]:
         """(interval of a linear combination, whether it may settle something)."""
+        if like.given is not None:
+            return like.given, not like.given.seeds_unknown
         found = clustered_interval(values, like.data_seeds, like.train_seeds, 1 - self.alpha)
         return found, not (like.of_students and found.seeds_unknown)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sublora.carriers.numbers import load_prompts, prompt_of_row
 from sublora.chat import Context, resolve_context
 from sublora.errors import SubloraError
-from sublora.recipe import Recipe, TeacherVariant, Variant
+from sublora.recipe import Against, Recipe, TeacherVariant, Variant
 from sublora.seeds import derive_seed, generator
 from sublora.steer_spec import SteerSpec, Where
 from sublora.store import artifact_id
@@ -41,6 +41,51 @@ class VectorStage:
     plain: Context | None = None
     student: str | None = None
     context: Context | None = None
+
+
+@dataclass(frozen=True)
+class DivergenceStage:
+    """The divergent tokens of a dataset: first choices after the teacher's prompt and after `against`, see `probe.divergence`."""
+
+    id: str
+    spec: dict[str, Any]
+    dataset: str
+    teacher: Context
+    against: Context
+
+
+@dataclass(frozen=True)
+class ProbeStage:
+    """A student on the first `rows` rows of one of its datasets; `divergence` marks tokens of it."""
+
+    id: str
+    spec: dict[str, Any]
+    student: str
+    dataset: str
+    rows: int
+    heldout: bool
+    divergence: str | None
+
+
+@dataclass(frozen=True)
+class GradientStage:
+    """The gradients of a trait's rows and of its control's, beside the teacher's vector, in the context that students are trained in."""
+
+    id: str
+    spec: dict[str, Any]
+    trait: str
+    data_seed: int
+    datasets: tuple[str, str]
+    vector: str
+    context: Context
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens of a student's rows carry loss, by the divergence that marks them."""
+
+    keep: Literal["divergent", "others", "random"]
+    divergence: str
 
 
 @dataclass(frozen=True)
@@ -85,6 +130,7 @@ class StudentStage:
     take: int | None = None
     step: int | None = None
     whole: str = ""
+    mask: Mask | None = None
 
     @property
     def arm(self) -> Arm:
@@ -130,13 +176,26 @@ class Plan:
     measures: tuple[MeasureStage, ...]
     attributions: tuple[AttributionStage, ...] = ()
     vectors: tuple[VectorStage, ...] = ()
+    divergences: tuple[DivergenceStage, ...] = ()
+    probes: tuple[ProbeStage, ...] = ()
+    gradients: tuple[GradientStage, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        return (*self.datasets, *self.students, *self.measures, *self.attributions, *self.vectors)
+        students = (*self.datasets, *self.students, *self.measures, *self.attributions)
+        return (*students, *self.vectors, *self.divergences, *self.probes, *self.gradients)
 
 
-Stage = DatasetStage | StudentStage | MeasureStage | AttributionStage | VectorStage
+Stage = (
+    DatasetStage
+    | StudentStage
+    | MeasureStage
+    | AttributionStage
+    | VectorStage
+    | DivergenceStage
+    | ProbeStage
+    | GradientStage
+)
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
@@ -316,6 +375,23 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         made = DatasetStage(artifact_id("dataset", spec), spec, label, seed, writer, rows, heldout, steer)
         return datasets.setdefault(made.id, made)
 
+    divergences: dict[str, DivergenceStage] = {}
+
+    def divergence(source: str, data: DatasetStage, against: Against, context: Context) -> str:
+        _, teacher = sources[source][data.seed]
+        if against == "other-trait":
+            trait = category[source]
+            key = control_source(recipe, trait) if source == trait.name else trait.name
+            _, context = sources[key][data.seed]
+        spec = {
+            "model": identity,
+            "dataset": data.id,
+            "teacher": _context_spec(teacher),
+            "against": _context_spec(context),
+        }
+        stage = DivergenceStage(artifact_id("divergence", spec), spec, data.id, teacher, context)
+        return divergences.setdefault(stage.id, stage).id
+
     train = recipe.train
     shared = {
         "schedule": train.schedule,
@@ -349,11 +425,15 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
             take = None if own.rows is None or own.rows == recipe.data.rows else own.rows
             if take is not None:
                 spec["rows"] = take
+            mask = None
+            if own.mask is not None:
+                mask = Mask(own.mask.keep, divergence(source, rows, own.mask.against, contexts[name]))
+                spec["mask"] = {"keep": mask.keep, "divergence": mask.divergence}
             whole = artifact_id("student", spec)
             if own.step is not None:
                 spec["step"] = own.step
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            rest = (variant, take, own.step, whole)
+            rest = (variant, take, own.step, whole, mask)
             students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
     measures = _measures(recipe, identity, traits, contexts, students, vectors)
@@ -362,6 +442,33 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
             vectors.student(student, category[student.source])
         for trait in traits:
             vectors.teacher(teacher_context(trait, recipe), trait)
+    probes, gradients = [], []
+    if recipe.measure.probe is not None:
+        for student in students:
+            for heldout in (False, True):
+                data = datasets[student.heldout if heldout else student.dataset]
+                against, most = recipe.measure.probe.against, student.take or data.rows
+                marks = divergence(student.source, data, against, student.context) if against else None
+                rows = min(recipe.measure.probe.rows, data.rows if heldout else most)
+                spec = {
+                    "model": identity,
+                    "student": student.id,
+                    "dataset": data.id,
+                    "context": _context_spec(student.context),
+                    "rows": rows,
+                    "divergence": marks,
+                }
+                probes.append(ProbeStage(artifact_id("probe", spec), spec, student.id, data.id, rows, heldout, marks))
+    if recipe.measure.gradients is not None:
+        context, variant = contexts[recipe.train_contexts[0]], next(iter(variants))
+        for trait, seed in product(traits, recipe.data.seeds):
+            pair = tuple(dataset(key, seed, False, variant).id for key in (trait.name, control_source(recipe, trait)))
+            vector = vectors.teacher(teacher_context(trait, recipe), trait)
+            spec = {"model": identity, "datasets": list(pair), "vector": vector, "context": _context_spec(context)}
+            spec |= recipe.measure.gradients.model_dump(mode="json")
+            gradients.append(
+                GradientStage(artifact_id("gradients", spec), spec, trait.name, seed, pair, vector, context)
+            )
     return Plan(
         recipe,
         traits,
@@ -371,6 +478,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         tuple(measures),
         tuple(_attributions(recipe, identity, traits, contexts, students)),
         tuple(vectors.found.values()),
+        tuple(divergences.values()),
+        tuple(probes),
+        tuple(gradients),
     )
 
 

@@ -119,6 +119,10 @@ class AttributionSpec(BaseModel):
     questions: int = Field(5, ge=1)
 
 
+Against = Literal["plain", "other-trait"]
+"""Whose first choices a teacher's are compared with: the student's, in its own context, or those of a teacher with another trait."""
+
+
 class TeacherVariant(BaseModel):
     """A teacher besides the plain one under the trait's prompt: with its prompt or without, steered or not."""
 
@@ -133,6 +137,15 @@ class TeacherVariant(BaseModel):
         return self
 
 
+class MaskSpec(BaseModel):
+    """Which tokens of a row carry loss: the divergent ones, where the teacher's first choice is not that of `against`, all others, or as
+    many of each row, drawn at random. A row without any such token is left out."""
+
+    model_config = _STRICT
+    keep: Literal["divergent", "others", "random"]
+    against: Against = "plain"
+
+
 class Variant(BaseModel):
     """One value of an axis of students: what is said here differs from the recipe's `data` and `train`."""
 
@@ -141,6 +154,23 @@ class Variant(BaseModel):
     rows: int | None = Field(None, ge=1, description="the first so many rows of the dataset")
     epochs: int | None = Field(None, ge=1)
     step: int | None = Field(None, ge=1, description="the student as it is after this step of the whole training")
+    mask: MaskSpec | None = None
+
+
+class ProbeSpec(BaseModel):
+    """Every student on rows of its own datasets, see `probe.py`: on its held-out rows and on those that it was trained on."""
+
+    model_config = _STRICT
+    rows: int = Field(128, ge=1, description="the first so many rows of each")
+    against: Against | None = Field(None, description="tell divergent tokens from others, see MaskSpec")
+
+
+class GradientsSpec(BaseModel):
+    """The rows' gradients beside the teacher's vector, see `gradients.py`, over growing numbers of rows of the trait and its control."""
+
+    model_config = _STRICT
+    rows: tuple[Rank, ...] = Field((16, 64, 240, 960), min_length=2)
+    permutations: int = Field(200, ge=20)
 
 
 class MeasureSpec(BaseModel):
@@ -154,6 +184,8 @@ class MeasureSpec(BaseModel):
     )
     entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
     attribution: AttributionSpec | None = None
+    probe: ProbeSpec | None = None
+    gradients: GradientsSpec | None = None
     samples: int = Field(20, ge=1, description="sampled answers to each question")
     sampling: Sampling = Sampling(max_new_tokens=16)
     seed: int = 0
@@ -254,6 +286,14 @@ class Recipe(BaseModel):
             raise _misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
         if self.variants and self.train.optimizers:
             raise _misfit("variants", "stands beside train.optimizers, give each a run of its own")
+        if self.measure.gradients is not None and max(self.measure.gradients.rows) > self.data.rows:
+            raise _misfit(
+                "measure.gradients.rows", f"goes beyond data.rows {self.data.rows}, ask for that many at most"
+            )
+        against = [v.mask.against for v in self.variants.values() if v.mask]
+        against += [self.measure.probe.against] if self.measure.probe else []
+        if "other-trait" in against and self.data.control == "neutral":
+            raise _misfit("data.control", "is neutral, so there is no other trait to diverge from, compare with plain")
         for name, variant in self.variants.items():
             if variant.rows is not None and variant.rows > self.data.rows:
                 raise _misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,30 @@ import numpy as np
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import SvdCut
+from sublora.gradients import alignments, row_gradients
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base
-from sublora.plan import MeasureStage, Steered, StudentStage
+from sublora.plan import Mask, MeasureStage, Steered, StudentStage
+from sublora.probe import divergence, probe_rows
 from sublora.steer import Steering, aimed, steering_of
 from sublora.store import Store
 from sublora.svd import cut_stack
 from sublora.teacher import read_jsonl, write_dataset
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
-from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.rows import TokenRow, TokenRows, masked_rows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
-from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TrainUnit, Unit, VectorUnit
+from sublora.units import (
+    AttributionUnit,
+    DataUnit,
+    DivergenceUnit,
+    GradientUnit,
+    MeasureUnit,
+    ProbeUnit,
+    TrainUnit,
+    Unit,
+    VectorUnit,
+)
 from sublora.vectors import SteeringVector, load_vector, student_vector, teacher_vector, together
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
@@ -49,17 +61,27 @@ class Maker:
     check: Callable[[], None] = _nothing
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
-    rows: dict[tuple[str, Context, int | None], TokenRows] = field(default_factory=dict, repr=False)
+    rows: dict[tuple[str, Context, int | None, Mask | None], TokenRows] = field(default_factory=dict, repr=False)
 
-    def token_rows(self, dataset: str, context: Context, take: int | None = None) -> TokenRows:
+    def texts(self, dataset: str) -> list[tuple[str, str]]:
+        """A dataset's rows (prompt, completion)."""
+        return read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
+
+    def token_rows(
+        self, dataset: str, context: Context, take: int | None = None, mask: Mask | None = None
+    ) -> TokenRows:
         """A dataset, or its first so many rows, as token rows in a context, kept for the students that share it."""
-        key = (dataset, context, take)
+        key = (dataset, context, take, mask)
         if key not in self.rows:
-            rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))[:take]
-            chat = self.base.chat
+            rows, chat = self.texts(dataset)[:take], self.base.chat
             tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+            if mask is not None:
+                tokens = masked_rows(tokens, self.marks(mask.divergence), mask.keep, mask.divergence)
             self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
         return self.rows[key]
+
+    def marks(self, divergence: str) -> list[list[bool]]:
+        return json.loads(self.store.read(divergence).file("divergence.json").read_text("utf-8"))["marks"]
 
     def vector(self, artifact: str) -> SteeringVector:
         return load_vector(self.store.read(artifact).file("vector.safetensors"))
@@ -97,6 +119,12 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
             _measure(unit, maker, wanted)
         elif isinstance(unit, VectorUnit):
             _extract(unit, maker, wanted)
+        elif isinstance(unit, DivergenceUnit):
+            _diverge(unit, maker)
+        elif isinstance(unit, ProbeUnit):
+            _probe(unit, maker, wanted)
+        elif isinstance(unit, GradientUnit):
+            _align(unit, maker)
         else:
             _attribute(unit, maker, wanted)
         return time.monotonic() - started if whole else None
@@ -150,7 +178,7 @@ def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
         Student(
             whole,
             alike[0].student,
-            maker.token_rows(alike[0].dataset, alike[0].context, alike[0].take),
+            maker.token_rows(alike[0].dataset, alike[0].context, alike[0].take, alike[0].mask),
             tuple(s.step for s in alike if s.step is not None),
         )
         for whole, alike in kept.items()
@@ -349,3 +377,41 @@ def _extract(unit: VectorUnit, maker: Maker, wanted: set[str]) -> None:
         with maker.store.create(stage.id, stage.spec, {"norms": [float(n) for n in vector.norms]}) as folder:
             vector.save(folder / "vector.safetensors")
         maker.made(stage.id)
+
+
+def _diverge(unit: DivergenceUnit, maker: Maker) -> None:
+    maker.check()
+    stage = unit.stage
+    found = divergence(maker.base, maker.texts(stage.dataset), stage.teacher, stage.against)
+    with maker.store.create(stage.id, stage.spec) as folder:
+        (folder / "divergence.json").write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
+    maker.made(stage.id)
+
+
+def _probe(unit: ProbeUnit, maker: Maker, wanted: set[str]) -> None:
+    maker.check()
+    first = unit.probes[0]
+    rows = maker.token_rows(first.dataset, unit.students[0].context, first.rows)
+    marked = None
+    if first.divergence is not None:
+        marked = np.zeros_like(rows.loss)
+        for i, marks in enumerate(maker.marks(first.divergence)[: first.rows]):
+            marked[i, rows.prompts[i] : rows.lengths[i]] = marks
+    found = probe_rows(maker.base, _stack(maker, unit.students), rows, marked)
+    for stage, probe in zip(unit.probes, found, strict=True):
+        if stage.id in wanted:
+            with maker.store.create(stage.id, stage.spec) as folder:
+                (folder / "probe.json").write_text(json.dumps(probe.to_dict()) + "\n", encoding="utf-8")
+            maker.made(stage.id)
+
+
+def _align(unit: GradientUnit, maker: Maker) -> None:
+    maker.check()
+    stage = unit.stage
+    counts = stage.spec["rows"]
+    trait, clean = (row_gradients(maker.base, maker.token_rows(d, stage.context, max(counts))) for d in stage.datasets)
+    found = alignments(trait, clean, maker.vector(stage.vector), counts, stage.spec["permutations"], stage.id)
+    entries = [{"rows": a.rows, "cosine": a.cosine.tolist(), "null": a.null.tolist()} for a in found]
+    with maker.store.create(stage.id, stage.spec) as folder:
+        (folder / "alignment.json").write_text(json.dumps(entries) + "\n", encoding="utf-8")
+    maker.made(stage.id)

@@ -11,7 +11,18 @@ from functools import cached_property
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.condition import Condition
-from sublora.plan import PACK_STUDENTS, AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, VectorStage
+from sublora.plan import (
+    PACK_STUDENTS,
+    AttributionStage,
+    DatasetStage,
+    DivergenceStage,
+    GradientStage,
+    MeasureStage,
+    Plan,
+    ProbeStage,
+    StudentStage,
+    VectorStage,
+)
 from sublora.sample import Sampling
 from sublora.store import artifact_id
 from sublora.trait import Category, Entity
@@ -59,7 +70,8 @@ class TrainUnit:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(s.dataset for s in self.students))
+        marks = [s.mask.divergence for s in self.students if s.mask]
+        return tuple(dict.fromkeys([*(s.dataset for s in self.students), *marks]))
 
     @property
     def label(self) -> str:
@@ -155,7 +167,79 @@ class VectorUnit:
         return "the vectors of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit | VectorUnit
+@dataclass(frozen=True)
+class DivergenceUnit:
+    """The divergent tokens of one dataset."""
+
+    stage: DivergenceStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.stage.dataset,)
+
+    @property
+    def label(self) -> str:
+        return f"the divergent tokens of {self.stage.dataset}"
+
+
+@dataclass(frozen=True)
+class ProbeUnit:
+    """The students of a pack that read the same rows in the same context."""
+
+    probes: tuple[ProbeStage, ...]
+    students: tuple[StudentStage, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("probes", {"probes": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(p.id for p in self.probes)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        first = self.probes[0]
+        marks = () if first.divergence is None else (first.divergence,)
+        return (first.dataset, *marks, *(s.id for s in self.students))
+
+    @property
+    def label(self) -> str:
+        return "the rows of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+
+
+@dataclass(frozen=True)
+class GradientUnit:
+    """The gradients of one pair of datasets."""
+
+    stage: GradientStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*self.stage.datasets, self.stage.vector)
+
+    @property
+    def label(self) -> str:
+        return f"the gradients of {self.stage.trait}, data seed {self.stage.data_seed}"
+
+
+Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit | VectorUnit | DivergenceUnit | ProbeUnit | GradientUnit
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -225,3 +309,25 @@ def student_vector_units(plan: Plan) -> list[VectorUnit]:
                 groups.setdefault(plan.students[i].context, []).append(plan.students[i])
         units += [VectorUnit(tuple(of[s.id] for s in found), tuple(found)) for found in groups.values()]
     return units
+
+
+def divergence_units(plan: Plan) -> list[DivergenceUnit]:
+    return [DivergenceUnit(d) for d in plan.divergences]
+
+
+def probe_units(plan: Plan) -> list[ProbeUnit]:
+    """Those of each pack, by rows, context and method."""
+    units = []
+    for pack in plan.packs:
+        students = {plan.students[i].id: plan.students[i] for i in pack}
+        groups: dict[tuple, list[ProbeStage]] = {}
+        for p in plan.probes:
+            if p.student in students:
+                s = students[p.student]
+                groups.setdefault((p.dataset, p.rows, p.divergence, s.context), []).append(p)
+        units += [ProbeUnit(tuple(found), tuple(students[p.student] for p in found)) for found in groups.values()]
+    return units
+
+
+def gradient_units(plan: Plan) -> list[GradientUnit]:
+    return [GradientUnit(g) for g in plan.gradients]

@@ -106,6 +106,19 @@ class Swept:
 
 
 @dataclass(frozen=True)
+class FindingRow:
+    """One row of findings.csv: a quantity with its interval (None: unknown), by its group."""
+
+    trait: str
+    group: str
+    name: str
+    estimate: float
+    low: float | None
+    high: float | None
+    n: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class TokenValues:
     """One prompt of attribution.json: nats a token, mean over replicates of student minus control twin."""
 
@@ -163,6 +176,15 @@ class RunData:
     tokens: dict[str, tuple[TokenValues, ...]] = field(default_factory=dict)
     plain_condition: str = "plain"
     sweep: tuple[Swept, ...] = ()
+    findings: tuple[FindingRow, ...] = ()
+
+    def findings_of(self, trait: str) -> dict[str, list[FindingRow]]:
+        """By group, in the order of the run."""
+        out: dict[str, list[FindingRow]] = {}
+        for f in self.findings:
+            if f.trait == trait:
+                out.setdefault(f.group, []).append(f)
+        return out
 
     def arms_of(self, trait: str) -> list[Arm]:
         return [a for a in self.arms if a.trait == trait]
@@ -330,6 +352,24 @@ def _swept(row: dict[str, str], path: Path, line: int) -> Swept:
     )
 
 
+def _finding(row: dict[str, str], path: Path, line: int) -> FindingRow:
+    estimate = _number(row.get("estimate"))
+    if estimate is None or not row.get("finding"):
+        raise SubloraError(
+            f"{path} line {line} has no usable finding or estimate: rebuild the tables with `sublora run`."
+        )
+    counts = [_whole(row.get(n)) or 0 for n in ("n_data_seeds", "n_train_seeds", "n_questions")]
+    return FindingRow(
+        row.get("trait", ""),
+        row.get("group", ""),
+        row["finding"],
+        estimate,
+        _number(row.get("low")),
+        _number(row.get("high")),
+        (counts[0], counts[1], counts[2]),
+    )
+
+
 def _tokens(raw: Any, path: Path) -> dict[str, tuple[TokenValues, ...]]:
     found = {}
     try:
@@ -386,6 +426,8 @@ def load_run(run_dir: Path) -> RunData:
     arms = tuple(_arm(row, path, line) for line, row in enumerate(_rows(path), start=2))
     path = run_dir / "optimizers.csv"
     sweep = tuple(_swept(row, path, line) for line, row in enumerate(_rows(path), start=2))
+    path = run_dir / "findings.csv"
+    findings = tuple(_finding(row, path, line) for line, row in enumerate(_rows(path), start=2))
     path = run_dir / "attribution.json"
     tokens = _tokens(_json(path), path) if path.exists() else {}
     known = {
@@ -412,4 +454,5 @@ def load_run(run_dir: Path) -> RunData:
         arms=arms,
         tokens=tokens,
         sweep=sweep,
+        findings=findings,
     )

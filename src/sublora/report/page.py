@@ -436,6 +436,32 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
     return shown
 
 
+def _finding_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
+    groups = data.findings_of(trait)
+    if not groups:
+        return []
+    label = f"{sum(map(len, groups.values()))} findings with intervals: {'; '.join(groups)}."
+    caption = (
+        f"What the run found besides transfer, mean with its {data.level:.0%} interval over replicates, or over questions where there is "
+        "the one base only. Nothing here is corrected; the numbers stand in the table of findings."
+    )
+    return [("findings-{}", partial(figures.finding_rows, data, trait), label, caption)]
+
+
+def _finding_table(data: RunData, trait: str) -> list[dict[str, str]]:
+    return [
+        {
+            "group": f.group,
+            "name": f.name,
+            "estimate": _signed(f.estimate),
+            "interval": _interval(f.low, f.high) or "unknown",
+            "n": " × ".join(map(str, f.n)),
+        }
+        for rows in data.findings_of(trait).values()
+        for f in rows
+    ]
+
+
 def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
     """All arms; columns that have one value only are left out."""
     arms = data.arms_of(trait)
@@ -663,7 +689,10 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         plates = _plates(data, trait.name)
         if not grid and data.arms:  # a grid of one cell is no picture
             plates = [p for p in plates if p[0].startswith("answers")]
-        shown = [plate(stem.format(slug), *rest) for stem, *rest in _arm_plates(data, trait.name) + plates]
+        shown = [
+            plate(stem.format(slug), *rest)
+            for stem, *rest in _arm_plates(data, trait.name) + _finding_plates(data, trait.name) + plates
+        ]
         cells = [_cell_row(data, c) for name in _contexts(data) for c in data.of(trait.name, name)]
         sections.append(
             {
@@ -673,6 +702,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
                 "cells": cells,
                 "contexts": None if data.arms else _context_table(data, trait.name),
                 "arms": _arm_table(data, trait.name),
+                "findings": _finding_table(data, trait.name),
                 "sweep": _sweep_table(data, trait.name),
                 "maps": _token_maps(data, trait.name),
                 "no_best": bool(data.of(trait.name, method="lora"))
