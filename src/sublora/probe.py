@@ -62,9 +62,12 @@ class Divergence:
 def _passes(
     base: Base, stack: Stack | None, rows: TokenRows, batch: int
 ) -> Iterator[tuple[PackedModel, np.ndarray, np.ndarray, torch.Tensor]]:
-    """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off)."""
+    """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off).
+
+    To be used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order.
+    """
     count = stack.size if stack else 1
-    with torch.inference_mode(), PackedModel(base.model, stack) as packed:
+    with PackedModel(base.model, stack) as packed:
         for at in range(0, len(rows), batch):
             chosen = np.arange(at, min(len(rows), at + batch))
             width = int(rows.lengths[chosen].max())
@@ -76,6 +79,7 @@ def _passes(
             yield packed, chosen[row], place, hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)]
 
 
+@torch.inference_mode()
 def probe_rows(
     base: Base, stack: Stack, rows: TokenRows, marked: np.ndarray | None = None, batch: int = 32
 ) -> list[RowProbe]:
@@ -123,6 +127,7 @@ def token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, wh
     return pack_rows(made, base.window, what)
 
 
+@torch.inference_mode()
 def divergence(
     base: Base, rows: Sequence[tuple[str, str]], teacher: Context, student: Context, batch: int = 32
 ) -> Divergence:

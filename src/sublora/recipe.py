@@ -297,7 +297,8 @@ class Recipe(BaseModel):
         for name, variant in self.variants.items():
             if variant.rows is not None and variant.rows > self.data.rows:
                 raise _misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
-            if twin := next((n for n, v in self.variants.items() if v == variant and n != name), None):
+            twin = next(n for n, v in self.variants.items() if v == variant)
+            if twin != name:
                 raise _misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
             steps = self.steps_of(variant)
             if variant.step is not None and variant.step >= steps:
