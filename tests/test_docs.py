@@ -32,7 +32,15 @@ TINY = {
     "random-vectors": ONE,
     "steering-student": ONE,
     "steering-teacher": ONE,
-    "unique-vs-repeated": [*ONE, "--set", "train.full=null", "--set", "variants={few: {rows: 8, epochs: 3}}"],
+    "unique-vs-repeated": [
+        *ONE,
+        "--set",
+        "train.full=null",
+        "--set",
+        "variants=null",
+        "--set",
+        "variants.few={rows: 8, epochs: 3}",
+    ],
     "localise": [
         *SMALL,
         "--set",
