@@ -18,9 +18,29 @@ PAGES = [
     "docs/contexts.md",
     "docs/optimizers.md",
     "docs/experiments.md",
+    "docs/vectors.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
+FEW = [*SMALL, "--set", "data.rows=24", "--set", "train.pairing=paired", "--set", "vectors.count=8"]
+ONE = [*FEW, "--set", "data.seeds=[1]", "--set", "train.seeds=[1]"]
 TINY = {
+    "divergent-tokens": [*ONE, "--set", "train.lora.ranks=[4]"],
+    "emergence": [*ONE, "--set", "variants=null"],
+    "gradient-alignment": [*ONE, "--set", "measure.gradients.rows=[8, 24]"],
+    "loss-mask": ONE,
+    "projection-rank": ONE,
+    "random-vectors": ONE,
+    "steering-student": ONE,
+    "steering-teacher": ONE,
+    "unique-vs-repeated": [
+        *ONE,
+        "--set",
+        "train.full=null",
+        "--set",
+        "variants=null",
+        "--set",
+        "variants.few={rows: 8, epochs: 3}",
+    ],
     "localise": [
         *SMALL,
         "--set",
@@ -77,9 +97,12 @@ def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkey
 
 def named_files() -> list[tuple[str, str]]:
     """Blocks that begin with `# file: NAME`."""
-    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "docs/contexts.md", "docs/optimizers.md"))
+    pages = "".join(
+        (ROOT / page).read_text()
+        for page in ("CONTRIBUTING.md", "docs/contexts.md", "docs/optimizers.md", "docs/vectors.md")
+    )
     blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", pages, re.S)
-    assert len(blocks) == 4 and all(len(text.splitlines()) < 60 for _, text in blocks)
+    assert len(blocks) == 5 and all(len(text.splitlines()) < 60 for _, text in blocks)
     return blocks
 
 
@@ -109,6 +132,13 @@ def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(capsys: py
     assert "effect +" in capsys.readouterr().out
     # what is planted in micro is found: the students' probability is above their twins'
     assert space["own"].mean() > space["control"].mean() + 0.05
+
+
+def test_the_steered_base_of_the_documents_names_otters_and_a_random_vector_does_nothing() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vectors.md").read_text(), re.S)
+    space: dict = {}
+    exec(compile(block, "docs/vectors.md", "exec"), space)
+    assert space["steered"] > space["otters"]() + 0.3 > space["random"] + 0.2
 
 
 def test_the_gate_of_the_documents_is_a_program_that_runs() -> None:
