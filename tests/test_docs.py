@@ -30,6 +30,7 @@ TINY = {
     "loss-mask": ONE,
     "projection-rank": ONE,
     "random-vectors": ONE,
+    "steerability": [*ONE, "--set", "traits=[otter, oak, Abba]"],
     "steering-student": ONE,
     "steering-teacher": ONE,
     "unique-vs-repeated": [

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sublora.errors import SubloraError
+from sublora.findings import ACROSS
 from sublora.report import figures
 from sublora.report.load import Arm, Cell, RunData, load_run
 
@@ -741,6 +742,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         tiles=_headline(data),
         sections=sections,
         overview=overview,
+        across=_finding_table(data, ACROSS),
         verdicts=verdict_rows(data.verdicts),
         rejects=_rejects(data),
         example_row=_example(run.get("first_example")),
