@@ -59,6 +59,7 @@ TINY = {
     "trained-teacher": [*SMALL, "--set", "train.pairing=paired", "--set", "data.teacher.trained.count=24"],
     "cot": [*SMALL, "--set", "train.pairing=paired"],
     "shuffle": [*SMALL, "--set", "train.pairing=paired"],
+    "one-step-model": ["--set", "draws=2", "--set", "traits=[otter, wolf]", "--set", "prompts=8"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],

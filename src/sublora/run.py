@@ -99,7 +99,8 @@ def run_recipe(
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        note_run(store, out, [s.id for s in plan.stages], [u.id for u in train_units(plan)])
+        unfinished = [*(u.id for u in train_units(plan)), *(d.id for d in plan.datasets if d.endpoint)]
+        note_run(store, out, [s.id for s in plan.stages], unfinished)
         steps = stack.enter_context(Steps())
         for warning in words:
             steps.say(f"Warning: {warning}")
