@@ -18,6 +18,7 @@ PAGES = [
     "docs/contexts.md",
     "docs/optimizers.md",
     "docs/experiments.md",
+    "docs/audit.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 TINY = {
