@@ -114,6 +114,12 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         body["limits"].append(
             f"With {null.size} placebo students the p-values rest on a t reference; {round(1 / request.alpha) - 1} or more give exact ranks."
         )
+    if null is not None:
+        spread = (request.alpha * (1 - request.alpha) / null.size) ** 0.5
+        body["limits"].append(
+            f"The rate of false alarms is {request.alpha:g} over nulls; with this one of {null.size} placebo students it scatters by about "
+            f"{spread:.3f} around that."
+        )
     if null is not None and kind == "shipped":
         body["limits"].append(
             "The shipped null was made with students of other settings, trained on number rows; --calibrate makes one with yours."
