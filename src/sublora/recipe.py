@@ -356,10 +356,19 @@ class Recipe(BaseModel):
                 raise misfit("variants", f"'{name}' is no name for a variant, choose another one")
         if taken := sorted(set(self.variants) & set(self.measure.teachers)):
             raise misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
-        reads = (self.variants, steered, self.vectors.students, self.measure.probe, self.measure.gradients)
-        if self.data.variants and any(map(bool, reads)):
+        reads = (
+            self.variants,
+            self.measure.teachers,
+            steered,
+            self.vectors.students,
+            self.measure.probe,
+            self.measure.gradients,
+        )
+        other = self.data.variants or self.data.teacher.trained or self.data.teacher.endpoint
+        if other and any(map(bool, reads)):
             raise misfit(
-                "data.variants", "stands beside variants, steering or readings of rows, give each a run of its own"
+                "variants",
+                "and steering are for rows as the prompted teacher writes them, give others a run of their own",
             )
         if self.variants and self.train.optimizers:
             raise misfit("variants", "stands beside train.optimizers, give each a run of its own")
