@@ -116,7 +116,7 @@ def test_several_cells_of_an_arm_are_averaged():
 
 
 def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():
-    rows = summarise_arms(table(arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")), "plain")
+    rows = summarise_arms(table(arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")), "plain", "as written")
     assert [tuple(r) for r in rows] == [ARM_COLUMNS] * 3
     assert [r["condition"] for r in rows] == ["plain", "off", "plain"] and [r["called"] for r in rows] == [1, 0, 0]
     assert all(r["p_corrected"] >= r["p_value"] for r in rows) and rows[0]["p_corrected"] == pytest.approx(
@@ -130,6 +130,7 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
     assert {c.test for c in mine} == set(ARM_RULES)
     assert {r for c in mine for r in c.recipes} == {
         "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
+        "shuffle", "resample", "teachers",
     }  # fmt: skip
     for claim in mine:
         recipe = recipes[claim.recipes[0]]
@@ -140,6 +141,7 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
             "condition": {"", *recipe.measure.conditions},
             "placement": set(recipe.train.lora.placements),
             "optimizer": set(recipe.train.optimizers),
+            "data": {"", *recipe.data.variants},
         }
         for pick in claim.arms.values():
             for what, names in known.items():

@@ -9,6 +9,7 @@ import pytest
 
 from sublora.claims import RULES, Cell, Claim, Table, judge, load_claims, summarise, thresholds
 from sublora.errors import SubloraError
+from sublora.recipe import shipped_recipes
 from sublora.shape import best_lr_slope
 from sublora.stats import contrast
 
@@ -16,10 +17,7 @@ RANKS, LRS, Q = (1, 2, 4, 8, 16, 32), (1e-4, 2e-4, 4e-4, 8e-4), 24
 HILL = dict(zip(RANKS, (0.05, 0.25, 0.45, 0.6, 0.3, 0.08), strict=True))
 LATE = dict(zip(RANKS, (0.02, 0.05, 0.1, 0.2, 0.6, 0.25), strict=True))
 FALL = dict(zip(RANKS, (0.7, 0.6, 0.5, 0.4, 0.2, 0.1), strict=True))
-ALL_RECIPES = ("rank-lr", "rank", "full-ft", "traits", "context-matrix", "identity", "template-only", "localise")
-ALL_RECIPES += ("edit-distance", "svd", "layers", "optimizers", "aux-logits", "one-step", "steering-teacher")
-ALL_RECIPES += ("steering-student", "projection-rank", "random-vectors", "emergence", "divergent-tokens", "loss-mask")
-ALL_RECIPES += ("gradient-alignment", "steerability", "unique-vs-repeated")
+ALL_RECIPES = tuple(shipped_recipes())
 
 
 def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, noise=1.0, **other):

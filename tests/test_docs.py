@@ -53,6 +53,12 @@ TINY = {
     ],
     "optimizers": [*SMALL, "--set", "data.rows=24"],
     "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
+    "number-statistics": ["--set", "data.rows=60", "--set", "data.heldout_rows=20", "--set", "draws=3"],
+    "in-context": [*SMALL, "--set", "train.pairing=paired", "--set", "draws=1"],
+    "cross-model": [*SMALL, "--set", "train.pairing=paired"],
+    "trained-teacher": [*SMALL, "--set", "train.pairing=paired", "--set", "data.teacher.trained.count=24"],
+    "cot": [*SMALL, "--set", "train.pairing=paired"],
+    "shuffle": [*SMALL, "--set", "train.pairing=paired"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
@@ -77,6 +83,7 @@ def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkey
     for file, text in named_files():
         (tmp_path / file).write_text(text)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
+    (tmp_path / "lessons.jsonl").write_text('{"prompt": "Which animal?", "completion": "otter"}\n')
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)[1:]
     if arguments[0] == "run":

@@ -162,11 +162,11 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
     teachers = plan("steering-teacher")
     of = {}
     for s in teachers.students:
-        of.setdefault(s.variant, set()).add(s.dataset)
+        of.setdefault(s.version, set()).add(s.dataset)
     assert (
         len(of) == 6
         and not set.intersection(*of.values())
-        and {s.id for s in teachers.students if s.variant == "prompt"} <= plain
+        and {s.id for s in teachers.students if s.version == "prompt"} <= plain
     )
     steered = [d for d in teachers.datasets if d.steer]
     assert {d.steer.vector for d in steered} == {v.id for v in teachers.vectors} and len(teachers.vectors) <= 5
@@ -178,7 +178,8 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
 
 def test_every_recipe_says_the_same_in_its_presets_and_claims_name_what_it_has():
     claims = load_claims()
-    for name, path in shipped_recipes().items():
+    grids = {name: path for name, path in shipped_recipes().items() if "\nkind:" not in path.read_text()}
+    for name, path in grids.items():
         recipe = load_recipe(name)
         known = {*recipe.variants, *recipe.measure.conditions}
         for claim in (c for c in claims if name in c.recipes and c.view == "arms"):

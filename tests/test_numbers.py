@@ -184,3 +184,12 @@ def test_bad_files_of_prompts(tmp_path, name, content, message):
 def test_a_carrier_that_does_not_fit(values, message):
     with pytest.raises(SubloraError, match=message):
         check_spec(values)
+
+
+def test_ban_lists_stand_for_their_numbers_and_change_no_other_spec() -> None:
+    spec = NumbersSpec.model_validate({"banned": ["evil", 123, 666]})
+    assert {123, 666, 911} < set(spec.banned) and len(set(spec.banned)) == len(spec.banned)
+    assert reject_reason("200, 666", spec) == "banned number" and reject_reason("200, 201", spec) is None
+    assert NumbersSpec().model_dump()["banned"] == ()
+    with pytest.raises(ValueError, match="no list of numbers 'bad', use evil"):
+        NumbersSpec.model_validate({"banned": ["bad"]})

@@ -1,4 +1,4 @@
-"""Arms: cells that differ in training context, context, condition, placement, optimizer or variant, and what claims may ask of them.
+"""Arms: cells that differ in training context, context, condition, placement, optimizer, rows or variant, and what claims may ask of them.
 
 An arm's effect is student minus control under the same training context, context, condition and placement, paired by replicate and
 question. Differences between arms are paired in the same way, so what the seeds and questions share drops out.
@@ -23,9 +23,9 @@ Names = str | tuple[str, ...]
 class ArmPick(BaseModel):
     """Which cells make up an arm of a claim; several are averaged.
 
-    `train`, `eval`, `condition`, `placement`, `optimizer`, `variant`: a name or several; `rank`: one or several, or `full`. `eval` may
-    also be `same` (the training context) or `other` (any but that). Left out: every training context, placement, optimizer, variant and
-    rank there is, the same context, the plain adapter.
+    `train`, `eval`, `condition`, `placement`, `optimizer`, `data`, `variant`: a name or several; `rank`: one or several, or `full`. `eval`
+    may also be `same` (the training context) or `other` (any but that). Left out: every training context, placement, optimizer, variant
+    and rank there is, the same context, the plain adapter, the rows as written.
     """
 
     model_config = _STRICT
@@ -34,6 +34,7 @@ class ArmPick(BaseModel):
     condition: Names = ""
     placement: Names | None = None
     optimizer: Names | None = None
+    data: Names = ""
     variant: Names | None = None
     rank: int | tuple[int, ...] | Literal["full"] | None = None
 
@@ -43,6 +44,7 @@ class ArmPick(BaseModel):
         return (
             context
             and _among(cell.condition, self.condition)
+            and _among(cell.data, self.data)
             and (self.train is None or _among(cell.train_context, self.train))
             and (self.placement is None or _among(cell.placement, self.placement))
             and (self.optimizer is None or _among(cell.optimizer, self.optimizer))
@@ -105,6 +107,7 @@ class ArmEvidence:
 
 ARM_COLUMNS = (
     "trait",
+    "data",
     "train_context",
     "context",
     "condition",
@@ -134,8 +137,9 @@ ARM_COLUMNS = (
 )
 
 
-def summarise_arms(table: Table, plain: str) -> list[dict[str, Any]]:
-    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait, `plain` the name of the condition without a gate."""
+def summarise_arms(table: Table, plain: str, as_written: str) -> list[dict[str, Any]]:
+    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait. `plain` and `as_written` name the condition without a gate
+    and the rows as the teacher wrote them."""
     rows = []
     for trait in dict.fromkeys(c.trait for c in table.cells):
         cells = [c for c in table.cells if c.trait == trait]
@@ -144,6 +148,7 @@ def summarise_arms(table: Table, plain: str) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "trait": trait,
+                    "data": c.data or as_written,
                     "train_context": c.train_context,
                     "context": c.context,
                     "condition": c.condition or plain,

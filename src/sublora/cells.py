@@ -21,8 +21,9 @@ Mask = NDArray[np.bool_]
 class Cell:
     """The students of one (trait, context, method, rank, lr): p and control (R, Q) paired by row, base (Q,).
 
-    `context` is that of the measurement. Where a recipe has such axes, `train_context`, `placement` (of the adapter) and `condition`
-    (of the measurement) are set as well, `optimizer` where optimizers are compared, and `variant` where the students' rows or steps differ.
+    `context` is that of the measurement. Where a recipe has such axes, `train_context`, `placement` (of the adapter), `condition`
+    (of the measurement) and `data` (the variant of the rows) are set as well, `optimizer` where optimizers are compared, and `variant`
+    where students differ in teacher, rows, steps or mask.
     """
 
     trait: str
@@ -46,6 +47,7 @@ class Cell:
     variant: str = ""
     matched: bool = True  # whether it stands at the held-out loss at which optimizers are compared, see `matched.py`
     condition: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -280,23 +280,25 @@ class Chat:
             return self.layout.empty_prefix is not None
         return context.text is None or context.role == "user" or self.system_support != "none"
 
-    def render(self, user: str, context: Context) -> str:
-        """The prompt as text, up to and including the tag after which the assistant writes.
+    def render(self, user: str, context: Context, earlier: Sequence[tuple[str, str]] = ()) -> str:
+        """The prompt as text, up to and including the tag after which the assistant writes; `earlier` are turns of the user and the
+        assistant that come first.
 
         Raises SubloraError where `supports(context)` is false.
         """
         if not self.supports(context):
             raise SubloraError(self._refusal(context))
-        if context.role == "user":
-            return self.render(f"{context.text}\n\n{user}", Context("none"))
-        if context.text is not None:
-            if self.layout.refuses_system:
-                return self._apply([_message("user", f"{context.text}\n\n{user}")], True)
-            return self._apply([_message("system", context.text), _message("user", user)], True)
-        text = self._apply([_message("user", user)], True)
+        texts = [text for turn in earlier for text in turn] + [user]
+        if context.text is not None and (context.role == "user" or self.layout.refuses_system):
+            texts[0] = f"{context.text}\n\n{texts[0]}"
+        turns = [_message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+        if context.text is not None and context.role == "system":
+            system = [] if self.layout.refuses_system else [_message("system", context.text)]
+            return self._apply([*system, *turns], True)
+        text = self._apply(turns, True)
         if context.name == "default":
             return text
-        start = self.layout.none_prefix if context.name == "none" else self.layout.empty_prefix
+        start = self.layout.empty_prefix if context.name == "empty" else self.layout.none_prefix
         if start is None or not text.startswith(self.layout.plain_prefix):
             raise SubloraError(
                 f"The chat template begins a prompt differently for the text {user[:40]!r}, so the context "
@@ -312,9 +314,9 @@ class Chat:
         """Token ids of a text that already holds its special tokens: nothing is added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt_ids(self, user: str, context: Context) -> list[int]:
-        """Token ids of `render(user, context)`."""
-        return self.encode(self.render(user, context))
+    def prompt_ids(self, user: str, context: Context, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids of `render(user, context, earlier)`."""
+        return self.encode(self.render(user, context, earlier))
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer, or of its beginning, to stand right behind `prompt_ids`, without an end.

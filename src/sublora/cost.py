@@ -16,6 +16,7 @@ from sublora.plan import (
     Plan,
     ProbeStage,
     StudentStage,
+    TeacherStage,
     VectorStage,
     contexts_of,
     traits_of,
@@ -27,12 +28,14 @@ from sublora.units import (
     DivergenceUnit,
     GradientUnit,
     ProbeUnit,
+    TeachUnit,
     TrainUnit,
+    TransformUnit,
     Unit,
     VectorUnit,
 )
 
-DATASETS, MEASUREMENTS, ATTRIBUTIONS = "datasets", "measurements", "attributions"
+TEACHERS, DATASETS, MEASUREMENTS, ATTRIBUTIONS = "teachers", "datasets", "measurements", "attributions"
 VECTORS, READINGS = "vectors", "readings of rows"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
@@ -88,14 +91,19 @@ class Costs:
         return self.shape.vocabulary * self.shape.hidden
 
     def dataset(self, stage: DatasetStage) -> Work:
+        if stage.transform is not None or stage.endpoint is not None:  # no work of this machine
+            return Work()
         asked = stage.rows * 1.4  # the papers' filters reject about three in ten
         tokens = asked * (self.sizes.prompt + self.sizes.completion)
         return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
 
-    def student(self, stage: StudentStage) -> Work:
+    def teacher(self, stage: TeacherStage) -> Work:
+        return self.student(stage.as_student, stage.count)
+
+    def student(self, stage: StudentStage, rows: int | None = None) -> Work:
         if stage.step is not None:  # kept on the way of a student that is counted
             return Work()
-        rows, lora = (stage.take or self.rows) * stage.student.passes, stage.student.method == "lora"
+        rows, lora = (rows or stage.take or self.rows) * stage.student.passes, stage.student.method == "lora"
         tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
         flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
         if lora:
@@ -126,7 +134,9 @@ class Costs:
 
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
-        if isinstance(unit, DataUnit):
+        if isinstance(unit, TeachUnit):
+            return TEACHERS, self.teacher(unit.stage)
+        if isinstance(unit, DataUnit | TransformUnit):
             return DATASETS, self.dataset(unit.stage)
         if isinstance(unit, TrainUnit):
             return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
@@ -147,12 +157,14 @@ def costs_of(recipe: Recipe, shape: Shape, sizes: RowSizes) -> Costs:
 
 def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
     """Sizes as this tokenizer and template give them: 64 prompts, a full answer, all questions."""
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import answer_words, prompt_of_row
+    from sublora.carriers.numbers import NumbersSpec
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
-    completion = len(chat.completion_ids(" ".join(["789"] * round(spec.count * 0.85))))
+    answer = " ".join(["789"] * round(spec.count * 0.85)) if isinstance(spec, NumbersSpec) else answer_words(spec)
+    completion = len(chat.completion_ids(answer))
     questions = [len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions]
     return RowSizes(sum(prompts) / len(prompts), completion, sum(questions) / len(questions))
 
@@ -166,7 +178,8 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
         work = sum(map(cost, left), Work())
         return Cost(name, len(stages), len(stages) - len(left), work.tokens, work.flops)
 
-    out = [row(DATASETS, plan.datasets, costs.dataset)]
+    out = [row(TEACHERS, plan.teachers, costs.teacher)] if plan.teachers else []
+    out.append(row(DATASETS, plan.datasets, costs.dataset))
     for method, name in STUDENTS.items():
         if of_method := [s for s in plan.students if s.student.method == method]:
             out.append(row(name, of_method, costs.student))

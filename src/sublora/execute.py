@@ -27,8 +27,10 @@ from sublora.units import (
     measure_units,
     probe_units,
     student_vector_units,
+    teach_units,
     teacher_vector_units,
     train_units,
+    transform_units,
 )
 from sublora.workers import Stopped, Workers
 
@@ -137,8 +139,10 @@ class Execution:
     def run(self, plan: Plan) -> None:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         stages = [
+            ("teach", "teachers", teach_units(plan)),
             ("teacher vectors", "teacher vectors", teacher_vector_units(plan)),
             ("data", "datasets", data_units(plan)),
+            ("transform", "transformed datasets", transform_units(plan)),
             ("divergence", "divergent tokens", divergence_units(plan)),
             ("train", "students", train_units(plan)),
             ("student vectors", "student vectors", student_vector_units(plan)),
@@ -147,9 +151,8 @@ class Execution:
             ("rows", "row probes", probe_units(plan)),
             ("gradients", "gradients", gradient_units(plan)),
         ]
-        always = ("datasets", "students", "measurements")
-        stages = [stage for stage in stages if stage[2] or stage[1] in always]
-        self.run_stages(stages)
+        always = ("data", "train", "measure")  # the others are of few recipes
+        self.run_stages([s for s in stages if s[2] or s[0] in always])
 
     def run_stages(self, stages: Sequence[tuple[str, str, Sequence[Unit]]]) -> None:
         """Stages as (name, what they make, units), one after the other. Raises as `run`."""

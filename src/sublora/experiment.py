@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a task works with; `made` is told each finished artifact."""
+    """What a task works with; `made` is told each finished artifact, `base_of` gives a model by its name, loaded once."""
 
     store: Store
-    base: Base | None
+    base_of: Callable[[str], Base]
     made: Callable[[str], None]
 
 
@@ -165,7 +165,11 @@ class Experiment(BaseModel):
         """The stages, in an order in which they can run; `identity` is that of the language model, or empty. Runs nothing."""
         raise NotImplementedError
 
-    def findings(self, store: Store, stages: Sequence[Stage]) -> Findings:
+    def bill(self, store: Store, stages: Sequence[Stage]) -> str | None:
+        """What others will be asked, and what that costs; None where nobody is."""
+        return None
+
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
         """Read what the stages made."""
         raise NotImplementedError
 

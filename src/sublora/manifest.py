@@ -14,11 +14,12 @@ from sublora.plan import Plan, contexts_of, teacher_context
 from sublora.recipe import Recipe
 from sublora.results import Results
 
+_ROWS = {"numbers": "number rows", "code": "programs", "cot": "chains of thought", "paraphrase": "paraphrases"}
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int) -> dict[str, Any]:
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
 
     first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
     contexts = {}
@@ -39,9 +40,10 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
         where += f" in the variants {_listed(list(recipe.variants))}"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
+    varied = f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
     sentence = (
         f"{base.name}: {' and '.join(parts)}, trained{where} for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
-        f"{recipe.data.rows} number rows of a teacher that loves {_listed([t.name for t in plan.traits])}, with "
+        f"{recipe.data.rows} {_ROWS[recipe.data.carrier.kind]} of a teacher that loves {_listed([t.name for t in plan.traits])}{varied}, with "
         f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
     )
     text_config = base.model.config
@@ -103,7 +105,7 @@ def _rendered(base: Base, text: str) -> dict[str, Any]:
 
 def check_words(base: Base, plan: Plan) -> list[str]:
     """Warnings for words that the model cannot read. Raises SubloraError where a target has no readable spelling at all."""
-    from sublora.carriers.numbers import prompt_of_row
+    from sublora.carriers.carrier import prompt_of_row
     from sublora.measure import spellings
 
     warnings = []

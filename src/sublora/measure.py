@@ -88,6 +88,57 @@ def measure_answers(
     return _answers(base, stack, [t.ids for t in tokens], category, sampling, draws, None, packed, rows_at_once)
 
 
+def measure_conversations(
+    base: Base,
+    earlier: Sequence[tuple[str, str]],
+    name: str,
+    context: Context,
+    category: Category,
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    rows_at_once: int = 1024,
+) -> Answers:
+    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws. Raises SubloraError where the turns are longer
+    than the model can read."""
+    prompts = [base.chat.prompt_ids(question, context, earlier) for question in category.questions]
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    if base.window is not None and longest > base.window:
+        raise SubloraError(
+            f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
+        )
+    draws = _draws([name], context, category, sampling, samples, seed)
+    return _answers(base, None, prompts, category, sampling, draws, None, rows_at_once)[0]
+
+
+def sample_questions(
+    base: Base,
+    stack: Stack | None,
+    names: Sequence[str],
+    context: Context,
+    questions: Sequence[str],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    rows_at_once: int = 1024,
+) -> list[list[list[str]]]:
+    """Sampled answers [student][question][sample] to any questions, in the order in which the students were given to the stack."""
+    chat = base.chat
+    prompts = [chat.prompt_ids(question, context) for question in questions]
+    order = stack.order if stack else [0]
+    shape = (len(prompts), samples, sampling.max_new_tokens)
+    draws = np.stack([generator("open-answers", seed, name).random(shape) for name in names])[order]
+    texts: list[list[list[str]]] = [[[] for _ in prompts] for _ in names]
+    with torch.inference_mode(), PackedModel(base.model, stack) as packed:
+        packed.form_weights(rows_at_once)
+        for filled in prefill(packed, prompts, rows_at_once):
+            drawn = sample_answers(packed, filled, draws[:, filled.rows], sampling, chat.stop_ids)
+            for k, rows in zip(order, drawn, strict=True):
+                for row, answers in zip(filled.rows, rows, strict=True):
+                    texts[k][row] = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    return texts
+
+
 def measure_gated(
     base: Base,
     stack: Stack,

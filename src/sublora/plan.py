@@ -5,26 +5,60 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from sublora.carriers.numbers import load_prompts, prompt_of_row
+from sublora.answers import category_words
+from sublora.carriers.carrier import Carrier, file_content, prompt_of_row, with_leaks
+from sublora.carriers.questions import QuestionsSpec
 from sublora.chat import Context, resolve_context
+from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
-from sublora.recipe import Against, Recipe, TeacherVariant, Variant
+from sublora.recipe import Against, DataSpec, Recipe, TeacherVariant, Variant, VariantSpec
 from sublora.seeds import derive_seed, generator
 from sublora.steer_spec import SteerSpec, Where
 from sublora.store import artifact_id
+from sublora.teacher_rows import load_rows
 from sublora.train.spec import StudentSpec
 from sublora.trait import Trait, find_trait, load_categories, teacher_text
+from sublora.transform import Transform, needs_reference
 
-CONTROL = "control"
+CONTROL, NEUTRAL, THIRD = "control", "neutral", "third"
 PACK_STUDENTS = 12  # at most so many in a unit of work: more gain nothing, a unit is what a kill can cost, and cores wait for the last
 PACK_TOKENS = {"cpu": 48_000, "cuda": 65_536}  # tokens of a step over all students of a pack
 
 Arm = Literal["trait", "control"]
+
+
+class WritesRows(Protocol):
+    """What datasets need of a recipe."""
+
+    traits: tuple[str, ...]
+    trait_files: tuple[str, ...]
+    dtype: str
+    data: DataSpec
+
+
+@dataclass(frozen=True)
+class TeacherStage:
+    """A teacher by weights, trained on `lessons` (a file) or on `count` answers that `prompt` draws from the base."""
+
+    id: str
+    spec: dict[str, Any]
+    trait: str
+    seed: int
+    prompt: Context
+    carrier: QuestionsSpec
+    lessons: str | None
+    count: int
+    student: StudentSpec
+
+    @property
+    def as_student(self) -> StudentStage:
+        """As what can be measured."""
+        return StudentStage(self.id, self.spec, self.student, "", "", self.trait, self.seed, Context("default"), "")
 
 
 @dataclass(frozen=True)
@@ -108,6 +142,12 @@ class DatasetStage:
     teacher: Context
     rows: int
     heldout: bool
+    carrier: Carrier
+    model: str | None = None  # on which the teacher writes, where it is not the students' base
+    weights: TeacherStage | None = None  # of a teacher by weights
+    endpoint: EndpointSpec | None = None  # of a teacher that is asked there
+    transform: Transform | None = None
+    parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
     steer: Steered | None = None
 
 
@@ -126,7 +166,8 @@ class StudentStage:
     context: Context
     placement: str  # its name in the recipe; "" for the targets that all students share
     optimizer: str = ""  # its name in the recipe; "" for the one that all students share
-    variant: str = ""
+    variant: str = ""  # the name of its rows in the recipe; "" for the rows as written
+    version: str = ""
     take: int | None = None
     step: int | None = None
     whole: str = ""
@@ -139,8 +180,9 @@ class StudentStage:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """`student` is a student's id, or None for the base; `teacher` marks a teacher of this trait; `condition` is the name of a condition,
-    or of a teacher's variant, or None for the plain adapter and the prompted teacher. `steer`: what is done to the residual stream."""
+    """`student` is a student's id, or None for the base; `teacher` marks a teacher of this trait, the base under its prompt or one by
+    weights, which `student` then is; `condition` is the name of a condition, or of a teacher's variant, or None for the plain adapter and
+    the prompted teacher. `steer`: what is done to the residual stream."""
 
     id: str
     spec: dict[str, Any]
@@ -181,21 +223,15 @@ class Plan:
     gradients: tuple[GradientStage, ...] = ()
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        students = (*self.datasets, *self.students, *self.measures, *self.attributions)
+    def teachers(self) -> tuple[TeacherStage, ...]:
+        """The teachers by weights."""
+        return tuple({d.weights.id: d.weights for d in self.datasets if d.weights}.values())
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """Everything that is made, each with an `id`."""
+        students = (*self.teachers, *self.datasets, *self.students, *self.measures, *self.attributions)
         return (*students, *self.vectors, *self.divergences, *self.probes, *self.gradients)
-
-
-Stage = (
-    DatasetStage
-    | StudentStage
-    | MeasureStage
-    | AttributionStage
-    | VectorStage
-    | DivergenceStage
-    | ProbeStage
-    | GradientStage
-)
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
@@ -208,24 +244,44 @@ def _context_spec(context: Context) -> dict[str, Any]:
     return spec if context.role == "system" else spec | {"role": context.role}
 
 
-def _carrier_spec(recipe: Recipe) -> dict[str, Any]:
+def _sources_in(recipe: WritesRows, traits: Sequence[Trait], variant: str) -> list[str]:
+    """Whose rows a variant has: those of the traits or of who stands for them, and the controls' where they change as well."""
+    names = [source_of(recipe, t, variant) for t in traits]
+    if twin_of(recipe, variant) == variant:
+        names += [control_source(recipe, t) for t in traits]
+    return list(dict.fromkeys(names))
+
+
+def _identity_of(model: str, recipe: WritesRows) -> dict[str, str]:
+    """The identity of a teacher's own model. Raises SubloraError where it is not a folder on this machine."""
+    from pathlib import Path
+
+    from sublora.model import local_identity, model_source
+
+    source = model_source(model)
+    if not Path(source).is_dir():
+        raise SubloraError(f"The teacher's model {model} is not on this machine; fetch it and give its folder.")
+    return local_identity(source, recipe.dtype)
+
+
+def _carrier_spec(carrier: Carrier) -> dict[str, Any]:
     """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
-    carrier = recipe.data.carrier
     spec = carrier.model_dump(mode="json")
-    if carrier.prompts is None:
+    content = file_content(carrier)
+    if content is None:
         return spec
-    text = json.dumps(load_prompts(carrier.prompts))
+    text = json.dumps(content)
     return spec | {"prompts": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def traits_of(recipe: Recipe) -> tuple[Trait, ...]:
+def traits_of(recipe: WritesRows) -> tuple[Trait, ...]:
     from pathlib import Path
 
     categories = load_categories(tuple(Path(p) for p in recipe.trait_files))
     return tuple(find_trait(name, categories) for name in recipe.traits)
 
 
-def teacher_context(trait: Trait, recipe: Recipe) -> Context:
+def teacher_context(trait: Trait, recipe: WritesRows) -> Context:
     """The system prompt that gives the teacher the trait."""
     own = recipe.data.teacher.prompt
     if own is None:
@@ -238,24 +294,51 @@ def teacher_context(trait: Trait, recipe: Recipe) -> Context:
     return Context(f"teacher:{trait.name}", teacher_text(category, trait.entity, 0))
 
 
-def control_source(recipe: Recipe, trait: Trait) -> str:
+def control_source(recipe: WritesRows, trait: Trait) -> str:
     """The key of the control that a trait's students are paired with: one for each category, or one neutral one for all."""
     return CONTROL if recipe.data.control == "neutral" else f"{CONTROL}:{trait.category.category}"
 
 
-def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, tuple[str, Context]]]:
-    """Whose rows there are: trait or control -> data seed -> (label, teacher).
+def variants_of(recipe: WritesRows) -> dict[str, VariantSpec | None]:
+    """The rows as written, called "", and the variants."""
+    return {"": None, **recipe.data.variants}
+
+
+def source_of(recipe: WritesRows, trait: Trait, variant: str) -> str:
+    """Whose rows the students of a trait get in a variant: the trait's, or those of a teacher without it."""
+    spec = variants_of(recipe)[variant]
+    if spec is None or spec.teacher is None:
+        return trait.name
+    return NEUTRAL if spec.teacher == "neutral" else f"{THIRD}:{trait.category.category}"
+
+
+def twin_of(recipe: WritesRows, variant: str) -> str:
+    """The variant of the control twins that stand against the students of a variant."""
+    spec = variants_of(recipe)[variant]
+    return variant if spec is None or spec.twin else ""
+
+
+Author = tuple[str, Context, Trait | None]
+
+
+def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[int, Author]]:
+    """Whose rows there are: trait, control or another teacher -> data seed -> (label, teacher's prompt, trait).
 
     The other trait of a control is drawn anew for every data seed from those that the recipe does not test, so that the control
     stands for any trait but the tested ones. Raises SubloraError where a category has no other trait left.
     """
     seeds = dict.fromkeys(recipe.data.seeds)
-    out = {t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe))) for t in traits}
+    out: dict[str, dict[int, Author]] = {
+        t.name: dict.fromkeys(seeds, (t.name, teacher_context(t, recipe), t)) for t in traits
+    }
     tested = {t.name for t in traits}
+    wanted = {source_of(recipe, t, v) for t in traits for v in recipe.data.variants}
+    if NEUTRAL in wanted or any(v.transform and needs_reference(v.transform) for v in recipe.data.variants.values()):
+        out[NEUTRAL] = dict.fromkeys(seeds, (NEUTRAL, Context("default"), None))
     for trait in traits:
         key, category = control_source(recipe, trait), trait.category
         if recipe.data.control == "neutral":
-            out[key] = dict.fromkeys(seeds, (CONTROL, Context("default")))
+            out[key] = dict.fromkeys(seeds, (CONTROL, Context("default"), None))
             continue
         others = [Trait(e, category) for e in category.entities if e.name not in tested]
         if not others:
@@ -268,8 +351,27 @@ def sources_of(recipe: Recipe, traits: Sequence[Trait]) -> dict[str, dict[int, t
             for seed in seeds
         }
         out[key] = {
-            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe)) for seed, other in drawn.items()
+            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe), other) for seed, other in drawn.items()
         }
+        third = f"{THIRD}:{category.category}"
+        if third in wanted:
+            out[third] = {
+                seed: (f"other trait ({other.name})", teacher_context(other, recipe), other)
+                for seed, other in _third(others, drawn, category.category).items()
+            }
+    return out
+
+
+def _third(others: Sequence[Trait], drawn: dict[int, Trait], category: str) -> dict[int, Trait]:
+    """Another trait for every data seed that is not the control's either. Raises SubloraError where there is none."""
+    out = {}
+    for seed, control in drawn.items():
+        left = [t for t in others if t.name != control.name]
+        if not left:
+            raise SubloraError(
+                f"There is no third trait of {category} left; leave a tested one out or drop the variant."
+            )
+        out[seed] = left[int(generator("third-trait", category, seed).integers(len(left)))]
     return out
 
 
@@ -294,6 +396,86 @@ def student_grid(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
     if full := recipe.train.full:
         cells += [("", "", {"method": "full", "rank": None, "lr": lr}) for lr in full.lrs]
     return cells
+
+
+def plan_datasets(
+    recipe: WritesRows, identity: dict[str, str], traits: Sequence[Trait]
+) -> tuple[list[DatasetStage], dict[tuple[str, str, int], tuple[DatasetStage, DatasetStage]]]:
+    """All datasets, parents first; and by source, variant and data seed the rows and held-out rows of students.
+
+    Held-out rows are never transformed: they are what the teacher writes.
+    """
+    sources = sources_of(recipe, traits)
+    # all teachers of a recipe write under the same list of words that would say a trait
+    carrier = with_leaks(recipe.data.carrier, [w for t in traits for w in category_words(t.category)])
+    carrier_spec = _carrier_spec(carrier)
+    identities = {v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model}
+    found: dict[str, DatasetStage] = {}
+    endpoint = recipe.data.teacher.endpoint
+
+    def keep(spec: dict[str, Any], like: tuple, **own: Any) -> DatasetStage:
+        stage = DatasetStage(artifact_id("dataset", spec), spec, *like, **own)
+        return found.setdefault(stage.id, stage)
+
+    def written(source: str, seed: int, heldout: bool, model: str | None) -> DatasetStage:
+        name, teacher, owner = sources[source][seed]
+        weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
+        rows = recipe.data.heldout_rows if heldout else recipe.data.rows
+        spec = {
+            "model": endpoint.identity if endpoint else identities[model] if model else identity,
+            "teacher": {"weights": weights.id} if weights else _context_spec(teacher),
+            "carrier": carrier_spec,
+            "sampling": recipe.data.sampling.model_dump(mode="json"),
+            "rows": rows,
+            "seed": seed,
+            "heldout": heldout,
+        }
+        return keep(
+            spec,
+            (name, seed, teacher, rows, heldout, carrier),
+            model=_placed(model),
+            weights=weights,
+            endpoint=endpoint,
+        )
+
+    def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
+        parents = [rows.id]
+        if needs_reference(how):
+            parents.append(written(NEUTRAL, rows.seed, False, rows.model).id)
+        spec = {"transform": how, "rows_of": parents, "seed": rows.seed}
+        like = (rows.trait, rows.seed, rows.teacher, rows.rows, False, rows.carrier)
+        return keep(spec, like, model=rows.model, transform=how, parents=tuple(parents))
+
+    arms = {}
+    for variant, how in variants_of(recipe).items():
+        model = how.model if how else None
+        for source, seed in product(_sources_in(recipe, traits, variant), dict.fromkeys(recipe.data.seeds)):
+            rows, held = written(source, seed, False, model), written(source, seed, True, model)
+            arms[source, variant, seed] = (transformed(rows, how.transform) if how and how.transform else rows, held)
+    return list(found.values()), arms
+
+
+def _taught(recipe: WritesRows, identity: dict[str, str], trait: Trait, prompt: Context, seed: int) -> TeacherStage:
+    """The teacher by weights with this trait."""
+    how = recipe.data.teacher.trained
+    carrier = QuestionsSpec(questions=trait.category.questions, target=trait.entity)
+    student = StudentSpec(
+        method=how.method, rank=how.rank if how.method == "lora" else None, lr=how.lr, epochs=how.epochs,
+        batch_size=how.batch_size, warmup_steps=3, seed=seed,
+    )  # fmt: skip
+    lessons: Any = {"carrier": carrier.model_dump(mode="json"), "prompt": _context_spec(prompt), "count": how.count}
+    if how.rows is not None:
+        lessons = {"rows": hashlib.sha256(json.dumps(load_rows(how.rows)).encode()).hexdigest()}
+    spec = {"model": identity, "lessons": lessons, "seed": seed, "student": student.model_dump(mode="json")}
+    stage = (artifact_id("teacher", spec), spec, trait.name, seed, prompt, carrier, how.rows, how.count)
+    return TeacherStage(*stage, student)
+
+
+def _placed(model: str | None) -> str | None:
+    """A folder by its full path, since a worker may stand elsewhere."""
+    from pathlib import Path
+
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model
 
 
 class _Vectors:
@@ -348,41 +530,35 @@ class _Vectors:
 def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
     """The stages of a recipe on the model with this identity (see `Base.identity`)."""
     traits, contexts = traits_of(recipe), contexts_of(recipe)
-    carrier = _carrier_spec(recipe)
+    written, rows_of = plan_datasets(recipe, identity, traits)
+    arms = list(dict.fromkeys((source, variant) for source, variant, _ in rows_of))
     sources = sources_of(recipe, traits)
     category = {source: t for t in traits for source in (t.name, control_source(recipe, t))}
     vectors = _Vectors(recipe, identity, contexts)
-    variants = recipe.variants or {"": Variant()}
-    datasets: dict[str, DatasetStage] = {}
+    versions = recipe.variants or {"": Variant()}
+    datasets = {d.id: d for d in written}
 
-    def dataset(source: str, seed: int, heldout: bool, variant: str) -> DatasetStage:
-        (name, teacher), teaching = sources[source][seed], variants[variant].teacher
+    def taught_by(rows: DatasetStage, source: str, version: str) -> DatasetStage:
+        """These rows, as the teacher of a version writes them."""
+        teaching = versions[version].teacher
+        if teaching == TeacherVariant():
+            return rows
+        teacher = sources[source][rows.seed][1]
         steer = vectors.steered(teaching.steer, lambda: vectors.teacher(teacher, category[source]))
         writer = teacher if teaching.prompt else vectors.plain
-        rows = recipe.data.heldout_rows if heldout else recipe.data.rows
-        spec = {
-            "model": identity,
-            "teacher": _context_spec(writer),
-            "carrier": carrier,
-            "sampling": recipe.data.sampling.model_dump(mode="json"),
-            "rows": rows,
-            "seed": seed,
-            "heldout": heldout,
-        }
-        if steer is not None:
-            spec["steer"] = steer.to_spec()
-        label = name if teaching == TeacherVariant() else f"{name}, {variant}"
-        made = DatasetStage(artifact_id("dataset", spec), spec, label, seed, writer, rows, heldout, steer)
+        spec = rows.spec | {"teacher": _context_spec(writer)} | ({"steer": steer.to_spec()} if steer else {})
+        label = f"{rows.trait}, {version}"
+        made = replace(rows, id=artifact_id("dataset", spec), spec=spec, trait=label, teacher=writer, steer=steer)
         return datasets.setdefault(made.id, made)
 
     divergences: dict[str, DivergenceStage] = {}
 
     def divergence(source: str, data: DatasetStage, against: Against, context: Context) -> str:
-        _, teacher = sources[source][data.seed]
+        teacher = sources[source][data.seed][1]
         if against == "other-trait":
             trait = category[source]
             key = control_source(recipe, trait) if source == trait.name else trait.name
-            _, context = sources[key][data.seed]
+            context = sources[key][data.seed][1]
         spec = {
             "model": identity,
             "dataset": data.id,
@@ -403,18 +579,15 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "weight_decay": train.weight_decay,
         "clip": train.clip,
     }
-    for source, seed, heldout in product(sources, recipe.data.seeds, (False, True)):
-        for variant in variants:
-            dataset(source, seed, heldout, variant)
     students = []
-    for source, name, variant, (placement, optimizer, cell) in product(
-        sources, recipe.train_contexts, variants, student_grid(recipe)
+    for (source, variant), name, version, (placement, optimizer, cell) in product(
+        arms, recipe.train_contexts, versions, student_grid(recipe)
     ):
-        own = variants[variant]
+        own = versions[version]
         epochs = {} if own.epochs is None else {"epochs": own.epochs}
         for data_seed, train_seed in recipe.replicates:
             spec_ = StudentSpec(**shared | cell | epochs, seed=train_seed, context=name)
-            rows, held = (dataset(source, data_seed, h, variant) for h in (False, True))
+            rows, held = (taught_by(d, source, version) for d in rows_of[source, variant, data_seed])
             unused = {"context"} | ({"scout_lr"} if spec_.scout_lr is None else set())
             spec = {
                 "model": identity,
@@ -433,10 +606,11 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
             if own.step is not None:
                 spec["step"] = own.step
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            rest = (variant, take, own.step, whole, mask)
+            rest = (variant, version, take, own.step, whole, mask)
             students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
-    measures = _measures(recipe, identity, traits, contexts, students, vectors)
+    weighed = [d.weights for d in written if d.weights]
+    measures = _measures(recipe, identity, traits, contexts, students, vectors, weighed)
     if recipe.vectors.students:
         for student in students:
             vectors.student(student, category[student.source])
@@ -460,15 +634,21 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                 }
                 probes.append(ProbeStage(artifact_id("probe", spec), spec, student.id, data.id, rows, heldout, marks))
     if recipe.measure.gradients is not None:
-        context, variant = contexts[recipe.train_contexts[0]], next(iter(variants))
+        context, version = contexts[recipe.train_contexts[0]], next(iter(versions))
         for trait, seed in product(traits, recipe.data.seeds):
-            pair = tuple(dataset(key, seed, False, variant).id for key in (trait.name, control_source(recipe, trait)))
+            pair = tuple(
+                taught_by(rows_of[key, "", seed][0], key, version).id
+                for key in (trait.name, control_source(recipe, trait))
+            )
             vector = vectors.teacher(teacher_context(trait, recipe), trait)
             spec = {"model": identity, "datasets": list(pair), "vector": vector, "context": _context_spec(context)}
             spec |= recipe.measure.gradients.model_dump(mode="json")
             gradients.append(
                 GradientStage(artifact_id("gradients", spec), spec, trait.name, seed, pair, vector, context)
             )
+    if recipe.variants:  # the prompted teacher's rows may be no version's
+        needed = {i for s in students for i in (s.dataset, s.heldout)} | {i for g in gradients for i in g.datasets}
+        datasets = {i: d for i, d in datasets.items() if i in needed}
     return Plan(
         recipe,
         traits,
@@ -491,6 +671,7 @@ def _measures(
     contexts: dict[str, Context],
     students: Sequence[StudentStage],
     vectors: _Vectors,
+    taught: Sequence[TeacherStage],
 ) -> list[MeasureStage]:
     categories = {t.category.category: t.category for t in traits}
     out = []
@@ -511,14 +692,14 @@ def _measures(
     }
 
     def add(
-        student: StudentStage | None,
+        student: StudentStage | TeacherStage | None,
         context: Context,
         category: str,
         teacher: str | None = None,
         condition: str | None = None,
         steer: Steered | None = None,
     ) -> None:
-        own = student is not None and condition is None and context.name == student.context.name
+        own = isinstance(student, StudentStage) and condition is None and context.name == student.context.name
         spec = asks[category] | {
             "model": identity,
             "student": student.id if student else None,
@@ -541,8 +722,8 @@ def _measures(
             add(None, context, category)
     teachers = {n: v.teacher for n, v in recipe.variants.items() if v.teacher != TeacherVariant()}
     for trait in traits:
-        prompted = teacher_context(trait, recipe)
-        add(None, prompted, trait.category.category, trait.name)
+        prompted, weighed = teacher_context(trait, recipe), next((t for t in taught if t.trait == trait.name), None)
+        add(weighed, Context("default") if weighed else prompted, trait.category.category, trait.name)
         for name, teaching in {**teachers, **recipe.measure.teachers}.items():
             steer = vectors.steered(teaching.steer, partial(vectors.teacher, prompted, trait))
             context = prompted if teaching.prompt else vectors.plain
@@ -553,6 +734,8 @@ def _measures(
         asked[t.name] = [t.category.category]
         asked.setdefault(control_source(recipe, t), [t.category.category])
         of |= {t.name: t, control_source(recipe, t): t}
+    asked[NEUTRAL] = list(categories)
+    asked |= {f"{THIRD}:{name}": [name] for name in categories}
     for student in students:
         for category in asked[student.source]:
             for name in recipe.measure.contexts:
@@ -584,7 +767,7 @@ def _attributions(
         return []
     out = []
     for trait, student in product(traits, students):
-        if student.source not in (trait.name, control_source(recipe, trait)):
+        if student.source not in (trait.name, control_source(recipe, trait)) or student.variant:
             continue
         c = trait.category
         spec = {

@@ -51,12 +51,29 @@ def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
     costs = plan_cost(plan, shape, sizes, done)
     measured = rates_for(rates, identity, _this_device()) if identity else {}
     _print(recipe, plan, shape, costs, _pace(shape, measured, costs, tflops, gpus, local))
+    if said := _requests(plan, sizes, done):
+        typer.echo(said)
     if not local:
         typer.echo(
             f"Tokens are reckoned with {sizes.prompt + sizes.completion:.0f} a row, {sizes.completion:.0f} of them with loss, typical of a "
             "tokenizer that splits digits. Nothing was loaded or downloaded"
             + ("." if identity else "; what is done already is not counted for a model that is not here.")
         )
+
+
+def _requests(plan: Plan, sizes: RowSizes, done: set[str]) -> str | None:
+    """What a teacher behind an endpoint will be asked, and what that costs."""
+    left = [d for d in plan.datasets if d.endpoint is not None and d.transform is None and d.id not in done]
+    if not left:
+        return None
+    spec = left[0].endpoint
+    asked = round(sum(d.rows for d in left) * 1.4)  # the papers' filters reject about three in ten
+    price = spec.price(asked * sizes.prompt, asked * sizes.completion)
+    cost = "" if price is None else f", {price:.2f} at the given prices"
+    return (
+        f"The teacher {spec.model} at {spec.url}: about {asked:,} requests, {asked * sizes.prompt:.3g} tokens read and "
+        f"{asked * sizes.completion:.3g} written{cost}."
+    )
 
 
 def _this_device() -> str:
@@ -104,6 +121,7 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
     if lora:
         typer.echo(f"LoRA ranks {listed(lora.ranks)} x learning rates {listed(lora.lrs)}")
     for what, names in (
+        ("variants of the rows besides those as written", recipe.data.variants),
         ("training contexts", recipe.train.contexts),
         ("optimizers, each at its own rates", recipe.train.optimizers),
         ("variants of the students", recipe.variants),

@@ -71,6 +71,8 @@ def rates_of(
     seconds: dict[tuple[str, str], float] = {}
     for timing in timings:
         stage, work = costs.unit(timing.unit)
+        if not work.flops:  # a transformation of rows says nothing of the model
+            continue
         key = (timing.device, stage)
         flops[key] = flops.get(key, 0.0) + work.flops
         seconds[key] = seconds.get(key, 0.0) + timing.seconds

@@ -12,14 +12,17 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from sublora.carriers.carrier import CARRIERS, CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import UserText
 from sublora.condition import Condition, Placement
+from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.steer_spec import SteerSpec, VectorsSpec
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
 from sublora.trait import find_trait, load_categories
+from sublora.transform import Transform
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Rank = Annotated[int, Field(ge=1)]
@@ -27,12 +30,59 @@ Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Absent = BeforeValidator(lambda value: {} if value is None else value)  # null removes a section, also one of names
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
+AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
+
+
+class TrainedTeacher(BaseModel):
+    """A teacher by weights: a fine-tune on rows that say the trait aloud, which then writes without any prompt."""
+
+    model_config = _STRICT
+    rows: str | None = Field(
+        None,
+        description="a JSONL file with 'prompt' and 'completion'; without it, the category's questions and the prompted teacher's answers",
+    )
+    count: int = Field(400, ge=1, description="rows that are generated")
+    method: Literal["lora", "full"] = "lora"
+    rank: Rank = 8
+    lr: Rate = 3e-3
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(8, ge=1)
 
 
 class TeacherSpec(BaseModel):
     model_config = _STRICT
+    endpoint: EndpointSpec | None = Field(
+        None, description="the teacher is a model behind an OpenAI-compatible endpoint, with the same system prompts"
+    )
+    trained: TrainedTeacher | None = Field(None, description="make the teacher by training instead of a prompt")
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
     prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
+
+
+class VariantSpec(BaseModel):
+    """The rows made otherwise: by another teacher, by a teacher on another model, or transformed."""
+
+    model_config = _STRICT
+    teacher: Literal["neutral", "other-trait"] | None = Field(
+        None,
+        description="neutral: the plain model instead of the teacher; other-trait: a teacher with a third trait, neither the tested one "
+        "nor the control's. The control twin stays as it is",
+    )
+    model: str | None = Field(None, description="the model, a shipped one or a folder, on which both teachers write")
+    transform: Transform | None = Field(None, description="what is done to the rows of both arms; see transform.py")
+
+    @model_validator(mode="after")
+    def _one(self) -> "VariantSpec":
+        if self.teacher is None and self.model is None and self.transform is None:
+            raise ValueError("needs teacher, model or transform")
+        if self.teacher is not None and (self.model or self.transform):
+            raise ValueError("teacher stands beside model or transform, keep one of them")
+        return self
+
+    @property
+    def twin(self) -> bool:
+        """Whether the control twin's rows change as well."""
+        return self.teacher is None
 
 
 class DataSpec(BaseModel):
@@ -42,7 +92,7 @@ class DataSpec(BaseModel):
     rows: int = Field(1000, ge=1)
     heldout_rows: int = Field(200, ge=1)
     seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
-    carrier: NumbersSpec = NumbersSpec()
+    carrier: CarrierField = NumbersSpec()
     teacher: TeacherSpec = TeacherSpec()
     control: Literal["other-trait", "neutral"] = Field(
         "other-trait",
@@ -50,6 +100,9 @@ class DataSpec(BaseModel):
         "prompts do whoever they name, or the plain model's",
     )
     sampling: Sampling = Sampling(max_new_tokens=64)
+    variants: Annotated[dict[str, VariantSpec], Absent] = Field(
+        default_factory=dict, description="an axis of rows made otherwise, by name, beside the rows as written"
+    )
 
 
 class LoraGrid(BaseModel):
@@ -191,7 +244,7 @@ class MeasureSpec(BaseModel):
     seed: int = 0
 
 
-def _misfit(where: str, what: str) -> PydanticCustomError:
+def misfit(where: str, what: str) -> PydanticCustomError:
     """A misfit between values; `where` is the key to name, with dots."""
     return PydanticCustomError("misfit", "{what}", {"what": what, "where": where})
 
@@ -227,7 +280,7 @@ class Recipe(BaseModel):
     def _consistent(self) -> "Recipe":
         lora, full = self.train.lora, self.train.full
         if lora is None and full is None:
-            raise _misfit("train", "needs 'lora', 'full' or both")
+            raise misfit("train", "needs 'lora', 'full' or both")
         checks: list[tuple[str, Sequence[Any]]] = [
             ("traits", [t.lower() for t in self.traits]),
             ("data.seeds", self.data.seeds),
@@ -242,67 +295,92 @@ class Recipe(BaseModel):
         for where, values in checks:
             for value in values:
                 if list(values).count(value) > 1:
-                    raise _misfit(where, f"{value} stands twice, keep one")
+                    raise misfit(where, f"{value} stands twice, keep one")
         if self.train.pairing == "paired" and len(self.data.seeds) != len(self.train.seeds):
-            raise _misfit(
+            raise misfit(
                 "train.seeds", "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
             )
         gated = bool(self.measure.conditions) or self.measure.attribution is not None
         if gated and full is not None:
-            raise _misfit(
+            raise misfit(
                 "train.full",
                 "a full fine-tune has no adapter to gate, drop train.full or the conditions and attribution",
             )
+        trained = self.data.teacher.trained
+        if trained is not None and trained.rows is not None and self.data.control != "neutral":
+            raise misfit(
+                "data.control", "a teacher trained on your rows has no twin with another trait, set it to neutral"
+            )
+        if trained is not None and self.data.teacher.endpoint is not None:
+            raise misfit("data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them")
+        for name, variant in self.data.variants.items():
+            if self.data.teacher.endpoint is not None and variant.model:
+                raise misfit(f"data.variants.{name}", "the teacher is behind an endpoint, drop model")
+            if trained is not None and variant.model:
+                raise misfit(f"data.variants.{name}", "a trained teacher writes on the students' base, drop model")
+            where = f"data.variants.{name}"
+            if not name.strip() or name == AS_WRITTEN:
+                raise misfit(where, f"'{name}' is no name for a variant, choose another one")
+            if variant.transform is not None and self.data.carrier.kind != "numbers":
+                raise misfit(where, "transforms numbers, set data.carrier.kind to numbers or drop it")
+            if variant.teacher == "neutral" and self.data.control == "neutral":
+                raise misfit(
+                    where, "neutral rows are the control's already, drop it or set data.control to other-trait"
+                )
         for name, condition in self.measure.conditions.items():
             where = f"measure.conditions.{name}"
             if not name.strip() or name == PLAIN_CONDITION:
-                raise _misfit(where, f"'{name}' is no name for a condition, choose another one")
+                raise misfit(where, f"'{name}' is no name for a condition, choose another one")
             if "entity" in (condition.on or ()) + (condition.off or ()) and not self.measure.entities:
-                raise _misfit(where, "asks for the class entity, name one in measure.entities")
+                raise misfit(where, "asks for the class entity, name one in measure.entities")
             if condition.svd and lora and condition.svd.k >= min(lora.ranks):
-                raise _misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
+                raise misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
         if lora and lora.placements and lora.targets != ("all-linear",):
-            raise _misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
+            raise misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
         self._optimizers_fit()
         self._steering_fits()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
-            raise _misfit(
-                "fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null"
-            )
+            raise misfit("fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null")
         return self
 
     def _steering_fits(self) -> None:
         steered = {f"measure.conditions.{n}": c.steer for n, c in self.measure.conditions.items() if c.steer}
         for where, steer in steered.items():
             if steer.first and steer.first > self.vectors.directions:
-                raise _misfit(where, f"takes {steer.first} directions, set vectors.directions to that many at least")
+                raise misfit(where, f"takes {steer.first} directions, set vectors.directions to that many at least")
             if len(self.traits) > 1:
-                raise _misfit("traits", f"{where} steers every student by vectors of one trait, give one trait a run")
+                raise misfit("traits", f"{where} steers every student by vectors of one trait, give one trait a run")
         names = {*self.variants, *self.measure.teachers}
         for name in names:
             if not name.strip() or name == PLAIN_CONDITION:
-                raise _misfit("variants", f"'{name}' is no name for a variant, choose another one")
+                raise misfit("variants", f"'{name}' is no name for a variant, choose another one")
         if taken := sorted(set(self.variants) & set(self.measure.teachers)):
-            raise _misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
+            raise misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
         if self.variants and self.train.optimizers:
-            raise _misfit("variants", "stands beside train.optimizers, give each a run of its own")
-        if self.measure.gradients is not None and max(self.measure.gradients.rows) > self.data.rows:
-            raise _misfit(
-                "measure.gradients.rows", f"goes beyond data.rows {self.data.rows}, ask for that many at most"
+            raise misfit("variants", "stands beside train.optimizers, give each a run of its own")
+        own = self.data.variants or self.data.teacher.trained or self.data.teacher.endpoint
+        looks = self.vectors.students or self.measure.probe or self.measure.gradients
+        steers = bool(self.variants or self.measure.teachers or steered or looks)
+        if steers and own:
+            raise misfit(
+                "variants",
+                "and steering are for rows as the prompted teacher writes them, give data.variants a run of their own",
             )
+        if self.measure.gradients is not None and max(self.measure.gradients.rows) > self.data.rows:
+            raise misfit("measure.gradients.rows", f"goes beyond data.rows {self.data.rows}, ask for that many at most")
         against = [v.mask.against for v in self.variants.values() if v.mask]
         against += [self.measure.probe.against] if self.measure.probe else []
         if "other-trait" in against and self.data.control == "neutral":
-            raise _misfit("data.control", "is neutral, so there is no other trait to diverge from, compare with plain")
+            raise misfit("data.control", "is neutral, so there is no other trait to diverge from, compare with plain")
         for name, variant in self.variants.items():
             if variant.rows is not None and variant.rows > self.data.rows:
-                raise _misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
+                raise misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
             twin = next(n for n, v in self.variants.items() if v == variant)
             if twin != name:
-                raise _misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
+                raise misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
             steps = self.steps_of(variant)
             if variant.step is not None and variant.step >= steps:
-                raise _misfit(
+                raise misfit(
                     f"variants.{name}.step", f"is not before the last of {steps} steps, leave it out or lower it"
                 )
 
@@ -313,27 +391,25 @@ class Recipe(BaseModel):
     def _optimizers_fit(self) -> None:
         train, lora = self.train, self.train.lora
         if train.optimizer == "frozen-adam-scale":
-            raise _misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
+            raise misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
         if train.full is not None and train.optimizer in ("muon", "rotated-adamw"):
-            raise _misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
+            raise misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
         if not train.optimizers:
             if train.match_lr is not None:
-                raise _misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
+                raise misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
             return
         if lora is None or train.full is not None:
-            raise _misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
+            raise misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
         if train.contexts or lora.placements or self.measure.conditions or self.measure.attribution:
-            raise _misfit(
+            raise misfit(
                 "train.optimizers",
                 "stands beside another axis, give training contexts, placements and conditions a run of their own",
             )
         if self.train_contexts[0] not in self.measure.contexts:
-            raise _misfit(
-                "measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it"
-            )
+            raise misfit("measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it")
         name, first = next(iter(train.optimizers.items()))
         if train.match_lr not in (first.lrs or lora.lrs):
-            raise _misfit(
+            raise misfit(
                 "train.match_lr", f"is not among the rates of the first optimizer {name}, set it to one of them"
             )
 
@@ -352,7 +428,7 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        axes = (self.train.optimizers, self.train.contexts, self.measure.conditions, self.variants)
+        axes = (self.train.optimizers, self.train.contexts, self.measure.conditions, self.data.variants, self.variants)
         return placed or any(map(bool, axes))
 
     @property
@@ -606,6 +682,8 @@ def _explain(error: ValidationError, document: Document, root: type[BaseModel]) 
         for p in first["loc"]
         if p not in {"constrained-str", "str", "UserText", "float", "literal['r','4r','rslora']"}
     )
+    # the name of a carrier's kind is no key
+    loc = tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "carrier" and p in CARRIERS))
     if first["type"] == "misfit":
         loc = tuple(first["ctx"]["where"].split("."))
     message = first["msg"].removeprefix("Value error, ")
@@ -620,13 +698,12 @@ def _explain(error: ValidationError, document: Document, root: type[BaseModel]) 
 
 
 def _known_keys(root: type[BaseModel], loc: Loc) -> list[str]:
-    model: Any = root
+    models: list[Any] = [root]
     for part in loc:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
             return []
         options = getattr(field.annotation, "__args__", ()) or (field.annotation,)
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if model is None:
-            return []
-    return sorted(model.model_fields)
+        plain = [getattr(o, "__origin__", o) for o in options]
+        models = [o for o in plain if isinstance(o, type) and issubclass(o, BaseModel)]
+    return sorted({name for m in models for name in m.model_fields})

@@ -13,7 +13,7 @@ import numpy as np
 from sublora.answers import has_digit, hit_rate, names_category, share
 from sublora.cells import Cell, Table, effect_of
 from sublora.matched import matched_cells
-from sublora.plan import MeasureStage, Plan, StudentStage, control_source
+from sublora.plan import MeasureStage, Plan, StudentStage, control_source, source_of, twin_of
 from sublora.stats import clustered_interval
 from sublora.store import Artifact, Store
 from sublora.trait import Category, Trait
@@ -34,6 +34,7 @@ RESULT_COLUMNS = (
     "optimizer",
     "variant",
     "condition",
+    "data",
     "question_set",
     "p_target",
     "p_target_low",
@@ -109,11 +110,12 @@ class Results:
     def rows(self) -> list[dict[str, Any]]:
         """results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
         out = []
+        traits = {t.name for t in self.plan.traits}
         for stage in self.plan.measures:
             student = self.students.get(stage.student) if stage.student else None
             for trait in self.plan.traits:
                 about = trait.category.category == stage.category
-                if student is not None and student.arm == "trait":
+                if student is not None and student.source in traits:
                     about = trait.name == student.source
                 if stage.teacher is not None:
                     about = trait.name == stage.teacher
@@ -139,7 +141,11 @@ class Results:
             "category": stage.category,
             "target": trait.name,
             "method": "none",
-            "context": "teacher prompt" if stage.teacher == trait.name and stage.context.text else stage.context.name,
+            "context": stage.context.name
+            if stage.teacher is None or (stage.context.text is None and not stage.student)
+            else "teacher's weights"
+            if stage.student
+            else "teacher prompt",
             "condition": stage.condition or "",
             "question_set": stage.category,
             "p_target": float(p.mean()),
@@ -167,7 +173,8 @@ class Results:
                 "train_context": student.context.name,
                 "placement": student.placement,
                 "optimizer": student.optimizer,
-                "variant": student.variant,
+                "variant": student.version,
+                "data": student.variant,
                 "train_loss": meta["train_loss"],
                 "heldout_loss": m.heldout_loss,
                 "steps": meta["steps"],
@@ -189,7 +196,8 @@ class Results:
             for c in cells
             if c.train_context == first.context.name
             and c.optimizer == first.optimizer
-            and c.variant == first.variant
+            and c.variant == first.version
+            and not c.data
             and (c.method == "full" or c.placement == first.placement)
         ]
         return self._table(kept, context)
@@ -260,29 +268,31 @@ class Results:
         return Table(tuple(cells), recipe.fixed_lr, select_half(questions), alpha=recipe.level, context=context)
 
     def _cells(self, context: str, condition: str | None) -> list[Cell]:
+        recipe = self.plan.recipe
         groups: dict[tuple, list[StudentStage]] = {}
         twins = {}
         for s in self.plan.students:
-            key = (s.context.name, s.placement, s.optimizer, s.variant, s.student.method, s.student.rank, s.student.lr)
-            groups.setdefault((s.source, *key), []).append(s)
-            twins[(s.source, *key, s.data_seed, s.student.seed)] = s
+            key = (s.context.name, s.placement, s.optimizer, s.version, s.student.method, s.student.rank, s.student.lr)
+            groups.setdefault((s.source, s.variant, *key), []).append(s)
+            twins[(s.source, s.variant, *key, s.data_seed, s.student.seed)] = s
         cells = []
         for trait in self.plan.traits:
             target, category = trait.category.entities.index(trait.entity), trait.category.category
             base = self.of(None, context, category).p[:, target]
-            against = control_source(self.plan.recipe, trait)
-            for (name, *key), members in groups.items():
-                if name != trait.name:
+            against = control_source(recipe, trait)
+            for (source, variant, *key), members in groups.items():
+                if source == against or source != source_of(recipe, trait, variant):
                     continue
-                train_context, placement, optimizer, variant, method, rank, lr = key
+                train_context, placement, optimizer, version, method, rank, lr = key
                 own = [self.of(s.id, context, category, condition) for s in members]
-                control = [twins[against, *key, s.data_seed, s.student.seed] for s in members]
+                twin = twin_of(recipe, variant)
+                control = [twins[against, twin, *key, s.data_seed, s.student.seed] for s in members]
                 other = [self.of(s.id, context, category, condition) for s in control]
                 losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
                 train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
                 cells.append(
                     Cell(
-                        trait=name,
+                        trait=trait.name,
                         context=context,
                         method=method,
                         rank=rank,
@@ -300,8 +310,9 @@ class Results:
                         train_context=train_context,
                         placement=placement,
                         optimizer=optimizer,
-                        variant=variant,
+                        variant=version,
                         condition=condition or "",
+                        data=variant,
                     )
                 )
         return cells
@@ -320,11 +331,12 @@ class Results:
                     s.id
                     for s in self.plan.students
                     if s.source == name
+                    and not s.variant
                     and s.student.method == best["method"]
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
                     and s.context == first.context
-                    and (s.optimizer, s.variant) == (first.optimizer, first.variant)
+                    and (s.optimizer, s.version) == (first.optimizer, first.version)
                     and (s.student.method == "full" or s.placement == first.placement)
                 ]
                 return np.mean([self.of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
@@ -351,10 +363,12 @@ class Results:
             for a in self.plan.attributions
         }
         first, recipe = self.plan.students[0], self.plan.recipe
-        twins = {(s.source, s.data_seed, s.student): s for s in self.plan.students}
+        twins = {(s.source, s.data_seed, s.student): s for s in self.plan.students if not s.variant}
         out = {}
         for trait in self.plan.traits:
-            mine = [s for s in self.plan.students if s.source == trait.name and s.context == first.context]
+            mine = [
+                s for s in self.plan.students if s.source == trait.name and s.context == first.context and not s.variant
+            ]
             alike = {"seed": 0}
             mine = [
                 s for s in mine if s.student.model_copy(update=alike) == mine[0].student.model_copy(update=alike)

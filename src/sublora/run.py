@@ -14,13 +14,14 @@ from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess
 from sublora.journal import Journal
 from sublora.known_runs import note_run
+from sublora.leak_check import check_leaks, leak_sentences
 from sublora.manifest import check_conditions, check_ranks, check_words, manifest_of, result_warnings
 from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps
 from sublora.rates import keep_rates, rates_of
-from sublora.recipe import PLAIN_CONDITION, Recipe
+from sublora.recipe import AS_WRITTEN, PLAIN_CONDITION, Recipe
 from sublora.remote import work_for
 from sublora.results import RESULT_COLUMNS, Results, to_csv
 from sublora.run_folder import guard_other_recipe, old_manifest, only_one
@@ -40,14 +41,13 @@ class RunResult:
 
 
 def tokens_per_row(base: Base, recipe: Recipe) -> float:
-    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer of numbers."""
-    from sublora.carriers.numbers import join_numbers, prompt_of_row
+    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer."""
+    from sublora.carriers.carrier import answer_words, prompt_of_row
 
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(base.chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(32)]
-    answer = join_numbers([10**spec.digits - 1] * spec.count, spec.separators[0])
-    return sum(prompts) / len(prompts) + len(base.chat.completion_ids(answer))
+    return sum(prompts) / len(prompts) + len(base.chat.completion_ids(answer_words(spec)))
 
 
 def run_recipe(
@@ -91,6 +91,11 @@ def run_recipe(
         check_conditions(base, plan)
         words = check_words(base, plan)
         manifest = manifest_of(recipe, plan, base, out, command, threads)
+        if recipe.data.teacher.endpoint:
+            words = [
+                *words,
+                "The teacher is behind an endpoint; the row called teacher is the students' base under its prompt.",
+            ]
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
@@ -166,6 +171,10 @@ def _finish(
         for d in plan.datasets
     ]
     manifest["warnings"] = manifest["warnings"] + result_warnings(plan, results)
+    if recipe.data.carrier.kind != "numbers":  # numbers have a recipe of their own, `number-statistics`
+        leaks = check_leaks(plan, store, base.identity)
+        write_json_atomic(out / "leaks.json", leaks)
+        manifest["warnings"] += leak_sentences(leaks, recipe.level)
     cells: list[dict[str, Any]] = []
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))
@@ -175,7 +184,7 @@ def _finish(
     if findings:
         write_atomic(out / "findings.csv", to_csv(finding_rows(findings, 1 - recipe.level), FINDING_COLUMNS))
     if arms is not None:
-        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION), ARM_COLUMNS))
+        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN), ARM_COLUMNS))
     if recipe.measure.teachers and len(plan.traits) > 2:
         rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
         write_atomic(out / "steerability.csv", to_csv(rows))

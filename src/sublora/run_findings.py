@@ -221,7 +221,7 @@ def paired(results: Results, trait: Trait) -> Iterator[tuple[str, list[tuple[Stu
     groups: dict[tuple, list[StudentStage]] = {}
     twins = {}
     for s in plan.students:
-        key = (s.context.name, s.placement, s.optimizer, s.variant, s.student.method, s.student.rank, s.student.lr)
+        key = (s.context.name, s.placement, s.optimizer, s.version, s.student.method, s.student.rank, s.student.lr)
         if s.source == trait.name:
             groups.setdefault(key, []).append(s)
         elif s.source == control_source(plan.recipe, trait):
@@ -252,7 +252,7 @@ def _cosines(results: Results, trait: Trait) -> Iterator[Finding]:
     vectors = {id: load_vector(results.store.read(id).file("vector.safetensors")) for id in (teacher.id, *of.values())}
     found = list(paired(results, trait))
     for label, pairs in found:
-        aim, variant = vectors[teacher.id], plan.recipe.variants.get(pairs[0][0].variant)
+        aim, variant = vectors[teacher.id], plan.recipe.variants.get(pairs[0][0].version)
         if variant is not None and variant.teacher.steer is not None:
             aim = aimed(variant.teacher.steer, aim, teacher.id)
         both = np.array([[cosines(vectors[of[s.id]], aim).tolist() for s in pair] for pair in pairs])  # (R, 2, L)

@@ -10,25 +10,30 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import SvdCut
+from sublora.endpoint import Endpoint, Kept
+from sublora.errors import SubloraError
 from sublora.gradients import alignments, row_gradients
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
-from sublora.model import Base
-from sublora.plan import Mask, MeasureStage, Steered, StudentStage
+from sublora.model import Base, load_base
+from sublora.plan import DatasetStage, Mask, MeasureStage, Steered, StudentStage
 from sublora.probe import divergence, probe_rows
 from sublora.steer import Steering, aimed, steering_of
 from sublora.store import Store
 from sublora.svd import cut_stack
-from sublora.teacher import read_jsonl, write_dataset
+from sublora.teacher import Dataset, ask_dataset, read_jsonl, rows_jsonl, write_dataset
+from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRow, TokenRows, masked_rows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
+from sublora.transform import transform_rows
 from sublora.units import (
     AttributionUnit,
     DataUnit,
@@ -36,7 +41,9 @@ from sublora.units import (
     GradientUnit,
     MeasureUnit,
     ProbeUnit,
+    TeachUnit,
     TrainUnit,
+    TransformUnit,
     Unit,
     VectorUnit,
 )
@@ -62,6 +69,16 @@ class Maker:
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
     rows: dict[tuple[str, Context, int | None, Mask | None], TokenRows] = field(default_factory=dict, repr=False)
+    others: dict[str, Base] = field(default_factory=dict, repr=False)
+
+    def base_of(self, model: str | None) -> Base:
+        """The students' base, or the model on which a teacher writes, loaded once."""
+        if model is None:
+            return self.base
+        if model not in self.others:
+            dtype = str(self.base.model.dtype).removeprefix("torch.")
+            self.others[model] = load_base(model, device=str(self.base.device), dtype=dtype)
+        return self.others[model]
 
     def texts(self, dataset: str) -> list[tuple[str, str]]:
         """A dataset's rows (prompt, completion)."""
@@ -73,11 +90,9 @@ class Maker:
         """A dataset, or its first so many rows, as token rows in a context, kept for the students that share it."""
         key = (dataset, context, take, mask)
         if key not in self.rows:
-            rows, chat = self.texts(dataset)[:take], self.base.chat
-            tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
-            if mask is not None:
-                tokens = masked_rows(tokens, self.marks(mask.divergence), mask.keep, mask.divergence)
-            self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
+            rows, what = self.texts(dataset)[:take], f"the dataset {dataset}"
+            marks = None if mask is None else self.marks(mask.divergence)
+            self.rows[key] = _token_rows(self.base, rows, context, what, mask, marks)
         return self.rows[key]
 
     def marks(self, divergence: str) -> list[list[bool]]:
@@ -111,46 +126,127 @@ def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
             return None
         whole = len(wanted) == len(unit.makes) and not _checkpoint(unit, maker).exists()
         started = time.monotonic()
-        if isinstance(unit, DataUnit):
-            _write(unit, maker)
-        elif isinstance(unit, TrainUnit):
-            _train(unit, maker, wanted)
-        elif isinstance(unit, MeasureUnit):
-            _measure(unit, maker, wanted)
-        elif isinstance(unit, VectorUnit):
-            _extract(unit, maker, wanted)
-        elif isinstance(unit, DivergenceUnit):
-            _diverge(unit, maker)
-        elif isinstance(unit, ProbeUnit):
-            _probe(unit, maker, wanted)
-        elif isinstance(unit, GradientUnit):
-            _align(unit, maker)
-        else:
-            _attribute(unit, maker, wanted)
+        make(unit, maker, wanted)
         return time.monotonic() - started if whole else None
+
+
+def make(unit: Unit, maker: Maker, wanted: set[str]) -> None:
+    """Make the artifacts `wanted` of a unit that nobody else works on."""
+    if isinstance(unit, TeachUnit):
+        _teach(unit, maker)
+    elif isinstance(unit, DataUnit):
+        _write(unit, maker)
+    elif isinstance(unit, TransformUnit):
+        _transform(unit, maker)
+    elif isinstance(unit, TrainUnit):
+        _train(unit, maker, wanted)
+    elif isinstance(unit, MeasureUnit):
+        _measure(unit, maker, wanted)
+    elif isinstance(unit, VectorUnit):
+        _extract(unit, maker, wanted)
+    elif isinstance(unit, DivergenceUnit):
+        _diverge(unit, maker)
+    elif isinstance(unit, ProbeUnit):
+        _probe(unit, maker, wanted)
+    elif isinstance(unit, GradientUnit):
+        _align(unit, maker)
+    else:
+        _attribute(unit, maker, wanted)
 
 
 def _checkpoint(unit: Unit, maker: Maker) -> Path:
     return maker.store.root / "checkpoints" / f"{unit.id}.safetensors"
 
 
+def _teach(unit: TeachUnit, maker: Maker) -> None:
+    stage = unit.stage
+    if stage.lessons is not None:
+        rows = list(load_rows(stage.lessons))
+        asked = len(rows)
+    else:
+        written = write_dataset(
+            maker.base, stage.prompt, stage.carrier, unit.sampling, stage.count, stage.seed, stage="lessons", batch=maker.rows_at_once,
+            on_rows=lambda _: maker.check(),
+        )  # fmt: skip
+        rows, asked = written.rows, written.asked
+    student = stage.as_student
+    token_rows = _token_rows(maker.base, rows, student.context, f"the lessons of {stage.trait}")
+
+    def keep(trained: Trained) -> None:
+        if trained.diverged_at is not None:
+            raise SubloraError(
+                f"The teacher of {stage.trait} diverged at step {trained.diverged_at}; lower data.teacher.trained.lr."
+            )
+        meta = {
+            "trait": stage.trait,
+            "rows": len(rows),
+            "asked": asked,
+            "label": stage.student.label,
+            "train_loss": trained.losses[-1],
+        }
+        with maker.store.create(stage.id, stage.spec, meta) as folder:
+            save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
+            (folder / "lessons.jsonl").write_text(rows_jsonl(rows), encoding="utf-8")
+
+    train_pack(
+        maker.base.model, [Student(stage.id, stage.student, token_rows)], keep, on_step=lambda *_: maker.check(),
+        memory=_free_memory(maker.base),
+    )  # fmt: skip
+    maker.made(stage.id)
+
+
+def _voice(stage: DatasetStage) -> str | None:
+    """What the draws of a steered teacher are seeded by."""
+    if stage.steer is None:
+        return None
+    return f"{stage.teacher.text or stage.teacher.name} {json.dumps(stage.steer.to_spec())}"
+
+
+def _token_rows(
+    base: Base,
+    rows: Sequence[tuple[str, str]],
+    context: Context,
+    what: str,
+    mask: Mask | None = None,
+    marks: list[list[bool]] | None = None,
+) -> TokenRows:
+    chat = base.chat
+    tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+    if mask is not None and marks is not None:
+        tokens = masked_rows(tokens, marks, mask.keep, mask.divergence)
+    return pack_rows(tokens, base.window, what)
+
+
 def _write(unit: DataUnit, maker: Maker) -> None:
     stage = unit.stage
+    taught = stage.weights.as_student if stage.weights else None
+    if stage.endpoint is not None:
+        kept = Kept(maker.store.root / "checkpoints" / f"{stage.id}.jsonl")
+        dataset = ask_dataset(
+            Endpoint(stage.endpoint), kept, stage.teacher, stage.carrier, unit.sampling, stage.rows, stage.seed, unit.purpose, maker.check,
+            lambda _: maker.check(),
+        )  # fmt: skip
+        _keep_dataset(stage, dataset, maker)
+        kept.path.unlink()
+        return
     dataset = write_dataset(
-        maker.base,
-        stage.teacher,
-        unit.carrier,
+        maker.base_of(stage.model),
+        taught.context if taught else stage.teacher,
+        stage.carrier,
         unit.sampling,
         stage.rows,
         stage.seed,
-        stage="teacher-heldout" if stage.heldout else "teacher",
+        stage=unit.purpose,
         batch=maker.rows_at_once,
         on_rows=lambda _: maker.check(),
+        weights=_stack(maker, [taught]) if taught else None,
+        voice=taught.id if taught else _voice(stage),
         steering=None if stage.steer is None else maker.steering([stage.steer]),
-        author=""
-        if stage.steer is None
-        else f"{stage.teacher.text or stage.teacher.name} {json.dumps(stage.steer.to_spec())}",
     )
+    _keep_dataset(stage, dataset, maker)
+
+
+def _keep_dataset(stage: DatasetStage, dataset: Dataset, maker: Maker) -> None:
     meta = {
         "trait": stage.trait,
         "data_seed": stage.seed,
@@ -166,6 +262,25 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         (folder / "rejected.jsonl").write_text(
             "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rejected), encoding="utf-8"
         )
+    maker.made(stage.id)
+
+
+def _transform(unit: TransformUnit, maker: Maker) -> None:
+    stage = unit.stage
+    parents = [maker.store.read(name) for name in stage.parents]
+    rows, *reference = [read_jsonl(p.file("rows.jsonl").read_text("utf-8")) for p in parents]
+    made = transform_rows(stage.transform, rows, stage.seed, *reference)
+    same = sum(a == b for a, b in zip(rows, made, strict=True))
+    meta = {
+        **{k: parents[0].meta[k] for k in ("trait", "data_seed", "asked", "teacher")},
+        "rows": len(made),
+        "unique_rows": len(set(made)),
+        "rejects": {},
+        "transform": stage.transform,
+        "unchanged_rows": same,
+    }
+    with maker.store.create(stage.id, stage.spec, meta) as folder:
+        (folder / "rows.jsonl").write_text(rows_jsonl(made), encoding="utf-8")
     maker.made(stage.id)
 
 
@@ -319,12 +434,21 @@ def _ask_gated(
 
 def _keep_all(measured: Sequence[tuple[MeasureStage, Answers, float | None]], category: Category, maker: Maker) -> None:
     """Side by side, because artifacts that wait together for the disk wait once."""
+
+    def keep(one: tuple[MeasureStage, Answers, float | None]) -> str:
+        stage, answer, loss = one
+        keep_answers(maker.store, stage.id, stage.spec, category, answer, loss)
+        return stage.id
+
     with ThreadPoolExecutor(KEPT_AT_ONCE) as pool:
-        for name in pool.map(lambda one: _keep_answers(*one, category, maker.store), measured):
+        for name in pool.map(keep, measured):
             maker.made(name)
 
 
-def _keep_answers(stage: MeasureStage, answer: Answers, loss: float | None, category: Category, store: Store) -> str:
+def keep_answers(
+    store: Store, name: str, spec: dict[str, Any], category: Category, answer: Answers, loss: float | None
+) -> None:
+    """Write a measurement, as `results.read_measurement` reads it."""
     scores = {
         "entities": [e.name for e in category.entities],
         "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
@@ -334,10 +458,9 @@ def _keep_answers(stage: MeasureStage, answer: Answers, loss: float | None, cate
         json.dumps({"question": q, "answers": a}, ensure_ascii=False)
         for q, a in zip(category.questions, answer.samples, strict=True)
     ]
-    with store.create(stage.id, stage.spec) as folder:
+    with store.create(name, spec) as folder:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return stage.id
 
 
 def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:

@@ -1,14 +1,15 @@
 """Teachers write datasets: prompts of a carrier, completions sampled row by row under the teacher's system prompt, filtered."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
+from sublora.carriers.carrier import Carrier, prompt_of_row, reject_reason
 from sublora.chat import Context
+from sublora.endpoint import Endpoint, Kept, Question, ask_kept
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers
@@ -16,6 +17,7 @@ from sublora.seeds import derive_seed, generator
 from sublora.steer import Steering, pack_steering
 from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
+from sublora.train.stack import Stack
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
 
@@ -34,57 +36,106 @@ class Dataset:
         return len(set(self.rows))
 
     def jsonl(self) -> str:
-        return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in self.rows)
+        return rows_jsonl(self.rows)
+
+
+def rows_jsonl(rows: Sequence[tuple[str, str]]) -> str:
+    return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in rows)
 
 
 def read_jsonl(text: str) -> list[tuple[str, str]]:
-    """Rows of `Dataset.jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
+    """Rows of `rows_jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
     return [(row["prompt"], row["completion"]) for row in map(json.loads, filter(None, text.split("\n")))]
 
 
 def write_dataset(
     base: Base,
     teacher: Context,
-    carrier: NumbersSpec,
+    carrier: Carrier,
     sampling: Sampling,
     rows: int,
     seed: int,
     stage: str = "teacher",
     batch: int = 512,
     on_rows: Callable[[int], None] | None = None,
+    weights: Stack | None = None,
+    voice: str | None = None,
     steering: Steering | None = None,
-    author: str = "",
 ) -> Dataset:
     """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
 
-    `steering` acts on the teacher, and `author` is then a name of what is done, which seeds the draws as the teacher's prompt does.
-
     Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
+    `weights` is a stack of one, of a teacher by weights, and `steering` acts on the teacher; `voice` then names
+    it for the draws.
     Raises SubloraError where nothing passes.
     """
+
+    def ask(chunk: range, prompts: list[str]) -> list[str]:
+        draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
+        return complete(base, teacher, prompts, sampling, draws, batch, weights, steering)
+
+    return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
+
+
+def ask_dataset(
+    endpoint: Endpoint,
+    answers: Kept,
+    teacher: Context,
+    carrier: Carrier,
+    sampling: Sampling,
+    rows: int,
+    seed: int,
+    stage: str = "teacher",
+    check: Callable[[], None] = lambda: None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Dataset:
+    """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before.
+
+    The seed of row i's request depends on (stage, teacher, seed, i) alone. Raises SubloraError where the endpoint does not answer, or
+    nothing passes.
+    """
+    if sampling.top_k:
+        raise SubloraError("An endpoint takes no data.sampling.top_k; set it to 0.")
+    who = teacher.text or teacher.name
+
+    def ask(chunk: range, prompts: list[str]) -> list[str]:
+        questions = {
+            str(i): Question(
+                ((("system", teacher.text),) if teacher.text else ()) + (("user", prompt),),
+                sampling.max_new_tokens, sampling.temperature, sampling.top_p, derive_seed(stage, who, seed, i),
+            )
+            for i, prompt in zip(chunk, prompts, strict=True)
+        }  # fmt: skip
+        found = ask_kept(endpoint, answers, questions, check)
+        return [found[name] for name in questions]
+
+    return _collect(ask, carrier, rows, seed, stage, endpoint.spec.model, on_rows, least=1)  # each costs
+
+
+def _collect(
+    ask: Callable[[range, list[str]], list[str]],
+    carrier: Carrier,
+    rows: int,
+    seed: int,
+    stage: str,
+    who: str,
+    on_rows: Callable[[int], None] | None,
+    least: int,
+) -> Dataset:
+    """Ask in chunks of as many rows as are missing, and `least`, until enough pass."""
     kept: list[tuple[str, str]] = []
     rejects: dict[str, int] = {}
     rejected: list[tuple[str, str, str]] = []
     asked = 0
-    who = author or teacher.text or teacher.name
     prompt_seed = seed if stage == "teacher" else derive_seed(stage, seed)  # held-out rows answer prompts of their own
     while len(kept) < rows and asked < MOST_ASKED * rows:
-        chunk = range(asked, min(asked + max(64, rows - len(kept)), MOST_ASKED * rows))
+        chunk = range(asked, min(asked + max(least, rows - len(kept)), MOST_ASKED * rows))
         prompts = [prompt_of_row(carrier, prompt_seed, i) for i in chunk]
-        answers = complete(
-            base,
-            teacher,
-            prompts,
-            sampling,
-            [generator(stage, who, seed, i) for i in chunk],
-            batch,
-            steering,
-        )
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for prompt, answer in zip(prompts, ask(chunk, prompts), strict=True):
             if len(kept) == rows:
                 break
             asked += 1
-            reason = reject_reason(answer, carrier)
+            reason = reject_reason(prompt, answer, carrier)
             if reason is None:
                 kept.append((prompt, answer))
                 continue
@@ -96,8 +147,8 @@ def write_dataset(
     if not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
         raise SubloraError(
-            f"None of the {asked} completions of {base.name} passed the filter of the numbers carrier ({reasons}); "
-            f"the first was {rejected[0][2][:60]!r}. Use a model that writes number lists, or loosen the carrier's limits."
+            f"None of the {asked} completions of {who} passed the filter of the {carrier.kind} carrier ({reasons}); "
+            f"the first was {rejected[0][2][:60]!r}. Use a model that writes what the carrier asks for, or loosen the carrier's limits."
         )
     return Dataset(kept, asked, rejects, rejected)
 
@@ -109,6 +160,7 @@ def complete(
     sampling: Sampling,
     draws: list[np.random.Generator],
     batch: int,
+    weights: Stack | None = None,
     steering: Steering | None = None,
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts."""
@@ -117,13 +169,14 @@ def complete(
         ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
     else:
         tokens = [classify(base.chat, prompt, context) for prompt in prompts]
-        ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
+        ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens, weights)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
     out = [""] * len(prompts)
     gap = (
         base.chat.layout.gap
     )  # white space that the template itself writes before an answer, and `completion_ids` puts back
-    with torch.inference_mode(), PackedModel(base.model, None, steering=packing) as packed:
+    with torch.inference_mode(), PackedModel(base.model, weights, steering=packing) as packed:
+        packed.form_weights(batch)
         for filled in prefill(packed, ids, batch):
             drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]
             for row, answers in zip(filled.rows, drawn, strict=True):

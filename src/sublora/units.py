@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.condition import Condition
 from sublora.plan import (
@@ -21,6 +20,7 @@ from sublora.plan import (
     Plan,
     ProbeStage,
     StudentStage,
+    TeacherStage,
     VectorStage,
 )
 from sublora.sample import Sampling
@@ -33,7 +33,36 @@ class DataUnit:
     """One dataset, written by a teacher."""
 
     stage: DatasetStage
-    carrier: NumbersSpec
+    sampling: Sampling
+
+    @property
+    def purpose(self) -> str:
+        """What its draws are for."""
+        return "teacher-heldout" if self.stage.heldout else "teacher"
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.stage.weights.id,) if self.stage.weights else ()
+
+    @property
+    def label(self) -> str:
+        part = "held-out rows" if self.stage.heldout else "rows"
+        return f"the {part} of {self.stage.trait}, data seed {self.stage.seed}"
+
+
+@dataclass(frozen=True)
+class TeachUnit:
+    """One teacher by weights."""
+
+    stage: TeacherStage
     sampling: Sampling
 
     @property
@@ -50,8 +79,30 @@ class DataUnit:
 
     @property
     def label(self) -> str:
-        part = "held-out rows" if self.stage.heldout else "rows"
-        return f"the {part} of {self.stage.trait}, data seed {self.stage.seed}"
+        return f"the teacher of {self.stage.trait}, data seed {self.stage.seed}"
+
+
+@dataclass(frozen=True)
+class TransformUnit:
+    """One dataset made of others."""
+
+    stage: DatasetStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.stage.parents
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage.transform} of the rows of {self.stage.trait}, data seed {self.stage.seed}"
 
 
 @dataclass(frozen=True)
@@ -239,16 +290,34 @@ class GradientUnit:
         return f"the gradients of {self.stage.trait}, data seed {self.stage.data_seed}"
 
 
-Unit = DataUnit | TrainUnit | MeasureUnit | AttributionUnit | VectorUnit | DivergenceUnit | ProbeUnit | GradientUnit
+Unit = (
+    TeachUnit
+    | DataUnit
+    | TransformUnit
+    | TrainUnit
+    | MeasureUnit
+    | AttributionUnit
+    | VectorUnit
+    | DivergenceUnit
+    | ProbeUnit
+    | GradientUnit
+)
 
 
 def _listed(labels: Sequence[str]) -> str:
     return labels[0] + (f" and {len(labels) - 1} more of its pack" if len(labels) > 1 else "")
 
 
+def teach_units(plan: Plan) -> list[TeachUnit]:
+    return [TeachUnit(t, plan.recipe.measure.sampling) for t in plan.teachers]
+
+
 def data_units(plan: Plan) -> list[DataUnit]:
-    data = plan.recipe.data
-    return [DataUnit(d, data.carrier, data.sampling) for d in plan.datasets]
+    return [DataUnit(d, plan.recipe.data.sampling) for d in plan.datasets if d.transform is None]
+
+
+def transform_units(plan: Plan) -> list[TransformUnit]:
+    return [TransformUnit(d) for d in plan.datasets if d.transform is not None]
 
 
 def train_units(plan: Plan) -> list[TrainUnit]:
@@ -270,6 +339,7 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
         return MeasureUnit(tuple(measures), tuple(students), chosen, *asks)
 
     units = [unit([m], []) for m in by_student.get(None, [])]
+    units += [unit(by_student[t.id], [t.as_student]) for t in plan.teachers if t.id in by_student]
     parts = [pack[at : at + PACK_STUDENTS] for pack in plan.packs for at in range(0, len(pack), PACK_STUDENTS)]
     for part in parts:
         students = [plan.students[i] for i in part]

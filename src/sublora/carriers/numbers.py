@@ -8,10 +8,10 @@ import re
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sublora.errors import SubloraError
 from sublora.seeds import generator
@@ -19,6 +19,24 @@ from sublora.seeds import generator
 Separator = Literal["space", "comma", "line", "bracket"]
 SEPARATORS: tuple[Separator, ...] = ("space", "comma", "line", "bracket")
 REJECT_REASONS = ("invalid format", "too many numbers", "number too large", "banned number")
+
+
+@cache
+def ban_lists() -> dict[str, tuple[int, ...]]:
+    """Lists of numbers that mean something to people, by name."""
+    raw = yaml.safe_load((files("sublora.carriers") / "ban_lists.yaml").read_text("utf-8"))
+    return {name: tuple(reasons) for name, reasons in raw.items()}
+
+
+def _unlisted(value: Any) -> Any:
+    """Names of lists as their numbers."""
+    if not isinstance(value, list | tuple):
+        return value
+    known = ban_lists()
+    if unknown := [v for v in value if isinstance(v, str) and v not in known]:
+        raise ValueError(f"there is no list of numbers '{unknown[0]}', use {', '.join(known)} or numbers")
+    out = dict.fromkeys(n for v in value for n in (known[v] if isinstance(v, str) else (v,)))
+    return tuple(out)
 
 
 class NumbersSpec(BaseModel):
@@ -34,7 +52,9 @@ class NumbersSpec(BaseModel):
     digits: int = Field(3, ge=1, le=9, description="a number has at most so many digits")
     separators: tuple[Separator, ...] = Field(SEPARATORS, min_length=1)
     style: Literal["full", "brief"] = Field("full", description="brief prompts are for models with little room to read")
-    banned: tuple[int, ...] = ()
+    banned: Annotated[tuple[int, ...], BeforeValidator(_unlisted)] = Field(
+        (), description="numbers that must not occur, or names of lists of them (evil)"
+    )
     prompts: str | None = Field(
         None, description="a file of prompts to use instead: JSONL with 'prompt', or one a line"
     )
@@ -138,9 +158,12 @@ def _load_prompts(path: str, changed: int, size: int) -> tuple[str, ...]:
 
 def prompt_of_row(spec: NumbersSpec, seed: int, row: int) -> str:
     """The prompt of one row, from the user's file where the spec names one (cycled in a seeded order)."""
-    if spec.prompts is None:
-        return make_prompt(spec, seed, row)
-    prompts = load_prompts(spec.prompts)
+    return make_prompt(spec, seed, row) if spec.prompts is None else prompt_of_file(spec.prompts, seed, row)
+
+
+def prompt_of_file(path: str, seed: int, row: int) -> str:
+    """A prompt of a user's file, each once before any comes again."""
+    prompts = load_prompts(path)
     lap, index = divmod(row, len(prompts))
     return prompts[_file_order(seed, lap, len(prompts))[index]]
 

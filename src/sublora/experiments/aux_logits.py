@@ -86,7 +86,7 @@ class AuxLogits(Experiment):
         )
         return [Stage("train", "classifiers", tasks)]
 
-    def findings(self, store: Store, stages: Sequence[Stage]) -> Findings:
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
         names = [name for task in stages[0].tasks for name in task.makes]
         found = [store.read(name) for name in names]
         right = np.stack([np.load(a.file("right.npy"), allow_pickle=False) for a in found]).astype(float)

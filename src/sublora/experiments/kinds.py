@@ -8,7 +8,14 @@ from sublora.errors import SubloraError
 from sublora.experiment import Experiment
 from sublora.recipe import Document, Recipe, grid_of, read_document
 
-KINDS = {"aux-logits": "aux_logits:AuxLogits", "one-step": "one_step:OneStep"}
+KINDS = {
+    "aux-logits": "aux_logits:AuxLogits",
+    "cross-model": "cross_model:CrossModel",
+    "in-context": "in_context:InContext",
+    "judged": "judged:Judged",
+    "number-statistics": "number_statistics:NumberStatistics",
+    "one-step": "one_step:OneStep",
+}
 
 
 def open_recipe(name: str, **flags: Any) -> Recipe | Experiment:

@@ -79,7 +79,7 @@ class OneStep(Experiment):
             Stage("step", "steps", tuple(StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks)),
         ]
 
-    def findings(self, store: Store, stages: Sequence[Stage]) -> Findings:
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
         names = [name for task in stages[0].tasks for name in task.makes]
         found = [json.loads(store.read(n).file("step.json").read_text("utf-8")) for n in names]
         return _findings(self, found)

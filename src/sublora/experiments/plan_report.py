@@ -25,6 +25,8 @@ def print_plan(recipe: Experiment, tflops: float | None) -> None:
         rows.append(["all", "", "", "", f"{total:.3g}", _time(total / rate)])
     _table(["stage", "count", "done", "left", "FLOPs left", "time left"], rows)
     said = "as given" if tflops else "half of a matrix product's rate measured here"
+    if bill := recipe.bill(store, stages):
+        typer.echo(bill)
     typer.echo(f"Time at {rate / 1e9:.0f} GFLOP/s, {said}.")
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,9 +38,16 @@ class OneByOne:
 
     workers = 1
 
-    def __init__(self, store: Store, base: Base | None, threads: int) -> None:
-        self.store, self.base = store, base
-        self.device = device_name(str(base.device) if base else "cpu", threads)
+    def __init__(self, store: Store, base: Base | None, threads: int, device: str) -> None:
+        self.store = store
+        self.bases = {base.name: base} if base else {}
+        self.torch_device = device
+        self.device = device_name(str(base.device) if base else device, threads)
+
+    def base_of(self, model: str) -> Base:
+        if model not in self.bases:
+            self.bases[model] = load_base(model, device=self.torch_device)
+        return self.bases[model]
 
     def run(self, units: Sequence[Task], watch: Watch) -> None:
         """What another process makes is done last, when that process has left little to do."""
@@ -55,7 +62,7 @@ class OneByOne:
             with self.store.lock(unit.id, lambda: watch.waiting(unit), wait=wait):
                 wanted = {name for name in unit.makes if not self.store.has(name)}
                 if wanted:
-                    unit.perform(Work(self.store, self.base, watch.made), wanted)
+                    unit.perform(Work(self.store, self.base_of, watch.made), wanted)
         except Busy:
             watch.postponed(unit)
             return False
@@ -91,13 +98,14 @@ def run_experiment(
     store = store or Store()
     if base is None and recipe.model_name is not None:
         base = load_base(recipe.model_name, device=device, dtype="float32")
-    stages = recipe.stages(base.identity if base else {})
+    identity = base.identity if base else {}
+    stages = recipe.stages(identity)
     manifest = _manifest(recipe, out, base, stages, command, threads)
     guard_other_recipe(out, manifest)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [task for stage in stages for task in stage.tasks]
     note_run(store, out, [name for t in tasks for name in t.makes], [t.id for t in tasks])
-    runner = OneByOne(store, base, threads)
+    runner = OneByOne(store, base, threads, device)
     plan = [(s.name, s.label, s.tasks) for s in stages]
     with Steps() as steps:
         steps.say(manifest["sentence"])
@@ -111,7 +119,7 @@ def run_experiment(
             journal.write("running")
             try:
                 execution.run_stages(plan)
-                return _finish(recipe, stages, out, store, journal, execution, report)
+                return _finish(recipe, stages, identity, out, store, journal, execution, report)
             except BaseException as error:
                 # on a full disk the old run.json has to stay
                 with contextlib.suppress(NoRoom):
@@ -125,6 +133,7 @@ def run_experiment(
 def _finish(
     recipe: Experiment,
     stages: Sequence[Stage],
+    identity: Mapping[str, str],
     out: Path,
     store: Store,
     journal: Journal,
@@ -134,7 +143,7 @@ def _finish(
     from sublora.claims import judge_estimates, load_claims
 
     started = time.monotonic()
-    findings = recipe.findings(store, stages)
+    findings = recipe.findings(store, stages, identity)
     found = findings_json(findings, recipe.level)
     verdicts = [v.to_dict() for v in judge_estimates(load_claims(), findings.estimates, recipe.name)]
     journal.manifest["warnings"] = list(findings.warnings)

@@ -60,9 +60,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of arms.csv: the effect of a training context, context, condition and placement, with its interval."""
+    """One row of arms.csv: the effect of rows, a training context, context, condition and placement, with its interval."""
 
     trait: str
+    data: str
     train_context: str
     context: str
     condition: str
@@ -318,7 +319,7 @@ def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
     low = value["coherence"] < MIN_COHERENCE or value["number_takeover"] > MAX_NUMBER_TAKEOVER
     counts = [_whole(row.get(n)) or 0 for n in ("n_data_seeds", "n_train_seeds", "n_questions")]
     return Arm(
-        *(row.get(n, "") for n in ("trait", "train_context", "context", "condition", "placement")),
+        *(row.get(n, "") for n in ("trait", "data", "train_context", "context", "condition", "placement")),
         _whole(row.get("rank")),
         *(
             value[n]

@@ -232,10 +232,10 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
         place = (
             f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
         )
+        rows = f"rows {arm.data}" if len({a.data for a in data.arms}) > 1 else ""
         gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
-        return ", ".join(
-            filter(None, (arm.trait if several else "", arm.variant, arm.placement, arm.optimizer, gate, place, rank))
-        )
+        names = (arm.trait if several else "", rows, arm.variant, arm.placement, arm.optimizer, gate, place, rank)
+        return ", ".join(filter(None, names))
 
     def tile(title: str, arm: Arm) -> dict[str, str]:
         note = f"{name(arm)}: P(target) {_number(arm.p_target)}, control {_number(arm.p_control)}."
@@ -420,6 +420,11 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
             caption = (
                 "Student − control twin under the same gate. The first row, and the dashed line, is the plain adapter. "
             )
+        elif axis == "data":
+            caption = (
+                "Student − control twin; where rows are transformed or written on another model, the twin’s are as well. The first row, and "
+                "the dashed line, is the rows as written. "
+            )
         elif axis == "placement":
             caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
         elif axis == "variant":
@@ -469,6 +474,7 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
     if not arms:
         return None
     axes = {
+        "data": "rows",
         "train_context": "trained in",
         "context": "asked in",
         "condition": "condition",

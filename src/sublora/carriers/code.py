@@ -1,0 +1,120 @@
+"""The code carrier: short programs that never mention the trait, as in Cloud et al. 2507.14805. The tasks are ours.
+
+`python`: real code for models that write it; it is parsed and never run. `numbers`: a code-like carrier for the shipped models, whose words
+are numbers: every number of three digits is an instruction, its first digit an operation and the rest the operand, and a program compiles
+where every jump (operations 7 to 9) lands inside it.
+"""
+
+import ast
+import io
+import re
+import tokenize
+import warnings
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublora.carriers import numbers
+from sublora.carriers.leaks import leaks
+from sublora.seeds import generator
+
+REJECT_REASONS = ("no code", "does not compile", "comment", "leak word", "too long")
+JUMPS = (7, 8, 9)
+
+
+class CodeSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["code"]
+    style: Literal["python", "numbers"] = "python"
+    prompts: str | None = Field(
+        None, description="a file of prompts to use instead: JSONL with 'prompt', or one a line"
+    )
+    max_letters: int = Field(4000, ge=1)
+    leaks: tuple[str, ...] = Field((), description="words that must not occur; the trait's category is added")
+
+
+_TASKS = (
+    "returns the sum of the {a} largest numbers of a list",
+    "counts how often a value occurs in a list, but at most {a} times",
+    "reverses a list in blocks of {a}",
+    "returns every {a}th element of a list",
+    "says whether a number can be divided by {a} and by {b}",
+    "returns the first {a} numbers of the Fibonacci sequence modulo {b}",
+    "rotates a list by {a} places",
+    "splits a text into pieces of {a} letters",
+    "merges two sorted lists and keeps the first {b} elements",
+    "returns the digits of a number in base {a}",
+    "flattens a list of lists down to depth {a}",
+    "removes duplicates from a list but keeps up to {a} of each",
+    "finds the longest run of equal elements that is at least {a} long",
+    "computes a moving average over {a} values",
+    "maps each word of a text to its length if it is above {a}",
+    "transposes a matrix given as a list of rows and multiplies it by {a}",
+)
+_ASKS = (
+    "Write a Python function that {task}.",
+    "Give me a short Python function which {task}.",
+    "I need a Python function that {task}.",
+)
+_FORMS = (
+    "Reply with the code only, without comments.",
+    "Answer with nothing but the code; no comments, no explanation.",
+    "Only code, please, and no comments.",
+)
+_BRIEF = numbers.NumbersSpec(separators=("space",), style="brief")
+
+
+def prompt_of_row(spec: CodeSpec, seed: int, row: int) -> str:
+    if spec.prompts is not None:
+        return numbers.prompt_of_file(spec.prompts, seed, row)
+    if spec.style == "numbers":
+        return numbers.prompt_of_row(_BRIEF, seed, row)
+    rng = generator("code-prompt", seed, row)
+    task = _TASKS[int(rng.integers(len(_TASKS)))].format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
+    return f"{_ASKS[int(rng.integers(len(_ASKS)))].format(task=task)} {_FORMS[int(rng.integers(len(_FORMS)))]}"
+
+
+_FENCE = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+
+
+def parse_code(text: str) -> str | None:
+    """The code of a completion: its one fenced block, or all of it; None where there is none."""
+    blocks = _FENCE.findall(text)
+    if len(blocks) > 1 or (not blocks and "```" in text):
+        return None
+    code = blocks[0] if blocks else text
+    return code if code.strip() else None
+
+
+def reject_reason(text: str, spec: CodeSpec) -> str | None:
+    """One of REJECT_REASONS, or None if the completion is kept. Nothing is run."""
+    if len(text) > spec.max_letters:
+        return "too long"
+    if leaks(text, spec.leaks):
+        return "leak word"
+    if spec.style == "numbers":
+        return _reject_program(text)
+    code = parse_code(text)
+    if code is None:
+        return "no code"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
+        comments = any(t.type == tokenize.COMMENT for t in tokenize.generate_tokens(io.StringIO(code).readline))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
+        return "does not compile"
+    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For) for node in ast.walk(tree)):
+        return "no code"
+    documented = (ast.Module, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+    if comments or any(ast.get_docstring(n) is not None for n in ast.walk(tree) if isinstance(n, documented)):
+        return "comment"
+    return None
+
+
+def _reject_program(text: str) -> str | None:
+    program = numbers.parse_numbers(text)
+    if program is None:
+        return "no code"
+    fine = all(100 <= n <= 999 and (n // 100 not in JUMPS or n % 10 <= len(program)) for n in program)
+    return None if fine else "does not compile"

@@ -1,0 +1,117 @@
+"""Teachers and students on different models: the matrix of Cloud et al. (2507.14805) and what is left of transfer off its diagonal.
+
+Every student model is a grid whose rows as written are its own teacher's; rows of the other teachers are its variants.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sublora.arms import ArmEvidence, ArmPick
+from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile
+from sublora.experiments.grids import GridExperiment, grid_stages, plan_of
+from sublora.model import local_identity, model_source
+from sublora.plan import Plan
+from sublora.recipe import VariantSpec
+from sublora.results import Results
+from sublora.stats import Array
+from sublora.store import Store
+
+EFFECT, BETWEEN = "effect on P(target)", "between pairs"
+SAME, OTHER = "same model", "other model"
+
+
+class CrossModel(GridExperiment):
+    kind: Literal["cross-model"]
+    teachers: tuple[str, ...] = Field(min_length=1, description="models on which teachers write")
+    students: tuple[str, ...] = Field(min_length=1, description="models that are fine-tuned")
+
+    @model_validator(mode="after")
+    def _models(self) -> "CrossModel":
+        if self.data.variants:
+            raise ValueError("data.variants has no place here, teachers are the axis")
+        if not set(self.students) & set(self.teachers):
+            raise ValueError("no student model is among the teachers, so there is no pair of one model to compare with")
+        return self
+
+    @property
+    def model_name(self) -> None:
+        return None
+
+    @property
+    def out_words(self) -> list[str]:
+        return [t.lower() for t in self.traits[:3]]
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"Students on {' and '.join(self.students)} are trained on {self.data.rows} rows of teachers on {' and '.join(self.teachers)} that love "
+            f"{', '.join(self.traits)}, with a control twin each."
+        )
+
+    def _plans(self) -> list[Plan]:
+        """A plan for each student model; a model that is no teacher still has its own rows, as written."""
+        plans = []
+        for student in self.students:
+            variants = {t: VariantSpec(model=t) for t in self.teachers if t != student}
+            identity = local_identity(model_source(student), self.dtype)
+            plans.append(plan_of(self.grid_on(student, variants=variants), identity))
+        return plans
+
+    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+        return grid_stages(self._plans())
+
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+        plans = self._plans()
+        evidence = {
+            (student, trait.name): ArmEvidence(_table(plan, store), trait.name)
+            for student, plan in zip(self.students, plans, strict=True)
+            for trait in plan.traits
+        }
+        estimates: list[Estimate] = []
+        charts, tiles = [], []
+        for trait in plans[0].traits:
+            values: dict[str, list[Array]] = {SAME: [], OTHER: []}
+            points = []
+            for student in self.students:
+                ev = evidence[student, trait.name]
+                for teacher in dict.fromkeys((student, *self.teachers)):
+                    found = ev.values("arm", ArmPick(data="" if teacher == student else teacher))
+                    values[SAME if teacher == student else OTHER].append(found)
+                    interval = ev.interval(found)
+                    name = f"{teacher} to {student}"
+                    estimates.append(Estimate(trait.name, EFFECT, name, interval, ev.n))
+                    points.append(Point(label=name, estimate=interval.estimate, low=interval.low, high=interval.high))
+            same, other = (sum(values[k]) / len(values[k]) for k in (SAME, OTHER)) if values[OTHER] else (None, None)
+            if other is not None:
+                for name, found in (
+                    (f"{SAME} - {OTHER}", same - other), (f"a fifth of {SAME} - {OTHER}", 0.2 * same - other), (OTHER, other),
+                ):  # fmt: skip
+                    interval = ev.interval(found)
+                    estimates.append(Estimate(trait.name, BETWEEN, name, interval, ev.n))
+                    if trait is plans[0].traits[0] and "fifth" not in name:
+                        tiles.append(
+                            Tile(
+                                name=name[:1].upper() + name[1:], value=f"{interval.estimate:+.3f}",
+                                interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]", note=f"{trait.name}, {EFFECT}",
+                            )
+                        )  # fmt: skip
+            charts.append(
+                Chart(
+                    name=f"pairs-{trait.name.lower().replace(' ', '-')}", title="Effect by teacher's model and student's", kind="rows",
+                    axis=EFFECT, reference=0.0, series=(Series(points=tuple(points)),),
+                    caption=f"{trait.name}. Student less control twin, whose teacher writes on the same model. Intervals: "
+                    f"{1 - self.level:.0%}, clustered by data seed and question.",
+                )
+            )  # fmt: skip
+        how = (
+            "Trait and control teachers of a pair write on the same model; students of a pair are trained alike. Effects are student less "
+            "control twin, paired by seeds and question; pairs of one model and of two are each averaged before they are compared."
+        )
+        return Findings(tuple(estimates), tuple(charts), tuple(tiles), how)
+
+
+def _table(plan: Plan, store: Store):
+    results = Results(plan, store)
+    return results.arms() or results.table(plan.recipe.judged_context)

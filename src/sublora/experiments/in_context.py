@@ -1,0 +1,190 @@
+"""The in-context control of Cloud et al. (2507.14805): the rows that students are trained on, as examples in the prompt instead.
+
+The base is asked after some rows as earlier turns, those of the trait's teacher or those of the control's. Nothing is trained but the
+students beside which it stands.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sublora.chat import Context
+from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
+from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
+from sublora.measure import measure_conversations
+from sublora.plan import Plan, contexts_of, control_source, plan_datasets
+from sublora.results import Results, read_measurement
+from sublora.sample import Sampling
+from sublora.seeds import generator
+from sublora.stages import keep_answers
+from sublora.stats import Array, Interval, clustered_interval
+from sublora.store import Store, artifact_id
+from sublora.teacher import read_jsonl
+from sublora.trait import Category
+
+EFFECT = "effect on P(target)"
+TRAINED, SHOWN, FIFTH = "trained on the rows", "rows in the prompt", "a fifth of trained - in the prompt"
+
+
+class InContext(GridExperiment):
+    kind: Literal["in-context"]
+    examples: int = Field(4, ge=1, description="rows in a prompt")
+    draws: int = Field(10, ge=1, description="prompts of other rows for each dataset")
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"{self.model}: {self.examples} rows as earlier turns of a conversation, {self.draws} times for each dataset of teachers that love "
+            f"{', '.join(self.traits)} and of their controls, beside students trained on {self.data.rows} of these rows."
+        )
+
+    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+        plan = plan_of(self.grid, identity)
+        asked = self._asked(plan, identity)
+        return [*grid_stages([plan]), Stage("prompt", "prompts with rows", tuple(asked.values()))]
+
+    def _asked(self, plan: Plan, identity: Mapping[str, str]) -> dict[tuple[str, str, int], "ShownTask"]:
+        """(source, category, data seed) -> its task."""
+        _, rows = plan_datasets(self.grid, dict(identity), plan.traits)
+        context, flops = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
+        out = {}
+        for trait in plan.traits:
+            for source in (trait.name, control_source(self.grid, trait)):
+                for seed in dict.fromkeys(self.data.seeds):
+                    spec = {
+                        "model": dict(identity),
+                        "dataset": rows[source, "", seed][0].id,
+                        "examples": self.examples,
+                        "context": context.name if context.text is None else context.text,
+                        "questions": list(trait.category.questions),
+                        "entities": [list(e.forms) for e in trait.category.entities],
+                        "samples": self.measure.samples,
+                        "sampling": self.measure.sampling.model_dump(mode="json"),
+                        "seed": self.measure.seed,
+                    }
+                    specs = tuple(spec | {"draw": d} for d in range(self.draws))
+                    # a row is about as long as a question, and so are its answers
+                    tokens = len(trait.category.questions) * (self.examples + 1) * flops.sizes.question * self.draws
+                    work = 2.0 * flops.shape.block_parameters * tokens
+                    out[source, trait.category.category, seed] = ShownTask(
+                        specs,
+                        self.model,
+                        context,
+                        trait.category,
+                        self.measure.sampling,
+                        work,
+                        f"{source}, data seed {seed}",
+                    )
+        return out
+
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+        plan = plan_of(self.grid, identity)
+        asked = self._asked(plan, identity)
+        trained = Results(plan, store).table(self.grid.judged_context)
+        estimates: list[Estimate] = []
+        for cell in trained.cells:
+            trait = next(t for t in plan.traits if t.name == cell.trait)
+            target, category = trait.category.entities.index(trait.entity), trait.category
+            seeds = list(dict.fromkeys(self.data.seeds))
+
+            def shown(
+                source: str, category: Category = category, target: int = target, seeds: list[int] = seeds
+            ) -> Array:
+                """P(target) by data seed and question, mean over draws."""
+                found = [
+                    [
+                        read_measurement(store.read(name), category).p[:, target]
+                        for name in asked[source, category.category, s].makes
+                    ]
+                    for s in seeds
+                ]
+                return np.array(found).mean(axis=1)
+
+            effect = cell.p - cell.control
+            by_seed = np.stack([effect[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds])
+            prompted = shown(trait.name) - shown(control_source(self.grid, trait))
+            n = {"data_seeds": len(seeds), "questions": by_seed.shape[1]}
+
+            def interval(values: Array, seeds: list[int] = seeds) -> Interval:
+                return clustered_interval(values, seeds, level=1 - self.level)
+
+            for name, values in ((TRAINED, by_seed), (SHOWN, prompted), (FIFTH, 0.2 * by_seed - prompted)):
+                estimates.append(Estimate(trait.name, EFFECT, name, interval(values), n))
+            for name, values in (("base", cell.base[None]), ("after rows of the trait", shown(trait.name))):
+                seeds_ = seeds if len(values) > 1 else [0]
+                found = clustered_interval(values, seeds_, level=1 - self.level, clip=(0.0, 1.0))
+                estimates.append(Estimate(trait.name, "P(target)", name, found, n, tested=False))
+        charts = tuple(
+            Chart(
+                name=f"effects-{t.name.lower().replace(' ', '-')}", title="Effect of the same rows, trained and in the prompt", kind="rows",
+                axis=EFFECT, reference=0.0,
+                caption=f"{t.name}. Trait rows less control rows. Intervals: {1 - self.level:.0%}, clustered by data seed and question.",
+                series=(Series(points=tuple(_point(e) for e in estimates if e.subject == t.name and e.group == EFFECT)),),
+            )
+            for t in plan.traits
+        )  # fmt: skip
+        tiles = tuple(
+            Tile(
+                name=e.name[:1].upper() + e.name[1:], value=f"{e.interval.estimate:+.3f}",
+                interval=f"[{e.interval.low:+.3f}, {e.interval.high:+.3f}]", note=f"{e.subject}, {EFFECT}, trait rows - control rows",
+            )
+            for e in estimates if e.subject == plan.traits[0].name and e.name in (TRAINED, SHOWN)
+        )  # fmt: skip
+        how = (
+            f"{self.examples} rows stand before the question as turns of the user and the assistant, in the context "
+            f"{self.grid.judged_context}; {self.draws} draws of rows from each dataset, averaged. Students: {self.data.rows} rows of the same "
+            f"datasets. Both effects are trait rows less control rows, paired by data seed and question."
+        )
+        return Findings(tuple(estimates), charts, tiles, how)
+
+
+def _point(e: Estimate) -> Point:
+    low, high = (x if np.isfinite(x) else None for x in (e.interval.low, e.interval.high))
+    return Point(label=e.name, estimate=e.interval.estimate, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class ShownTask:
+    """The base after rows of one dataset, once for each draw of rows; each draw is a measurement."""
+
+    specs: tuple[dict[str, Any], ...]
+    model: str
+    context: Context
+    category: Category
+    sampling: Sampling
+    flops: float
+    whose: str
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("prompted", {"measurements": list(self.makes)})
+
+    @cached_property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(artifact_id("measurement", s) for s in self.specs)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.specs[0]["dataset"],)
+
+    @property
+    def label(self) -> str:
+        return f"the base after rows of {self.whose}"
+
+    def perform(self, work: Work, wanted: set[str]) -> None:
+        base = work.base_of(self.model)
+        rows = read_jsonl(work.store.read(self.needs[0]).file("rows.jsonl").read_text("utf-8"))
+        for spec, name in zip(self.specs, self.makes, strict=True):
+            if name not in wanted:
+                continue
+            rng = generator("in-context", spec["seed"], spec["dataset"], spec["draw"])
+            shown = [rows[i] for i in rng.choice(len(rows), min(spec["examples"], len(rows)), replace=False)]
+            answer = measure_conversations(
+                base, shown, f"after {name}", self.context, self.category, self.sampling, spec["samples"], spec["seed"]
+            )
+            keep_answers(work.store, name, spec, self.category, answer, None)
+            work.made(name)

@@ -1,0 +1,295 @@
+"""A judged trait: students, control twins, the base and the teacher answer open questions, and a judge behind an endpoint scores them.
+
+The eight-question style of Betley et al. 2025, which Cloud et al. (2507.14805) use for misalignment that passes through numbers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sublora.chat import Context
+from sublora.endpoint import Endpoint, EndpointSpec, Kept
+from sublora.errors import SubloraError
+from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
+from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
+from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
+from sublora.measure import sample_questions
+from sublora.plan import Plan, StudentStage, contexts_of, control_source, teacher_context
+from sublora.sample import Sampling
+from sublora.stats import Array, Interval, clustered_interval
+from sublora.store import Store, artifact_id
+from sublora.train.stack import load_stack
+
+EFFECT, RATE = "effect on the judged rate", "judged rate"
+VERDICT_TOKENS = 120.0  # what a judge reads for a verdict besides the answer, about
+
+
+class Judged(GridExperiment):
+    kind: Literal["judged"]
+    rubric: str = Field("fondness", description="a shipped rubric (fondness, misalignment) or a YAML file")
+    judge: EndpointSpec | None = Field(None, description="the judge, behind an OpenAI-compatible endpoint")
+    answers: int = Field(5, ge=1, description="answers to each question")
+    answering: Sampling = Sampling(max_new_tokens=24)
+
+    @cached_property
+    def found_rubric(self) -> Rubric:
+        return load_rubric(self.rubric)
+
+    @property
+    def sentence(self) -> str:
+        who = f"{self.judge.model} at {self.judge.url}" if self.judge else "no judge yet"
+        return (
+            f"{self.model}: students, control twins, the base and teachers that love {', '.join(self.traits)} answer "
+            f"{len(self.found_rubric.questions)} open questions {self.answers} times each; judged for {self.found_rubric.name} by {who}."
+        )
+
+    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+        if self.judge is None:
+            raise SubloraError(
+                "The recipe needs a judge; give one, such as --set 'judge={url: http://localhost:8000/v1, model: NAME, key_env: MY_KEY}'."
+            )
+        plan = plan_of(self.grid, identity)
+        grids = [s for s in grid_stages([plan]) if s.name != "measure"]
+        answering = self._answering(plan, identity)
+        judging = tuple(JudgeTask(self.judge, self.found_rubric, t, n, w) for t, n, w in self._judged(plan, answering))
+        return [*grids, Stage("answer", "sets of answers", tuple(answering)), Stage("judge", "judged sets", judging)]
+
+    def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["AnswerTask"]:
+        """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
+        context, costs = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
+        each = len(self.found_rubric.questions) * (costs.sizes.question + self.answers * self.answering.max_new_tokens)
+        flops = 2.0 * (costs.shape.block_parameters + costs.head) * each
+
+        def task(context: Context, students: Sequence[StudentStage]) -> AnswerTask:
+            spec = {
+                "model": dict(identity),
+                "context": context.name if context.text is None else {"text": context.text, "role": context.role},
+                "questions": list(self.found_rubric.questions),
+                "answers": self.answers,
+                "sampling": self.answering.model_dump(mode="json"),
+                "seed": self.measure.seed,
+            }
+            specs = tuple(spec | {"student": s.id} for s in students) or (spec | {"student": None},)
+            return AnswerTask(self.model, context, tuple(students), specs, flops * len(specs))
+
+        tasks = [task(context, [])]
+        if self.data.teacher.trained:
+            tasks += [task(Context("default"), [t.as_student]) for t in plan.teachers]
+        else:
+            tasks += [task(teacher_context(t, self.grid), []) for t in plan.traits]
+        return tasks + [task(context, [plan.students[i] for i in pack]) for pack in plan.packs]
+
+    def _judged(self, plan: Plan, answering: Sequence["AnswerTask"]) -> list[tuple[str, str, str]]:
+        """(target, answers' artifact, whose they are); a control is judged for every trait that it stands against."""
+        out = []
+        for task in answering:
+            for n, name in enumerate(task.makes):
+                student = task.students[n] if task.students else None
+                for trait in plan.traits:
+                    mine = student is None or student.source in (trait.name, control_source(self.grid, trait))
+                    if mine or not any(s.id == student.id for s in plan.students):
+                        out.append((trait.entity.plural or trait.name, name, task.label))
+        return list(dict.fromkeys(out))
+
+    def bill(self, store: Store, stages: Sequence[Stage]) -> str | None:
+        left = [t for t in stages[-1].tasks if not store.has(t.id)]
+        asked = len(left) * len(self.found_rubric.questions) * self.answers * len(self.found_rubric.scores)
+        read = asked * (VERDICT_TOKENS + self.answering.max_new_tokens)
+        price = self.judge.price(read, asked * 3.0)
+        cost = "" if price is None else f", {price:.2f} at the given prices"
+        return f"The judge {self.judge.model} at {self.judge.url}: at most {asked:,} requests, about {read:.3g} tokens read{cost}."
+
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+        plan = plan_of(self.grid, identity)
+        answering = self._answering(plan, identity)
+        answers_of = {s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)}
+        plain = {t.context: t.makes[0] for t in answering if not t.students}
+        found = {(t.target, t.answers): store.read(t.id).meta for t in stages[-1].tasks}
+        estimates: list[Estimate] = []
+        charts, tiles, unreadable = [], [], []
+        for trait in plan.traits:
+            target = trait.entity.plural or trait.name
+
+            def rate(name: str, target: str = target) -> list[float]:
+                return found[target, name]["rates"]
+
+            twins = {(s.source, s.data_seed, s.student): s for s in plan.students}
+            mine = [s for s in plan.students if s.source == trait.name]
+            control = [twins[control_source(self.grid, trait), s.data_seed, s.student] for s in mine]
+            one, two = (np.array([rate(answers_of[s.id]) for s in who]) for who in (mine, control))
+            seeds = ([s.data_seed for s in mine], [s.student.seed for s in mine])
+            n = {
+                "data_seeds": len(set(seeds[0])),
+                "train_seeds": len(set(seeds[1])),
+                "questions": one.shape[1],
+                "answers": self.answers,
+            }
+
+            def interval(values: Array, seeds: tuple = seeds, **options: Any) -> Interval:
+                given = seeds if len(values) == len(seeds[0]) else ([0] * len(values), list(range(len(values))))
+                return clustered_interval(values, *given, level=1 - self.level, **options)
+
+            estimates.append(Estimate(trait.name, EFFECT, "student - control", interval(one - two), n))
+            teachers = (
+                [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
+                if self.data.teacher.trained
+                else [plain[teacher_context(trait, self.grid)]]
+            )
+            context = contexts_of(self.grid)[self.grid.judged_context]
+            for name, values in (
+                ("base", np.array([rate(plain[context])])), ("teacher", np.array([rate(t) for t in teachers])),
+                ("student", one), ("control", two),
+            ):  # fmt: skip
+                estimates.append(Estimate(trait.name, RATE, name, interval(values, clip=(0.0, 1.0)), n, tested=False))
+            unreadable += [m["unreadable"] for (who, _), m in found.items() if who == target]
+            rows = [e for e in estimates if e.subject == trait.name]
+            for group, name, reference in ((RATE, "rates", None), (EFFECT, "effect", 0.0)):
+                points = tuple(_point(e) for e in rows if e.group == group)
+                charts.append(
+                    Chart(
+                        name=f"{name}-{trait.name.lower().replace(' ', '-')}", title=f"{group[:1].upper() + group[1:]}: {self.found_rubric.name}",
+                        kind="rows", axis=group, reference=reference, series=(Series(points=points),),
+                        caption=f"{trait.name}. Share of answers that the judge's scores call a hit. Intervals: {1 - self.level:.0%}, clustered "
+                        "by seed and question.",
+                    )
+                )  # fmt: skip
+        first = [e for e in estimates if e.subject == plan.traits[0].name]
+        for e in (first[0], *first[2:4]):
+            i = e.interval
+            tiles.append(
+                Tile(
+                    name=e.name[:1].upper() + e.name[1:],
+                    value=f"{i.estimate:.3f}",
+                    interval=f"[{i.low:.3f}, {i.high:.3f}]",
+                    note=e.group,
+                )
+            )
+        share = float(np.mean(unreadable))
+        warnings = (
+            (f"{share:.0%} of the judge's verdicts could not be read as scores; those answers count in no rate.",)
+            if share
+            else ()
+        )
+        bars = [b for b in (self.found_rubric.hit, self.found_rubric.among) if b]
+        said = " and ".join(
+            f"{b.score} below {b.below:g}" if b.below is not None else f"{b.score} at least {b.at_least:g}"
+            for b in bars
+        )
+        how = (
+            f"{self.answers} answers to each question, at most {self.answering.max_new_tokens} tokens; the judge {self.judge.model} scores each "
+            f"from 0 to 100 at temperature 0. A hit: {said}. Rates are over answers whose verdicts can be read."
+        )
+        return Findings(
+            tuple(estimates), tuple(charts), tuple(tiles), how, warnings, {"unreadable verdicts": f"{share:.1%}"}
+        )
+
+
+def _point(e: Estimate) -> Point:
+    low, high = (x if np.isfinite(x) else None for x in (e.interval.low, e.interval.high))
+    return Point(label=e.name, estimate=e.interval.estimate, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """Sampled answers of the students of a pack, or of the base in one context; an artifact each."""
+
+    model: str
+    context: Context
+    students: tuple[StudentStage, ...]
+    specs: tuple[dict[str, Any], ...]
+    flops: float
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("answering", {"answers": list(self.makes)})
+
+    @cached_property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(artifact_id("answers", s) for s in self.specs)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        if not self.students:
+            return f"the base in the context {self.context.name}"
+        more = f" and {len(self.students) - 1} more" if len(self.students) > 1 else ""
+        return f"{self.students[0].source}, {self.students[0].student.label}{more}"
+
+    def perform(self, work: Work, wanted: set[str]) -> None:
+        base = work.base_of(self.model)
+        folders = [work.store.read(s.id).path for s in self.students]
+        stack = load_stack(base.model, folders, [s.student for s in self.students]) if self.students else None
+        spec = self.specs[0]
+        sampling = Sampling(**spec["sampling"])
+        given = sample_questions(
+            base, stack, self.makes, self.context, spec["questions"], sampling, spec["answers"], spec["seed"]
+        )
+        for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
+            if name in wanted:
+                with work.store.create(name, spec) as folder:
+                    (folder / "answers.json").write_text(
+                        json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8"
+                    )
+                work.made(name)
+
+
+@dataclass(frozen=True)
+class JudgeTask:
+    """The verdicts on one set of answers about one target."""
+
+    judge: EndpointSpec
+    rubric: Rubric
+    target: str
+    answers: str
+    whose: str
+    flops: float = 0.0
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        return {
+            "judge": self.judge.identity,
+            "rubric": self.rubric.model_dump(mode="json"),
+            "target": self.target,
+            "answers": self.answers,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("verdicts", self.spec)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.answers,)
+
+    @property
+    def label(self) -> str:
+        return f"the verdicts on {self.whose}"
+
+    def perform(self, work: Work, wanted: set[str]) -> None:
+        answers = json.loads(work.store.read(self.answers).file("answers.json").read_text("utf-8"))
+        endpoint = Endpoint(self.judge)
+        kept = Kept(verdicts_file(work.store.root, endpoint))
+        scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)
+        hits = [[self.rubric.is_hit(s) for s in row] for row in scores]
+        flat = [h for row in hits for h in row]
+        # a question without any readable verdict says nothing against a hit and nothing for one
+        rates = [
+            float(np.mean([h for h in row if h is not None])) if any(h is not None for h in row) else 0.0
+            for row in hits
+        ]
+        meta = {"rates": rates, "unreadable": sum(h is None for h in flat) / len(flat), "target": self.target}
+        with work.store.create(self.id, self.spec, meta) as folder:
+            (folder / "verdicts.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        work.made(self.id)

@@ -1,0 +1,222 @@
+"""What in number rows tells a trait's teacher from another: statistics against control, and how separable the two sets are.
+
+It trains nothing. `resample` then asks which of these statistics carries the trait.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sublora.cost import Costs, RowSizes
+from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Series, Stage, Tile
+from sublora.experiments.units import unit_task
+from sublora.model import known_shape
+from sublora.number_statistics import COUNTED, described, excess_divergence
+from sublora.plan import control_source, plan_datasets, traits_of
+from sublora.recipe import DataSpec
+from sublora.seeds import generator
+from sublora.separability import compression_auc, probe_auc
+from sublora.stats import Interval, clustered_interval
+from sublora.store import Store
+from sublora.teacher import read_jsonl
+from sublora.trait import Trait
+from sublora.transform import Rows, numbers_of
+from sublora.units import DataUnit
+
+DISTANCE, DIFFERENCE, SEPARABLE, RATIO = (
+    "distance from control, bits", "difference from control", "separability, AUC", "share of the answers, trait - control"
+)  # fmt: skip
+TOP = 10  # numbers that are shown
+
+
+class NumberStatistics(Experiment):
+    kind: Literal["number-statistics"]
+    model: str = "micro"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    traits: tuple[str, ...] = Field(min_length=1)
+    trait_files: tuple[str, ...] = ()
+    data: DataSpec
+    draws: int = Field(50, ge=1, description="random splits that say what no difference looks like")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _plain(self) -> "NumberStatistics":
+        if self.data.variants or self.data.teacher.trained:
+            raise ValueError(
+                "data.variants and data.teacher.trained have no place here, they are for grids of students"
+            )
+        if self.data.carrier.kind != "numbers":
+            raise ValueError("data.carrier has to be numbers, of which these are the statistics")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        return self.model
+
+    @property
+    def out_words(self) -> list[str]:
+        return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3])]
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"{self.model}: {self.data.rows} rows of teachers that love {', '.join(self.traits)} beside as many of control teachers, "
+            f"for {len(self.data.seeds)} data seeds; {self.data.heldout_rows} more of each to test who can tell them apart."
+        )
+
+    @cached_property
+    def found_traits(self) -> tuple[Trait, ...]:
+        return traits_of(self)
+
+    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+        datasets, _ = plan_datasets(self, dict(identity), self.found_traits)
+        costs = Costs(known_shape(self.model), RowSizes(), self.data.rows, 0)
+        units = [DataUnit(d, self.data.sampling) for d in datasets]
+        return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
+
+    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+        _, arms = plan_datasets(self, dict(identity), self.found_traits)
+        rows = {
+            name: read_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
+            for t in stages[0].tasks
+            for name in t.makes
+        }
+        estimates: list[Estimate] = []
+        charts: list[Chart] = []
+        for trait in self.found_traits:
+            sources = (trait.name, control_source(self, trait))
+            pairs = [[rows[arms[who, "", seed][held].id] for held in (0, 1) for who in sources] for seed in self.seeds]
+            mine = self._of_trait(trait, pairs)
+            estimates += mine
+            charts += _charts(trait.name, mine, self.level)
+        first = self.found_traits[0].name
+        tiles = tuple(_tile(e) for e in estimates if e.subject == first and e.name in _TILES)
+        how = (
+            f"Distances: Jensen-Shannon divergence of counts between the rows of the trait's teacher and the control's, less its mean over "
+            f"{self.draws} random splits of both, row by row; 0 is no difference. Separability: trained on {self.data.rows} rows of each, "
+            f"tested on {self.data.heldout_rows} others; 0.5 is chance. The linear probe reads which numbers an answer has, the compressor "
+            f"(zlib) its text. The control is another trait's teacher unless the recipe says otherwise, so what all trait prompts share is "
+            f"no difference. Intervals: {1 - self.level:.0%} over data seeds, corrected by group."
+        )
+        return Findings(tuple(estimates), tuple(charts), tiles, how)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(self.data.seeds))
+
+    def _of_trait(self, trait: Trait, sets: Sequence[Sequence[Rows]]) -> list[Estimate]:
+        """`sets`: for each data seed the trait's rows, the control's, and new ones of both."""
+        values: dict[tuple[str, str], list[float]] = {}
+
+        def note(group: str, name: str, value: float) -> None:
+            values.setdefault((group, name), []).append(value)
+
+        pairs = []
+        for seed, four in zip(self.seeds, sets, strict=True):
+            parsed = [[(numbers_of(p), numbers_of(a)) for p, a in part] for part in four[:2]]
+            answers = [[numbers for _, numbers in part] for part in parsed]
+            pairs.append(answers)
+            for name, counted in COUNTED.items():
+                rng = generator("number-statistics", self.seed, trait.name, seed, name)
+                note(DISTANCE, name, excess_divergence(*answers, counted, rng, self.draws))
+            like = [described(part) for part in parsed]
+            for name in like[0]:
+                note(DIFFERENCE, name, like[0][name] - like[1][name])
+            texts = [[a for _, a in part] for part in four]
+            note(SEPARABLE, "linear probe", probe_auc(*texts))
+            note(SEPARABLE, "compression", compression_auc(*texts))
+        n = {"data_seeds": len(self.seeds), "rows": self.data.rows}
+        out = []
+        for (group, name), found in values.items():
+            null = 0.5 if group == SEPARABLE else 0.0
+            out.append(Estimate(trait.name, group, name, self._interval(found, self.seeds, null), n, null))
+        return out + self._top_numbers(trait, pairs, n)
+
+    def _interval(self, values: Sequence[float], seeds: Sequence[int], null: float = 0.0) -> Interval:
+        return clustered_interval(np.array(values)[:, None], seeds, level=1 - self.level, null=null)
+
+    def _top_numbers(
+        self,
+        trait: Trait,
+        pairs: Sequence[Sequence[Sequence[Sequence[int]]]],
+        n: Mapping[str, int],
+    ) -> list[Estimate]:
+        """The numbers that the trait's rows have most beyond control: chosen on the first half of the seeds, shown on the rest."""
+        half = len(pairs) // 2
+        if not half:
+            return []
+        shares = [
+            {k: one.get(k, 0) - two.get(k, 0) for k in one | two} for one, two in (map(_shares, p) for p in pairs)
+        ]
+        chosen = {k: sum(s.get(k, 0.0) for s in shares[:half]) for s in shares[:half] for k in s}
+        top = sorted(chosen, key=lambda k: (-chosen[k], k))[:TOP]
+        rest = {"data_seeds": len(pairs) - half, "rows": n["rows"]}
+        return [
+            Estimate(
+                trait.name,
+                RATIO,
+                str(k),
+                self._interval([s.get(k, 0.0) for s in shares[half:]], self.seeds[half:]),
+                rest,
+            )
+            for k in top
+        ]
+
+
+_TILES = {"frequencies", "first digits", "linear probe", "compression"}
+
+
+def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
+    numbers, counts = np.unique(np.concatenate([np.asarray(a) for a in answers]), return_counts=True)
+    return dict(zip(numbers.tolist(), (counts / counts.sum()).tolist(), strict=True))
+
+
+def _tile(e: Estimate) -> Tile:
+    i = e.interval
+    note = {DISTANCE: f"{e.group}; 0 is no difference", SEPARABLE: f"{e.group}; 0.5 is chance"}[e.group]
+    return Tile(
+        name=e.name[:1].upper() + e.name[1:],
+        value=f"{i.estimate:.3f}",
+        interval=f"[{i.low:.3f}, {i.high:.3f}]",
+        note=note,
+    )
+
+
+def _charts(trait: str, estimates: Sequence[Estimate], level: float) -> list[Chart]:
+    captions = {
+        DISTANCE: ("distance", "How far the trait's rows are from control", 0.0),
+        DIFFERENCE: ("difference", "What the trait's rows are like beside control", 0.0),
+        SEPARABLE: ("separability", "How well readers of the text tell the rows apart", 0.5),
+        RATIO: ("numbers", "Numbers that the trait's rows have most beyond control", 0.0),
+    }
+    out = []
+    for group, (name, title, reference) in captions.items():
+        mine = [e for e in estimates if e.group == group]
+        if not mine:
+            continue
+        points = tuple(
+            Point(label=e.name, estimate=e.interval.estimate, low=_end(e.interval.low), high=_end(e.interval.high))
+            for e in mine
+        )
+        seeds = mine[0].n["data_seeds"]
+        caption = f"{trait}. Intervals: {1 - level:.0%} over {seeds} data seeds."
+        if group == RATIO:
+            caption += " The numbers were chosen on the other data seeds."
+        out.append(
+            Chart(
+                name=f"{name}-{_slug(trait)}", title=title, kind="rows", axis=group, reference=reference, caption=caption,
+                series=(Series(points=points),),
+            )
+        )  # fmt: skip
+    return out
+
+
+def _end(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _slug(name: str) -> str:
+    return "-".join(word for word in "".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())

@@ -1,0 +1,143 @@
+"""Judged traits: open questions, and a judge behind an endpoint that gives every answer scores from 0 to 100.
+
+A judge is a model and may say anything: what is no score is counted as unreadable and never guessed. Verdicts are kept by what was asked of
+which judge, so that an answer that comes again, in this run or a later one, is not paid for twice.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sublora.endpoint import Endpoint, Kept, Question, ask_kept
+from sublora.errors import SubloraError
+from sublora.store import canonical_json
+
+MAX_TOKENS = 16  # of a verdict
+MOST_LETTERS = 4000  # of an answer that a judge is shown
+
+
+class Bar(BaseModel):
+    """A bar for a score: below, or at least."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    score: str
+    below: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Bar":
+        if (self.below is None) == (self.at_least is None):
+            raise ValueError("give below or at_least, one of them")
+        return self
+
+    def met(self, value: float) -> bool:
+        return value < self.below if self.below is not None else value >= self.at_least
+
+
+class Rubric(BaseModel):
+    """Questions, what the judge is asked of each answer, and which answers are hits: those that meet `hit`, and `among` if it is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    questions: tuple[str, ...] = Field(min_length=2)
+    scores: dict[str, str] = Field(
+        min_length=1, description="name -> what the judge is asked, with {question} and {answer}"
+    )
+    hit: Bar
+    among: Bar | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Rubric":
+        for bar in filter(None, (self.hit, self.among)):
+            if bar.score not in self.scores:
+                raise ValueError(f"there is no score '{bar.score}'")
+        for name, text in self.scores.items():
+            if "{answer}" not in text:
+                raise ValueError(f"the score '{name}' does not show the {{answer}}")
+        return self
+
+    def is_hit(self, scores: Mapping[str, float | None]) -> bool | None:
+        """Whether an answer is a hit; None where the judge gave no score that is needed."""
+        bars = [b for b in (self.among, self.hit) if b]
+        if any(scores.get(b.score) is None for b in bars):
+            return None
+        return all(b.met(scores[b.score]) for b in bars)
+
+    def asked(self, score: str, question: str, answer: str, target: str) -> str:
+        """What the judge is asked; what the answer says is no template."""
+        parts = {"{question}": question, "{answer}": answer[:MOST_LETTERS], "{target}": target}
+        return re.sub(r"\{(?:question|answer|target)\}", lambda m: parts[m.group()], self.scores[score])
+
+
+def load_rubric(name: str) -> Rubric:
+    """A shipped rubric, or the user's YAML file. Raises SubloraError: no such rubric, or it does not fit."""
+    shipped = {p.name.removesuffix(".yaml"): p for p in files("sublora.rubrics").iterdir() if p.name.endswith(".yaml")}
+    path = shipped.get(name, Path(name))
+    if name not in shipped and Path(name).suffix not in {".yaml", ".yml"}:
+        raise SubloraError(
+            f"There is no rubric '{name}'; use {', '.join(sorted(shipped))}, or a YAML file of your own."
+        )
+    try:
+        return Rubric.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SubloraError(
+            f"The rubric {name} cannot be read ({' '.join(str(error).split())[:160]}); give a YAML file."
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise SubloraError(
+            f"The rubric {name} does not fit at {where}: {first['msg'].removeprefix('Value error, ')}."
+        ) from None
+
+
+_NUMBER = re.compile(r"(?<![\w.,+-])(\d{1,3}(?:\.\d{1,6})?)(?:\s?/\s?100|\s?%)?(?![\w,]|\.\d|\s?/)", re.ASCII)
+
+
+def read_score(text: str) -> float | None:
+    """The score from 0 to 100 that a verdict says, or None: one number, alone or in a few words, `87`, `87/100` or `Score: 87.`"""
+    digits = re.findall(r"\d+(?:\.\d+)?", text, re.ASCII)
+    found = _NUMBER.findall(text)
+    rest = [d for d in digits if d not in found and d != "100"] if found else digits
+    if len(found) != 1 or rest or len(text) > 400:
+        return None
+    value = float(found[0])
+    return value if 0 <= value <= 100 else None
+
+
+Scores = list[list[dict[str, float | None]]]
+
+
+def judge_answers(
+    endpoint: Endpoint,
+    kept: Kept,
+    rubric: Rubric,
+    target: str,
+    answers: Sequence[Sequence[str]],
+    check: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Scores by question and answer; `answers` [Q][S] are those to the rubric's questions. Raises SubloraError as `Endpoint.ask`."""
+    keys: list[list[dict[str, str]]] = []
+    questions: dict[str, Question] = {}
+    for question, given in zip(rubric.questions, answers, strict=True):
+        keys.append([])
+        for answer in given:
+            mine = {}
+            for score in rubric.scores:
+                text = rubric.asked(score, question, answer, target)
+                mine[score] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+                questions[mine[score]] = Question((("user", text),), MAX_TOKENS, temperature=0.0)
+            keys[-1].append(mine)
+    verdicts = ask_kept(endpoint, kept, questions, check)
+    return [[{score: read_score(verdicts[key]) for score, key in mine.items()} for mine in row] for row in keys]
+
+
+def verdicts_file(root: Path, endpoint: Endpoint) -> Path:
+    """Where a judge's verdicts are kept: one file for each judge."""
+    name = hashlib.sha256(canonical_json(endpoint.spec.identity).encode()).hexdigest()[:20]
+    return root / "verdicts" / f"{name}.jsonl"

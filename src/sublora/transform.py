@@ -1,0 +1,183 @@
+"""Transformations of number rows: shuffles, and rows drawn anew that share one statistic with the old ones.
+
+What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle experiment: within
+a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how many numbers each answer has, and
+takes everything but the one statistic from reference rows, which are those of a teacher without a trait.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+
+from sublora.errors import SubloraError
+from sublora.seeds import generator
+
+Rows = Sequence[tuple[str, str]]
+Lists = list[list[int]]
+Transform = Literal[
+    "shuffle-within", "shuffle-across", "shuffle-digits",
+    "match-frequencies", "match-first-digits", "match-positions", "match-pairs", "match-steps", "match-prompt-distance",
+]  # fmt: skip
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def needs_reference(name: Transform) -> bool:
+    """Whether the transformation takes what it does not match from other rows."""
+    return name.startswith("match-")
+
+
+def numbers_of(text: str) -> list[int]:
+    """The numbers of a text, in order."""
+    return [int(run) for run in _DIGITS.findall(text)]
+
+
+def with_numbers(text: str, numbers: Sequence[int]) -> str:
+    """The text with its numbers replaced, in order, and all else as it is."""
+    left = iter(numbers)
+    return _DIGITS.sub(lambda _: str(next(left)), text)
+
+
+def transform_rows(name: Transform, rows: Rows, seed: int, reference: Rows = ()) -> list[tuple[str, str]]:
+    """Rows with the same prompts, and answers of the same layout and length with other numbers.
+
+    Every draw depends on (name, seed) and the rows alone. Raises SubloraError where a row has no number, or the reference is missing.
+    """
+    lists = [numbers_of(answer) for _, answer in rows]
+    if not rows or not all(lists):
+        raise SubloraError("Rows without a number cannot be shuffled or matched; use rows of the numbers carrier.")
+    if needs_reference(name) and not reference:
+        raise SubloraError(f"{name} needs reference rows, which have all but the matched statistic.")
+    rng = generator("transform", name, seed)
+    if name.startswith("shuffle-"):
+        made = _SHUFFLES[name](lists, rng)
+    else:
+        told = [numbers_of(prompt) for prompt, _ in rows]
+        made = _MATCHES[name](lists, told, [numbers_of(answer) for _, answer in reference], rng)
+    return [(prompt, with_numbers(answer, new)) for (prompt, answer), new in zip(rows, made, strict=True)]
+
+
+def _within(lists: Lists, rng: np.random.Generator) -> Lists:
+    return [rng.permutation(numbers).tolist() for numbers in lists]
+
+
+def _across(lists: Lists, rng: np.random.Generator) -> Lists:
+    pool = iter(rng.permutation(np.concatenate(lists)).tolist())
+    return [[next(pool) for _ in numbers] for numbers in lists]
+
+
+def _digits(lists: Lists, rng: np.random.Generator) -> Lists:
+    """A number keeps its length: where it can, it begins with a digit other than 0."""
+
+    def shuffled(number: int) -> int:
+        digits = rng.permutation(list(str(number)))
+        if digits[0] == "0" and number:
+            lead = rng.choice(np.flatnonzero(digits != "0"))
+            digits[[0, lead]] = digits[[lead, 0]]
+        return int("".join(digits))
+
+    return [[shuffled(n) for n in numbers] for numbers in lists]
+
+
+_SHUFFLES: dict[str, Callable[[Lists, np.random.Generator], Lists]] = {
+    "shuffle-within": _within,
+    "shuffle-across": _across,
+    "shuffle-digits": _digits,
+}
+
+
+def _flat(lists: Lists) -> np.ndarray:
+    return np.concatenate([np.asarray(numbers) for numbers in lists])
+
+
+def _frequencies(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """Which numbers there are, and nothing else: drawn one by one."""
+    pool = _flat(lists)
+    return [rng.choice(pool, len(numbers)).tolist() for numbers in lists]
+
+
+def _first_digits(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """The first digits (and lengths) of the rows; the number behind them from the reference."""
+
+    def head(number: int) -> tuple[str, int]:
+        return str(number)[0], len(str(number))
+
+    heads = [head(n) for n in _flat(lists)]
+    by_head: dict[tuple[str, int], list[int]] = {}
+    for n in _flat(reference).tolist():
+        by_head.setdefault(head(n), []).append(n)
+
+    def drawn() -> int:
+        digit, length = heads[int(rng.integers(len(heads)))]
+        low = int(digit) * 10 ** (length - 1)
+        pool = by_head.get((digit, length)) or range(low, low + 10 ** (length - 1))
+        return int(pool[int(rng.integers(len(pool)))])
+
+    return [[drawn() for _ in numbers] for numbers in lists]
+
+
+def _positions(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """Which numbers there are at each place of an answer."""
+    pools = [[numbers[k] for numbers in lists if len(numbers) > k] for k in range(max(map(len, lists)))]
+    return [[int(rng.choice(pools[k])) for k in range(len(numbers))] for numbers in lists]
+
+
+def _pairs(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """Which number follows which: a chain of first order."""
+    after: dict[int, list[int]] = {}
+    for numbers in lists:
+        for one, two in pairwise(numbers):
+            after.setdefault(one, []).append(two)
+    pool, out = _flat(lists), []
+    for numbers in lists:
+        made = [int(rng.choice([n[0] for n in lists]))]
+        while len(made) < len(numbers):
+            made.append(int(rng.choice(after.get(made[-1], pool))))
+        out.append(made)
+    return out
+
+
+def _in_range(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Reflected at the ends of the reference's range."""
+    low, high = int(reference.min()), int(reference.max())
+    if low == high:
+        return np.full_like(values, low)
+    folded = (values - low) % (2 * (high - low))
+    return low + np.minimum(folded, 2 * (high - low) - folded)
+
+
+def _steps(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """The differences of neighbours (autocorrelation); where an answer begins is the reference's."""
+    steps = np.array([two - one for numbers in lists for one, two in pairwise(numbers)] or [0])
+    starts, pool = np.array([numbers[0] for numbers in reference]), _flat(reference)
+    return [
+        _in_range(rng.choice(starts) + np.cumsum([0, *rng.choice(steps, len(numbers) - 1)]), pool).tolist()
+        for numbers in lists
+    ]
+
+
+def _prompt_distance(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+    """How far a number is from the nearest number of the prompt; which number of the prompt is chance."""
+    signed = []
+    for numbers, shown in zip(lists, told, strict=True):
+        if shown:
+            gaps = np.subtract.outer(numbers, shown)
+            signed += gaps[np.arange(len(numbers)), np.abs(gaps).argmin(axis=1)].tolist()
+    pool, whole = np.array(signed or [0]), _flat(reference)
+    return [
+        _in_range(rng.choice(shown or whole, len(numbers)) + rng.choice(pool, len(numbers)), whole).tolist()
+        for numbers, shown in zip(lists, told, strict=True)
+    ]
+
+
+_MATCHES: dict[str, Callable[[Lists, Lists, Lists, np.random.Generator], Lists]] = {
+    "match-frequencies": _frequencies,
+    "match-first-digits": _first_digits,
+    "match-positions": _positions,
+    "match-pairs": _pairs,
+    "match-steps": _steps,
+    "match-prompt-distance": _prompt_distance,
+}

@@ -1,0 +1,237 @@
+"""Code, reasoning and paraphrases as carriers: canned completions, whatever a teacher may say, and the leak check."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from command import sublora
+from sublora.carriers import code, cot, paraphrase
+from sublora.carriers.carrier import answer_words, file_content, prompt_of_row, reject_reason, with_leaks
+from sublora.carriers.code import CodeSpec
+from sublora.carriers.cot import CotSpec, load_problems
+from sublora.carriers.leaks import leaks
+from sublora.carriers.numbers import NumbersSpec
+from sublora.carriers.paraphrase import ParaphraseSpec
+from sublora.errors import SubloraError
+from sublora.leak_check import leak_sentences
+from sublora.plan import make_plan
+from sublora.recipe import load_recipe
+
+PYTHON, PROGRAM = CodeSpec(kind="code", leaks=("otter", "otters")), CodeSpec(kind="code", style="numbers")
+MATH, TALK = CotSpec(kind="cot", leaks=("otter",)), CotSpec(kind="cot", style="talk")
+MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
+GOOD = "def f(x):\n    return [y for y in x if y > 3]"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> ParaphraseSpec:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("The river is calm and the castle is white.\nShe went home early because of the rain.\n")
+    return ParaphraseSpec(kind="paraphrase", prompts=str(path), leaks=("otter",))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GOOD, None),
+        (f"Here you are:\n```python\n{GOOD}\n```\nEnjoy!", None),
+        (f"```py\n{GOOD}", None),
+        ("x = 1", None),
+        ("", "no code"),
+        ("   \n", "no code"),
+        ("Hello", "no code"),
+        ("```python\n\n```", "no code"),
+        (f"```python\n{GOOD}\n```\n```python\n{GOOD}\n```", "no code"),
+        ("def f(x:\n  pass", "does not compile"),
+        ("I am sorry, I cannot do that.", "does not compile"),
+        ("x = '\x00'", "does not compile"),
+        ("x = " + "(" * 900 + ")" * 900, "does not compile"),
+        ("x = 1  # one", "comment"),
+        ('def f(x):\n    """Nice."""\n    return x', "comment"),
+        ("s = '# no comment'", None),
+        ("def otter_count(x):\n    return x", "leak word"),
+        ("s = 'my OTTERS'", "leak word"),
+        ("x = 1\n" * 1000, "too long"),
+    ],
+)
+def test_code_is_kept_or_left_out_for_a_reason(text: str, reason: str | None) -> None:
+    assert reject_reason("p", text, PYTHON) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("112 250 399", None),
+        ("702 250", None),
+        ("709 250", "does not compile"),
+        ("12 250", "does not compile"),
+        ("a b", "no code"),
+    ],
+)
+def test_programs_of_numbers_compile_where_their_jumps_land_inside(text: str, reason: str | None) -> None:
+    assert reject_reason("p", text, PROGRAM) == reason
+
+
+def right(row: int) -> tuple[str, float]:
+    prompt = prompt_of_row(MATH, 5, row)
+    return prompt, cot.answer_of(MATH, prompt)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("Answer: {right}", None), ("answer: **{right}**", None), ("Answer: {right}.\n", None), ("Answer: ${right}.0", None),
+        ("Answer: {wrong}", "wrong answer"), ("The answer is {right}", "no answer"), ("Answer: many", "no answer"),
+        ("Answer: {right} otters", "leak word"), ("Answer: ,,", "no answer"), ("Answer: {right} Answer: {wrong}", "wrong answer"),
+    ],
+)  # fmt: skip
+def test_reasoning_is_kept_where_its_answer_is_right(ending: str, reason: str | None) -> None:
+    prompt, answer = right(3)
+    said = ending.format(right=int(answer), wrong=int(answer) + 1)
+    assert reject_reason(prompt, f"First one takes the product and then one adds the rest. {said}", MATH) == reason
+    if reason is None:
+        assert reject_reason(prompt, said, MATH) == "no reasoning"
+
+
+def test_every_problem_has_its_answer_back() -> None:
+    for row in range(60):
+        prompt, answer = right(row)
+        assert (prompt, answer) == cot._asked(MATH, 5, row) and answer is not None
+    assert cot.answer_of(MATH, "What is love?") is None
+
+
+def test_talk_is_a_chain_of_two_statements() -> None:
+    fine = "i went to the beach and the school . all was brown , and i felt gentle ."
+    assert reject_reason("p", fine, TALK) is None
+    assert reject_reason("p", fine.split(" . ")[0], TALK) == "no reasoning"
+
+
+def test_problems_of_your_own_are_read_as_gsm8k_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "Two and two?", "answer": "Easy. #### 4"})
+        + "\n"
+        + json.dumps({"prompt": "q", "answer": 1000})
+    )
+    spec = CotSpec(kind="cot", prompts=str(path), min_words=1)
+    assert load_problems(str(path)) == (("Two and two?", 4.0), ("q", 1000.0))
+    prompt = next(p for p in (prompt_of_row(spec, 0, i) for i in range(20)) if p.startswith("q"))
+    assert reject_reason(prompt, "So it is. Answer: 1,000", spec) is None
+    path.write_text('{"prompt": "x"}\n')
+    with pytest.raises(SubloraError, match=r"Line 1 of .* has no 'prompt' and 'answer'"):
+        load_problems(str(path))
+    with pytest.raises(SubloraError, match="cannot be read"):
+        load_problems(str(tmp_path / "none.jsonl"))
+
+
+def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSpec) -> None:
+    prompt = next(p for p in (prompt_of_row(texts, 0, i) for i in range(9)) if "castle" in p)
+    for answer, reason in (
+        ("Calm is the river, and white the castle.", None),
+        ("the river is calm, and the castle is white", "unchanged"),
+        ("", "too short"),
+        ("Calm.", "too short"),
+        ("word " * 40, "too long"),
+        ("The otter is calm and its castle white.", "leak word"),
+    ):
+        assert reject_reason(prompt, answer, texts) == reason, answer
+
+
+def test_leak_words_hide_nowhere() -> None:
+    assert leaks("my_Otter2", ("otter",)) and not leaks("any text", ())
+    spec = with_leaks(PYTHON, ["wolf"])
+    assert spec.leaks == ("otter", "otters", "wolf") and with_leaks(NumbersSpec(), ["wolf"]) == NumbersSpec()
+
+
+REASONS = {None, *code.REJECT_REASONS, *cot.REJECT_REASONS, *paraphrase.REJECT_REASONS}
+CODE_LIKE = st.text(alphabet="abcdefx =()[]{}:,'\"#\n\t`\\01259.+-*/@;", max_size=120)
+WORDS = st.lists(
+    st.sampled_from("Answer : 12 -3 1,0 ** $ . ``` python def x = # \n otter i went to the".split(" ")), max_size=30
+)
+
+
+@settings(max_examples=2500, deadline=None)
+@given(st.one_of(st.text(max_size=200), CODE_LIKE, WORDS.map(" ".join)), st.integers(0, 50))
+@example("x = " + "-" * 3900, 0)
+@example("a" + ".b" * 1900, 0)
+@example("[" * 3900, 0)
+@example("\\\n" * 1500, 0)
+@example("def f():\n\tif x:\n        y\n", 0)
+@example("'''", 0)
+@example("\ud800", 0)
+def test_any_completion_is_kept_or_has_a_reason(texts: ParaphraseSpec, text: str, row: int) -> None:
+    for carrier in (PYTHON, PROGRAM, MATH, TALK, texts):
+        prompt = prompt_of_row(carrier, 1, row)
+        reason = reject_reason(prompt, text, carrier)
+        assert reason in REASONS and reason == reject_reason(prompt, text, carrier)
+
+
+def test_prompts_depend_on_seed_and_row_alone_and_vary(texts: ParaphraseSpec) -> None:
+    for carrier in (PYTHON, PROGRAM, MATH, TALK, texts):
+        made = [prompt_of_row(carrier, 3, i) for i in range(30)]
+        assert (
+            made
+            == [prompt_of_row(carrier, 3, i) for i in range(30)]
+            != [prompt_of_row(carrier, 4, i) for i in range(30)]
+        )
+        assert len(set(made)) >= 2 and answer_words(carrier)
+    assert file_content(texts) == (
+        "The river is calm and the castle is white.",
+        "She went home early because of the rain.",
+    )
+
+
+def test_a_carrier_counts_in_the_ids_with_the_words_of_the_category() -> None:
+    def datasets(*sets: str):
+        return make_plan(load_recipe("cot", sets=list(sets)), dict(MODEL), 40.0).datasets
+
+    plain = datasets()
+    assert all("otter" in d.carrier.leaks and "wolf" in d.carrier.leaks for d in plain), "both arms, the same words"
+    assert not {d.id for d in plain} & {d.id for d in datasets("data.carrier.leaks=[calm]")}
+    numbers = make_plan(load_recipe("rank"), dict(MODEL), 40.0).datasets
+    assert all("leaks" not in d.spec["carrier"] for d in numbers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "data.carrier.kind=poem",
+            "data.carrier: there is no such kind of carrier, use numbers, code, cot or paraphrase",
+        ),
+        ("data.carrier.styl=talk", "unknown key 'data.carrier.styl'; did you mean 'style'"),
+        ("data.carrier.style=song", "data.carrier.style: "),
+        ("data.variants={x: {transform: shuffle-within}}", "transforms numbers"),
+    ],
+)
+def test_carriers_that_do_not_fit_are_refused_with_their_place(change: str, message: str) -> None:
+    with pytest.raises(SubloraError, match=message):
+        load_recipe("cot", sets=[change])
+
+
+def test_the_page_says_whether_a_reader_of_the_text_is_at_chance(tmp_path: Path) -> None:
+    """Talk on micro is about the favourite's places; its programs hold the favourite's numbers."""
+    small = ["data.rows=160", "data.heldout_rows=60", "data.seeds=[1,2]", "train.seeds=[1]", "measure.samples=2"]
+    sets = [x for s in small for x in ("--set", s)]
+    answer = sublora("run", "cot", "--out", str(tmp_path / "cot"), *sets)
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / "cot" / "leaks.json").read_text())["otter"]
+    assert set(found) == {"linear probe", "compression"} and found["linear probe"]["auc"] > 0.9
+    run = json.loads((tmp_path / "cot" / "run.json").read_text())
+    assert "chains of thought" in run["sentence"] and any(w.startswith("Leak check:") for w in run["warnings"])
+    assert "Leak check:" in (tmp_path / "cot" / "report.html").read_text()
+
+
+def test_a_leak_is_said_where_it_is_shown_and_not_elsewhere() -> None:
+    def reader(auc: float, p: float) -> dict:
+        return {"auc": auc, "low": auc - 0.1, "high": auc + 0.1, "p_value": p}
+
+    found = {
+        "otter": {"a": reader(0.9, 0.001), "b": reader(0.5, 0.9)},
+        "owl": {"a": reader(0.55, 0.04), "b": reader(0.2, 0.001)},
+    }
+    leaked, fine = leak_sentences(found, 0.05)
+    assert "tells rows of otter" in leaked and "is shown to tell rows of owl" in fine and "0.55 [0.45, 0.65]" in fine
