@@ -108,7 +108,7 @@ def measure_conversations(
             f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
         )
     draws = _draws([name], context, category, sampling, samples, seed)
-    return _answers(base, None, prompts, category, sampling, draws, None, rows_at_once)[0]
+    return _answers(base, None, prompts, category, sampling, draws, None, None, rows_at_once)[0]
 
 
 def sample_questions(
