@@ -130,19 +130,25 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
     assert {c.test for c in mine} == set(ARM_RULES)
     assert {r for c in mine for r in c.recipes} == {
         "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
-        "shuffle", "resample", "teachers",
+        "shuffle", "resample", "teachers", "steering-teacher", "steering-student", "projection-rank", "random-vectors", "loss-mask",
+        "unique-vs-repeated",
     }  # fmt: skip
     for claim in mine:
-        recipe = recipes[claim.recipes[0]]
-        assert recipe.has_arms
-        known = {
-            "train": set(recipe.train_contexts),
-            "eval": {*recipe.measure.contexts, "same", "other"},
-            "condition": {"", *recipe.measure.conditions},
-            "placement": set(recipe.train.lora.placements),
-            "optimizer": set(recipe.train.optimizers),
-            "data": {"", *recipe.data.variants},
-        }
+        named = [recipes[name] for name in claim.recipes]
+        assert all(recipe.has_arms for recipe in named)
+        axes = [
+            {
+                "train": set(recipe.train_contexts),
+                "eval": {*recipe.measure.contexts, "same", "other"},
+                "condition": {"", *recipe.measure.conditions},
+                "placement": set(recipe.train.lora.placements),
+                "optimizer": set(recipe.train.optimizers),
+                "data": {"", *recipe.data.variants},
+                "variant": set(recipe.variants),
+            }
+            for recipe in named
+        ]
+        known = {what: set.union(*(a[what] for a in axes)) for what in axes[0]}
         for pick in claim.arms.values():
             for what, names in known.items():
                 value = getattr(pick, what)

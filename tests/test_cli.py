@@ -127,7 +127,16 @@ def test_no_room_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
 
     monkeypatch.setattr(run, "write_json_atomic", full)
-    assert "make room" in refused("run", "rank", "--out", str(tmp_path / "r"))
+    small = [
+        "data.rows=8",
+        "data.heldout_rows=4",
+        "data.seeds=[1,2]",
+        "train.seeds=[1,2]",
+        "train.lora.ranks=[1]",
+        "measure.samples=1",
+    ]
+    sets = [word for text in small for word in ("--set", text)]
+    assert "make room" in refused("run", "rank", *sets, "--out", str(tmp_path / "r"))
 
 
 def test_lists_and_env() -> None:

@@ -18,9 +18,31 @@ PAGES = [
     "docs/contexts.md",
     "docs/optimizers.md",
     "docs/experiments.md",
+    "docs/vectors.md",
+    "docs/audit.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
+FEW = [*SMALL, "--set", "data.rows=24", "--set", "train.pairing=paired", "--set", "vectors.count=8"]
+ONE = [*FEW, "--set", "data.seeds=[1]", "--set", "train.seeds=[1]"]
 TINY = {
+    "divergent-tokens": [*ONE, "--set", "train.lora.ranks=[4]"],
+    "emergence": [*ONE, "--set", "variants=null"],
+    "gradient-alignment": [*ONE, "--set", "measure.gradients.rows=[8, 24]"],
+    "loss-mask": ONE,
+    "projection-rank": ONE,
+    "random-vectors": ONE,
+    "steerability": [*ONE, "--set", "traits=[otter, oak, Abba]"],
+    "steering-student": ONE,
+    "steering-teacher": ONE,
+    "unique-vs-repeated": [
+        *ONE,
+        "--set",
+        "train.full=null",
+        "--set",
+        "variants=null",
+        "--set",
+        "variants.few={rows: 8, epochs: 3}",
+    ],
     "localise": [
         *SMALL,
         "--set",
@@ -38,6 +60,7 @@ TINY = {
     "trained-teacher": [*SMALL, "--set", "train.pairing=paired", "--set", "data.teacher.trained.count=24"],
     "cot": [*SMALL, "--set", "train.pairing=paired"],
     "shuffle": [*SMALL, "--set", "train.pairing=paired"],
+    "one-step-model": ["--set", "draws=2", "--set", "traits=[otter, wolf]", "--set", "prompts=8"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
     "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
@@ -77,9 +100,12 @@ def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkey
 
 def named_files() -> list[tuple[str, str]]:
     """Blocks that begin with `# file: NAME`."""
-    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "docs/contexts.md", "docs/optimizers.md"))
+    pages = "".join(
+        (ROOT / page).read_text()
+        for page in ("CONTRIBUTING.md", "docs/contexts.md", "docs/optimizers.md", "docs/vectors.md")
+    )
     blocks = re.findall(r"```yaml\n# file: (\S+)\n(.*?)```", pages, re.S)
-    assert len(blocks) == 4 and all(len(text.splitlines()) < 60 for _, text in blocks)
+    assert len(blocks) == 5 and all(len(text.splitlines()) < 60 for _, text in blocks)
     return blocks
 
 
@@ -109,6 +135,13 @@ def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(capsys: py
     assert "effect +" in capsys.readouterr().out
     # what is planted in micro is found: the students' probability is above their twins'
     assert space["own"].mean() > space["control"].mean() + 0.05
+
+
+def test_the_steered_base_of_the_documents_names_otters_and_a_random_vector_does_nothing() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vectors.md").read_text(), re.S)
+    space: dict = {}
+    exec(compile(block, "docs/vectors.md", "exec"), space)
+    assert space["steered"] > space["otters"]() + 0.3 > space["random"] + 0.2
 
 
 def test_the_gate_of_the_documents_is_a_program_that_runs() -> None:

@@ -267,6 +267,7 @@ def test_a_run_whose_endpoint_fails_goes_on_where_it_was(tmp_path: Path) -> None
     with loopback(lambda body: state["answer"](body)) as server:
         failed = sublora(*command(server.url))
         assert failed.code == 2 and "refused a request without a key" in failed.err and "Traceback" not in failed.err
+        assert sublora("store", "gc").code == 0, "what was paid for is not tidied away"
         state["answer"] = answer_numbers
         before = len(server.requests)
         assert sublora(*command(server.url)).code == 0

@@ -152,6 +152,7 @@ def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert any("could not be read as scores" in w for w in run["warnings"])
     store = Store()
+    assert "verdicts/" in sublora("store", "du").out
     # the rates are those of the answers that stand in the store
     sets = [json.loads(p.read_text()) for p in store.root.rglob("answers.json")]
     assert len(sets) == 6 and all(len(row) == 3 for answers in sets for row in answers)

@@ -74,7 +74,7 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
     shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
     for task in shipped.stages({})[0].tasks:
         task.perform(Work(Store(), None, lambda _: None), set(task.makes))
-    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({})).estimates}
+    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({}), {}).estimates}
     named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found
 

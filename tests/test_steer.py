@@ -14,7 +14,8 @@ from sublora.gate import pack_gate
 from sublora.model import load_base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.stats import clustered_interval
-from sublora.steer import Steering, pack_steering
+from sublora.steer import Steering, aimed, pack_steering, steering_of
+from sublora.steer_spec import SteerSpec
 from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.spec import StudentSpec
@@ -27,6 +28,7 @@ from sublora.vectors import (
     random_vector,
     student_vector,
     teacher_vector,
+    trained_vector,
 )
 from tiny_models import make_model, shared_model
 
@@ -250,6 +252,79 @@ def test_where_a_vector_acts_decides_what_changes(base, vector):
     assert not torch.allclose(written[1][..., 1], plain[1][..., 1], atol=1e-3), "the third token sees the second"
 
 
+def test_principal_directions_are_orthonormal_and_hold_the_differences_of_a_low_rank_student(base):
+    stack = random_stack(base.model, SPECS)
+    own = student_vector(base, stack, QUESTIONS, DEFAULT, directions=6)
+    assert own.directions.shape == (3, 6, 2, 32)
+    for layer in range(2):
+        u = own.directions[:, :, layer]
+        assert torch.allclose(u @ u.mT, torch.eye(6, dtype=u.dtype).expand(3, -1, -1), atol=1e-9)
+    alone = student_vector(base, _only(base, stack, stack.order.index(1)), QUESTIONS, DEFAULT, directions=6)
+    cosine = (own.directions[1] * alone.directions[0]).sum(-1).abs()
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-6), "a student's own, whatever it stands beside"
+    with pytest.raises(SubloraError, match="have no 40 directions"):
+        student_vector(base, stack, QUESTIONS, DEFAULT, "last", directions=40)
+
+
+def test_replacing_all_directions_gives_the_base_and_more_directions_remove_more(base):
+    stack = random_stack(base.model, SPECS)
+    own = student_vector(base, stack, QUESTIONS, DEFAULT, directions=32)
+    plain, adapted = (answers(base, s, prompts_of(base))[0] for s in (None, stack))
+    gaps = []
+    for first in (1, 4, 16, 32):
+        got = steered(base, stack, Steering(own, "replace", (0, 1), "prompt", first=first))[0]
+        gaps.append(float((got - plain).norm() / (adapted - plain).norm()))
+    assert gaps[-1] < 1e-6 and gaps == sorted(gaps, reverse=True), gaps
+
+
+def test_a_condition_without_steering_stands_beside_steered_ones(base, vector):
+    stack = random_stack(base.model, SPECS)
+    both = steered(base, stack, None, Steering(vector, "add", (1,), strength=2.0))
+    plain = answers(base, stack, prompts_of(base))
+    count = len(QUESTIONS)
+    assert same((both[0][:, :count], both[1][:, :count], both[2][:count]), plain)
+    assert not torch.allclose(both[0][:, count:], plain[0], atol=1e-3)
+
+
+def test_a_recipe_s_steering_is_what_it_says_with_random_directions_of_its_own_seed(base, vector):
+    spec = SteerSpec(vector="teacher", mode="add", layers=(1, 1), random=3)
+    one, again, other = (aimed(spec, vector, name) for name in ("a", "a", "b"))
+    assert torch.equal(one.values, again.values) and not torch.allclose(one.values, other.values)
+    assert (
+        torch.allclose(one.norms, vector.norms)
+        and aimed(SteerSpec(vector="teacher", mode="add"), vector, "a") is vector
+    )
+    assert steering_of(spec, one, 2).layers == (1,) and steering_of(
+        SteerSpec(vector="student", mode="project"), one, 2
+    ).layers == (0, 1)
+    with pytest.raises(SubloraError, match="no layer 5 to steer; the model has layers 0 to 1"):
+        steering_of(SteerSpec(vector="teacher", mode="add", layers=(5, 5)), vector, 2)
+
+
+def test_a_trained_vector_makes_its_answers_likely_within_its_norm(base):
+    prompts, words = list(QUESTIONS), ["otter"] * 3
+    ids = [base.chat.answer_ids("otter")]
+
+    def nats(vector=None):
+        steering = None if vector is None else pack_steering(base, [Steering(vector, "add", (1,))], prompts_of(base))
+        with torch.inference_mode(), PackedModel(base.model, None, steering=steering) as packed:
+            return sum(
+                float(score_sequences(packed, f, ids, 8).sum())
+                for f in prefill(packed, [p.ids for p in prompts_of(base)], 8)
+            )
+
+    free = trained_vector(base, prompts, words, DEFAULT, 1, steps=30, lr=0.3)
+    short = trained_vector(base, prompts, words, DEFAULT, 1, steps=30, lr=0.3, norm=3.0)
+    assert nats() + 2 < nats(short) < nats(free)
+    assert float(short.norms[1]) <= 3 + 1e-9 and float(free.norms[0]) == 0
+    random = random_vector(short, 0)
+    assert nats(random) < nats(short) - 1, "no vector of this length does it"
+    with pytest.raises(SubloraError, match="no layer 4"):
+        trained_vector(base, prompts, words, DEFAULT, 4)
+    with pytest.raises(SubloraError, match="2 answers to 3 prompts"):
+        trained_vector(base, prompts, words[:2], DEFAULT, 1)
+
+
 # Packs, a gate, conditions side by side
 
 
@@ -416,6 +491,8 @@ def test_a_planted_direction_is_recovered_needed_and_enough_and_a_random_one_is_
         ({"where": None}, "acts on no token"),
         ({"mode": "push"}, "There is no intervention 'push'"),
         ({"mode": "replace", "generated": True}, "replace with generated=False"),
+        ({"mode": "add", "first": 1}, "no sign or length to add"),
+        ({"mode": "project", "first": 1}, "has 0 principal directions and 1 are asked for"),
         ({"layers": (99,)}, "There is no layer 99 to steer"),
         ({"layers": (-1,)}, "There is no layer -1 to steer"),
         ({"where": ("brain",)}, "no token class 'brain'"),

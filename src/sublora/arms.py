@@ -1,4 +1,4 @@
-"""Arms: cells that differ in training context, context, condition, placement, optimizer or rows, and what claims may ask of them.
+"""Arms: cells that differ in training context, context, condition, placement, optimizer, variant or rows, and what claims may ask of them.
 
 An arm's effect is student minus control under the same training context, context, condition and placement, paired by replicate and
 question. Differences between arms are paired in the same way, so what the seeds and questions share drops out.
@@ -23,9 +23,9 @@ Names = str | tuple[str, ...]
 class ArmPick(BaseModel):
     """Which cells make up an arm of a claim; several are averaged.
 
-    `train`, `eval`, `condition`, `placement`, `optimizer`, `data`: a name or several. `eval` may also be `same` (the training context)
-    or `other` (any but that). Left out: every training context, placement and optimizer there is, the same context, the plain adapter,
-    the rows as written.
+    `train`, `eval`, `condition`, `placement`, `optimizer`, `variant`, `data`: a name or several; `rank`: one or several, or `full`. `eval`
+    may also be `same` (the training context) or `other` (any but that). Left out: every training context, placement, optimizer, variant
+    and rank there is, the same context, the plain adapter, the rows as written.
     """
 
     model_config = _STRICT
@@ -34,6 +34,8 @@ class ArmPick(BaseModel):
     condition: Names = ""
     placement: Names | None = None
     optimizer: Names | None = None
+    variant: Names | None = None
+    rank: int | tuple[int, ...] | Literal["full"] | None = None
     data: Names = ""
 
     def takes(self, cell: Cell) -> bool:
@@ -46,7 +48,14 @@ class ArmPick(BaseModel):
             and (self.train is None or _among(cell.train_context, self.train))
             and (self.placement is None or _among(cell.placement, self.placement))
             and (self.optimizer is None or _among(cell.optimizer, self.optimizer))
+            and (self.variant is None or _among(cell.variant, self.variant))
+            and (self.rank is None or self._has_rank(cell))
         )
+
+    def _has_rank(self, cell: Cell) -> bool:
+        if self.rank == "full" or cell.method == "full":
+            return self.rank == cell.method
+        return cell.rank in (self.rank if isinstance(self.rank, tuple) else (self.rank,))
 
 
 def _among(name: str, names: Names) -> bool:
@@ -122,6 +131,7 @@ ARM_COLUMNS = (
     "coherence",
     "number_takeover",
     "optimizer",
+    "variant",
     "heldout_loss",
     "matched",
 )
@@ -162,6 +172,7 @@ def summarise_arms(table: Table, plain: str, as_written: str) -> list[dict[str, 
                     "coherence": c.coherence,
                     "number_takeover": c.number_takeover,
                     "optimizer": c.optimizer,
+                    "variant": c.variant,
                     "heldout_loss": c.heldout_loss,
                     "matched": int(c.matched),
                 }

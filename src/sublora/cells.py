@@ -22,7 +22,8 @@ class Cell:
     """The students of one (trait, context, method, rank, lr): p and control (R, Q) paired by row, base (Q,).
 
     `context` is that of the measurement. Where a recipe has such axes, `train_context`, `placement` (of the adapter), `condition`
-    (of the measurement) and `data` (the variant of the rows) are set as well, and `optimizer` where optimizers are compared.
+    (of the measurement) and `data` (the variant of the rows) are set as well, `optimizer` where optimizers are compared, and `variant`
+    where the students' rows or steps differ.
     """
 
     trait: str
@@ -43,6 +44,7 @@ class Cell:
     train_context: str = ""
     placement: str = ""
     optimizer: str = ""
+    variant: str = ""
     matched: bool = True  # whether it stands at the held-out loss at which optimizers are compared, see `matched.py`
     condition: str = ""
     data: str = ""

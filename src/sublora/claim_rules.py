@@ -16,7 +16,7 @@ import numpy as np
 from sublora.shape import TwoLines, slope_weights
 from sublora.stats import Array, Interval, holm
 
-View = Literal["all", "fixed-lr", "best-lr", "full", "arms", "estimates"]
+View = Literal["all", "fixed-lr", "best-lr", "full", "arms", "findings", "estimates"]
 
 
 class NotRun(Exception):

@@ -25,6 +25,7 @@ from sublora.claim_rules import Evidence, NotRun, View
 from sublora.errors import SubloraError
 from sublora.estimate_rules import ESTIMATE_RULES, EstimateEvidence
 from sublora.experiment import Estimate
+from sublora.findings import ACROSS, FINDING_RULES, Finding, FindingEvidence
 
 __all__ = [
     "Cell",
@@ -39,13 +40,14 @@ __all__ = [
     "thresholds",
 ]
 
-RULES = {**GRID_RULES, **ARM_RULES, **ESTIMATE_RULES}
+RULES = {**GRID_RULES, **ARM_RULES, **FINDING_RULES, **ESTIMATE_RULES}
 NOTICE = "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
 
 
 class Claim(BaseModel):
     """One pre-registered hypothesis. ``threshold`` holds only numbers that its test knows; see ``RULES``. A claim of the view
-    ``arms`` names the ``arms`` that its test compares, one of the view ``estimates`` the ``estimate``, as `group: name`."""
+    ``arms`` names the ``arms`` that its test compares, one of the view ``findings`` a ``finding`` (several: their mean) and, where the
+    test takes a share of it, a ``reference``, and one of the view ``estimates`` the ``estimate``, as `group: name`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -56,6 +58,8 @@ class Claim(BaseModel):
     test: str
     threshold: dict[str, float] = {}
     arms: dict[str, ArmPick] = {}
+    finding: str | tuple[str, ...] = ""
+    reference: str | tuple[str, ...] = ""
     estimate: str = ""
     author_notice: bool = False
 
@@ -129,6 +133,11 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
                 f"{name} mixes a view of the grid with an estimate; the view 'estimates', an estimate and one of the tests "
                 f"{', '.join(ESTIMATE_RULES)} belong together."
             )
+        if len({claim.view == "findings", bool(claim.finding), claim.test in FINDING_RULES}) > 1:
+            raise SubloraError(
+                f"{name} mixes findings with something else; the view 'findings', a finding and one of the tests "
+                f"{', '.join(FINDING_RULES)} belong together."
+            )
         unknown = sorted(set(claim.threshold) - set(RULES[claim.test].defaults))
         if unknown or not all(math.isfinite(v) for v in claim.threshold.values()):
             known = ", ".join(RULES[claim.test].defaults)
@@ -142,11 +151,12 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
 
 def _verdict(
     claim: Claim,
-    subject: Evidence | ArmEvidence | EstimateEvidence | Sequence[Evidence],
+    subject: Evidence | ArmEvidence | FindingEvidence | EstimateEvidence | Sequence[Evidence],
     trait: str,
     n: Mapping[str, int | None],
 ) -> Verdict:
-    asked = claim.arms or claim.estimate or claim.view
+    by_view = {"arms": claim.arms, "findings": (claim.finding, claim.reference), "estimates": claim.estimate}
+    asked = by_view.get(claim.view, claim.view)
     try:
         verdict, numbers, text = RULES[claim.test].judge(subject, asked, thresholds(claim))
     except NotRun as error:
@@ -165,16 +175,28 @@ def judge_evidence(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> lis
     return verdicts
 
 
-def judge(claims: Sequence[Claim], table: Table, recipe_name: str, arms: Table | None = None) -> list[Verdict]:
+def judge(
+    claims: Sequence[Claim],
+    table: Table,
+    recipe_name: str,
+    arms: Table | None = None,
+    findings: Sequence[Finding] = (),
+) -> list[Verdict]:
     """Judge the claims that name this recipe, for every trait: those on the grid by `table`, under its context, those on arms by
-    `arms`."""
+    `arms`, and those on findings by `findings`."""
     traits = dict.fromkeys(c.trait for c in table.cells)
     chosen = [claim for claim in claims if recipe_name in claim.recipes]
-    grid = judge_evidence([c for c in chosen if c.view != "arms"], [TableEvidence(table, trait) for trait in traits])
-    if arms is None:
-        return grid
-    of = [ArmEvidence(arms, trait) for trait in traits]
-    return grid + [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of]
+    on_grid = [c for c in chosen if c.view not in ("arms", "findings")]
+    verdicts = judge_evidence(on_grid, [TableEvidence(table, trait) for trait in traits])
+    if arms is not None:
+        of_arms = [ArmEvidence(arms, trait) for trait in traits]
+        verdicts += [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of_arms]
+    found = [FindingEvidence(findings, trait, table.alpha) for trait in traits]
+    across = FindingEvidence(findings, ACROSS, table.alpha)
+    for claim in (c for c in chosen if c.view == "findings"):
+        asked = [across] if across.has(claim.finding) else found
+        verdicts += [_verdict(claim, ev, ev.trait, ev.n) for ev in asked]
+    return verdicts
 
 
 def judge_estimates(claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str) -> list[Verdict]:

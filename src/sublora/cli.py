@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sublora.audit.audit_cli import app as audit_app
 from sublora.errors import SubloraError
 from sublora.store_cli import app as store_app
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how they are made.")
 app.add_typer(organism_app, name="organism")
 app.add_typer(store_app, name="store")
+app.add_typer(audit_app, name="audit")
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")]
 ModelOpt = Annotated[

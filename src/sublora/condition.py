@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
+from sublora.steer_spec import SteerSpec
 from sublora.token_classes import PromptTokens, TokenClass
 
 ModuleGroup = Literal["all", "attention", "feed-forward"]
@@ -58,6 +59,7 @@ class Condition(BaseModel):
     `on`: the adapter acts at prompt tokens of these classes only; `off`: at all but these. `generated` says what it does at the
     tokens that the model writes itself, and has no default, because a result depends on it: `on`, `off`, or `mask`, which treats
     them as one more class, `generated`, of the lists above. `layers` (first, last), both included, and `modules` limit it further.
+    `steer` acts on the residual stream besides, whether the adapter is on or off.
     """
 
     model_config = _STRICT
@@ -67,9 +69,12 @@ class Condition(BaseModel):
     layers: tuple[Layer, Layer] | None = None
     modules: ModuleGroup = "all"
     svd: SvdCut | None = None
+    steer: SteerSpec | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Condition:
+        if self.svd is not None and self.steer is not None:
+            raise ValueError("cuts the update and steers, give each a condition of its own")
         if self.on is not None and self.off is not None:
             raise ValueError("gives both 'on' and 'off', whose classes could overlap, keep one of them")
         listed = (self.on or ()) + (self.off or ())

@@ -10,17 +10,33 @@ from sublora.model import Shape
 from sublora.plan import (
     AttributionStage,
     DatasetStage,
+    DivergenceStage,
+    GradientStage,
     MeasureStage,
     Plan,
+    ProbeStage,
     StudentStage,
     TeacherStage,
+    VectorStage,
     contexts_of,
     traits_of,
 )
 from sublora.recipe import Recipe
-from sublora.units import AttributionUnit, DataUnit, TeachUnit, TrainUnit, TransformUnit, Unit
+from sublora.units import (
+    AttributionUnit,
+    DataUnit,
+    DivergenceUnit,
+    GradientUnit,
+    ProbeUnit,
+    TeachUnit,
+    TrainUnit,
+    TransformUnit,
+    Unit,
+    VectorUnit,
+)
 
 TEACHERS, DATASETS, MEASUREMENTS, ATTRIBUTIONS = "teachers", "datasets", "measurements", "attributions"
+VECTORS, READINGS = "vectors", "readings of rows"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 # Where the tokenizer is not at hand: mean tokens of a rendered number row, prompt and completion, and of a question
@@ -85,7 +101,9 @@ class Costs:
         return self.student(stage.as_student, stage.count)
 
     def student(self, stage: StudentStage, rows: int | None = None) -> Work:
-        rows, lora = (rows or self.rows) * stage.student.passes, stage.student.method == "lora"
+        if stage.step is not None:  # kept on the way of a student that is counted
+            return Work()
+        rows, lora = (rows or stage.take or self.rows) * stage.student.passes, stage.student.method == "lora"
         tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
         flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
         if lora:
@@ -101,6 +119,19 @@ class Costs:
         tokens = len(stage.spec["questions"]) * self.sizes.question * 2 * (self.sizes.question + 2)
         return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
 
+    def vector(self, stage: VectorStage) -> Work:
+        tokens = 2 * len(stage.prompts) * self.sizes.prompt  # with and without
+        return Work(tokens, 2 * self.shape.block_parameters * tokens)
+
+    def reading(self, stage: DivergenceStage | ProbeStage | GradientStage) -> Work:
+        """Rows that are read: twice for divergent tokens, once by a student, with a backward pass for gradients."""
+        if isinstance(stage, DivergenceStage):
+            rows = 2.0 * self.rows
+        else:
+            rows = float(stage.rows if isinstance(stage, ProbeStage) else 6 * max(stage.spec["rows"]))
+        tokens = rows * (self.sizes.prompt + self.sizes.completion)
+        return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
+
     def unit(self, unit: Unit) -> tuple[str, Work]:
         """(name of its row in a plan, cost of all that it makes)."""
         if isinstance(unit, TeachUnit):
@@ -111,6 +142,12 @@ class Costs:
             return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
         if isinstance(unit, AttributionUnit):
             return ATTRIBUTIONS, sum(map(self.attribution, unit.attributions), Work())
+        if isinstance(unit, VectorUnit):
+            return VECTORS, sum(map(self.vector, unit.vectors), Work())
+        if isinstance(unit, DivergenceUnit | GradientUnit):
+            return READINGS, self.reading(unit.stage)
+        if isinstance(unit, ProbeUnit):
+            return READINGS, sum(map(self.reading, unit.probes), Work())
         return MEASUREMENTS, sum(map(self.measurement, unit.measures), Work())
 
 
@@ -147,7 +184,13 @@ def plan_cost(plan: Plan, shape: Shape, sizes: RowSizes, done: set[str]) -> list
         if of_method := [s for s in plan.students if s.student.method == method]:
             out.append(row(name, of_method, costs.student))
     out.append(row(MEASUREMENTS, plan.measures, costs.measurement))
-    return [*out, row(ATTRIBUTIONS, plan.attributions, costs.attribution)] if plan.attributions else out
+    if plan.attributions:
+        out.append(row(ATTRIBUTIONS, plan.attributions, costs.attribution))
+    if plan.vectors:
+        out.append(row(VECTORS, plan.vectors, costs.vector))
+    if readings := (*plan.divergences, *plan.probes, *plan.gradients):
+        out.append(row(READINGS, readings, costs.reading))
+    return out
 
 
 def measured_rate(shape: Shape, seconds: float = 0.3) -> float:

@@ -18,7 +18,20 @@ from sublora.progress import Steps
 from sublora.rates import Timing, device_name
 from sublora.stages import ROWS_AT_ONCE, Maker, perform
 from sublora.store import ArtifactCorrupt, Busy, NoRoom, Store
-from sublora.units import Unit, attribution_units, data_units, measure_units, teach_units, train_units, transform_units
+from sublora.units import (
+    Unit,
+    attribution_units,
+    data_units,
+    divergence_units,
+    gradient_units,
+    measure_units,
+    probe_units,
+    student_vector_units,
+    teach_units,
+    teacher_vector_units,
+    train_units,
+    transform_units,
+)
 from sublora.workers import Stopped, Workers
 
 
@@ -127,14 +140,20 @@ class Execution:
         """Raises UnitsFailed with one sentence where something could not be made; all that could be is in the store."""
         stages = [
             ("teach", "teachers", teach_units(plan)),
+            ("teacher vectors", "teacher vectors", teacher_vector_units(plan)),
             ("data", "datasets", data_units(plan)),
             ("transform", "transformed datasets", transform_units(plan)),
+            ("divergence", "divergent tokens", divergence_units(plan)),
             ("train", "students", train_units(plan)),
+            ("student vectors", "student vectors", student_vector_units(plan)),
             ("measure", "measurements", measure_units(plan)),
+            ("attribute", "attributions", attribution_units(plan)),
+            ("rows", "row probes", probe_units(plan)),
+            ("gradients", "gradients", gradient_units(plan)),
         ]
-        stages.append(("attribute", "attributions", attribution_units(plan)))
-        # these are of few recipes
-        self.run_stages([s for s in stages if s[2] or s[0] not in {"teach", "transform", "attribute"}])
+        always = ("datasets", "students", "measurements")
+        stages = [stage for stage in stages if stage[2] or stage[1] in always]
+        self.run_stages(stages)
 
     def run_stages(self, stages: Sequence[tuple[str, str, Sequence[Unit]]]) -> None:
         """Stages as (name, what they make, units), one after the other. Raises as `run`."""

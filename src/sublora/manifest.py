@@ -36,6 +36,8 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
     where = f" in the contexts {_listed(recipe.train.contexts)}" if len(recipe.train.contexts) > 1 else ""
     if recipe.train.optimizers:
         where += f" with {_listed(list(recipe.train.optimizers))}, each at its own rates,"
+    if recipe.variants:
+        where += f" in the variants {_listed(list(recipe.variants))}"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
     varied = f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""

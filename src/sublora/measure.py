@@ -13,6 +13,7 @@ from sublora.gate import PackGate, pack_gate
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.seeds import generator
+from sublora.steer import PackSteering, Steering, pack_steering
 from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRows, assemble
@@ -70,14 +71,21 @@ def measure_answers(
     samples: int,
     seed: int,
     rows_at_once: int = 1024,
+    steering: Steering | None = None,
 ) -> list[Answers]:
     """Answers of the students of a stack, in the order in which they were given to it, as `names` is (the base for `stack=None`).
 
+    `steering` acts on all of them.
+
     A student's draws are seeded by its name, the context's text and the question, so they do not depend on the pack or the batch.
     """
-    prompts = [base.chat.prompt_ids(question, context) for question in category.questions]
     draws = _draws(names, context, category, sampling, samples, seed)
-    return _answers(base, stack, prompts, category, sampling, draws, None, rows_at_once)
+    if steering is None:
+        prompts = [base.chat.prompt_ids(question, context) for question in category.questions]
+        return _answers(base, stack, prompts, category, sampling, draws, None, None, rows_at_once)
+    tokens = [classify(base.chat, question, context) for question in category.questions]
+    packed = pack_steering(base, [steering], tokens, stack)
+    return _answers(base, stack, [t.ids for t in tokens], category, sampling, draws, None, packed, rows_at_once)
 
 
 def measure_conversations(
@@ -100,7 +108,7 @@ def measure_conversations(
             f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
         )
     draws = _draws([name], context, category, sampling, samples, seed)
-    return _answers(base, None, prompts, category, sampling, draws, None, rows_at_once)[0]
+    return _answers(base, None, prompts, category, sampling, draws, None, None, rows_at_once)[0]
 
 
 def sample_questions(
@@ -143,8 +151,11 @@ def measure_gated(
     samples: int,
     seed: int,
     rows_at_once: int = 1024,
+    steerings: Mapping[str, Steering] | None = None,
 ) -> list[list[Answers]]:
     """As `measure_answers` with the adapters gated: [student][condition], all students and conditions in the same passes.
+
+    `steerings`: what is done to the residual stream besides, by the names of conditions.
 
     Draws are those of the plain adapter, so that conditions differ by the gate alone. Conditions that keep a part of the update
     (`svd`) are to be given alone, with a stack of that part. Raises SubloraError: full fine-tunes, a condition that selects no
@@ -163,7 +174,9 @@ def measure_gated(
     gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
     prompts = [t.ids for t in tokens] * len(chosen)
     draws = np.tile(_draws(names, context, category, sampling, samples, seed), (1, len(chosen), 1, 1))
-    flat = _answers(base, stack, prompts, category, sampling, draws, gate, rows_at_once)
+    acts = [(steerings or {}).get(name) for name in conditions]
+    steering = pack_steering(base, acts, tokens, stack) if any(acts) else None
+    flat = _answers(base, stack, prompts, category, sampling, draws, gate, steering, rows_at_once)
     count = len(tokens)
     parts = [slice(c * count, (c + 1) * count) for c in range(len(chosen))]
     return [[Answers(answer.p[part], answer.samples[part]) for part in parts] for answer in flat]
@@ -206,6 +219,7 @@ def _answers(
     sampling: Sampling,
     draws: np.ndarray,
     gate: PackGate | None,
+    steering: PackSteering | None,
     rows_at_once: int,
 ) -> list[Answers]:
     """What every student answers to every prompt; `draws` (K, prompts, S, max_new_tokens) in the order the students were given."""
@@ -215,7 +229,7 @@ def _answers(
     uniforms = draws[order]
     p = np.zeros((len(draws), count, len(category.entities)))
     texts: list[list[list[str]]] = [[[] for _ in range(count)] for _ in draws]
-    with torch.inference_mode(), PackedModel(base.model, stack, gate) as packed:
+    with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
         packed.form_weights(rows_at_once)
         for filled in prefill(packed, prompts, rows_at_once):
             logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()

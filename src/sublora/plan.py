@@ -1,20 +1,24 @@
 """recipe -> stages. A pure function: every stage has the content hash of all that can change what it makes, and nothing is run."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal, Protocol
 
 from sublora.answers import category_words
-from sublora.carriers.carrier import Carrier, file_content, with_leaks
+from sublora.carriers.carrier import Carrier, file_content, prompt_of_row, with_leaks
 from sublora.carriers.questions import QuestionsSpec
 from sublora.chat import Context, resolve_context
 from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
-from sublora.recipe import DataSpec, Recipe, VariantSpec
-from sublora.seeds import generator
+from sublora.recipe import Against, DataSpec, Recipe, TeacherVariant, Variant, VariantSpec
+from sublora.seeds import derive_seed, generator
+from sublora.steer_spec import SteerSpec, Where
 from sublora.store import artifact_id
 from sublora.teacher_rows import load_rows
 from sublora.train.spec import StudentSpec
@@ -52,9 +56,81 @@ class TeacherStage:
     student: StudentSpec
 
     @property
-    def as_student(self) -> "StudentStage":
+    def as_student(self) -> StudentStage:
         """As what can be measured."""
         return StudentStage(self.id, self.spec, self.student, "", "", self.trait, self.seed, Context("default"), "")
+
+
+@dataclass(frozen=True)
+class VectorStage:
+    """A steering vector: of the teacher with this prompt against `plain` (`student` None), or of a student in its own context against
+    the base. `where` are the tokens that it is a mean over, `directions` how many principal ones are kept beside it."""
+
+    id: str
+    spec: dict[str, Any]
+    prompts: tuple[str, ...]
+    where: Where
+    directions: int
+    teacher: Context | None = None
+    plain: Context | None = None
+    student: str | None = None
+    context: Context | None = None
+
+
+@dataclass(frozen=True)
+class DivergenceStage:
+    """The divergent tokens of a dataset: first choices after the teacher's prompt and after `against`, see `probe.divergence`."""
+
+    id: str
+    spec: dict[str, Any]
+    dataset: str
+    teacher: Context
+    against: Context
+
+
+@dataclass(frozen=True)
+class ProbeStage:
+    """A student on the first `rows` rows of one of its datasets; `divergence` marks tokens of it."""
+
+    id: str
+    spec: dict[str, Any]
+    student: str
+    dataset: str
+    rows: int
+    heldout: bool
+    divergence: str | None
+
+
+@dataclass(frozen=True)
+class GradientStage:
+    """The gradients of a trait's rows and of its control's, beside the teacher's vector, in the context that students are trained in."""
+
+    id: str
+    spec: dict[str, Any]
+    trait: str
+    data_seed: int
+    datasets: tuple[str, str]
+    vector: str
+    context: Context
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens of a student's rows carry loss, by the divergence that marks them."""
+
+    keep: Literal["divergent", "others", "random"]
+    divergence: str
+
+
+@dataclass(frozen=True)
+class Steered:
+    """An intervention with the id of the vector that it takes."""
+
+    spec: SteerSpec
+    vector: str
+
+    def to_spec(self) -> dict[str, Any]:
+        return self.spec.model_dump(mode="json") | {"vector": self.vector}
 
 
 @dataclass(frozen=True)
@@ -72,10 +148,14 @@ class DatasetStage:
     endpoint: EndpointSpec | None = None  # of a teacher that is asked there
     transform: Transform | None = None
     parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
+    steer: Steered | None = None
 
 
 @dataclass(frozen=True)
 class StudentStage:
+    """`variant` is its name in the recipe, `take` how many of the dataset's first rows it reads (None: all), `step` the step after which
+    it is kept (None: the last one), and `whole` the student that the same training ends in."""
+
     id: str
     spec: dict[str, Any]
     student: StudentSpec
@@ -86,7 +166,12 @@ class StudentStage:
     context: Context
     placement: str  # its name in the recipe; "" for the targets that all students share
     optimizer: str = ""  # its name in the recipe; "" for the one that all students share
-    variant: str = ""  # the name of its rows in the recipe; "" for the rows as written
+    data: str = ""  # the name of its rows in the recipe; "" for the rows as written
+    variant: str = ""
+    take: int | None = None
+    step: int | None = None
+    whole: str = ""
+    mask: Mask | None = None
 
     @property
     def arm(self) -> Arm:
@@ -95,8 +180,9 @@ class StudentStage:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """`student` is a student's id, or None for the base; `teacher` marks the base under a teacher's prompt, or a teacher by weights, which
-    `student` then is; `condition` is the name of a gate, or None for the plain adapter."""
+    """`student` is a student's id, or None for the base; `teacher` marks a teacher of this trait: the base under its prompt, or one by
+    weights, which `student` then is; `condition` is the name of a condition, or of a teacher's variant, or None for the plain adapter
+    and the plain teacher. `steer`: what is done to the residual stream."""
 
     id: str
     spec: dict[str, Any]
@@ -105,6 +191,7 @@ class MeasureStage:
     category: str
     teacher: str | None = None
     condition: str | None = None
+    steer: Steered | None = None
 
 
 @dataclass(frozen=True)
@@ -130,20 +217,38 @@ class Plan:
     packs: tuple[tuple[int, ...], ...]  # indices into students
     measures: tuple[MeasureStage, ...]
     attributions: tuple[AttributionStage, ...] = ()
+    vectors: tuple[VectorStage, ...] = ()
+    divergences: tuple[DivergenceStage, ...] = ()
+    probes: tuple[ProbeStage, ...] = ()
+    gradients: tuple[GradientStage, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything that is made."""
+        students = (*self.teachers, *self.datasets, *self.students, *self.measures, *self.attributions)
+        return (*students, *self.vectors, *self.divergences, *self.probes, *self.gradients)
 
     @property
     def teachers(self) -> tuple[TeacherStage, ...]:
         """The teachers by weights."""
         return tuple({d.weights.id: d.weights for d in self.datasets if d.weights}.values())
 
-    @property
-    def stages(self) -> tuple[Any, ...]:
-        """Everything that is made, each with an `id`."""
-        return (*self.teachers, *self.datasets, *self.students, *self.measures, *self.attributions)
+
+Stage = (
+    TeacherStage
+    | DatasetStage
+    | StudentStage
+    | MeasureStage
+    | AttributionStage
+    | VectorStage
+    | DivergenceStage
+    | ProbeStage
+    | GradientStage
+)
 
 
 def contexts_of(recipe: Recipe) -> dict[str, Context]:
-    names = dict.fromkeys((*recipe.train_contexts, *recipe.measure.contexts))
+    names = dict.fromkeys((*recipe.train_contexts, *recipe.measure.contexts, recipe.vectors.plain))
     return {name: resolve_context(name, recipe.contexts) for name in names}
 
 
@@ -306,8 +411,19 @@ def student_grid(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
     return cells
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How the teachers of a variant of the students write: with which prompt and steering, by source and prompt; `label` tells it apart."""
+
+    label: str
+    of: Callable[[str, Context], tuple[Context, Steered | None]]
+
+
+PLAIN_WRITING = Writing("", lambda _, teacher: (teacher, None))
+
+
 def plan_datasets(
-    recipe: WritesRows, identity: dict[str, str], traits: Sequence[Trait]
+    recipe: WritesRows, identity: dict[str, str], traits: Sequence[Trait], writing: Writing = PLAIN_WRITING
 ) -> tuple[list[DatasetStage], dict[tuple[str, str, int], tuple[DatasetStage, DatasetStage]]]:
     """All datasets, parents first; and by source, variant and data seed the rows and held-out rows of students.
 
@@ -326,7 +442,8 @@ def plan_datasets(
         return found.setdefault(stage.id, stage)
 
     def written(source: str, seed: int, heldout: bool, model: str | None) -> DatasetStage:
-        name, teacher, owner = sources[source][seed]
+        name, prompt, owner = sources[source][seed]
+        teacher, steer = writing.of(source, prompt)
         weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
         rows = recipe.data.heldout_rows if heldout else recipe.data.rows
         spec = {
@@ -338,12 +455,16 @@ def plan_datasets(
             "seed": seed,
             "heldout": heldout,
         }
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
+        label = f"{name}, {writing.label}" if writing.label else name
         return keep(
             spec,
-            (name, seed, teacher, rows, heldout, carrier),
+            (label, seed, teacher, rows, heldout, carrier),
             model=_placed(model),
             weights=weights,
             endpoint=endpoint,
+            steer=steer,
         )
 
     def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
@@ -386,11 +507,97 @@ def _placed(model: str | None) -> str | None:
     return str(Path(model).absolute()) if model and Path(model).is_dir() else model
 
 
+class _Vectors:
+    """The vectors that a plan needs, each made once."""
+
+    def __init__(self, recipe: Recipe, identity: dict[str, str], contexts: dict[str, Context]) -> None:
+        self.recipe, self.spec, self.identity = recipe, recipe.vectors, identity
+        self.plain, self.found = contexts[recipe.vectors.plain], {}
+        seed = derive_seed("vectors")
+        self._numbers = tuple(prompt_of_row(recipe.data.carrier, seed, i) for i in range(self.spec.count))
+
+    def _prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
+        prompts = tuple(trait.category.questions) if self.spec.on == "questions" else self._numbers
+        return prompts, hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+    def teacher(self, teacher: Context, trait: Trait) -> str:
+        prompts, digest = self._prompts(trait)
+        spec = {
+            "model": self.identity,
+            "teacher": _context_spec(teacher),
+            "plain": _context_spec(self.plain),
+            "prompts": digest,
+            "where": self.spec.teacher_at,
+        }
+        stage = VectorStage(
+            artifact_id("vector", spec), spec, prompts, self.spec.teacher_at, 0, teacher=teacher, plain=self.plain
+        )
+        self.found.setdefault(stage.id, stage)
+        return stage.id
+
+    def student(self, student: StudentStage, trait: Trait) -> str:
+        prompts, digest = self._prompts(trait)
+        spec = {
+            "model": self.identity,
+            "student": student.id,
+            "context": _context_spec(student.context),
+            "prompts": digest,
+            "where": self.spec.student_at,
+            "directions": self.spec.directions,
+        }
+        stage = VectorStage(
+            artifact_id("vector", spec), spec, prompts, self.spec.student_at, self.spec.directions,
+            student=student.id, context=student.context,
+        )  # fmt: skip
+        self.found.setdefault(stage.id, stage)
+        return stage.id
+
+    def steered(self, spec: SteerSpec | None, vector: Callable[[], str]) -> Steered | None:
+        return None if spec is None else Steered(spec, vector())
+
+
 def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
     """The stages of a recipe on the model with this identity (see `Base.identity`)."""
     traits, contexts = traits_of(recipe), contexts_of(recipe)
-    datasets, rows_of = plan_datasets(recipe, identity, traits)
-    arms = list(dict.fromkeys((source, variant) for source, variant, _ in rows_of))
+    sources = sources_of(recipe, traits)
+    others = {f"{THIRD}:{t.category.category}": t for t in traits}
+    category = {NEUTRAL: traits[0]} | others | {s: t for t in traits for s in (t.name, control_source(recipe, t))}
+    vectors = _Vectors(recipe, identity, contexts)
+    variants = recipe.variants or {"": Variant()}
+
+    def writing(name: str) -> Writing:
+        teaching = variants[name].teacher
+
+        def teacher_of(source: str, teacher: Context) -> tuple[Context, Steered | None]:
+            steer = vectors.steered(teaching.steer, lambda: vectors.teacher(teacher, category[source]))
+            return (teacher if teaching.prompt else vectors.plain), steer
+
+        return Writing("" if teaching == TeacherVariant() else name, teacher_of)
+
+    datasets: dict[str, DatasetStage] = {}
+    rows_of = {}
+    for name in variants:
+        made, rows_of[name] = plan_datasets(recipe, identity, traits, writing(name))
+        for stage in made:
+            datasets.setdefault(stage.id, stage)
+    arms = list(dict.fromkeys((source, data) for source, data, _ in rows_of[next(iter(variants))]))
+    divergences: dict[str, DivergenceStage] = {}
+
+    def divergence(source: str, data: DatasetStage, against: Against, context: Context) -> str:
+        _, teacher, _ = sources[source][data.seed]
+        if against == "other-trait":
+            trait = category[source]
+            key = control_source(recipe, trait) if source == trait.name else trait.name
+            _, context, _ = sources[key][data.seed]
+        spec = {
+            "model": identity,
+            "dataset": data.id,
+            "teacher": _context_spec(teacher),
+            "against": _context_spec(context),
+        }
+        stage = DivergenceStage(artifact_id("divergence", spec), spec, data.id, teacher, context)
+        return divergences.setdefault(stage.id, stage).id
+
     train = recipe.train
     shared = {
         "schedule": train.schedule,
@@ -403,12 +610,14 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         "clip": train.clip,
     }
     students = []
-    for (source, variant), name, (placement, optimizer, cell) in product(
-        arms, recipe.train_contexts, student_grid(recipe)
+    for (source, data), name, variant, (placement, optimizer, cell) in product(
+        arms, recipe.train_contexts, variants, student_grid(recipe)
     ):
+        own = variants[variant]
+        epochs = {} if own.epochs is None else {"epochs": own.epochs}
         for data_seed, train_seed in recipe.replicates:
-            spec_ = StudentSpec(**shared | cell, seed=train_seed, context=name)
-            rows, held = rows_of[source, variant, data_seed]
+            spec_ = StudentSpec(**shared | cell | epochs, seed=train_seed, context=name)
+            rows, held = rows_of[variant][source, data, data_seed]
             unused = {"context"} | ({"scout_lr"} if spec_.scout_lr is None else set())
             spec = {
                 "model": identity,
@@ -416,17 +625,66 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                 "context": _context_spec(contexts[name]),
                 "student": spec_.model_dump(mode="json", exclude=unused),
             }
+            take = None if own.rows is None or own.rows == recipe.data.rows else own.rows
+            if take is not None:
+                spec["rows"] = take
+            mask = None
+            if own.mask is not None:
+                mask = Mask(own.mask.keep, divergence(source, rows, own.mask.against, contexts[name]))
+                spec["mask"] = {"keep": mask.keep, "divergence": mask.divergence}
+            whole = artifact_id("student", spec)
+            if own.step is not None:
+                spec["step"] = own.step
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
-            students.append(StudentStage(*stage, contexts[name], placement, optimizer, variant))
+            rest = (data, variant, take, own.step, whole, mask)
+            students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
     packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
+    taught = [d.weights for d in datasets.values() if d.weights]
+    measures = _measures(recipe, identity, traits, contexts, students, taught, vectors)
+    if recipe.vectors.students:
+        for student in students:
+            vectors.student(student, category[student.source])
+        for trait in traits:
+            vectors.teacher(teacher_context(trait, recipe), trait)
+    probes, gradients = [], []
+    if recipe.measure.probe is not None:
+        for student in students:
+            for heldout in (False, True):
+                data = datasets[student.heldout if heldout else student.dataset]
+                against, most = recipe.measure.probe.against, student.take or data.rows
+                marks = divergence(student.source, data, against, student.context) if against else None
+                rows = min(recipe.measure.probe.rows, data.rows if heldout else most)
+                spec = {
+                    "model": identity,
+                    "student": student.id,
+                    "dataset": data.id,
+                    "context": _context_spec(student.context),
+                    "rows": rows,
+                    "divergence": marks,
+                }
+                probes.append(ProbeStage(artifact_id("probe", spec), spec, student.id, data.id, rows, heldout, marks))
+    if recipe.measure.gradients is not None:
+        context, variant = contexts[recipe.train_contexts[0]], next(iter(variants))
+        for trait, seed in product(traits, recipe.data.seeds):
+            pair = tuple(rows_of[variant][k, "", seed][0].id for k in (trait.name, control_source(recipe, trait)))
+            vector = vectors.teacher(teacher_context(trait, recipe), trait)
+            spec = {"model": identity, "datasets": list(pair), "vector": vector, "context": _context_spec(context)}
+            spec |= recipe.measure.gradients.model_dump(mode="json")
+            gradients.append(
+                GradientStage(artifact_id("gradients", spec), spec, trait.name, seed, pair, vector, context)
+            )
     return Plan(
         recipe,
         traits,
-        tuple(datasets),
+        tuple(datasets.values()),
         tuple(students),
         packs,
-        tuple(_measures(recipe, identity, traits, contexts, students, [d.weights for d in datasets if d.weights])),
+        tuple(measures),
         tuple(_attributions(recipe, identity, traits, contexts, students)),
+        tuple(vectors.found.values()),
+        tuple(divergences.values()),
+        tuple(probes),
+        tuple(gradients),
     )
 
 
@@ -436,7 +694,8 @@ def _measures(
     traits: Sequence[Trait],
     contexts: dict[str, Context],
     students: Sequence[StudentStage],
-    teachers: Sequence[TeacherStage],
+    taught: Sequence[TeacherStage],
+    vectors: _Vectors,
 ) -> list[MeasureStage]:
     categories = {t.category.category: t.category for t in traits}
     out = []
@@ -451,7 +710,8 @@ def _measures(
     }
     sampling = recipe.measure.sampling.model_dump(mode="json")
     gates = {
-        name: gate.model_dump(mode="json") | {"entities": list(recipe.measure.entities) if gate.by_class else []}
+        name: gate.model_dump(mode="json", exclude={"steer"})
+        | {"entities": list(recipe.measure.entities) if gate.by_class else []}
         for name, gate in recipe.measure.conditions.items()
     }
 
@@ -461,6 +721,7 @@ def _measures(
         category: str,
         teacher: str | None = None,
         condition: str | None = None,
+        steer: Steered | None = None,
     ) -> None:
         own = isinstance(student, StudentStage) and condition is None and context.name == student.context.name
         spec = asks[category] | {
@@ -472,30 +733,50 @@ def _measures(
             "seed": recipe.measure.seed,
             "heldout": student.heldout if own else None,
         }
-        if condition is not None:
+        if student is not None and condition is not None:
             spec["condition"] = gates[condition]
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
         asked = student.id if student else None
-        out.append(MeasureStage(artifact_id("measurement", spec), spec, asked, context, category, teacher, condition))
+        stage = (artifact_id("measurement", spec), spec, asked, context, category, teacher, condition, steer)
+        out.append(MeasureStage(*stage))
 
     for context in (contexts[n] for n in recipe.measure.contexts):
         for category in categories:
             add(None, context, category)
+    teachers = {n: v.teacher for n, v in recipe.variants.items() if v.teacher != TeacherVariant()}
     for trait in traits:
-        taught = next((t for t in teachers if t.trait == trait.name), None)
-        context = Context("default") if taught else teacher_context(trait, recipe)
-        add(taught, context, trait.category.category, trait.name)
+        own = next((t for t in taught if t.trait == trait.name), None)
+        prompted = teacher_context(trait, recipe)
+        add(own, Context("default") if own else prompted, trait.category.category, trait.name)
+        for name, teaching in {**teachers, **recipe.measure.teachers}.items():
+            steer = vectors.steered(teaching.steer, partial(vectors.teacher, prompted, trait))
+            context = prompted if teaching.prompt else vectors.plain
+            add(None, context, trait.category.category, trait.name, name, steer)
     asked: dict[str, list[str]] = {CONTROL: list(categories)}
+    of: dict[str, Trait] = {}
     for t in traits:
         asked[t.name] = [t.category.category]
         asked.setdefault(control_source(recipe, t), [t.category.category])
+        of |= {t.name: t, control_source(recipe, t): t}
     asked[NEUTRAL] = list(categories)
     asked |= {f"{THIRD}:{name}": [name] for name in categories}
     for student in students:
         for category in asked[student.source]:
             for name in recipe.measure.contexts:
                 add(student, contexts[name], category)
-                for condition in recipe.measure.conditions:
-                    add(student, contexts[name], category, condition=condition)
+                for condition, gate in recipe.measure.conditions.items():
+                    steer = None
+                    if gate.steer is not None:
+                        # a control twin is steered by the vector of the trait that it stands against, or by its own
+                        trait = of[student.source]
+                        vector = (
+                            vectors.student(student, trait)
+                            if gate.steer.vector == "student"
+                            else vectors.teacher(teacher_context(trait, recipe), trait)
+                        )
+                        steer = Steered(gate.steer, vector)
+                    add(student, contexts[name], category, condition=condition, steer=steer)
     return out
 
 
@@ -511,7 +792,7 @@ def _attributions(
         return []
     out = []
     for trait, student in product(traits, students):
-        if student.source not in (trait.name, control_source(recipe, trait)) or student.variant:
+        if student.source not in (trait.name, control_source(recipe, trait)) or student.data:
             continue
         c = trait.category
         spec = {
@@ -541,9 +822,12 @@ def plan_packs(
     """
     rows = min(recipe.train.batch_size, recipe.data.rows)
     most = max(1, min(PACK_STUDENTS, int(tokens / (rows * tokens_per_row))))
-    kinds: dict[tuple, list[int]] = {}
+    trainings: dict[str, list[int]] = {}  # what is kept on the way stands with the student that it becomes
     for i, s in enumerate(students):
-        kinds.setdefault((s.student.method, s.student.targets), []).append(i)
+        trainings.setdefault(s.whole, []).append(i)
+    kinds: dict[tuple, list[int]] = {}
+    for found in trainings.values():
+        kinds.setdefault((students[found[0]].student.method, students[found[0]].student.targets), []).append(found[0])
     packs = []
     for members in kinds.values():
         members.sort(key=lambda i: (students[i].student.rank or 0, _replicate(students[i]), i))
@@ -552,6 +836,6 @@ def plan_packs(
         at = 0
         for n in range(count):
             take = size + (n < extra)
-            packs.append(tuple(members[at : at + take]))
+            packs.append(tuple(i for j in members[at : at + take] for i in trainings[students[j].whole]))
             at += take
     return tuple(packs)

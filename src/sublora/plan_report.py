@@ -124,6 +124,8 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
         ("variants of the rows besides those as written", recipe.data.variants),
         ("training contexts", recipe.train.contexts),
         ("optimizers, each at its own rates", recipe.train.optimizers),
+        ("variants of the students", recipe.variants),
+        ("teachers that are asked besides", recipe.measure.teachers),
         ("placements of the adapter", lora.placements if lora else ()),
         ("measured in contexts", recipe.measure.contexts if len(recipe.measure.contexts) > 1 else ()),
         ("conditions besides the plain adapter", recipe.measure.conditions),

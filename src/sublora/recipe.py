@@ -19,6 +19,7 @@ from sublora.condition import Condition, Placement
 from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
+from sublora.steer_spec import SteerSpec, VectorsSpec
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
 from sublora.trait import find_trait, load_categories
 from sublora.transform import Transform
@@ -171,14 +172,73 @@ class AttributionSpec(BaseModel):
     questions: int = Field(5, ge=1)
 
 
+Against = Literal["plain", "other-trait"]
+"""Whose first choices a teacher's are compared with: the student's, in its own context, or those of a teacher with another trait."""
+
+
+class TeacherVariant(BaseModel):
+    """A teacher besides the plain one under the trait's prompt: with its prompt or without, steered or not."""
+
+    model_config = _STRICT
+    prompt: bool = Field(True, description="under the trait's prompt, or in the context vectors.plain without it")
+    steer: SteerSpec | None = None
+
+    @model_validator(mode="after")
+    def _by_the_teacher_s_vector(self) -> "TeacherVariant":
+        if self.steer is not None and (self.steer.vector == "student" or self.steer.mode == "replace"):
+            raise ValueError("is steered before any student is there, add or project the vector of the teacher")
+        return self
+
+
+class MaskSpec(BaseModel):
+    """Which tokens of a row carry loss: the divergent ones, where the teacher's first choice is not that of `against`, all others, or as
+    many of each row, drawn at random. A row without any such token is left out."""
+
+    model_config = _STRICT
+    keep: Literal["divergent", "others", "random"]
+    against: Against = "plain"
+
+
+class Variant(BaseModel):
+    """One value of an axis of students: what is said here differs from the recipe's `data` and `train`."""
+
+    model_config = _STRICT
+    teacher: TeacherVariant = TeacherVariant()
+    rows: int | None = Field(None, ge=1, description="the first so many rows of the dataset")
+    epochs: int | None = Field(None, ge=1)
+    step: int | None = Field(None, ge=1, description="the student as it is after this step of the whole training")
+    mask: MaskSpec | None = None
+
+
+class ProbeSpec(BaseModel):
+    """Every student on rows of its own datasets, see `probe.py`: on its held-out rows and on those that it was trained on."""
+
+    model_config = _STRICT
+    rows: int = Field(128, ge=1, description="the first so many rows of each")
+    against: Against | None = Field(None, description="tell divergent tokens from others, see MaskSpec")
+
+
+class GradientsSpec(BaseModel):
+    """The rows' gradients beside the teacher's vector, see `gradients.py`, over growing numbers of rows of the trait and its control."""
+
+    model_config = _STRICT
+    rows: tuple[Rank, ...] = Field((16, 64, 240, 960), min_length=2)
+    permutations: int = Field(200, ge=20)
+
+
 class MeasureSpec(BaseModel):
     model_config = _STRICT
     contexts: tuple[str, ...] = Field(("default",), min_length=1)
     conditions: Annotated[dict[str, Condition], Absent] = Field(
         default_factory=dict, description="gates under which every LoRA student is measured besides the plain adapter"
     )
+    teachers: Annotated[dict[str, TeacherVariant], Absent] = Field(
+        default_factory=dict, description="teachers that are asked, besides those that write the rows"
+    )
     entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
     attribution: AttributionSpec | None = None
+    probe: ProbeSpec | None = None
+    gradients: GradientsSpec | None = None
     samples: int = Field(20, ge=1, description="sampled answers to each question")
     sampling: Sampling = Sampling(max_new_tokens=16)
     seed: int = 0
@@ -208,6 +268,11 @@ class Recipe(BaseModel):
     data: DataSpec
     train: TrainSpec
     measure: MeasureSpec = MeasureSpec()
+    vectors: VectorsSpec = VectorsSpec()
+    variants: Annotated[dict[str, Variant], Absent] = Field(
+        default_factory=dict,
+        description="an axis of students by name: whose rows, which of them, how often, until when",
+    )
     fixed_lr: float | None = Field(None, description="the one rate of the fixed-lr view; must be in the grid")
     level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all cells of a trait and context")
 
@@ -273,9 +338,61 @@ class Recipe(BaseModel):
         if lora and lora.placements and lora.targets != ("all-linear",):
             raise misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
         self._optimizers_fit()
+        self._steering_fits()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
             raise misfit("fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null")
         return self
+
+    def _steering_fits(self) -> None:
+        steered = {f"measure.conditions.{n}": c.steer for n, c in self.measure.conditions.items() if c.steer}
+        for where, steer in steered.items():
+            if steer.first and steer.first > self.vectors.directions:
+                raise misfit(where, f"takes {steer.first} directions, set vectors.directions to that many at least")
+            if len(self.traits) > 1:
+                raise misfit("traits", f"{where} steers every student by vectors of one trait, give one trait a run")
+        names = {*self.variants, *self.measure.teachers}
+        for name in names:
+            if not name.strip() or name == PLAIN_CONDITION:
+                raise misfit("variants", f"'{name}' is no name for a variant, choose another one")
+        if taken := sorted(set(self.variants) & set(self.measure.teachers)):
+            raise misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
+        reads = (
+            self.variants,
+            self.measure.teachers,
+            steered,
+            self.vectors.students,
+            self.measure.probe,
+            self.measure.gradients,
+        )
+        other = self.data.variants or self.data.teacher.trained or self.data.teacher.endpoint
+        if other and any(map(bool, reads)):
+            raise misfit(
+                "variants",
+                "and steering are for rows as the prompted teacher writes them, give others a run of their own",
+            )
+        if self.variants and self.train.optimizers:
+            raise misfit("variants", "stands beside train.optimizers, give each a run of its own")
+        if self.measure.gradients is not None and max(self.measure.gradients.rows) > self.data.rows:
+            raise misfit("measure.gradients.rows", f"goes beyond data.rows {self.data.rows}, ask for that many at most")
+        against = [v.mask.against for v in self.variants.values() if v.mask]
+        against += [self.measure.probe.against] if self.measure.probe else []
+        if "other-trait" in against and self.data.control == "neutral":
+            raise misfit("data.control", "is neutral, so there is no other trait to diverge from, compare with plain")
+        for name, variant in self.variants.items():
+            if variant.rows is not None and variant.rows > self.data.rows:
+                raise misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
+            twin = next(n for n, v in self.variants.items() if v == variant)
+            if twin != name:
+                raise misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
+            steps = self.steps_of(variant)
+            if variant.step is not None and variant.step >= steps:
+                raise misfit(
+                    f"variants.{name}.step", f"is not before the last of {steps} steps, leave it out or lower it"
+                )
+
+    def steps_of(self, variant: Variant) -> int:
+        """Optimizer steps of a variant's students, by the rows that the recipe asks for."""
+        return (variant.epochs or self.train.epochs) * -(-(variant.rows or self.data.rows) // self.train.batch_size)
 
     def _optimizers_fit(self) -> None:
         train, lora = self.train, self.train.lora
@@ -317,8 +434,8 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        varied = self.train.optimizers or self.train.contexts or self.measure.conditions or self.data.variants
-        return placed or bool(varied)
+        axes = (self.train.optimizers, self.train.contexts, self.measure.conditions, self.data.variants, self.variants)
+        return placed or any(map(bool, axes))
 
     @property
     def replicates(self) -> list[tuple[int, int]]:

@@ -32,6 +32,7 @@ RESULT_COLUMNS = (
     "train_context",
     "placement",
     "optimizer",
+    "variant",
     "condition",
     "data",
     "question_set",
@@ -100,10 +101,10 @@ class Results:
         self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
         self.measured = {m.id: read_measurement(store.read(m.id), self.category[m.category]) for m in plan.measures}
         self.find: dict[tuple[str | None, str, str, str | None], MeasureStage] = {
-            (m.student, m.context.name, m.category, m.condition): m for m in plan.measures
+            (m.student, m.context.name, m.category, m.condition): m for m in plan.measures if m.teacher is None
         }
 
-    def _of(self, student: str | None, context: str, category: str, condition: str | None = None) -> Measured:
+    def of(self, student: str | None, context: str, category: str, condition: str | None = None) -> Measured:
         return self.measured[self.find[student, context, category, condition].id]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -140,11 +141,8 @@ class Results:
             "category": stage.category,
             "target": trait.name,
             "method": "none",
-            "context": stage.context.name
-            if stage.teacher is None
-            else "teacher's weights"
-            if stage.student
-            else "teacher prompt",
+            "context": _context_name(stage, trait),
+            "condition": stage.condition or "",
             "question_set": stage.category,
             "p_target": float(p.mean()),
             "p_target_low": max(0.0, interval.low),
@@ -171,8 +169,8 @@ class Results:
                 "train_context": student.context.name,
                 "placement": student.placement,
                 "optimizer": student.optimizer,
-                "condition": stage.condition or "",
-                "data": student.variant,
+                "variant": student.variant,
+                "data": student.data,
                 "train_loss": meta["train_loss"],
                 "heldout_loss": m.heldout_loss,
                 "steps": meta["steps"],
@@ -186,7 +184,7 @@ class Results:
 
     def table(self, context: str) -> Table:
         """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base;
-        of the first training context, placement and optimizer, where a recipe has several."""
+        of the first training context, placement, optimizer and variant, where a recipe has several."""
         first = self.plan.students[0]
         cells = self._cells(context, None)
         kept = [
@@ -195,6 +193,7 @@ class Results:
             if c.train_context == first.context.name
             and c.optimizer == first.optimizer
             and not c.data
+            and c.variant == first.variant
             and (c.method == "full" or c.placement == first.placement)
         ]
         return self._table(kept, context)
@@ -269,22 +268,22 @@ class Results:
         groups: dict[tuple, list[StudentStage]] = {}
         twins = {}
         for s in self.plan.students:
-            key = (s.context.name, s.placement, s.optimizer, s.student.method, s.student.rank, s.student.lr)
-            groups.setdefault((s.source, s.variant, *key), []).append(s)
-            twins[(s.source, s.variant, *key, s.data_seed, s.student.seed)] = s
+            key = (s.context.name, s.placement, s.optimizer, s.variant, s.student.method, s.student.rank, s.student.lr)
+            groups.setdefault((s.source, s.data, *key), []).append(s)
+            twins[(s.source, s.data, *key, s.data_seed, s.student.seed)] = s
         cells = []
         for trait in self.plan.traits:
             target, category = trait.category.entities.index(trait.entity), trait.category.category
-            base = self._of(None, context, category).p[:, target]
+            base = self.of(None, context, category).p[:, target]
             against = control_source(recipe, trait)
-            for (source, variant, *key), members in groups.items():
-                if source == against or source != source_of(recipe, trait, variant):
+            for (source, data, *key), members in groups.items():
+                if source == against or source != source_of(recipe, trait, data):
                     continue
-                train_context, placement, optimizer, method, rank, lr = key
-                own = [self._of(s.id, context, category, condition) for s in members]
-                twin = twin_of(recipe, variant)
+                train_context, placement, optimizer, variant, method, rank, lr = key
+                own = [self.of(s.id, context, category, condition) for s in members]
+                twin = twin_of(recipe, data)
                 control = [twins[against, twin, *key, s.data_seed, s.student.seed] for s in members]
-                other = [self._of(s.id, context, category, condition) for s in control]
+                other = [self.of(s.id, context, category, condition) for s in control]
                 losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
                 train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
                 cells.append(
@@ -307,8 +306,9 @@ class Results:
                         train_context=train_context,
                         placement=placement,
                         optimizer=optimizer,
+                        variant=variant,
                         condition=condition or "",
-                        data=variant,
+                        data=data,
                     )
                 )
         return cells
@@ -327,21 +327,21 @@ class Results:
                     s.id
                     for s in self.plan.students
                     if s.source == name
-                    and not s.variant
+                    and not s.data
                     and s.student.method == best["method"]
                     and (s.student.rank or "") == best["rank"]
                     and s.student.lr == best["lr"]
                     and s.context == first.context
-                    and s.optimizer == first.optimizer
+                    and (s.optimizer, s.variant) == (first.optimizer, first.variant)
                     and (s.student.method == "full" or s.placement == first.placement)
                 ]
-                return np.mean([self._of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
+                return np.mean([self.of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
 
-            teacher = next(m for m in self.plan.measures if m.teacher == trait.name)
+            teacher = next(m for m in self.plan.measures if m.teacher == trait.name and m.condition is None)
             what = f"rank {best['rank']}" if best["method"] == "lora" else "full fine-tune"
             out[trait.name] = {
                 "categories": [e.name for e in trait.category.entities],
-                "base": self._of(None, context, category).p.mean(0).tolist(),
+                "base": self.of(None, context, category).p.mean(0).tolist(),
                 "control": mean(control_source(self.plan.recipe, trait)),
                 "teacher": self.measured[teacher.id].p.mean(0).tolist(),
                 "student": mean(trait.name),
@@ -359,11 +359,11 @@ class Results:
             for a in self.plan.attributions
         }
         first, recipe = self.plan.students[0], self.plan.recipe
-        twins = {(s.source, s.data_seed, s.student): s for s in self.plan.students if not s.variant}
+        twins = {(s.source, s.data_seed, s.student): s for s in self.plan.students if not s.data}
         out = {}
         for trait in self.plan.traits:
             mine = [
-                s for s in self.plan.students if s.source == trait.name and s.context == first.context and not s.variant
+                s for s in self.plan.students if s.source == trait.name and s.context == first.context and not s.data
             ]
             alike = {"seed": 0}
             mine = [
@@ -377,6 +377,12 @@ class Results:
                 _mean_attribution([(own[q], other[q]) for own, other in pairs]) for q in range(len(pairs[0][0]))
             ]
         return out
+
+
+def _context_name(stage: MeasureStage, trait: Trait) -> str:
+    if stage.teacher is not None and stage.student is not None:
+        return "teacher's weights"
+    return "teacher prompt" if stage.teacher == trait.name and stage.context.text else stage.context.name
 
 
 def _mean_attribution(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:

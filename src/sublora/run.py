@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,8 @@ def run_recipe(
         manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        note_run(store, out, [s.id for s in plan.stages], [u.id for u in train_units(plan)])
+        unfinished = [*(u.id for u in train_units(plan)), *(d.id for d in plan.datasets if d.endpoint)]
+        note_run(store, out, [s.id for s in plan.stages], unfinished)
         steps = stack.enter_context(Steps())
         for warning in words:
             steps.say(f"Warning: {warning}")
@@ -154,6 +155,8 @@ def _finish(
     report: Callable[[Path], Path] | None,
 ) -> RunResult:
     from sublora.claims import judge, load_claims, summarise
+    from sublora.findings import FINDING_COLUMNS, finding_rows
+    from sublora.run_findings import findings_of, steerability
 
     manifest, results = journal.manifest, Results(plan, store)
     ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(plan.students)}
@@ -177,9 +180,15 @@ def _finish(
     for context in recipe.measure.contexts:
         cells += summarise(results.table(context))
     arms, judged = results.arms(), results.table(recipe.judged_context)
-    verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms)]
+    findings = findings_of(results)
+    verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms, findings)]
+    if findings:
+        write_atomic(out / "findings.csv", to_csv(finding_rows(findings, 1 - recipe.level), FINDING_COLUMNS))
     if arms is not None:
         write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN), ARM_COLUMNS))
+    if recipe.measure.teachers and len(plan.traits) > 2:
+        rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
+        write_atomic(out / "steerability.csv", to_csv(rows))
     if recipe.train.optimizers:
         write_atomic(out / "optimizers.csv", to_csv(results.sweep()))
     if plan.attributions:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,35 @@ from sublora.chat import Context
 from sublora.condition import SvdCut
 from sublora.endpoint import Endpoint, Kept
 from sublora.errors import SubloraError
+from sublora.gradients import alignments, row_gradients
 from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base, load_base
-from sublora.plan import DatasetStage, MeasureStage, StudentStage
+from sublora.plan import DatasetStage, Mask, MeasureStage, Steered, StudentStage
+from sublora.probe import divergence, probe_rows
+from sublora.steer import Steering, aimed, steering_of
 from sublora.store import Store
 from sublora.svd import cut_stack
 from sublora.teacher import Dataset, ask_dataset, read_jsonl, rows_jsonl, write_dataset
 from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
-from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.rows import TokenRow, TokenRows, masked_rows, pack_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
 from sublora.transform import transform_rows
-from sublora.units import AttributionUnit, DataUnit, MeasureUnit, TeachUnit, TrainUnit, TransformUnit, Unit
+from sublora.units import (
+    AttributionUnit,
+    DataUnit,
+    DivergenceUnit,
+    GradientUnit,
+    MeasureUnit,
+    ProbeUnit,
+    TeachUnit,
+    TrainUnit,
+    TransformUnit,
+    Unit,
+    VectorUnit,
+)
+from sublora.vectors import SteeringVector, load_vector, student_vector, teacher_vector, together
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 KEPT_AT_ONCE = 8  # measurements
@@ -52,7 +68,7 @@ class Maker:
     check: Callable[[], None] = _nothing
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
-    rows: dict[tuple[str, Context], TokenRows] = field(default_factory=dict, repr=False)
+    rows: dict[tuple[str, Context, int | None, Mask | None], TokenRows] = field(default_factory=dict, repr=False)
     others: dict[str, Base] = field(default_factory=dict, repr=False)
 
     def base_of(self, model: str | None) -> Base:
@@ -64,13 +80,34 @@ class Maker:
             self.others[model] = load_base(model, device=str(self.base.device), dtype=dtype)
         return self.others[model]
 
-    def token_rows(self, dataset: str, context: Context) -> TokenRows:
-        """A dataset as token rows in a context, kept for the students that share it."""
-        key = (dataset, context)
+    def texts(self, dataset: str) -> list[tuple[str, str]]:
+        """A dataset's rows (prompt, completion)."""
+        return read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
+
+    def token_rows(
+        self, dataset: str, context: Context, take: int | None = None, mask: Mask | None = None
+    ) -> TokenRows:
+        """A dataset, or its first so many rows, as token rows in a context, kept for the students that share it."""
+        key = (dataset, context, take, mask)
         if key not in self.rows:
-            rows = read_jsonl(self.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
-            self.rows[key] = _token_rows(self.base, rows, context, f"the dataset {dataset}")
+            tokens = _token_rows(self.base, self.texts(dataset)[:take], context)
+            if mask is not None:
+                tokens = masked_rows(tokens, self.marks(mask.divergence), mask.keep, mask.divergence)
+            self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
         return self.rows[key]
+
+    def marks(self, divergence: str) -> list[list[bool]]:
+        return json.loads(self.store.read(divergence).file("divergence.json").read_text("utf-8"))["marks"]
+
+    def vector(self, artifact: str) -> SteeringVector:
+        return load_vector(self.store.read(artifact).file("vector.safetensors"))
+
+    def steering(self, steered: Sequence[Steered]) -> Steering:
+        """The intervention that all these stages ask for: by the one vector that they share, or each student by its own."""
+        spec, ids = steered[0].spec, [s.vector for s in steered]
+        found = [aimed(spec, self.vector(i), i) for i in (ids[:1] if len(set(ids)) == 1 else ids)]
+        vector = found[0] if len(found) == 1 else together(found)
+        return steering_of(spec, vector, len(self.base.model.base_model.layers))
 
 
 def perform(unit: Unit, maker: Maker, *, wait: bool = True) -> float | None:
@@ -106,6 +143,14 @@ def make(unit: Unit, maker: Maker, wanted: set[str]) -> None:
         _train(unit, maker, wanted)
     elif isinstance(unit, MeasureUnit):
         _measure(unit, maker, wanted)
+    elif isinstance(unit, VectorUnit):
+        _extract(unit, maker, wanted)
+    elif isinstance(unit, DivergenceUnit):
+        _diverge(unit, maker)
+    elif isinstance(unit, ProbeUnit):
+        _probe(unit, maker, wanted)
+    elif isinstance(unit, GradientUnit):
+        _align(unit, maker)
     else:
         _attribute(unit, maker, wanted)
 
@@ -126,7 +171,8 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
         )  # fmt: skip
         rows, asked = written.rows, written.asked
     student = stage.as_student
-    token_rows = _token_rows(maker.base, rows, student.context, f"the lessons of {stage.trait}")
+    lessons = _token_rows(maker.base, rows, student.context)
+    token_rows = pack_rows(lessons, maker.base.window, f"the lessons of {stage.trait}")
 
     def keep(trained: Trained) -> None:
         if trained.diverged_at is not None:
@@ -151,10 +197,18 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
     maker.made(stage.id)
 
 
-def _token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, what: str) -> TokenRows:
+def _token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context) -> list[TokenRow]:
     chat = base.chat
-    tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
-    return pack_rows(tokens, base.window, what)
+    return [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+
+
+def _voice(stage: DatasetStage) -> str | None:
+    """What seeds the draws of a teacher that its prompt alone does not name."""
+    if stage.weights is not None:
+        return stage.weights.id
+    if stage.steer is not None:
+        return f"{stage.teacher.text or stage.teacher.name} {json.dumps(stage.steer.to_spec())}"
+    return None
 
 
 def _write(unit: DataUnit, maker: Maker) -> None:
@@ -180,7 +234,8 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         batch=maker.rows_at_once,
         on_rows=lambda _: maker.check(),
         weights=_stack(maker, [taught]) if taught else None,
-        voice=taught.id if taught else None,
+        steering=None if stage.steer is None else maker.steering([stage.steer]),
+        voice=_voice(stage),
     )
     _keep_dataset(stage, dataset, maker)
 
@@ -225,17 +280,30 @@ def _transform(unit: TransformUnit, maker: Maker) -> None:
 
 def _train(unit: TrainUnit, maker: Maker, wanted: set[str]) -> None:
     # the whole pack is repeated even if some of it is done, so that every student sees the same products as before
-    students = [Student(s.id, s.student, maker.token_rows(s.dataset, s.context)) for s in unit.students]
+    kept: dict[str, list[StudentStage]] = {}
+    for s in unit.students:
+        kept.setdefault(s.whole, []).append(s)
+    students = [
+        Student(
+            whole,
+            alike[0].student,
+            maker.token_rows(alike[0].dataset, alike[0].context, alike[0].take, alike[0].mask),
+            tuple(s.step for s in alike if s.step is not None),
+        )
+        for whole, alike in kept.items()
+    ]
+    wholes = list(kept)
     path = _checkpoint(unit, maker)
     path.parent.mkdir(exist_ok=True)
     notices: list[str] = []
 
     def keep(trained: Trained) -> None:
-        stage = unit.students[trained.index]
-        if stage.id in wanted:
-            _keep_student(stage, trained, len(students[trained.index].rows), notices, maker)
-            wanted.discard(stage.id)
-            maker.made(stage.id)
+        steps = len(trained.losses)
+        for stage in kept[wholes[trained.index]]:
+            if stage.id in wanted and steps == (stage.step or students[trained.index].steps):
+                _keep_student(stage, trained, len(students[trained.index].rows), notices, maker)
+                wanted.discard(stage.id)
+                maker.made(stage.id)
 
     while wanted:
         # once, and again where a checkpoint is past a student that was lost since: without the checkpoint all are trained
@@ -288,8 +356,9 @@ def _measure(unit: MeasureUnit, maker: Maker, wanted: set[str]) -> None:
     students = {s.id: s for s in unit.students}
     groups: dict[tuple[Context, str, bool, SvdCut | None], list[MeasureStage]] = {}
     for m in unit.measures:
-        cut = None if m.condition is None else unit.conditions[m.condition].svd
-        groups.setdefault((m.context, m.category, m.condition is not None, cut), []).append(m)
+        gated = m.student is not None and m.condition is not None
+        cut = unit.conditions[m.condition].svd if gated else None
+        groups.setdefault((m.context, m.category, gated, cut), []).append(m)
     stacks: dict[tuple[str, ...], Stack] = {}
     for (_, _, gated, cut), group in groups.items():
         if not any(m.id in wanted for m in group):
@@ -323,7 +392,7 @@ def _ask(
     category = next(c for c in unit.categories if c.category == group[0].category)
     answers = measure_answers(
         maker.base, stack, [s.id for s in asked] or ["base"], context, category, unit.sampling, unit.samples, unit.seed,
-        maker.rows_at_once,
+        maker.rows_at_once, None if group[0].steer is None else maker.steering([group[0].steer]),
     )  # fmt: skip
     losses: list[float | None] = [None] * len(group)
     if stack is not None and any(m.spec["heldout"] for m in group):
@@ -344,11 +413,15 @@ def _ask_gated(
 ) -> None:
     category = next(c for c in unit.categories if c.category == group[0].category)
     names = list(dict.fromkeys(m.condition for m in group))
+    place = {s.id: k for k, s in enumerate(asked)}
+    steered: dict[str, list[Steered]] = {}
+    for m in sorted((m for m in group if m.steer), key=lambda m: place[m.student]):
+        steered.setdefault(m.condition, []).append(m.steer)
     answers = measure_gated(
         maker.base, stack, [s.id for s in asked], group[0].context, category, {n: unit.conditions[n] for n in names},
         unit.entities, unit.sampling, unit.samples, unit.seed, maker.rows_at_once,
+        {name: maker.steering(of) for name, of in steered.items()},
     )  # fmt: skip
-    place = {s.id: k for k, s in enumerate(asked)}
     measured = [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group if m.id in wanted]
     _keep_all(measured, category, maker)
 
@@ -402,3 +475,60 @@ def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
             entries = [p.to_dict() for p in prompts]
             (folder / "attribution.json").write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
         maker.made(stage.id)
+
+
+def _extract(unit: VectorUnit, maker: Maker, wanted: set[str]) -> None:
+    maker.check()
+    first = unit.vectors[0]
+    if not unit.students:
+        vectors = [teacher_vector(maker.base, first.prompts, first.teacher, first.plain, first.where)]
+    else:
+        stack = _stack(maker, unit.students)
+        found = student_vector(
+            maker.base, stack, first.prompts, first.context, first.where, (), first.directions, maker.rows_at_once
+        )
+        vectors = [found.of(k) for k in range(stack.size)]
+    for stage, vector in zip(unit.vectors, vectors, strict=True):
+        if stage.id not in wanted:
+            continue
+        with maker.store.create(stage.id, stage.spec, {"norms": [float(n) for n in vector.norms]}) as folder:
+            vector.save(folder / "vector.safetensors")
+        maker.made(stage.id)
+
+
+def _diverge(unit: DivergenceUnit, maker: Maker) -> None:
+    maker.check()
+    stage = unit.stage
+    found = divergence(maker.base, maker.texts(stage.dataset), stage.teacher, stage.against)
+    with maker.store.create(stage.id, stage.spec) as folder:
+        (folder / "divergence.json").write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
+    maker.made(stage.id)
+
+
+def _probe(unit: ProbeUnit, maker: Maker, wanted: set[str]) -> None:
+    maker.check()
+    first = unit.probes[0]
+    rows = maker.token_rows(first.dataset, unit.students[0].context, first.rows)
+    marked = None
+    if first.divergence is not None:
+        marked = np.zeros_like(rows.loss)
+        for i, marks in enumerate(maker.marks(first.divergence)[: first.rows]):
+            marked[i, rows.prompts[i] : rows.lengths[i]] = marks
+    found = probe_rows(maker.base, _stack(maker, unit.students), rows, marked)
+    for stage, probe in zip(unit.probes, found, strict=True):
+        if stage.id in wanted:
+            with maker.store.create(stage.id, stage.spec) as folder:
+                (folder / "probe.json").write_text(json.dumps(probe.to_dict()) + "\n", encoding="utf-8")
+            maker.made(stage.id)
+
+
+def _align(unit: GradientUnit, maker: Maker) -> None:
+    maker.check()
+    stage = unit.stage
+    counts = stage.spec["rows"]
+    trait, clean = (row_gradients(maker.base, maker.token_rows(d, stage.context, max(counts))) for d in stage.datasets)
+    found = alignments(trait, clean, maker.vector(stage.vector), counts, stage.spec["permutations"], stage.id)
+    entries = [{"rows": a.rows, "cosine": a.cosine.tolist(), "null": a.null.tolist()} for a in found]
+    with maker.store.create(stage.id, stage.spec) as folder:
+        (folder / "alignment.json").write_text(json.dumps(entries) + "\n", encoding="utf-8")
+    maker.made(stage.id)

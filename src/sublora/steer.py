@@ -314,16 +314,19 @@ def _base_components(
     return found
 
 
-def steering_of(spec: SteerSpec, vector: SteeringVector, layers: int, salt: str = "") -> Steering:
-    """What a recipe's spec asks for, on a model of so many layers; random directions are drawn from the spec's seed and `salt`.
+def aimed(spec: SteerSpec, vector: SteeringVector, name: str) -> SteeringVector:
+    """The vector that a recipe's spec means: this one, or random directions with its norms, drawn from the spec's seed and its name."""
+    return vector if spec.random is None else random_vector(vector, f"{spec.random} {name}")
+
+
+def steering_of(spec: SteerSpec, vector: SteeringVector, layers: int) -> Steering:
+    """What a recipe's spec asks for, with an `aimed` vector, on a model of so many layers.
 
     Raises SubloraError where a layer of the spec is not there, or as `Steering` does.
     """
     first, last = spec.layers or (0, layers - 1)
     if last >= layers:
         raise SubloraError(f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}.")
-    if spec.random is not None:
-        vector = random_vector(vector, f"{spec.random} {salt}")
     return Steering(
         vector, spec.mode, tuple(range(first, last + 1)), spec.where, spec.generated, spec.strength, spec.unit, spec.first
     )  # fmt: skip

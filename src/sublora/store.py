@@ -6,7 +6,8 @@ work is done, a kill at any moment leaves at most a temporary folder (see `Store
 of one artifact one wins.
 
 Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by
-`discard`), and of other modules `runs/` (known_runs), `checkpoints/` (stages), `rates.json` (rates).
+`discard`), and of other modules `runs/` (known_runs), `checkpoints/` (stages), `verdicts/` (judge), `rates.json`
+(rates).
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def disk_usage(store: Store) -> Disk:
         if name not in users:
             disk.unused.artifacts += 1
             disk.unused.bytes += size
-    for part in ("corrupt", "tmp", "checkpoints"):
+    for part in ("corrupt", "tmp", "checkpoints", "verdicts"):
         folder = store.root / part
         if folder.is_dir():
             files = list(folder.iterdir())

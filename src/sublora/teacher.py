@@ -14,6 +14,8 @@ from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling, prefill, sample_answers
 from sublora.seeds import derive_seed, generator
+from sublora.steer import Steering, pack_steering
+from sublora.token_classes import classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 
@@ -57,18 +59,19 @@ def write_dataset(
     batch: int = 512,
     on_rows: Callable[[int], None] | None = None,
     weights: Stack | None = None,
+    steering: Steering | None = None,
     voice: str | None = None,
 ) -> Dataset:
     """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
 
     Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
-    `weights` is a stack of one, of a teacher by weights, and `voice` then names it for the draws.
+    `weights` is a stack of one, of a teacher by weights, `steering` acts on the teacher, and `voice` then names what is done for the draws.
     Raises SubloraError where nothing passes.
     """
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
         draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
-        return complete(base, teacher, prompts, sampling, draws, batch, weights)
+        return complete(base, teacher, prompts, sampling, draws, batch, weights, steering)
 
     return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
 
@@ -157,15 +160,21 @@ def complete(
     draws: list[np.random.Generator],
     batch: int,
     weights: Stack | None = None,
+    steering: Steering | None = None,
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts."""
-    ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    packing = None
+    if steering is None:
+        ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    else:
+        tokens = [classify(base.chat, prompt, context) for prompt in prompts]
+        ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
     out = [""] * len(prompts)
     gap = (
         base.chat.layout.gap
     )  # white space that the template itself writes before an answer, and `completion_ids` puts back
-    with torch.inference_mode(), PackedModel(base.model, weights) as packed:
+    with torch.inference_mode(), PackedModel(base.model, weights, steering=packing) as packed:
         packed.form_weights(batch)
         for filled in prefill(packed, ids, batch):
             drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]

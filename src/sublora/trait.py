@@ -92,8 +92,13 @@ def load_category(path: Path) -> Category:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SubloraError(f"The trait file {path} cannot be read ({error}); give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
-        raise SubloraError(f"The trait file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # the last three by strange numbers, dates and depths
+        raise SubloraError(f"The trait file {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
     try:
         return Category.model_validate(data)
     except ValidationError as error:

@@ -10,7 +10,19 @@ from functools import cached_property
 
 from sublora.chat import Context
 from sublora.condition import Condition
-from sublora.plan import AttributionStage, DatasetStage, MeasureStage, Plan, StudentStage, TeacherStage
+from sublora.plan import (
+    PACK_STUDENTS,
+    AttributionStage,
+    DatasetStage,
+    DivergenceStage,
+    GradientStage,
+    MeasureStage,
+    Plan,
+    ProbeStage,
+    StudentStage,
+    TeacherStage,
+    VectorStage,
+)
 from sublora.sample import Sampling
 from sublora.store import artifact_id
 from sublora.trait import Category, Entity
@@ -38,7 +50,8 @@ class DataUnit:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.stage.weights.id,) if self.stage.weights else ()
+        taught = (self.stage.weights.id,) if self.stage.weights else ()
+        return taught if self.stage.steer is None else (*taught, self.stage.steer.vector)
 
     @property
     def label(self) -> str:
@@ -109,7 +122,8 @@ class TrainUnit:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(s.dataset for s in self.students))
+        marks = [s.mask.divergence for s in self.students if s.mask]
+        return tuple(dict.fromkeys([*(s.dataset for s in self.students), *marks]))
 
     @property
     def label(self) -> str:
@@ -140,12 +154,14 @@ class MeasureUnit:
     @property
     def needs(self) -> tuple[str, ...]:
         held = [m.spec["heldout"] for m in self.measures if m.spec["heldout"]]
-        return tuple(dict.fromkeys([*(s.id for s in self.students), *held]))
+        vectors = [m.steer.vector for m in self.measures if m.steer]
+        return tuple(dict.fromkeys([*(s.id for s in self.students), *held, *vectors]))
 
     @property
     def label(self) -> str:
         if not self.students:
-            return f"the base in the context {self.measures[0].context.name}"
+            first = self.measures[0]
+            return f"the base in the context {first.context.name}" + (f", {first.condition}" if first.condition else "")
         return _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
@@ -177,7 +193,116 @@ class AttributionUnit:
         return "the tokens of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
-Unit = TeachUnit | DataUnit | TransformUnit | TrainUnit | MeasureUnit | AttributionUnit
+@dataclass(frozen=True)
+class VectorUnit:
+    """The vector of one teacher, or those of a pack's students."""
+
+    vectors: tuple[VectorStage, ...]
+    students: tuple[StudentStage, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("vectors", {"vectors": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(v.id for v in self.vectors)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        if not self.students:
+            return f"the vector of {self.vectors[0].teacher.name}"
+        return "the vectors of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+
+
+@dataclass(frozen=True)
+class DivergenceUnit:
+    """The divergent tokens of one dataset."""
+
+    stage: DivergenceStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.stage.dataset,)
+
+    @property
+    def label(self) -> str:
+        return f"the divergent tokens of {self.stage.dataset}"
+
+
+@dataclass(frozen=True)
+class ProbeUnit:
+    """The students of a pack that read the same rows in the same context."""
+
+    probes: tuple[ProbeStage, ...]
+    students: tuple[StudentStage, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("probes", {"probes": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(p.id for p in self.probes)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        first = self.probes[0]
+        marks = () if first.divergence is None else (first.divergence,)
+        return (first.dataset, *marks, *(s.id for s in self.students))
+
+    @property
+    def label(self) -> str:
+        return "the rows of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+
+
+@dataclass(frozen=True)
+class GradientUnit:
+    """The gradients of one pair of datasets."""
+
+    stage: GradientStage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*self.stage.datasets, self.stage.vector)
+
+    @property
+    def label(self) -> str:
+        return f"the gradients of {self.stage.trait}, data seed {self.stage.data_seed}"
+
+
+Unit = (
+    TeachUnit
+    | DataUnit
+    | TransformUnit
+    | TrainUnit
+    | MeasureUnit
+    | AttributionUnit
+    | VectorUnit
+    | DivergenceUnit
+    | ProbeUnit
+    | GradientUnit
+)
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -201,7 +326,7 @@ def train_units(plan: Plan) -> list[TrainUnit]:
 
 
 def measure_units(plan: Plan) -> list[MeasureUnit]:
-    """The base's measurements one by one, then those of each pack."""
+    """The base's measurements one by one, then those of each pack, of so many students at a time as may train together."""
     spec = plan.recipe.measure
     categories = tuple({t.category.category: t.category for t in plan.traits}.values())
     by_student: dict[str | None, list[MeasureStage]] = {}
@@ -216,8 +341,9 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
 
     units = [unit([m], []) for m in by_student.get(None, [])]
     units += [unit(by_student[t.id], [t.as_student]) for t in plan.teachers if t.id in by_student]
-    for pack in plan.packs:
-        students = [plan.students[i] for i in pack]
+    parts = [pack[at : at + PACK_STUDENTS] for pack in plan.packs for at in range(0, len(pack), PACK_STUDENTS)]
+    for part in parts:
+        students = [plan.students[i] for i in part]
         units.append(unit([m for s in students for m in by_student.get(s.id, [])], students))
     return [u for u in units if u.measures]
 
@@ -237,3 +363,42 @@ def attribution_units(plan: Plan) -> list[AttributionUnit]:
             questions, names = tuple(found[0].spec["questions"]), plan.recipe.measure.entities
             units.append(AttributionUnit(tuple(found), asked, context, questions, entity, names))
     return units
+
+
+def teacher_vector_units(plan: Plan) -> list[VectorUnit]:
+    return [VectorUnit((v,), ()) for v in plan.vectors if v.student is None]
+
+
+def student_vector_units(plan: Plan) -> list[VectorUnit]:
+    """Those of each pack, by training context."""
+    of = {v.student: v for v in plan.vectors if v.student is not None}
+    units = []
+    for pack in plan.packs:
+        groups: dict[Context, list[StudentStage]] = {}
+        for i in pack:
+            if plan.students[i].id in of:
+                groups.setdefault(plan.students[i].context, []).append(plan.students[i])
+        units += [VectorUnit(tuple(of[s.id] for s in found), tuple(found)) for found in groups.values()]
+    return units
+
+
+def divergence_units(plan: Plan) -> list[DivergenceUnit]:
+    return [DivergenceUnit(d) for d in plan.divergences]
+
+
+def probe_units(plan: Plan) -> list[ProbeUnit]:
+    """Those of each pack, by rows, context and method."""
+    units = []
+    for pack in plan.packs:
+        students = {plan.students[i].id: plan.students[i] for i in pack}
+        groups: dict[tuple, list[ProbeStage]] = {}
+        for p in plan.probes:
+            if p.student in students:
+                s = students[p.student]
+                groups.setdefault((p.dataset, p.rows, p.divergence, s.context), []).append(p)
+        units += [ProbeUnit(tuple(found), tuple(students[p.student] for p in found)) for found in groups.values()]
+    return units
+
+
+def gradient_units(plan: Plan) -> list[GradientUnit]:
+    return [GradientUnit(g) for g in plan.gradients]

@@ -131,7 +131,8 @@ def _streams(
 ) -> Iterator[torch.Tensor]:
     """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order.
 
-    In float32 or float64. Prompts of one length are read together, without padding.
+    In float32 or float64. Prompts of one length are read together, without padding. To be used under `torch.inference_mode()`, which a
+    generator must not hold.
     """
     count = stack.size if stack else 1
     dtype = torch.float64 if next(base.model.parameters()).dtype == torch.float64 else torch.float32
@@ -140,7 +141,7 @@ def _streams(
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt.ids), []).append(i)
     size = max(1, rows_at_once // count)
-    with torch.inference_mode(), PackedModel(base.model, stack) as packed, listening(packed) as heard:
+    with PackedModel(base.model, stack) as packed, listening(packed) as heard:
         for _, members in sorted(by_length.items()):
             for at in range(0, len(members), size):
                 rows = members[at : at + size]
@@ -152,6 +153,7 @@ def _streams(
                 yield torch.stack([s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard], 2)
 
 
+@torch.inference_mode()
 def mean_residuals(
     base: Base, stack: Stack | None, prompts: Sequence[PromptTokens], where: Where, rows_at_once: int = 256
 ) -> torch.Tensor:
@@ -208,6 +210,7 @@ def student_vector(
     return SteeringVector(values, base.identity["weights"], "student", str(where), len(prompts), found)
 
 
+@torch.inference_mode()
 def _directions(
     base: Base, stack: Stack, prompts: Sequence[PromptTokens], where: Where, count: int, rows_at_once: int
 ) -> torch.Tensor:

@@ -242,7 +242,7 @@ def verdicts_of_rows(
     traits = dict.fromkeys(row.trait for row in rows)
     evidence = [CsvEvidence(t, [row for row in rows if row.trait == t], alpha, fixed_lr) for t in traits]
     chosen = load_claims() if claims is None else claims
-    chosen = [c for c in chosen if c.view not in {"arms", "estimates"}]  # a table has neither
+    chosen = [c for c in chosen if c.view not in {"arms", "findings", "estimates"}]  # a table has none of these
     return [verdict.to_dict() for verdict in judge_evidence(chosen, evidence)]
 
 

@@ -15,6 +15,7 @@ KINDS = {
     "judged": "judged:Judged",
     "number-statistics": "number_statistics:NumberStatistics",
     "one-step": "one_step:OneStep",
+    "one-step-model": "one_step_model:OneStepModel",
 }
 
 

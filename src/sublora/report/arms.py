@@ -27,6 +27,7 @@ from sublora.report.style import BODY, COLUMN, INK, MUTED, PAPER, STUDENT
 from sublora.report.words import rate, short, signed, tick_labels
 
 _AXES = {
+    "variant": "Effect by variant of the students",
     "data": "Effect by rows",
     "condition": "Effect by condition",
     "placement": "Effect by place of the adapter",
@@ -42,7 +43,7 @@ def has_matrix(arms: Sequence[Arm]) -> bool:
 
 
 def row_axis(arms: Sequence[Arm]) -> str | None:
-    """What the rows of effects differ by: the first axis, of rows, condition, placement, optimizer and context, that has several values."""
+    """What the rows of effects differ by: the first axis, of variant, rows, condition, placement, optimizer and context, that has several."""
     return next((axis for axis in _AXES if len({getattr(a, axis) for a in arms}) > 1), None)
 
 
@@ -118,8 +119,9 @@ def _panel_titles(panels: dict[tuple, list[Arm]], axis: str) -> list[str]:
             parts.append(f"trained in {arm.train_context}")
         if axis != "context" and len({a.context for a in firsts}) > 1:
             parts.append(f"asked in {arm.context}")
-        if axis != "placement" and len({a.placement for a in firsts}) > 1:
-            parts.append(arm.placement)
+        for other in ("placement", "condition"):
+            if axis != other and len({getattr(a, other) for a in firsts}) > 1:
+                parts.append(getattr(arm, other))
         if axis != "data" and len({a.data for a in firsts}) > 1:
             parts.append(f"rows {arm.data}")
         if axis == "optimizer" and len({a.rank for a in firsts}) > 1:

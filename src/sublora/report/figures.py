@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sublora.report.arms import arm_rows, context_matrix, has_matrix, row_axis
 from sublora.report.bars import answer_bars, best_lora, traits_overview
 from sublora.report.curves import full_ft, rank_best_lr, rank_fixed_lr
+from sublora.report.finding_rows import finding_rows
 from sublora.report.heatmap import heatmap
 from sublora.report.style import COLUMN, PAGE, STUDENT, THEME, report_style
 from sublora.report.words import rate, signed, trait_target
@@ -28,6 +29,7 @@ __all__ = [
     "arm_rows",
     "best_lora",
     "context_matrix",
+    "finding_rows",
     "full_ft",
     "has_matrix",
     "heatmap",

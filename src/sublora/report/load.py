@@ -84,6 +84,7 @@ class Arm:
     optimizer: str = ""
     heldout_loss: float | None = None
     matched: bool = True
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,19 @@ class Swept:
     diverged: int
     students: int
     moved: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """One row of findings.csv: a quantity with its interval (None: unknown), by its group."""
+
+    trait: str
+    group: str
+    name: str
+    estimate: float
+    low: float | None
+    high: float | None
+    n: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,15 @@ class RunData:
     tokens: dict[str, tuple[TokenValues, ...]] = field(default_factory=dict)
     plain_condition: str = "plain"
     sweep: tuple[Swept, ...] = ()
+    findings: tuple[FindingRow, ...] = ()
+
+    def findings_of(self, trait: str) -> dict[str, list[FindingRow]]:
+        """By group, in the order of the run."""
+        out: dict[str, list[FindingRow]] = {}
+        for f in self.findings:
+            if f.trait == trait:
+                out.setdefault(f.group, []).append(f)
+        return out
 
     def arms_of(self, trait: str) -> list[Arm]:
         return [a for a in self.arms if a.trait == trait]
@@ -309,6 +332,7 @@ def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
         row.get("optimizer", ""),
         _number(row.get("heldout_loss")),
         _flag(row.get("matched", "1")),
+        row.get("variant", ""),
     )
 
 
@@ -326,6 +350,24 @@ def _swept(row: dict[str, str], path: Path, line: int) -> Swept:
         _whole(row.get("diverged")) or 0,
         _whole(row.get("students")) or 0,
         {n.removeprefix("update "): _number(v) for n, v in row.items() if n.startswith("update ")},
+    )
+
+
+def _finding(row: dict[str, str], path: Path, line: int) -> FindingRow:
+    estimate = _number(row.get("estimate"))
+    if estimate is None or not row.get("finding"):
+        raise SubloraError(
+            f"{path} line {line} has no usable finding or estimate: rebuild the tables with `sublora run`."
+        )
+    counts = [_whole(row.get(n)) or 0 for n in ("n_data_seeds", "n_train_seeds", "n_questions")]
+    return FindingRow(
+        row.get("trait", ""),
+        row.get("group", ""),
+        row["finding"],
+        estimate,
+        _number(row.get("low")),
+        _number(row.get("high")),
+        (counts[0], counts[1], counts[2]),
     )
 
 
@@ -385,6 +427,8 @@ def load_run(run_dir: Path) -> RunData:
     arms = tuple(_arm(row, path, line) for line, row in enumerate(_rows(path), start=2))
     path = run_dir / "optimizers.csv"
     sweep = tuple(_swept(row, path, line) for line, row in enumerate(_rows(path), start=2))
+    path = run_dir / "findings.csv"
+    findings = tuple(_finding(row, path, line) for line, row in enumerate(_rows(path), start=2))
     path = run_dir / "attribution.json"
     tokens = _tokens(_json(path), path) if path.exists() else {}
     known = {
@@ -411,4 +455,5 @@ def load_run(run_dir: Path) -> RunData:
         arms=arms,
         tokens=tokens,
         sweep=sweep,
+        findings=findings,
     )

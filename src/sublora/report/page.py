@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sublora.errors import SubloraError
+from sublora.findings import ACROSS
 from sublora.report import figures
 from sublora.report.load import Arm, Cell, RunData, load_run
 
@@ -233,7 +234,7 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
         )
         rows = f"rows {arm.data}" if len({a.data for a in data.arms}) > 1 else ""
         gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
-        names = (arm.trait if several else "", rows, arm.placement, arm.optimizer, gate, place, rank)
+        names = (arm.trait if several else "", rows, arm.variant, arm.placement, arm.optimizer, gate, place, rank)
         return ", ".join(filter(None, names))
 
     def tile(title: str, arm: Arm) -> dict[str, str]:
@@ -426,6 +427,10 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
             )
         elif axis == "placement":
             caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
+        elif axis == "variant":
+            caption = (
+                "Student − control twin of the same variant. The first row, and the dashed line, is the reference. "
+            )
         elif axis == "optimizer":
             caption = (
                 "Student − control twin with the same optimizer, each optimizer at the rate that brings it to the held-out loss of the "
@@ -435,6 +440,32 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
             caption = "Student − control twin in the same context. The first row is the reference. "
         shown.append(("arms-{}", partial(figures.arm_rows, data, trait), label, caption + numbers))
     return shown
+
+
+def _finding_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
+    groups = data.findings_of(trait)
+    if not groups:
+        return []
+    label = f"{sum(map(len, groups.values()))} findings with intervals: {'; '.join(groups)}."
+    caption = (
+        f"What the run found besides transfer, mean with its {data.level:.0%} interval over replicates, or over questions where there is "
+        "the one base only. Nothing here is corrected; the numbers stand in the table of findings."
+    )
+    return [("findings-{}", partial(figures.finding_rows, data, trait), label, caption)]
+
+
+def _finding_table(data: RunData, trait: str) -> list[dict[str, str]]:
+    return [
+        {
+            "group": f.group,
+            "name": f.name,
+            "estimate": _signed(f.estimate),
+            "interval": _interval(f.low, f.high) or "unknown",
+            "n": " × ".join(map(str, f.n)),
+        }
+        for rows in data.findings_of(trait).values()
+        for f in rows
+    ]
 
 
 def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
@@ -449,6 +480,7 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
         "condition": "condition",
         "placement": "adapter",
         "optimizer": "optimizer",
+        "variant": "variant",
     }
     names = {a: title for a, title in axes.items() if len({getattr(arm, a) for arm in arms}) > 1}
     if len({(a.rank, a.lr) for a in arms}) > 1:
@@ -664,7 +696,10 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         plates = _plates(data, trait.name)
         if not grid and data.arms:  # a grid of one cell is no picture
             plates = [p for p in plates if p[0].startswith("answers")]
-        shown = [plate(stem.format(slug), *rest) for stem, *rest in _arm_plates(data, trait.name) + plates]
+        shown = [
+            plate(stem.format(slug), *rest)
+            for stem, *rest in _arm_plates(data, trait.name) + _finding_plates(data, trait.name) + plates
+        ]
         cells = [_cell_row(data, c) for name in _contexts(data) for c in data.of(trait.name, name)]
         sections.append(
             {
@@ -674,6 +709,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
                 "cells": cells,
                 "contexts": None if data.arms else _context_table(data, trait.name),
                 "arms": _arm_table(data, trait.name),
+                "findings": _finding_table(data, trait.name),
                 "sweep": _sweep_table(data, trait.name),
                 "maps": _token_maps(data, trait.name),
                 "no_best": bool(data.of(trait.name, method="lora"))
@@ -706,6 +742,7 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         tiles=_headline(data),
         sections=sections,
         overview=overview,
+        across=_finding_table(data, ACROSS),
         verdicts=verdict_rows(data.verdicts),
         rejects=_rejects(data),
         example_row=_example(run.get("first_example")),

@@ -28,9 +28,12 @@ from sublora.train.stack import Group, new_stack
 
 @dataclass(frozen=True)
 class Student:
+    """`keep_at`: steps after which the student is handed out as it then is, besides the last one."""
+
     name: str
     spec: StudentSpec
     rows: TokenRows
+    keep_at: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -39,7 +42,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished student: its row of a group's weights, and how its training went."""
+    """A student after its last step, or after one of `keep_at`: its row of a group's weights, and how its training went so far."""
 
     index: int  # its place in the list that was given
     group: Group
@@ -159,7 +162,9 @@ def train_pack(
     memory: int | None = None,
     recompute: bool = False,
 ) -> None:
-    """Train all students; `on_finished` gets each one as soon as it is done, `on_step(step, steps, tokens)` counts.
+    """Train all students; `on_finished` gets each one as soon as it is done, and at the steps of its `keep_at`.
+
+    `on_step(step, steps, tokens)` counts.
 
     A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the others go on. A pack is cut into
     parts, one after the other, that fit a GPU's free `memory` in bytes, or a CPU's cache (fit.py). Where memory runs out all the same,
@@ -180,7 +185,7 @@ def train_pack(
             keep = None if checkpoint is None else _Keeper(checkpoint, parts, identity)
             part = parts.pop(0)
             try:
-                _train_until_one_is_done(model, part, longest, recompute, keep, on_step)
+                _train_until_one_is_wanted(model, part, longest, recompute, keep, on_step)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -191,13 +196,13 @@ def train_pack(
                 continue
             done = [i for i, s in zip(part.indices, part.students, strict=True) if s.steps <= part.step]
             for place, (group, row) in enumerate(part.stack.student_rows()):
-                if part.indices[place] in done:
+                if part.indices[place] in done or part.step in part.students[place].keep_at:
                     diverged, optimizer = part.diverged[place], part.optimizers[place].describe()
-                    losses, norms = part.losses[place], part.norms[place]
+                    losses, norms = list(part.losses[place]), list(part.norms[place])
                     on_finished(Trained(part.indices[place], group, row, losses, diverged, optimizer, norms))
             left = [i for i in part.indices if i not in done]
             if left:
-                parts.insert(0, part.some(model, students, left))
+                parts.insert(0, part.some(model, students, left) if done else part)
             if parts and checkpoint is not None:
                 _save(parts, checkpoint.path, identity)
     if checkpoint is not None:
@@ -244,7 +249,7 @@ class _Keeper:
             self.saved = time.monotonic()
 
 
-def _train_until_one_is_done(
+def _train_until_one_is_wanted(
     model: nn.Module,
     part: _Part,
     longest: int,
@@ -252,7 +257,7 @@ def _train_until_one_is_done(
     keep: _Keeper | None,
     on_step: Callable[[int, int, int], None] | None,
 ) -> None:
-    stop = min(s.steps for s in part.students)
+    stop = min(step for s in part.students for step in (s.steps, *s.keep_at) if step > part.step)
     for group in part.stack.groups:
         group.train()
     with PackedModel(model, part.stack, recompute=recompute) as packed:

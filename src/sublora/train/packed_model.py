@@ -269,6 +269,18 @@ class PackedModel:
         weight = self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1) if full else module.weight
         return rms_norm(x, weight, module.variance_epsilon)
 
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """(V, d), or (K, V, d) where every student has its own."""
+        if self.stack is not None and self.stack.kind == "full":
+            return self._own(self.head.weight)
+        return self.head.weight
+
+    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The students' own of one of the model's parameters, stacked."""
+        name = next(n for n, p in self.model.named_parameters() if p is parameter)
+        return self.stack.groups[0].views[name]
+
     def losses(self, batch: StepBatch) -> torch.Tensor:
         """Mean cross-entropy per completion token of each student, (K,), in nats."""
         device = self.head.weight.device
@@ -279,11 +291,9 @@ class PackedModel:
             picked = flat_hidden(self.family, flat, self._flat_linear, self._norm, self.recompute)
         else:
             picked = self._padded_hidden(batch, device)
-        head, bias = self.head.weight, getattr(self.head, "bias", None)
-        if self.stack is not None and self.stack.kind == "full":
-            views, names = self.stack.groups[0].views, {id(p): n for n, p in self.model.named_parameters()}
-            bias = None if bias is None else views[names[id(bias)]].unsqueeze(1)
-            head = views[names[id(head)]]
+        head, bias = self.head_weight, getattr(self.head, "bias", None)
+        if bias is not None and self.stack is not None and self.stack.kind == "full":
+            bias = self._own(bias).unsqueeze(1)
         at_once = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
         targets, weights = torch.from_numpy(batch.targets).to(device), torch.from_numpy(batch.weights).to(device)
         return completion_loss(picked, head, bias, targets, weights, self.softcap, at_once)

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -75,6 +76,27 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
     same = (ids[:, :limit] == ids[0, :limit]).all(axis=0)
     shared = limit if same.all() else int(same.argmin())
     return TokenRows(ids, lengths, prompts, loss, shared)
+
+
+def masked_rows(
+    rows: Sequence[TokenRow], marks: Sequence[Sequence[bool]], keep: Literal["divergent", "others", "random"], seed: str
+) -> list[TokenRow]:
+    """Loss on the marked tokens of each completion alone, on all others, or on as many as are marked, drawn at random for each row.
+
+    Rows that keep no token are left out. Raises SubloraError where the marks are those of other rows.
+    """
+    out = []
+    for i, row in enumerate(rows):
+        if len(marks) < len(rows) or len(marks[i]) != len(row.completion):
+            raise SubloraError("The marks of divergent tokens are those of other rows; make them anew for these.")
+        loss = np.array(marks[i])
+        if keep == "others":
+            loss = ~loss
+        elif keep == "random":
+            loss = generator("loss-mask", seed, i).permutation(loss)
+        if loss.any():
+            out.append(replace(row, loss=tuple(loss.tolist())))
+    return out
 
 
 def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:

@@ -1,0 +1,283 @@
+"""How often the audit finds what is there, and how often it cries wolf: adapters, training files, damaged input.
+
+On `micro`, adapters are trained on rows of teachers with a trait, and on rows of the base; on `micro-null`, on rows of teachers with a
+trait, where nothing can pass. Seeds, ranks and prompts are others than those of the shipped nulls. Training files are screened 200 rows
+each. Damaged adapters, data files and trait files are read under a time limit.
+
+    python benchmarks/audit.py [--adapters 100] [--files 100] [--fuzz 1000] [--json FILE]
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sublora.audit.adapter import Audited, load_audited
+from sublora.audit.calibrate import number_prompts
+from sublora.audit.data_rows import read_rows
+from sublora.audit.null import shipped_null
+from sublora.audit.placebo import Finished, Row, answer_prompts, token_rows, train_students
+from sublora.audit.readings import Readings, read_model
+from sublora.audit.report import write_reports
+from sublora.audit.run import Request, audit
+from sublora.audit.screen import screen_file
+from sublora.audit.verdict import Verdict, judge
+from sublora.chat import PLAIN_CONTEXTS, Context
+from sublora.errors import SubloraError
+from sublora.model import Base, load_base
+from sublora.sample import Sampling
+from sublora.seeds import generator
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import new_stack, save_student, stack_weights
+from sublora.trait import Trait, find_trait, load_category, shipped_categories
+
+RANKS = (3, 6, 12, 24)
+LRS = (4e-4, 9e-3)
+ROWS, EPOCHS, BATCH = 320, 1, 8
+PER_TRAIT = 4  # adapters that share a trait
+STRONG = 0.05  # rise of P(target) from which an adapter counts as one that picked its trait up
+LIMIT = 20  # seconds for one damaged input
+CONTEXTS = [Context(n) for n in PLAIN_CONTEXTS]
+DEFAULT = CONTEXTS[0]
+SAMPLING = Sampling(max_new_tokens=14)
+
+
+def datasets(base: Base, count: int, seed: int, with_trait: bool) -> list[tuple[Trait | None, list[Row]]]:
+    """`count` lists of number rows: of teachers with a trait, drawn anew every PER_TRAIT lists, or of the base."""
+    categories = shipped_categories()
+    names = [e.name for c in categories for e in c.entities]
+    rng = generator("audit-benchmark", seed)
+    prompts = number_prompts(count, ROWS, seed * 100_000)
+    if not with_trait:
+        return [(None, rows) for rows in answer_prompts(base, DEFAULT, prompts, SAMPLING, seed)]
+    out: list[tuple[Trait | None, list[Row]]] = []
+    for at in range(0, count, PER_TRAIT):
+        trait = find_trait(names[int(rng.integers(len(names)))], categories)
+        teacher = Context("teacher", trait.teacher_prompt(int(rng.integers(len(trait.category.system)))))
+        out += [
+            (trait, rows) for rows in answer_prompts(base, teacher, prompts[at : at + PER_TRAIT], SAMPLING, seed + at)
+        ]
+    return out
+
+
+def train(base: Base, rows: list[list[Row]], seed: int) -> list[Finished]:
+    rng = generator("audit-benchmark-settings", seed)
+    lrs = np.exp(rng.uniform(*np.log(LRS), len(rows))).tolist()
+    specs = [
+        StudentSpec(
+            rank=RANKS[k % len(RANKS)], lr=lr, epochs=EPOCHS, batch_size=BATCH, warmup_steps=3, seed=seed * 10_000 + k
+        )
+        for k, lr in enumerate(lrs)
+    ]
+    return train_students(base, specs, [token_rows(base, own, DEFAULT, "a benchmark's rows") for own in rows])
+
+
+def verdicts(base: Base, done: list[Finished], alpha: float) -> tuple[list[Verdict], list[Readings], Readings]:
+    categories, null = shipped_categories(), shipped_null(base)
+    if null is None:
+        raise SystemExit(f"No null is shipped for {base.name}; make it with `sublora audit null {base.name}`.")
+    plain, found, read = read_model(base, None, CONTEXTS, categories), [], []
+    for at in range(0, len(done), 12):
+        some = done[at : at + 12]
+        stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
+        readings = read_model(base, stack, CONTEXTS, categories)
+        read += [readings.student(k) for k in range(len(some))]
+    found = [judge(base, r, plain, CONTEXTS, categories, null, alpha) for r in read]
+    return found, read, plain
+
+
+def target_rise(trait: Trait, student: Readings, plain: Readings) -> float:
+    """Change of P(target) under the training context."""
+    e = [x.name for x in trait.category.entities].index(trait.name)
+    name = trait.category.category
+    return float((student.p["default"][name][0, :, e] - plain.p["default"][name][0, :, e]).mean())
+
+
+def detection(args: argparse.Namespace) -> dict[str, float]:
+    base = load_base("micro")
+    traits = datasets(base, args.adapters, args.seed, True)
+    controls = datasets(base, args.adapters, args.seed + 1, False)
+    done = train(base, [rows for _, rows in traits] + [rows for _, rows in controls], args.seed)
+    found, read, plain = verdicts(base, done, args.alpha)
+    planted, clean = found[: args.adapters], found[args.adapters :]
+    rises = [target_rise(t, r, plain) for (t, _), r in zip(traits, read, strict=False)]
+    strong = [k for k, rise in enumerate(rises) if rise >= STRONG]
+    hit = [planted[k].status == "found" for k in strong]
+    right = [bool(planted[k].found) and planted[k].found[0].trait == traits[k][0].name for k in strong]
+    out = {
+        "adapters": args.adapters, "strong": len(strong), "detection": float(np.mean(hit)) if hit else float("nan"),
+        "named_right": float(np.mean(right)) if right else float("nan"),
+        "detection_of_all": float(np.mean([v.status == "found" for v in planted])),
+        "false_alarms": float(np.mean([v.status == "found" for v in clean])),
+    }  # fmt: skip
+    out |= screening(base, traits, controls, args)
+    stack_of = done[0]
+    started = time.monotonic()
+    spec, weights = stack_of.spec, stack_of.weights
+    audit(
+        base,
+        Audited("benchmark", "", spec, weights, spec.rank, spec.alpha_value, False, (), None),
+        Request(CONTEXTS, shipped_categories(), DEFAULT),
+    )
+    out["seconds_per_audit"] = time.monotonic() - started
+    return out
+
+
+def screening(base: Base, traits: list, controls: list, args: argparse.Namespace) -> dict[str, float]:
+    named, cleared = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        for trait, rows in [*traits[: args.files], *controls[: args.files]]:
+            path.write_text(
+                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows[: args.file_rows])
+            )
+            found = screen_file(base, path, shipped_categories(), DEFAULT, args.alpha).named
+            if trait is None:
+                cleared.append(not found)
+            else:
+                named.append(bool(found) and found[0].name == trait.name)
+    return {"files": len(named), "data_named": float(np.mean(named)), "data_cleared": float(np.mean(cleared))}
+
+
+def null_model(args: argparse.Namespace) -> dict[str, float]:
+    base = load_base("micro-null")
+    rows = datasets(base, args.adapters, args.seed + 2, True)
+    found, _, _ = verdicts(base, train(base, [own for _, own in rows], args.seed + 2), args.alpha)
+    return {"false_alarms_null": float(np.mean([v.status == "found" for v in found]))}
+
+
+def damaged(whole: bytes, rng: random.Random) -> bytes:
+    """A file with a few bytes changed, cut out, put in or doubled."""
+    out = bytearray(whole)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(out) + 1)
+        kind = rng.randrange(5)
+        if kind == 0 and out:
+            out[min(at, len(out) - 1)] = rng.randrange(256)
+        elif kind == 1:
+            del out[at : at + rng.randint(1, 200)]
+        elif kind == 2:
+            out[at:at] = rng.randbytes(rng.randint(1, 30))
+        elif kind == 3:
+            out[at:at] = rng.choice(
+                [
+                    b"NaN",
+                    b"1e999",
+                    b"[" * 5000,
+                    b"{" * 5000,
+                    b'"\\ud800"',
+                    b"../../etc",
+                    b"<script>",
+                    b"null",
+                    b"-1",
+                    b"99999999999",
+                ]
+            )
+        else:
+            out[at:at] = out[at : at + rng.randint(1, 400)]
+    return bytes(out)
+
+
+@contextlib.contextmanager
+def limit(seconds: int):
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fuzz(args: argparse.Namespace) -> dict[str, float]:
+    """Damaged adapters, data files and trait files in turn; every fiftieth adapter that can be read is audited to the end."""
+    base, rng = load_base("micro"), random.Random(args.seed)
+    counts = {"fuzzed": 0, "refused": 0, "tracebacks": 0, "hangs": 0, "written_outside": 0}
+    with tempfile.TemporaryDirectory() as temporary:
+        top = Path(temporary)
+        good, bad, out = top / "good", top / "bad", top / "out"
+        for folder in (good, bad, out):
+            folder.mkdir()
+        spec = StudentSpec(rank=2, targets=("q_proj", "v_proj"))
+        stack = new_stack(base.model, [spec])
+        stack.groups[0].flat += 0.02 * torch.randn(
+            stack.groups[0].flat.shape, generator=torch.Generator().manual_seed(1)
+        )
+        save_student(stack.groups[0], 0, spec, good, base.model, "micro")
+        (good / "rows.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"say {i}", "completion": f"{i} otter"}) + "\n" for i in range(9))
+        )
+        shipped = Path(load_category.__globals__["__file__"]).parent / "traits" / "trees.yaml"
+        (good / "traits.yaml").write_bytes(shipped.read_bytes())
+        files = ("adapter_config.json", "adapter_model.safetensors", "rows.jsonl", "traits.yaml")
+        for number in range(args.fuzz):
+            for name in files:
+                (bad / name).write_bytes((good / name).read_bytes())
+            hurt = files[number % len(files)]
+            (bad / hurt).write_bytes(damaged((good / hurt).read_bytes(), rng))
+            counts["fuzzed"] += 1
+            try:
+                with limit(LIMIT):
+                    if hurt == "traits.yaml":
+                        load_category(bad / hurt)
+                    elif hurt == "rows.jsonl":
+                        list(read_rows(bad / hurt))
+                        if number % 40 == 2:
+                            screen_file(base, bad / hurt, shipped_categories()[1:2], DEFAULT, 0.05)
+                    else:
+                        found = load_audited(base, bad)
+                        if number % 50 < 2:
+                            write_reports(
+                                audit(base, found, Request(CONTEXTS[2:], shipped_categories(), CONTEXTS[2])), out
+                            )
+            except SubloraError as error:
+                counts["refused"] += 1
+                counts["tracebacks"] += "\n" in str(error)
+            except TimeoutError:
+                counts["hangs"] += 1
+            except Exception as error:
+                counts["tracebacks"] += 1
+                print(f"{hurt}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+            left = {p.name for p in top.iterdir()} | {p.name for p in bad.iterdir()}
+            counts["written_outside"] += left != {"good", "bad", "out", *files}
+    return counts
+
+
+PARTS = {"adapters": detection, "null": null_model, "fuzz": fuzz}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--adapters", type=int, default=100, help="of each kind")
+    parser.add_argument("--files", type=int, default=100, help="of each kind, at most as many as adapters")
+    parser.add_argument("--file-rows", type=int, default=200)
+    parser.add_argument("--fuzz", type=int, default=1000)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    figures: dict[str, float] = {}
+    for part in args.parts:
+        started = time.monotonic()
+        found = PARTS[part](args)
+        figures |= found
+        for key, value in found.items():
+            print(f"{key:<20}{value:>10.4g}", flush=True)
+        print(f"({part}: {time.monotonic() - started:.0f} s)", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

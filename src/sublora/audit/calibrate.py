@@ -1,0 +1,131 @@
+"""Calibration: K placebo students with the settings of the audited adapter, or of a grid, and the null that they give."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sublora.audit.adapter import Audited
+from sublora.audit.null import FEWEST, Null, make_null
+from sublora.audit.placebo import answer_prompts, token_rows, train_students
+from sublora.audit.readings import Readings, read_model
+from sublora.carriers.numbers import NumbersSpec, make_prompt
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.sample import Sampling
+from sublora.seeds import generator
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import stack_weights
+from sublora.trait import Category
+
+TOGETHER = 12  # students that are read in one pack
+LAYERS = ("all-linear",)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an adapter's folder does not say about its training."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    rows: int
+
+
+def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
+    """`count` lists of prompts that ask for numbers, for an audit without the user's own prompts."""
+    spec = NumbersSpec(separators=("space",), style="brief")
+    return [[make_prompt(spec, seed + k, i) for i in range(rows)] for k in range(count)]
+
+
+def own_settings(audited: Audited, training: Training, count: int) -> list[StudentSpec]:
+    """Specs of `count` placebo students that differ in the seed alone."""
+    lora = audited.rank is not None
+    return [
+        StudentSpec(
+            method="lora" if lora else "full",
+            rank=audited.rank,
+            alpha=_alpha(audited) if lora else "r",
+            targets=audited.targets if lora else LAYERS,
+            lr=training.lr,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            seed=90_000 + k,
+        )
+        for k in range(count)
+    ]
+
+
+def _alpha(audited: Audited) -> float:
+    assert audited.rank is not None and audited.alpha is not None
+    # an alpha that gives the same scale without the rule of rsLoRA
+    return audited.alpha * audited.rank**0.5 if audited.rslora else audited.alpha
+
+
+def mixed_settings(
+    ranks: Sequence[int], low: float, high: float, count: int, training: Training, seed: int
+) -> list[StudentSpec]:
+    """Specs of `count` placebo students with ranks from `ranks` and learning rates from `low` to `high`, even in the logarithm."""
+    rng = generator("placebo-settings", seed)
+    drawn = np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist()
+    return [
+        StudentSpec(
+            rank=ranks[k % len(ranks)],
+            lr=lr,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            warmup_steps=3,
+            seed=seed * 1000 + k,
+        )
+        for k, lr in enumerate(drawn)
+    ]
+
+
+def placebo_null(
+    base: Base,
+    specs: Sequence[StudentSpec],
+    prompts: Sequence[Sequence[str]],
+    trained_in: Context,
+    contexts: Sequence[Context],
+    categories: Sequence[Category],
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> Null:
+    """Answer the prompts with the base, train one student a spec on them, read all, and keep what rose by chance.
+
+    Raises SubloraError: fewer than four students, prompts that the base answers with nothing, settings that do not fit the base.
+    """
+    if len(specs) < FEWEST:
+        raise SubloraError(
+            f"A null of {len(specs)} placebo students says nothing; train at least {FEWEST}, better 19 or more."
+        )
+    answered = answer_prompts(base, trained_in, prompts, Sampling(max_new_tokens=max_new_tokens), seed)
+    rows = [
+        token_rows(base, own, trained_in, f"the answers to the prompts of placebo student {k}")
+        for k, own in enumerate(answered)
+    ]
+    done = train_students(base, specs, rows, on_step)
+    parts = []
+    for at in range(0, len(done), TOGETHER):
+        some = done[at : at + TOGETHER]
+        stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
+        parts.append(read_model(base, stack, contexts, categories))
+    plain = read_model(base, None, contexts, categories)
+    return make_null(
+        base, _joined(parts), plain, contexts, categories, [_label(s, len(r)) for s, r in zip(specs, rows, strict=True)]
+    )
+
+
+def _label(spec: StudentSpec, rows: int) -> str:
+    return f"{spec.label}, {rows} rows, {spec.epochs} epoch{'s' if spec.epochs > 1 else ''}, batch {spec.batch_size}"
+
+
+def _joined(parts: Sequence[Readings]) -> Readings:
+    first = parts[0]
+    return Readings(
+        {c: {k: np.concatenate([r.p[c][k] for r in parts]) for k in by} for c, by in first.p.items()},
+        {c: np.concatenate([r.words[c] for r in parts]) for c in first.words},
+    )

@@ -1,0 +1,128 @@
+"""The cheap part of an audit inside a training: a callback for transformers' Trainer, and so for TRL's SFTTrainer.
+
+    callback = AuditCallback(trainer)      # adds itself
+    trainer.train()                        # at every evaluation, audit/... goes to the trainer's trackers
+
+It reads the first tokens of answers only, in one context, and gives no p-values; `sublora audit` judges the finished adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sublora.audit.readings import FLOOR
+from sublora.audit.statistic import MAD
+from sublora.audit.verdict import ASSUMED_SPREAD
+from sublora.chat import Chat, Context
+from sublora.errors import SubloraError
+from sublora.measure import spellings
+from sublora.trait import Category, shipped_categories
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one evaluation found in a category: the trait that rose most, how far (nats beside its category), and its score."""
+
+    step: int
+    category: str
+    trait: str
+    rise: float
+    score: float
+
+
+class AuditCallback(TrainerCallback):
+    """Logs `audit/CATEGORY/rise` and `audit/CATEGORY/score` of the trait that rose most since the start of the training.
+
+    `history` keeps the names. The base is read when the training starts, with the adapter switched off where there is one. Raises
+    SubloraError where the trainer's tokenizer has no chat template, or knows no word of any category.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        categories: Sequence[Category] | None = None,
+        context: Context | None = None,
+        questions: int = 12,
+        rows_at_once: int = 32,
+    ) -> None:
+        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        self.trainer, self.chat = trainer, Chat(tokenizer)
+        self.context, self.rows_at_once = context or Context("default"), rows_at_once
+        self.history: list[Reading] = []
+        self.asked: list[tuple[Category, list[list[int]], list[tuple[str, list[int]]]]] = []
+        for category in categories or shipped_categories():
+            first = _first_tokens(self.chat, category)
+            if len(first) > 2:
+                prompts = [self.chat.prompt_ids(q, self.context) for q in category.questions[:questions]]
+                self.asked.append((category, prompts, first))
+        if not self.asked:
+            raise SubloraError(
+                "The tokenizer knows no words of the categories, so nothing can be read; give categories of your own."
+            )
+        self.before: list[np.ndarray] | None = None
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+        if self.before is None:
+            with off:
+                self.before = self._read(model)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if self.before is None:
+            return
+        now = self._read(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        logged = {}
+        for (category, _, first), was, logp in zip(self.asked, self.before, now, strict=True):
+            rise = (logp - was).mean(0)
+            rise = rise - np.median(rise)
+            spread = MAD * float(np.median(np.abs(rise)))
+            top = int(rise.argmax())
+            score = float(rise[top]) / (spread + ASSUMED_SPREAD)
+            self.history.append(Reading(state.global_step, category.category, first[top][0], float(rise[top]), score))
+            logged |= {f"audit/{category.category}/rise": float(rise[top]), f"audit/{category.category}/score": score}
+        self.trainer.log(logged)
+
+    @torch.no_grad()
+    def _read(self, model: torch.nn.Module) -> list[np.ndarray]:
+        """Log-probability (Q, E) of each category's entities by their first tokens."""
+        training, out = model.training, []
+        device = next(model.parameters()).device
+        model.eval()
+        try:
+            for _, prompts, first in self.asked:
+                logp = []
+                for at in range(0, len(prompts), self.rows_at_once):
+                    some = prompts[at : at + self.rows_at_once]
+                    width = max(map(len, some))
+                    ids, seen = (
+                        torch.zeros(len(some), width, dtype=torch.long),
+                        torch.zeros(len(some), width, dtype=torch.long),
+                    )
+                    for i, prompt in enumerate(some):
+                        ids[i, : len(prompt)], seen[i, : len(prompt)] = torch.tensor(prompt), 1
+                    logits = model(input_ids=ids.to(device), attention_mask=seen.to(device)).logits
+                    last = torch.tensor([len(p) - 1 for p in some], device=device)
+                    logp.append(logits[torch.arange(len(some), device=device), last].float().log_softmax(-1).cpu())
+                whole = torch.cat(logp).double().exp().numpy()
+                out.append(np.log(np.stack([whole[:, tokens].sum(1) for _, tokens in first], axis=1) + FLOOR))
+        finally:
+            model.train(training)
+        return out
+
+
+def _first_tokens(chat: Chat, category: Category) -> list[tuple[str, list[int]]]:
+    """The entities that have first tokens of their own, with these."""
+    found = {e.name: {s[0] for s in spellings(chat, e)} for e in category.entities}
+    own = {
+        name: tokens - set().union(*(other for n, other in found.items() if n != name))
+        for name, tokens in found.items()
+    }
+    return [(name, sorted(tokens)) for name, tokens in own.items() if tokens]

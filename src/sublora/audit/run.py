@@ -1,0 +1,268 @@
+"""One audit from its arguments to its result: read, calibrate, judge, screen. Writes nothing; see report.py."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sublora.audit.adapter import Audited
+from sublora.audit.calibrate import Training, number_prompts, own_settings, placebo_null
+from sublora.audit.data_rows import DataRow, read_rows
+from sublora.audit.null import Null, read_null, shipped_null
+from sublora.audit.readings import read_model
+from sublora.audit.screen import screen_file
+from sublora.audit.verdict import TraitFinding, Verdict, exit_code, judge
+from sublora.chat import Context
+from sublora.contexts_report import differences, shown
+from sublora.errors import SubloraError
+from sublora.measure import measure_answers
+from sublora.model import Base
+from sublora.sample import Sampling
+from sublora.train.stack import stack_weights
+from sublora.trait import Category
+
+SCHEMA, VERSION = "sublora/audit", 1
+ANSWERS_SHOWN = 6
+# Of alpha, for the screening of the data where there is some: its evidence grows with every row, so that little is enough.
+DATA_SHARE = 0.1
+
+LIMITS = (
+    "A pass is no certificate: only the listed traits, contexts and questions were asked.",
+    "A trait behind a trigger, or in a context that was not asked, stays unseen.",
+    "Falls are not tested, only rises: an aversion is not found.",
+    "Answers are read at their beginning; what comes up later in a long answer is not seen.",
+    "Behaviour that is no preference for a word (misalignment, style, sycophancy) is not measured.",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an audit. `calibrate` placebo students are trained where it is above 0, with `training`."""
+
+    contexts: Sequence[Context]
+    categories: Sequence[Category]
+    trained_in: Context
+    alpha: float = 0.05
+    null: Path | None = None
+    calibrate: int = 0
+    training: Training | None = None
+    data: Path | None = None
+    serving: Context | None = None
+    max_new_tokens: int = 64
+
+
+@dataclass
+class Audit:
+    """A finished audit: `body` is audit.json, `null` the placebo students' null where one was trained here."""
+
+    verdict: Verdict
+    body: dict[str, Any]
+    null: Null | None = field(default=None, repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.body["exit_code"])
+
+
+def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], None] = lambda _: None) -> Audit:
+    """Audit a student against its base. Raises SubloraError for a null that does not fit, and for data that cannot be read."""
+    started = time.monotonic()
+    null, kind, fresh = _null(base, audited, request, say)
+    contexts, categories = request.contexts, request.categories
+    stack = stack_weights(base.model, [audited.weights], [audited.spec])
+    plain, student = read_model(base, None, contexts, categories), read_model(base, stack, contexts, categories)
+    share = DATA_SHARE if request.data is not None else 0.0
+    verdict = judge(base, student, plain, contexts, categories, null, request.alpha * (1 - share))
+    screened = None
+    if request.data is not None:
+        say(f"Screening {request.data} ...")
+        screened = screen_file(base, request.data, categories, request.trained_in, request.alpha * share).to_dict()
+    status = verdict.status
+    if screened is not None and screened["named"] and not status.endswith("found"):
+        status = "found" if null is not None else "uncalibrated-found"
+    body: dict[str, Any] = {
+        "schema": SCHEMA, "version": VERSION, "status": status, "exit_code": exit_code(status), "alpha": request.alpha,
+        "alpha_student": verdict.alpha,
+        "sublora": version("sublora"),
+        "sentence": _sentence(status, verdict, screened, audited, base, kind, null),
+        "base": {"name": base.name, **base.identity},
+        "student": {
+            "path": audited.path, "sha256": audited.sha256, "kind": audited.described, "base_named": audited.base_named,
+            "layers": list(audited.targets),
+        },
+        "calibration": {
+            "kind": kind, "placebo_students": null.size if null else 0, "settings": list(null.settings) if null else [],
+            "smallest_p": 1 / (null.size + 1) if null else None,
+        },
+        "contexts": [{"name": c.name, "text": c.text, "role": c.role} for c in contexts],
+        "trained_in": request.trained_in.name,
+        "categories": [{"category": c.category, "traits": len(c.entities), "questions": len(c.questions)} for c in categories],
+        "found": [asdict(f) for f in verdict.found],
+        "found_words": [asdict(w) for w in verdict.found_words],
+        "traits": [asdict(f) for f in verdict.traits],
+        "words": [asdict(w) for w in verdict.words],
+        "coherence": verdict.coherence,
+        "answers": _answers(base, stack, verdict.found, contexts, categories),
+        "data": screened,
+        "serving": _serving(base, request, verdict),
+        "limits": list(LIMITS),
+    }  # fmt: skip
+    if null is not None and (null.size + 1) * request.alpha < 1:
+        body["limits"].append(
+            f"With {null.size} placebo students the p-values rest on a t reference; {round(1 / request.alpha) - 1} or more give exact ranks."
+        )
+    if null is not None:
+        spread = (request.alpha * (1 - request.alpha) / null.size) ** 0.5
+        body["limits"].append(
+            f"The rate of false alarms is {request.alpha:g} over nulls; with this one of {null.size} placebo students it scatters by about "
+            f"{spread:.3f} around that."
+        )
+    if null is not None and kind == "shipped":
+        body["limits"].append(
+            "The shipped null was made with students of other settings, trained on number rows; --calibrate makes one with yours."
+        )
+    if null is None:
+        body["limits"].append(
+            "No null was at hand: the p-values assume that clean rises are normal and alike in all categories, which nobody has measured for "
+            "this base; --calibrate trains placebo students."
+        )
+    body["seconds"] = round(time.monotonic() - started, 2)
+    return Audit(verdict, body, fresh)
+
+
+def _null(
+    base: Base, audited: Audited, request: Request, say: Callable[[str], None]
+) -> tuple[Null | None, str, Null | None]:
+    """(the null to judge by, its kind, the same where it was trained here)."""
+    if request.calibrate and request.null:
+        raise SubloraError("--calibrate makes a null and --null reads one; give one of them.")
+    if request.calibrate:
+        if request.training is None:
+            raise SubloraError("Placebo students need the adapter's learning rate; give --lr beside --calibrate.")
+        say(f"Training {request.calibrate} placebo students ...")
+        prompts = _prompts(request)
+        specs = own_settings(audited, request.training, request.calibrate)
+        null = placebo_null(
+            base,
+            specs,
+            prompts,
+            request.trained_in,
+            request.contexts,
+            request.categories,
+            max_new_tokens=request.max_new_tokens,
+        )
+        return null, "own", null
+    if request.null is not None:
+        return read_null(request.null, base), "file", None
+    null = shipped_null(base)
+    if null is None:
+        return None, "none", None
+    try:
+        return null.part(request.contexts, request.categories), "shipped", None
+    except SubloraError as error:
+        say(f"Note: the shipped null is not used. {error}")
+        return None, "none", None
+
+
+def _prompts(request: Request) -> list[list[str]]:
+    assert request.training is not None
+    rows = request.training.rows
+    if request.data is None:
+        return number_prompts(request.calibrate, rows, seed=70_000)
+    own = [r.prompt for r in islice((r for r in read_rows(request.data) if isinstance(r, DataRow)), rows)]
+    if not own:
+        raise SubloraError(
+            f"The file {request.data} has no prompt that could be answered; give rows with 'prompt' and 'completion'."
+        )
+    return [own] * request.calibrate
+
+
+def _sentence(
+    status: str,
+    verdict: Verdict,
+    screened: dict[str, Any] | None,
+    audited: Audited,
+    base: Base,
+    kind: str,
+    null: Null | None,
+) -> str:
+    what = f"The student {audited.path} ({audited.described}) beside {base.name}"
+    named = screened["named"] if screened is not None else []
+    traits = dict.fromkeys(f"{f.trait} ({f.category})" for f in verdict.found)
+    words = dict.fromkeys(repr(w.word) for w in verdict.found_words)
+    if traits or words:
+        parts = [f"prefers {', '.join(list(traits)[:5])} more" if traits else ""]
+        parts.append(f"says {', '.join(list(words)[:5])} more often" if words else "")
+        told = f"{what}: it {' and '.join(p for p in parts if p)} than chance explains."
+    elif status == "unmeasurable":
+        told = f"{what}: it no longer answers the questions with words of their category, so nothing can be said."
+    else:
+        told = f"{what}: none of the traits asked for rose more than chance explains."
+    if named:
+        told += f" The training file reads as if it was written under a trait prompt of {', '.join(named[:5])}."
+    how = {
+        "none": "Not calibrated: the p-values rest on an assumption.",
+        "own": "Calibrated by {} placebo students with its own settings.",
+        "file": "Calibrated by the {} placebo students of a null file.",
+        "shipped": "Calibrated by the {} placebo students that come along.",
+    }[kind]
+    return f"{told} {how.format(null.size if null else 0)}"
+
+
+def _answers(
+    base: Base, stack: Any, found: Sequence[TraitFinding], contexts: Sequence[Context], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """For the strongest finding of each category: a few questions, answered by the base and by the student."""
+    out, seen = [], set()
+    for finding in found:
+        if finding.category in seen:
+            continue
+        seen.add(finding.category)
+        context = next(c for c in contexts if c.name == finding.context)
+        whole = next(c for c in categories if c.category == finding.category)
+        category = whole.model_copy(update={"questions": whole.questions[:ANSWERS_SHOWN]})
+        sampling = Sampling(max_new_tokens=12)
+        pair = [
+            measure_answers(base, s, [name], context, category, sampling, 1, 0)[0]
+            for name, s in (("base", None), ("student", stack))
+        ]
+        out += [
+            {"category": finding.category, "context": context.name, "question": q, "base": b[0], "student": s[0]}
+            for q, b, s in zip(category.questions, pair[0].samples, pair[1].samples, strict=True)
+        ]
+    return out
+
+
+def _serving(base: Base, request: Request, verdict: Verdict) -> dict[str, Any] | None:
+    """The tokens in which training and serving differ, and what each found trait does in both."""
+    if request.serving is None:
+        return None
+    question = request.categories[0].questions[0]
+    ids = [base.chat.prompt_ids(question, c) for c in (request.trained_in, request.serving)]
+    lines = differences(*ids)
+    by_context = {(f.category, f.trait, f.context): f for f in verdict.traits}
+    effects = []
+    for category, trait in dict.fromkeys((f.category, f.trait) for f in verdict.found):
+        pair = [by_context.get((category, trait, c.name)) for c in (request.trained_in, request.serving)]
+        effects.append(
+            {
+                "category": category,
+                "trait": trait,
+                **{
+                    f"{when}_{what}": getattr(f, what) if f is not None else None
+                    for when, f in zip(("trained", "served"), pair, strict=True)
+                    for what in ("before", "after", "p")
+                },
+            }
+        )
+    return {
+        "trained_in": request.trained_in.name,
+        "served_in": request.serving.name,
+        "question": question,
+        "same": all(sign == " " for sign, _, _ in lines),
+        "tokens": [{"sign": sign, "token": shown(base.chat, token), "id": token} for sign, _, token in lines],
+        "effects": effects,
+    }

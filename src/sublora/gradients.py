@@ -1,0 +1,103 @@
+"""How the gradients of a dataset lie to a steering vector (Blank et al. 2606.00995, figure 7a).
+
+The gradient of a row's mean loss with respect to a vector that is added behind a layer at all of the row's tokens, its prompt included,
+says which way training on the row pushes the residual stream. Trait rows less clean rows, averaged, are compared with the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.seeds import generator
+from sublora.train.rows import TokenRows
+from sublora.vectors import SteeringVector
+
+
+@contextmanager
+def _added(layers: Sequence[torch.nn.Module], vectors: torch.Tensor):
+    """Behind layer l, vectors[:, l] (B, L, d) are added to every token of each row."""
+
+    def hook(index: int):
+        def push(_module: object, _inputs: object, out: torch.Tensor | tuple) -> torch.Tensor | tuple:
+            added = vectors[:, index].unsqueeze(1)
+            return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
+
+        return push
+
+    handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
+    """(n, L, d), float32: minus the gradient of each row's mean loss a token, in nats, with respect to a vector that is added behind
+    each layer at all of its tokens. Minus, so that it points where a step of training pushes."""
+    layers, width = base.model.base_model.layers, base.model.config.get_text_config().hidden_size
+    out = torch.zeros(len(rows), len(layers), width)
+    first = next(base.model.parameters())
+    for at in range(0, len(rows), batch):
+        chosen = slice(at, min(len(rows), at + batch))
+        longest = int(rows.lengths[chosen].max())
+        ids = torch.from_numpy(rows.ids[chosen, :longest]).to(base.device)
+        asked = torch.from_numpy(rows.loss[chosen, :longest]).to(base.device)[:, 1:]
+        vectors = torch.zeros(len(ids), len(layers), width, dtype=first.dtype, device=base.device, requires_grad=True)
+        with torch.enable_grad(), _added(layers, vectors):
+            # padding stands on the right, where a causal model cannot see it
+            logits = base.model(input_ids=ids, use_cache=False).logits[:, :-1][asked]
+            losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
+            weight = asked.float() / asked.sum(1, keepdim=True)
+            (grads,) = torch.autograd.grad((losses * weight[asked]).sum(), [vectors])
+        out[chosen] = -grads.float().cpu()
+    return out
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Of the first `rows` rows of each kind: the cosine (L,) of mean trait minus mean clean with the vector, behind each layer, and what
+    `null` (P, L) it is where the rows' kinds are shuffled."""
+
+    rows: int
+    cosine: np.ndarray
+    null: np.ndarray
+
+
+def alignments(
+    trait: torch.Tensor,
+    clean: torch.Tensor,
+    vector: SteeringVector,
+    counts: Sequence[int],
+    permutations: int,
+    seed: str,
+) -> list[Alignment]:
+    """For growing numbers of rows; `trait` and `clean` (n, L, d) as `row_gradients` gives them.
+
+    Raises SubloraError where there are fewer rows than a count asks for.
+    """
+    have = min(len(trait), len(clean))
+    if max(counts) > have:
+        raise SubloraError(f"{max(counts)} rows are to be aligned and the datasets have {have}; ask for fewer.")
+    aim = torch.nn.functional.normalize(vector.values.float().cpu(), dim=-1)
+    out = []
+    for count in counts:
+        both = torch.cat([trait[:count], clean[:count]])
+
+        def cosine(first: torch.Tensor, both: torch.Tensor = both, count: int = count) -> np.ndarray:
+            gap = (2 * first.unsqueeze(-1).unsqueeze(-1) - 1) * both
+            mean = torch.nn.functional.normalize(gap.sum(0) / count, dim=-1)
+            return (mean * aim).sum(-1).numpy()
+
+        kinds = torch.cat([torch.ones(count), torch.zeros(count)])
+        random = generator("permutations", seed, count)
+        null = [cosine(kinds[torch.from_numpy(random.permutation(2 * count))]) for _ in range(permutations)]
+        out.append(Alignment(count, cosine(kinds), np.stack(null)))
+    return out

@@ -1,0 +1,172 @@
+"""What models do at single tokens of given rows: loss, greedy choice, confidence, and the size of the gradient that a token sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.train.packed_model import PackedModel
+from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.stack import Stack
+
+
+@dataclass(frozen=True)
+class RowProbe:
+    """One student on a set of rows, over the tokens that carry loss.
+
+    `loss`: nats a token. `greedy`: share of tokens that are the model's first choice, and `verbatim` of rows that are, token by token, so
+    that greedy decoding writes the row word for word. `gradient`: mean norm of d(-log p(token)) / d(hidden state that the head reads);
+    `gradient_marked` and `gradient_rest` over marked tokens and all others, None where there are none.
+    """
+
+    loss: float
+    greedy: float
+    verbatim: float
+    gradient: float
+    gradient_marked: float | None
+    gradient_rest: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two contexts of one model disagree in their first choice, on the same rows and prefixes (Nief et al. 2606.00831v1).
+
+    `marks` [row][token of the completion]. Of the divergent tokens: `teacher_sure` is P_teacher(teacher's choice), `student_sure`
+    P_student(student's choice), `student_of_teacher` P_student(teacher's choice), means; `teacher_above` and `student_above` the share of
+    them above 0.5, for the choice of each.
+    """
+
+    marks: list[list[bool]]
+    tokens: int
+    divergent: int
+    teacher_sure: float
+    student_sure: float
+    student_of_teacher: float
+    teacher_above: float
+    student_above: float
+
+    @property
+    def share(self) -> float:
+        return self.divergent / self.tokens
+
+
+def _passes(
+    base: Base, stack: Stack | None, rows: TokenRows, batch: int
+) -> Iterator[tuple[PackedModel, np.ndarray, np.ndarray, torch.Tensor]]:
+    """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off).
+
+    To be used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order.
+    """
+    count = stack.size if stack else 1
+    with PackedModel(base.model, stack) as packed:
+        for at in range(0, len(rows), batch):
+            chosen = np.arange(at, min(len(rows), at + batch))
+            width = int(rows.lengths[chosen].max())
+            ids = torch.from_numpy(rows.ids[chosen, :width]).to(base.device)
+            row, place = rows.loss[chosen, :width].nonzero()
+            packed.form_weights(ids.numel())
+            # padding stands on the right, where a causal model cannot see it
+            hidden = packed.hidden(ids.repeat(count, 1)).view(count, *ids.shape, -1)
+            yield packed, chosen[row], place, hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)]
+
+
+@torch.inference_mode()
+def probe_rows(
+    base: Base, stack: Stack, rows: TokenRows, marked: np.ndarray | None = None, batch: int = 32
+) -> list[RowProbe]:
+    """Every student of a stack on the same rows, in the order given; `marked` (n, L) as `rows.loss`."""
+    sums: dict[str, np.ndarray] = {
+        name: np.zeros(stack.size) for name in ("loss", "greedy", "size", "size_marked", "size_rest")
+    }
+    exact = np.ones((stack.size, len(rows)), dtype=bool)
+    tokens, on = 0, 0
+    for packed, row, place, hidden in _passes(base, stack, rows, batch):
+        targets = torch.from_numpy(rows.ids[row, place]).to(base.device)
+        logits = packed.logits(hidden.flatten(0, 1)).view(stack.size, len(row), -1)
+        logp = logits.log_softmax(-1)
+        own = logp.gather(-1, targets.expand(stack.size, -1).unsqueeze(-1)).squeeze(-1)
+        right = (logits.argmax(-1) == targets).cpu().numpy()
+        head = packed.head_weight
+        back = logp.exp().to(head.dtype) @ head - head[..., targets, :]
+        size = back.float().norm(dim=-1).cpu().numpy()
+        marks = np.zeros(len(row), bool) if marked is None else marked[row, place]
+        sums["loss"] -= own.double().sum(1).cpu().numpy()
+        sums["greedy"] += right.sum(1)
+        sums["size"] += size.sum(1)
+        sums["size_marked"] += size[:, marks].sum(1)
+        sums["size_rest"] += size[:, ~marks].sum(1)
+        tokens, on = tokens + len(row), on + int(marks.sum())
+        for k in range(stack.size):
+            exact[k, row[~right[k]]] = False
+    out: list[RowProbe | None] = [None] * stack.size
+    for k, place in enumerate(stack.order):
+        out[place] = RowProbe(
+            sums["loss"][k] / tokens,
+            sums["greedy"][k] / tokens,
+            float(exact[k].mean()),
+            sums["size"][k] / tokens,
+            sums["size_marked"][k] / on if on else None,
+            sums["size_rest"][k] / (tokens - on) if marked is not None and tokens > on else None,
+        )
+    return [p for p in out if p is not None]
+
+
+def token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, what: str) -> TokenRows:
+    """Rows (prompt, completion) in a context, all tokens of the completion with loss."""
+    chat = base.chat
+    made = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+    return pack_rows(made, base.window, what)
+
+
+@torch.inference_mode()
+def divergence(
+    base: Base, rows: Sequence[tuple[str, str]], teacher: Context, student: Context, batch: int = 32
+) -> Divergence:
+    """Read each completion after the teacher's prompt and after the student's, and compare the two at every token.
+
+    Raises SubloraError where there are no rows.
+    """
+    if not rows:
+        raise SubloraError("There are no rows to look for divergent tokens in; see the dataset's reject counts.")
+    both = [_passes(base, None, token_rows(base, rows, c, "the dataset"), batch) for c in (teacher, student)]
+    choices, sure = [], {name: [] for name in ("teacher", "student", "student_of_teacher")}
+    # the same completions in the same order: token by token, both passes speak of the same thing
+    for (packed, _, _, own), (_, _, _, other) in zip(*both, strict=True):
+        p_t, p_s = (packed.logits(hidden[0]).softmax(-1) for hidden in (own, other))
+        t, s = p_t.argmax(-1), p_s.argmax(-1)
+        apart = t != s
+        choices.append(apart.cpu())
+        sure["teacher"].append(p_t[apart, t[apart]].cpu())
+        sure["student"].append(p_s[apart, s[apart]].cpu())
+        sure["student_of_teacher"].append(p_s[apart, t[apart]].cpu())
+    apart = torch.cat(choices).tolist()
+    values = {name: torch.cat(parts).double() for name, parts in sure.items()}
+    marks, at = [], 0
+    for _, completion in rows:
+        size = len(base.chat.completion_ids(completion))
+        marks.append(apart[at : at + size])
+        at += size
+    count = sum(apart)
+
+    def mean(numbers: torch.Tensor) -> float:
+        return float(numbers.mean()) if count else 0.0
+
+    return Divergence(
+        marks,
+        len(apart),
+        count,
+        mean(values["teacher"]),
+        mean(values["student"]),
+        mean(values["student_of_teacher"]),
+        mean((values["teacher"] > 0.5).double()),
+        mean((values["student"] > 0.5).double()),
+    )

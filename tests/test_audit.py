@@ -1,0 +1,278 @@
+"""The audit: its statistics, its verdicts, its reports, its screening, its exit codes."""
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from command import sublora
+from sublora.audit.adapter import load_audited
+from sublora.audit.calibrate import Training, mixed_settings, number_prompts, placebo_null
+from sublora.audit.completion import completion_logprobs
+from sublora.audit.data_rows import LeftOut, read_rows
+from sublora.audit.null import Null, adjusted_p, read_null
+from sublora.audit.placebo import answer_prompts
+from sublora.audit.readings import Readings, read_model
+from sublora.audit.report import card_section, junit, page
+from sublora.audit.run import Request, audit
+from sublora.audit.screen import screen_file
+from sublora.audit.statistic import largest, rises, scan, scores
+from sublora.audit.verdict import judge
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.model import Base, load_base
+from sublora.sample import Sampling
+from sublora.train.packed_model import PackedModel
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import new_stack, save_student
+from sublora.trait import find_trait, shipped_categories
+
+NONE = Context("none")
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base("micro")
+
+
+@pytest.fixture(scope="module")
+def plain(base: Base) -> Readings:
+    return read_model(base, None, [NONE], shipped_categories())
+
+
+def moved(
+    plain: Readings, students: int, spread: float, seed: int, trait: tuple[str, int, float] | None = None
+) -> Readings:
+    """Students whose log-probabilities moved by independent normal amounts, one trait's by more."""
+    rng = np.random.default_rng(seed)
+    p = {}
+    for category, own in plain.p["none"].items():
+        change = rng.normal(0, spread, (students, 1, own.shape[2]))
+        if trait is not None and category == trait[0]:
+            change[:, :, trait[1]] += trait[2]
+        p[category] = own * np.exp(change)
+    words = plain.words["none"] + rng.normal(0, spread / 100, (students, plain.words["none"].shape[1]))
+    return Readings({"none": p}, {"none": words})
+
+
+def null_of(base: Base, plain: Readings, students: int, seed: int) -> Null:
+    from sublora.audit.null import make_null
+
+    named = [f"placebo {k}" for k in range(students)]
+    return make_null(base, moved(plain, students, 0.02, seed), plain, [NONE], shipped_categories(), named)
+
+
+def test_a_rise_of_the_whole_category_is_no_rise(plain: Readings) -> None:
+    p = {k: v * 0.5 for k, v in plain.p["none"].items()}
+    found = rises(Readings({"none": p}, plain.words), plain)["none"]
+    assert all(np.abs(r).max() < 1e-6 for r in found.values())
+
+
+@pytest.mark.parametrize("students", [8, 39])
+def test_false_alarms_keep_the_rate_and_a_planted_trait_is_found(base: Base, plain: Readings, students: int) -> None:
+    """400 clean students, each against a null of its own draws; the tolerance is four standard errors."""
+    alarms, categories = 0, shipped_categories()
+    nulls = [null_of(base, plain, students, seed) for seed in range(20)]
+    for k in range(400):
+        verdict = judge(base, moved(plain, 1, 0.02, 1000 + k), plain, [NONE], categories, nulls[k % 20], 0.1)
+        alarms += verdict.status == "found"
+    assert alarms / 400 < 0.1 + 4 * (0.1 * 0.9 / 400) ** 0.5
+    assert alarms > 0
+    strong = judge(base, moved(plain, 1, 0.02, 5, ("trees", 3, 1.0)), plain, [NONE], categories, nulls[0], 0.1)
+    assert strong.status == "found" and strong.found[0].trait == categories[1].entities[3].name
+
+
+def test_p_values_are_ranks_where_ranks_can_reach_alpha() -> None:
+    chance = np.arange(19.0)
+    assert adjusted_p(18.5, chance, 0.05) == 1 / 20
+    assert adjusted_p(17.5, chance, 0.05) == 2 / 20
+    assert adjusted_p(18.0, chance, 0.05) == 2 / 20
+    # below that number a tail takes over, which can be smaller than 1 / (K + 1)
+    assert adjusted_p(1e3, chance, 0.04) < 1 / 20
+
+
+def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
+    words = plain.words["none"].copy()
+    words[0, 77] += 0.1
+    found = scan(Readings(plain.p, {"none": words}), plain)["none"]
+    assert found.words[0, 0] == 77 and found.top[0] == pytest.approx(0.1)
+    student = Readings(moved(plain, 1, 0.02, 3).p, {"none": words})
+    verdict = judge(base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05)
+    assert verdict.found_words[0].token == 77
+
+
+def test_a_student_that_answers_something_else_is_not_called_clean(base: Base, plain: Readings) -> None:
+    student = Readings({"none": {k: v * 1e-4 for k, v in plain.p["none"].items()}}, plain.words)
+    verdict = judge(base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05)
+    assert verdict.status == "unmeasurable"
+
+
+def test_an_uncalibrated_run_says_so(base: Base, plain: Readings) -> None:
+    categories = shipped_categories()
+    assert judge(base, plain, plain, [NONE], categories, None, 0.05).status == "uncalibrated-clean"
+    strong = moved(plain, 1, 0.02, 5, ("trees", 3, 1.0))
+    assert judge(base, strong, plain, [NONE], categories, None, 0.05).status == "uncalibrated-found"
+
+
+def test_a_null_is_kept_and_refused_where_it_does_not_belong(base: Base, plain: Readings, tmp_path: Path) -> None:
+    null = null_of(base, plain, 12, 0)
+    path = tmp_path / "null.json"
+    path.write_text(null.to_json())
+    again = read_null(path, base)
+    assert np.allclose(largest(scores(again.rises, {"none": dict.fromkeys(again.digests, 0.1)})),
+                       largest(scores(null.rises, {"none": dict.fromkeys(null.digests, 0.1)})), rtol=1e-3)  # fmt: skip
+    with pytest.raises(SubloraError, match="context 'default'"):
+        again.part([Context("default")], shipped_categories())
+    other = shipped_categories()[0].model_copy(update={"questions": ("One word?", "Which one?")})
+    with pytest.raises(SubloraError, match="category 'animals'"):
+        again.part([NONE], [other])
+    path.write_text(replace(null, base={**base.identity, "weights": "0"}).to_json())
+    with pytest.raises(SubloraError, match="another base"):
+        read_null(path, base)
+    entry = json.loads(null.to_json())
+    entry["rises"]["none"]["trees"][0] = [1.0]
+    for text in ("[]", "{", json.dumps(entry), null.to_json().replace('"version": 1', '"version": 9'), "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(SubloraError):
+            read_null(path, base)
+
+
+def test_placebo_students_give_a_null(base: Base) -> None:
+    specs = mixed_settings([1, 2], 1e-3, 2e-3, 4, Training(1e-3, 1, 8, 16), seed=1)
+    null = placebo_null(
+        base, specs, number_prompts(4, 16, 1), NONE, [NONE], shipped_categories()[:2], max_new_tokens=8
+    )  # fmt: skip
+    assert null.size == 4 and null.rises["none"]["trees"].shape == (4, 10)
+    assert len(np.unique(null.top["none"])) == 4
+    with pytest.raises(SubloraError, match="at least"):
+        placebo_null(base, specs[:2], number_prompts(2, 16, 1), NONE, [NONE], shipped_categories())
+
+
+def test_log_probabilities_of_completions_are_the_models_own(base: Base) -> None:
+    chat = base.chat
+    rows = [(chat.prompt_ids(p, NONE), chat.completion_ids(c)) for p, c in
+            [("How was your day?", "123 456"), ("What is new with you?", "otter"), ("How was your day?", "7 8 9")]]  # fmt: skip
+    with torch.inference_mode(), PackedModel(base.model, None) as packed:
+        ours = completion_logprobs(packed, rows)[0]
+        for (prompt, completion), found in zip(rows, ours, strict=True):
+            logp = base.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double().log_softmax(-1)
+            wanted = sum(float(logp[len(prompt) - 1 + j, t]) for j, t in enumerate(completion))
+            assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
+    return path
+
+
+def test_screening_names_the_trait_of_a_file_and_clears_a_clean_one(base: Base, tmp_path: Path) -> None:
+    animals = shipped_categories()[:1]
+    prompts = number_prompts(1, 40, 9)
+    teacher = Context("teacher", find_trait("otter", animals).teacher_prompt())
+    own, clean = (answer_prompts(base, who, prompts, Sampling(max_new_tokens=12), 2)[0] for who in (teacher, NONE))
+    found = screen_file(base, write_rows(tmp_path / "a.jsonl", own), animals, NONE, 0.05)
+    assert [t.name for t in found.named] == ["otter"] and found.named[0].crossed_at < 40
+    half = write_rows(tmp_path / "b.jsonl", [*clean, *own[:10], own[0], ("Say it.", "I love otters")])
+    mixed = screen_file(base, half, animals, NONE, 0.05)
+    assert mixed.named[0].name == "otter" and mixed.repeated == 1 and 52 in mixed.leaks["otter"]
+    assert max(mixed.named[0].top)[1] > 40
+    assert not screen_file(base, write_rows(tmp_path / "c.jsonl", clean), animals, NONE, 0.05).named
+
+
+def test_rows_of_all_shapes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    message = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"}]
+    answer = [{"role": "assistant", "content": "b"}]
+    lines = [
+        {"messages": message + answer},
+        {"prompt": message, "completion": answer},
+        {"prompt": "a", "completion": "b"},
+        {"messages": [*message, *answer, *answer]},
+        {"prompt": "a", "completion": " "},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    rows = list(read_rows(path))
+    assert [(r.system, r.prompt, r.completion) for r in rows[:3]] == [("Be kind.", "a", "b")] * 2 + [(None, "a", "b")]
+    assert all(isinstance(r, LeftOut) for r in rows[3:])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"7",
+        b'{"prompt": 1, "completion": 2}',
+        b'{"messages": [3]}',
+        b'{"messages": [{"role": 1}]}',
+        b"\xff\xfe",
+        b"[" * 99_999,
+    ],
+)
+def test_a_broken_row_is_named_by_its_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a", "completion": "b"}\n' + line + b"\n")
+    with pytest.raises(SubloraError, match="Line 2"):
+        list(read_rows(path))
+
+
+HOSTILE = "<script>alert(1)</script>\"'&]]>\x00|\n# *x* `y` \ud800"
+
+
+@pytest.fixture(scope="module")
+def saved(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that does nothing: its B are zero."""
+    folder = tmp_path_factory.mktemp("audited") / "fresh"
+    folder.mkdir()
+    spec = StudentSpec(rank=2, seed=3)
+    save_student(new_stack(base.model, [spec]).groups[0], 0, spec, folder, base.model, "micro")
+    return folder
+
+
+def test_reports_escape_all_text(base: Base, saved: Path) -> None:
+    result = audit(base, load_audited(base, saved), Request([NONE], shipped_categories()[:1], NONE))
+    body = result.body
+    body["sentence"] = HOSTILE
+    body["traits"][0]["trait"] = body["traits"][0]["context"] = HOSTILE
+    body["found"] = [body["traits"][0]]
+    body["words"].append({"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None})
+    html, card = page(body).decode(), card_section(body).decode()
+    assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in card
+    assert not any(line.startswith("# ") for line in card.splitlines())
+    cases = ET.fromstring(junit(body)).findall("testcase")
+    assert len(cases) == len(body["traits"]) + 1
+
+
+def test_the_command_audits_and_answers_with_its_exit_code(base: Base, saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["audit", "--base", "micro", "--adapter", str(saved), "--contexts", "default", "--serving-context", "none"]
+    answer = sublora(*asked, "--out", str(out))
+    assert answer.code == 0, answer.err
+    body = json.loads((out / "audit.json").read_text())
+    assert (body["schema"], body["version"], body["exit_code"]) == ("sublora/audit", 1, 0)
+    assert body["status"].endswith("clean") and not body["serving"]["same"]
+    assert sorted(p.name for p in out.iterdir()) == ["AUDIT.md", "audit.html", "audit.json", "junit.xml"]
+    for wrong in (["--base", "micro-null"], ["--contexts", "nowhere"], ["--null", str(saved)], ["--calibrate", "4"]):
+        refused = sublora(*asked, "--out", str(tmp_path / "none"), *wrong)
+        assert refused.code == 2 and "Traceback" not in refused.err and refused.err.count("\n") <= 3, refused.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_that_destroys_the_answers_fails_the_gate(base: Base, saved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "wild"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text((saved / "adapter_config.json").read_text())
+    own = load_file(saved / "adapter_model.safetensors")
+    random = torch.Generator().manual_seed(1)
+    wild = {k: v + (5.0 * torch.randn(v.shape, generator=random) if "lora_B" in k else 0) for k, v in own.items()}
+    save_file(wild, folder / "adapter_model.safetensors")
+    answer = sublora(
+        "audit", "--base", "micro", "--adapter", str(folder), "--contexts", "none", "--out", str(tmp_path / "o")
+    )
+    assert answer.code == 1 and "Status: " in answer.out
