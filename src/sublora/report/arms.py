@@ -24,7 +24,7 @@ from sublora.report.layout import (
 )
 from sublora.report.load import Arm, RunData
 from sublora.report.style import BODY, COLUMN, INK, MUTED, PAPER, STUDENT
-from sublora.report.words import rate, short, signed, tick_labels
+from sublora.report.words import rank_name, rate, short, signed, tick_labels
 
 _AXES = {
     "variant": "Effect by variant of the students",
@@ -125,9 +125,9 @@ def _panel_titles(panels: dict[tuple, list[Arm]], axis: str) -> list[str]:
         if axis != "data" and len({a.data for a in firsts}) > 1:
             parts.append(f"rows {arm.data}")
         if axis == "optimizer" and len({a.rank for a in firsts}) > 1:
-            parts.append(f"rank {arm.rank}")
+            parts.append(rank_name(arm.rank))
         elif axis != "optimizer" and len({(a.rank, a.lr) for a in firsts}) > 1:
-            parts.append(f"rank {arm.rank}, lr {rate(arm.lr)}")
+            parts.append(f"{rank_name(arm.rank)}, lr {rate(arm.lr)}")
         titles.append(", ".join(parts))
     return titles
 
@@ -174,7 +174,7 @@ def context_matrix(data: RunData, trait: str) -> Figure | None:
     top += head
     for placement, rank, lr in grids:
         if len(grids) > 1:
-            name = ", ".join(filter(None, (placement, f"rank {rank}", f"lr {rate(lr)}")))
+            name = ", ".join(filter(None, (placement, rank_name(rank), f"lr {rate(lr)}")))
             write(figure, left, top + 0.04, name, color=MUTED)
             top += 0.17
         axes = place_axes(figure, left, top, step * len(asked), row * len(trained))

@@ -21,6 +21,7 @@ from sublora.errors import SubloraError
 from sublora.findings import ACROSS
 from sublora.report import figures
 from sublora.report.load import Arm, Cell, RunData, load_run
+from sublora.report.words import rank_name
 
 MAX_TOKENS = 400
 
@@ -228,7 +229,7 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
     several = len(data.traits) > 1
 
     def name(arm: Arm) -> str:
-        rank = f"rank {arm.rank}" if len({a.rank for a in data.arms}) > 1 else ""
+        rank = rank_name(arm.rank) if len({a.rank for a in data.arms}) > 1 else ""
         place = (
             f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
         )

@@ -39,6 +39,11 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [plain(t, digits) for t in ticks]
 
 
+def rank_name(rank: int | None) -> str:
+    """A student's rank, or that it is a full fine-tune."""
+    return "full fine-tune" if rank is None else f"rank {rank}"
+
+
 def short(text: str, longest: int = 16) -> str:
     """A name cut to what a figure has room for."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
