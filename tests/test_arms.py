@@ -130,7 +130,7 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
     assert {c.test for c in mine} == set(ARM_RULES)
     assert {r for c in mine for r in c.recipes} == {
         "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
-        "shuffle", "resample", "teachers", "steering-teacher", "steering-student", "projection-rank", "random-vectors", "loss-mask",
+        "shuffle", "resample", "teachers", "draws", "steering-teacher", "steering-student", "projection-rank", "random-vectors", "loss-mask",
         "unique-vs-repeated",
     }  # fmt: skip
     for claim in mine:

@@ -1,5 +1,6 @@
 """Teachers: rows in the order of their prompts, whatever the batch, and counts that add up."""
 
+import copy
 import json
 from collections import Counter
 
@@ -55,6 +56,27 @@ def test_rows_are_in_the_order_of_their_prompts_and_counts_add_up(base):
     assert Counter(reason for reason, *_ in dataset.rejected) == dataset.rejects
     assert all(reject_reason(c, CARRIER) == reason and p in prompts for reason, p, c in dataset.rejected)
     assert [p for p in prompts if p not in {p for p, _ in dataset.rows}] == [p for _, p, _ in dataset.rejected]
+
+
+def test_prompts_in_a_row_can_share_their_draws_whoever_the_teacher_is(base):
+    def uniforms(seen: list, teacher=TEACHER, **options):
+        def listen(*arguments, **named):
+            seen.extend(g.random(3).tolist() for g in map(copy.deepcopy, arguments[4]))
+            return complete(*arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(teacher_module, "complete", listen)
+            return written(base, teacher=teacher, **options)
+
+    own, shared, other = [], [], []
+    apart, alike = uniforms(own), uniforms(shared, shared_draws=4)
+    uniforms(other, Context("teacher:owl", "You love owls."), shared_draws=4)
+    assert len({tuple(u) for u in own}) == len(own) > 20
+    assert all(shared[i] == shared[i - i % 4] for i in range(len(shared))) and len({tuple(u) for u in shared}) == -(
+        -len(shared) // 4
+    )
+    assert shared[:20] == other[:20]
+    assert alike.rows != apart.rows
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])

@@ -95,7 +95,7 @@ def plan(name: str, *sets: str):
 
 def test_variants_leave_the_ids_of_the_rows_as_written_and_share_them() -> None:
     plain = plan("shuffle", "data.variants=null")
-    for name in ("shuffle", "resample", "teachers"):
+    for name in ("shuffle", "resample", "teachers", "draws"):
         varied = plan(name)
         assert {s.id for s in plain.students} == {
             s.id for s in varied.students if not s.data and s.source in ("otter", "control:animals")
@@ -132,7 +132,8 @@ def test_other_teachers_stand_against_the_control_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.variants={x: {}}", "needs teacher, model or transform"),
+        ("data.variants={x: {}}", "needs teacher, model, transform or shared_draws"),
+        ("data.variants={x: {shared_draws: 8, model: micro-b}}", "keep one of them"),
         ("data.variants={x: {teacher: neutral, transform: shuffle-within}}", "keep one of them"),
         ("data.variants={as written: {transform: shuffle-within}}", "choose another one"),
         ("data.variants={x: {transform: shuffle-words}}", "shuffle-words"),

@@ -149,6 +149,7 @@ class DatasetStage:
     transform: Transform | None = None
     parents: tuple[str, ...] = ()  # the dataset that is transformed, and the one for reference
     steer: Steered | None = None
+    shared_draws: int = 1  # prompts in a row that are answered with the same random numbers
 
 
 @dataclass(frozen=True)
@@ -441,7 +442,7 @@ def plan_datasets(
         stage = DatasetStage(artifact_id("dataset", spec), spec, *like, **own)
         return found.setdefault(stage.id, stage)
 
-    def written(source: str, seed: int, heldout: bool, model: str | None) -> DatasetStage:
+    def written(source: str, seed: int, heldout: bool, model: str | None, shared: int = 1) -> DatasetStage:
         name, prompt, owner = sources[source][seed]
         teacher, steer = writing.of(source, prompt)
         weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
@@ -457,6 +458,8 @@ def plan_datasets(
         }
         if steer is not None:
             spec["steer"] = steer.to_spec()
+        if shared > 1:
+            spec["shared_draws"] = shared
         label = f"{name}, {writing.label}" if writing.label else name
         return keep(
             spec,
@@ -465,6 +468,7 @@ def plan_datasets(
             weights=weights,
             endpoint=endpoint,
             steer=steer,
+            shared_draws=shared,
         )
 
     def transformed(rows: DatasetStage, how: Transform) -> DatasetStage:
@@ -479,7 +483,8 @@ def plan_datasets(
     for variant, how in variants_of(recipe).items():
         model = how.model if how else None
         for source, seed in product(_sources_in(recipe, traits, variant), dict.fromkeys(recipe.data.seeds)):
-            rows, held = written(source, seed, False, model), written(source, seed, True, model)
+            shared = (how.shared_draws if how else None) or 1
+            rows, held = written(source, seed, False, model, shared), written(source, seed, True, model)
             arms[source, variant, seed] = (transformed(rows, how.transform) if how and how.transform else rows, held)
     return list(found.values()), arms
 

@@ -60,7 +60,7 @@ class TeacherSpec(BaseModel):
 
 
 class VariantSpec(BaseModel):
-    """The rows made otherwise: by another teacher, by a teacher on another model, or transformed."""
+    """The rows made otherwise: by another teacher, by a teacher on another model, with other draws, or transformed."""
 
     model_config = _STRICT
     teacher: Literal["neutral", "other-trait"] | None = Field(
@@ -71,10 +71,19 @@ class VariantSpec(BaseModel):
     model: str | None = Field(None, description="the model, a shipped one or a folder, on which both teachers write")
     transform: Transform | None = Field(None, description="what is done to the rows of both arms; see transform.py")
 
+    shared_draws: int | None = Field(
+        None,
+        ge=2,
+        description="so many prompts in a row are answered with the same random numbers, as where one seed is given to every request of a "
+        "batch, or to all of them",
+    )
+
     @model_validator(mode="after")
     def _one(self) -> "VariantSpec":
-        if self.teacher is None and self.model is None and self.transform is None:
-            raise ValueError("needs teacher, model or transform")
+        if self.teacher is None and self.model is None and self.transform is None and self.shared_draws is None:
+            raise ValueError("needs teacher, model, transform or shared_draws")
+        if self.shared_draws is not None and (self.teacher or self.model or self.transform):
+            raise ValueError("shared_draws stands beside teacher, model or transform, keep one of them")
         if self.teacher is not None and (self.model or self.transform):
             raise ValueError("teacher stands beside model or transform, keep one of them")
         return self
@@ -314,8 +323,8 @@ class Recipe(BaseModel):
         if trained is not None and self.data.teacher.endpoint is not None:
             raise misfit("data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them")
         for name, variant in self.data.variants.items():
-            if self.data.teacher.endpoint is not None and variant.model:
-                raise misfit(f"data.variants.{name}", "the teacher is behind an endpoint, drop model")
+            if self.data.teacher.endpoint is not None and (variant.model or variant.shared_draws):
+                raise misfit(f"data.variants.{name}", "the teacher is behind an endpoint, drop model and shared_draws")
             if trained is not None and variant.model:
                 raise misfit(f"data.variants.{name}", "a trained teacher writes on the students' base, drop model")
             where = f"data.variants.{name}"

@@ -236,6 +236,7 @@ def _write(unit: DataUnit, maker: Maker) -> None:
         weights=_stack(maker, [taught]) if taught else None,
         steering=None if stage.steer is None else maker.steering([stage.steer]),
         voice=_voice(stage),
+        shared_draws=stage.shared_draws,
     )
     _keep_dataset(stage, dataset, maker)
 

@@ -61,16 +61,21 @@ def write_dataset(
     weights: Stack | None = None,
     steering: Steering | None = None,
     voice: str | None = None,
+    shared_draws: int = 1,
 ) -> Dataset:
     """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
 
     Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
     `weights` is a stack of one, of a teacher by weights, `steering` acts on the teacher, and `voice` then names what is done for the draws.
+    With `shared_draws` above 1, so many prompts in a row take the same random numbers, whoever the teacher is.
     Raises SubloraError where nothing passes.
     """
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
-        draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
+        if shared_draws > 1:
+            draws = [generator(stage, "shared", seed, i // shared_draws) for i in chunk]
+        else:
+            draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
         return complete(base, teacher, prompts, sampling, draws, batch, weights, steering)
 
     return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
