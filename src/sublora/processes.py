@@ -152,7 +152,10 @@ def _serve() -> None:
         except (EOFError, OSError):
             os._exit(1)
 
-    work: Work = pickle.load(sys.stdin.buffer)
+    try:
+        work: Work = pickle.load(sys.stdin.buffer)
+    except (EOFError, OSError, pickle.UnpicklingError):  # the run was killed before it could say anything
+        os._exit(1)
     threading.Thread(target=listen, daemon=True).start()
     while True:
         unit, wait = units.get()
