@@ -23,7 +23,7 @@ from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.data_rows import read_rows
 from sublora.audit.null import shipped_null
-from sublora.audit.placebo import Finished, Row, answer_prompts, token_rows, train_students
+from sublora.audit.placebo import Finished, Row, answer_prompts, train_students
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.report import write_reports
 from sublora.audit.run import Request, audit
@@ -34,6 +34,7 @@ from sublora.errors import SubloraError
 from sublora.model import Base, load_base
 from sublora.sample import Sampling
 from sublora.seeds import generator
+from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack, save_student, stack_weights
 from sublora.trait import Trait, find_trait, load_category, shipped_categories

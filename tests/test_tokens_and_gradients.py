@@ -10,8 +10,8 @@ from sublora.errors import SubloraError
 from sublora.gradients import alignments, row_gradients
 from sublora.measure import heldout_losses
 from sublora.model import load_base
-from sublora.probe import divergence, probe_rows, token_rows
-from sublora.train.rows import TokenRow, masked_rows
+from sublora.probe import divergence, probe_rows
+from sublora.train.rows import TokenRow, masked_rows, token_rows
 from sublora.train.spec import StudentSpec
 from sublora.vectors import SteeringVector
 from tiny_models import shared_model

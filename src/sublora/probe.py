@@ -12,7 +12,7 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.rows import TokenRows, token_rows
 from sublora.train.stack import Stack
 
 
@@ -118,13 +118,6 @@ def probe_rows(
             sums["size_rest"][k] / (tokens - on) if marked is not None and tokens > on else None,
         )
     return [p for p in out if p is not None]
-
-
-def token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context, what: str) -> TokenRows:
-    """Rows (prompt, completion) in a context, all tokens of the completion with loss."""
-    chat = base.chat
-    made = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
-    return pack_rows(made, base.window, what)
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ from sublora.svd import cut_stack
 from sublora.teacher import Dataset, ask_dataset, read_jsonl, rows_jsonl, write_dataset
 from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
-from sublora.train.rows import TokenRow, TokenRows, masked_rows, pack_rows
+from sublora.train.rows import TokenRows, masked_rows, pack_rows, text_rows, token_rows
 from sublora.train.stack import Stack, load_stack, save_student, update_norms
 from sublora.trait import Category
 from sublora.transform import transform_rows
@@ -90,7 +90,7 @@ class Maker:
         """A dataset, or its first so many rows, as token rows in a context, kept for the students that share it."""
         key = (dataset, context, take, mask)
         if key not in self.rows:
-            tokens = _token_rows(self.base, self.texts(dataset)[:take], context)
+            tokens = text_rows(self.base.chat, self.texts(dataset)[:take], context)
             if mask is not None:
                 tokens = masked_rows(tokens, self.marks(mask.divergence), mask.keep, mask.divergence)
             self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
@@ -171,8 +171,7 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
         )  # fmt: skip
         rows, asked = written.rows, written.asked
     student = stage.as_student
-    lessons = _token_rows(maker.base, rows, student.context)
-    token_rows = pack_rows(lessons, maker.base.window, f"the lessons of {stage.trait}")
+    lessons = token_rows(maker.base, rows, student.context, f"the lessons of {stage.trait}")
 
     def keep(trained: Trained) -> None:
         if trained.diverged_at is not None:
@@ -191,15 +190,10 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
             (folder / "lessons.jsonl").write_text(rows_jsonl(rows), encoding="utf-8")
 
     train_pack(
-        maker.base.model, [Student(stage.id, stage.student, token_rows)], keep, on_step=lambda *_: maker.check(),
+        maker.base.model, [Student(stage.id, stage.student, lessons)], keep, on_step=lambda *_: maker.check(),
         memory=_free_memory(maker.base),
     )  # fmt: skip
     maker.made(stage.id)
-
-
-def _token_rows(base: Base, rows: Sequence[tuple[str, str]], context: Context) -> list[TokenRow]:
-    chat = base.chat
-    return [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
 
 
 def _voice(stage: DatasetStage) -> str | None:

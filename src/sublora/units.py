@@ -19,6 +19,7 @@ from sublora.plan import (
     MeasureStage,
     Plan,
     ProbeStage,
+    Stage,
     StudentStage,
     TeacherStage,
     VectorStage,
@@ -28,8 +29,22 @@ from sublora.store import artifact_id
 from sublora.trait import Category, Entity
 
 
+class _OfOneStage:
+    """A unit that makes the one artifact of its stage."""
+
+    stage: Stage
+
+    @property
+    def id(self) -> str:
+        return self.stage.id
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.stage.id,)
+
+
 @dataclass(frozen=True)
-class DataUnit:
+class DataUnit(_OfOneStage):
     """One dataset, written by a teacher."""
 
     stage: DatasetStage
@@ -39,14 +54,6 @@ class DataUnit:
     def purpose(self) -> str:
         """What its draws are for."""
         return "teacher-heldout" if self.stage.heldout else "teacher"
-
-    @property
-    def id(self) -> str:
-        return self.stage.id
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.stage.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,19 +67,11 @@ class DataUnit:
 
 
 @dataclass(frozen=True)
-class TeachUnit:
+class TeachUnit(_OfOneStage):
     """One teacher by weights."""
 
     stage: TeacherStage
     sampling: Sampling
-
-    @property
-    def id(self) -> str:
-        return self.stage.id
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.stage.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -84,18 +83,10 @@ class TeachUnit:
 
 
 @dataclass(frozen=True)
-class TransformUnit:
+class TransformUnit(_OfOneStage):
     """One dataset made of others."""
 
     stage: DatasetStage
-
-    @property
-    def id(self) -> str:
-        return self.stage.id
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.stage.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -220,18 +211,10 @@ class VectorUnit:
 
 
 @dataclass(frozen=True)
-class DivergenceUnit:
+class DivergenceUnit(_OfOneStage):
     """The divergent tokens of one dataset."""
 
     stage: DivergenceStage
-
-    @property
-    def id(self) -> str:
-        return self.stage.id
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.stage.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -269,18 +252,10 @@ class ProbeUnit:
 
 
 @dataclass(frozen=True)
-class GradientUnit:
+class GradientUnit(_OfOneStage):
     """The gradients of one pair of datasets."""
 
     stage: GradientStage
-
-    @property
-    def id(self) -> str:
-        return self.stage.id
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.stage.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:

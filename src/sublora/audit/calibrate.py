@@ -7,7 +7,7 @@ import numpy as np
 
 from sublora.audit.adapter import Audited
 from sublora.audit.null import FEWEST, Null, make_null
-from sublora.audit.placebo import answer_prompts, token_rows, train_students
+from sublora.audit.placebo import answer_prompts, train_students
 from sublora.audit.readings import Readings, read_model
 from sublora.carriers.numbers import NumbersSpec, make_prompt
 from sublora.chat import Context
@@ -15,6 +15,7 @@ from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling
 from sublora.seeds import generator
+from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import stack_weights
 from sublora.trait import Category

@@ -11,7 +11,7 @@ from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.teacher import complete
 from sublora.train.pack import Student, train_pack
-from sublora.train.rows import TokenRow, TokenRows, pack_rows
+from sublora.train.rows import TokenRows
 from sublora.train.spec import StudentSpec
 
 Row = tuple[str, str]
@@ -41,13 +41,6 @@ def answer_prompts(
         if answer:
             out[k].append((prompt, answer))
     return out
-
-
-def token_rows(base: Base, rows: Sequence[Row], context: Context, what: str) -> TokenRows:
-    """Rows as a student in `context` reads them. Raises SubloraError as `pack_rows` does."""
-    chat = base.chat
-    tokens = [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
-    return pack_rows(tokens, base.window, what)
 
 
 def train_students(

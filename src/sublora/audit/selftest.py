@@ -8,12 +8,13 @@ from pathlib import Path
 
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import number_prompts
-from sublora.audit.placebo import answer_prompts, token_rows, train_students
+from sublora.audit.placebo import answer_prompts, train_students
 from sublora.audit.report import write_reports
 from sublora.audit.run import Request, audit
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.model import load_base
 from sublora.sample import Sampling
+from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack, padded, save_student
 from sublora.trait import find_trait, shipped_categories

@@ -3,13 +3,17 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from sublora.errors import SubloraError
 from sublora.seeds import generator
 from sublora.train.spec import StudentSpec
+
+if TYPE_CHECKING:
+    from sublora.chat import Chat, Context
+    from sublora.model import Base
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,16 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
     same = (ids[:, :limit] == ids[0, :limit]).all(axis=0)
     shared = limit if same.all() else int(same.argmin())
     return TokenRows(ids, lengths, prompts, loss, shared)
+
+
+def text_rows(chat: "Chat", rows: Sequence[tuple[str, str]], context: "Context") -> list[TokenRow]:
+    """Rows (prompt, completion) as a student in `context` reads them, all tokens of the completion with loss."""
+    return [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+
+
+def token_rows(base: "Base", rows: Sequence[tuple[str, str]], context: "Context", what: str) -> TokenRows:
+    """`text_rows` as arrays. Raises SubloraError as `pack_rows` does."""
+    return pack_rows(text_rows(base.chat, rows, context), base.window, what)
 
 
 def masked_rows(
