@@ -1,13 +1,18 @@
 """run.json while a run goes on: what is done, running and failed, written at a bounded rate so that a person can look at it any time."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sublora.execute import Execution
-from sublora.store import write_json_atomic
+from sublora.errors import SubloraError
+from sublora.execute import Execution, Executor
+from sublora.progress import Steps
+from sublora.run_folder import guard_other_recipe, old_manifest
+from sublora.store import Store, write_atomic, write_json_atomic
 
 
 class Journal:
@@ -50,3 +55,26 @@ class Journal:
         self.manifest |= state
         write_json_atomic(self.path, self.manifest)
         self._written = time.monotonic()
+
+
+@contextlib.contextmanager
+def journalled(
+    out: Path, manifest: dict[str, Any], runner: Executor, store: Store, steps: Steps
+) -> Iterator[tuple[Journal, Execution]]:
+    """The journal and the execution of a run in its folder, which is held. run.json says how it ended where it did not end well, and
+    failed.txt what was raised in its units. Raises SubloraError where the folder holds a run of another recipe."""
+    guard_other_recipe(out, manifest)
+    old = old_manifest(out)
+    manifest["started"] = old.get("started", manifest["started"])
+    journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
+    execution = Execution(runner, store, steps, journal.changed)
+    journal.execution = execution
+    journal.write("running")
+    try:
+        yield journal, execution
+    except BaseException as error:
+        with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
+            journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        if any(f.trace for f in execution.failures):
+            write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
+        raise

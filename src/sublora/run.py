@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from sublora.arms import ARM_COLUMNS, summarise_arms
 from sublora.cost import costs_of, row_sizes
-from sublora.errors import SubloraError
 from sublora.execute import Execution, Executor, InProcess
-from sublora.journal import Journal
+from sublora.journal import Journal, journalled
 from sublora.known_runs import note_run
 from sublora.leak_check import check_leaks, leak_sentences
 from sublora.manifest import check_conditions, check_ranks, check_words, manifest_of, result_warnings
@@ -24,7 +23,7 @@ from sublora.rates import keep_rates, rates_of
 from sublora.recipe import AS_WRITTEN, PLAIN_CONDITION, Recipe
 from sublora.remote import work_for
 from sublora.results import RESULT_COLUMNS, Results, to_csv
-from sublora.run_folder import guard_other_recipe, old_manifest, only_one
+from sublora.run_folder import guard_other_recipe, only_one
 from sublora.stages import ROWS_AT_ONCE
 from sublora.store import Store, write_atomic, write_json_atomic
 from sublora.units import train_units
@@ -111,37 +110,10 @@ def run_recipe(
             runner = stack.enter_context(Processes(work_for(recipe, base, store, rows_at_once, "cpu", 1), threads))
         else:
             runner = InProcess(base, store, threads, rows_at_once)
-        with only_one(out, lambda: Execution(runner, store, steps).run(plan), steps):
-            return _run_locked(recipe, plan, base, out, store, manifest, runner, steps, report)
-
-
-def _run_locked(
-    recipe: Recipe,
-    plan: Plan,
-    base: Base,
-    out: Path,
-    store: Store,
-    manifest: dict[str, Any],
-    runner: Executor,
-    steps: Steps,
-    report: Callable[[Path], Path] | None,
-) -> RunResult:
-    guard_other_recipe(out, manifest)
-    old = old_manifest(out)
-    manifest["started"] = old.get("started", manifest["started"])
-    journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
-    execution = Execution(runner, store, steps, journal.changed)
-    journal.execution = execution
-    journal.write("running")
-    try:
+        stack.enter_context(only_one(out, lambda: Execution(runner, store, steps).run(plan), steps))
+        journal, execution = stack.enter_context(journalled(out, manifest, runner, store, steps))
         execution.run(plan)
         return _finish(recipe, plan, base, out, store, journal, execution, report)
-    except BaseException as error:
-        with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
-            journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        if any(f.trace for f in execution.failures):
-            write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
-        raise
 
 
 def _finish(

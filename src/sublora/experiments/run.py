@@ -1,6 +1,5 @@
 """Run an experiment in a folder, resumed by the same command, as `sublora.run` does for grids."""
 
-import contextlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +11,14 @@ from typing import Any
 
 from sublora.execute import Execution, Watch
 from sublora.experiment import Experiment, Stage, Task, Work, findings_json
-from sublora.journal import Journal
+from sublora.journal import Journal, journalled
 from sublora.known_runs import note_run
 from sublora.manifest import PACKAGES
 from sublora.model import Base, load_base
 from sublora.progress import Steps
 from sublora.rates import device_name
 from sublora.results import to_csv
-from sublora.run_folder import guard_other_recipe, old_manifest, only_one
+from sublora.run_folder import guard_other_recipe, only_one
 from sublora.store import Busy, NoRoom, Store, write_atomic, write_json_atomic
 
 
@@ -109,25 +108,12 @@ def run_experiment(
     plan = [(s.name, s.label, s.tasks) for s in stages]
     with Steps() as steps:
         steps.say(manifest["sentence"])
-        with only_one(out, lambda: Execution(runner, store, steps).run_stages(plan), steps):
-            guard_other_recipe(out, manifest)
-            old = old_manifest(out)
-            manifest["started"] = old.get("started", manifest["started"])
-            journal = Journal(out / "run.json", manifest, old.get("seconds", {}))
-            execution = Execution(runner, store, steps, journal.changed)
-            journal.execution = execution
-            journal.write("running")
-            try:
-                execution.run_stages(plan)
-                return _finish(recipe, stages, identity, out, store, journal, execution, report)
-            except BaseException as error:
-                # on a full disk the old run.json has to stay
-                with contextlib.suppress(NoRoom):
-                    journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-                if any(f.trace for f in execution.failures):
-                    text = "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace)
-                    write_atomic(out / "failed.txt", text)
-                raise
+        with (
+            only_one(out, lambda: Execution(runner, store, steps).run_stages(plan), steps),
+            journalled(out, manifest, runner, store, steps) as (journal, execution),
+        ):
+            execution.run_stages(plan)
+            return _finish(recipe, stages, identity, out, store, journal, execution, report)
 
 
 def _finish(
