@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,18 @@ def test_without_the_package_one_sentence_says_so(tmp_path: Path, monkeypatch: p
     assert answer.code == 2 and answer.err.count("\n") == 1 and "pip install 'sublora[ray]'" in answer.err
     assert not (tmp_path / "run").exists()
     assert "--executor ray" in sublora("run", "rank-lr", "--ray-address", "auto").err
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with socket.socket() as taken:  # bound, and never listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            answer = sublora(
+                "run", "rank-lr", *GRID, "--executor", "ray", "--ray-address", given, "--out", str(tmp_path / "run")
+            )
+            assert answer.code == 2 and answer.err.count("\n") == 1 and given in answer.err
 
 
 def test_units_and_answers_travel(plan_and_base) -> None:

@@ -15,6 +15,8 @@ set -euo pipefail
 source "$HOME/sublora/.venv/bin/activate"        # <-- an environment with pip install 'sublora[ray]', seen by all nodes
 export SUBLORA_HOME="$HOME/sublora-store"        # <-- a folder that all nodes see; Ray moves the artifacts if they do not
 export HF_HUB_OFFLINE=1                          # download the model once, on the login node
+export RAY_AUTH_MODE=token                       # other users of the nodes stay out; the home folder is shared, so all nodes read it
+ray get-auth-token --generate >/dev/null 2>&1 || true
 
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head=${nodes[0]}

@@ -7,6 +7,7 @@ write there; others get what they need, and send back what they made, through Ra
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from sublora.store import ArtifactCorrupt, NoRoom, Store
 from sublora.units import Unit
 from sublora.workers import SMALL_MODEL
 
+REACH_SECONDS = 10.0  # for a cluster's first sign of life
 LOOK_SECONDS = 1.0  # between looks at what running units have finished
 
 
@@ -37,6 +39,14 @@ class Cluster:
         small = self.device == "cpu" and base.model.num_parameters() <= SMALL_MODEL
         threads = 1 if small or self.device == "cuda" else self.threads
         return Ray(store, work_for(recipe, base, store, rows_at_once, self.device, threads))
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nothing listens at a HOST:PORT. Ray itself would try for many minutes before it says so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS):
+            pass
 
 
 @contextlib.contextmanager
@@ -62,12 +72,13 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", num_cpus=threads, **quiet)
         else:
+            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OverflowError, OSError) as error:
         where = f"at {address}" if address else "on this machine"
         raise SubloraError(
             f"Ray {where} does not answer ({' '.join(str(error).split())[:160]}); start it with `ray start --head`, "
-            "or check --ray-address."
+            "or check --ray-address and, for a cluster that asks for a token, set RAY_AUTH_MODE=token."
         ) from None
     if threading.current_thread() is threading.main_thread() and asked_to_stop is not None:
         signal.signal(signal.SIGTERM, asked_to_stop)  # Ray puts its own handler there

@@ -678,13 +678,15 @@ def _place(loc: Loc, path: Path, preset: str, lines: Lines, origin: dict[Loc, st
     for head in heads:
         if head in origin:
             return origin[head]
-    for place, flag in origin.items():
-        if loc and place[: len(loc)] == loc:
-            return flag
     for head in heads:
+        flag = next((flag for place, flag in origin.items() if place[: len(head)] == head), None)
+        if flag and head == loc:
+            return flag
         written = (*head[:-1], str(head[-1]))  # a key such as 1 is a number for YAML, and a text in `lines`
         if line := lines.get(("presets", preset, *head)) or lines.get(head) or lines.get(written):
             return f"{path.name} line {line}"
+        if flag:  # what a flag wrote lacks something, and no line of the file has any of it
+            return flag
     return path.name
 
 
