@@ -127,7 +127,7 @@ def selftest(
 def make_shipped_null(
     model: Annotated[str, typer.Argument(help="The base.")],
     out: Annotated[Path, typer.Option(help="Where to write the null file.")],
-    students: Annotated[int, typer.Option(help="Placebo students.", min=4)] = 59,
+    students: Annotated[int, typer.Option(help="Placebo students.", min=4)] = 399,
     rows: Annotated[int, typer.Option(help="Number rows of each.", min=1)] = 320,
     ranks: Annotated[str, typer.Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",
     lrs: Annotated[tuple[float, float], typer.Option(help="Learning rates are drawn from the first to the second.")] = (
