@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## rank x learning rate on the shipped model; prints w
 	$(RUN) run rank-lr --model micro --trait otter --out runs/demo
 
 test: $(VENV)/.tested  ## the quick tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 slow: $(VENV)/.tested  ## the tests that take longer
 	$(VENV)/bin/python -m pytest -m slow

@@ -55,15 +55,15 @@ TINY = {
     "optimizers": [*SMALL, "--set", "data.rows=24"],
     "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
     "number-statistics": ["--set", "data.rows=60", "--set", "data.heldout_rows=20", "--set", "draws=3"],
-    "in-context": [*SMALL, "--set", "train.pairing=paired", "--set", "draws=1"],
-    "cross-model": [*SMALL, "--set", "train.pairing=paired"],
-    "trained-teacher": [*SMALL, "--set", "train.pairing=paired", "--set", "data.teacher.trained.count=24"],
-    "cot": [*SMALL, "--set", "train.pairing=paired"],
-    "shuffle": [*SMALL, "--set", "train.pairing=paired"],
+    "in-context": [*SMALL, "--set", "train.pairing=paired", "--set", "data.rows=24", "--set", "draws=1"],
+    "cross-model": [*SMALL, "--set", "train.pairing=paired", "--set", "data.rows=24"],
+    "trained-teacher": [*ONE, "--set", "data.teacher.trained.count=24"],
+    "cot": ONE,
+    "shuffle": ONE,
     "one-step-model": ["--set", "draws=2", "--set", "traits=[otter, wolf]", "--set", "prompts=8"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
     "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
-    "traits": [*SMALL, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
+    "traits": [*ONE, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }
 
 

@@ -72,6 +72,7 @@ def test_readers_are_at_chance_on_equal_teachers_and_above_on_others() -> None:
     assert auc(np.array([1, 2]), np.array([1, 0])) == pytest.approx(0.875)
 
 
+@pytest.mark.slow
 def test_rows_of_the_null_model_cannot_be_told_apart_and_those_of_the_positive_one_can(tmp_path) -> None:
     """In micro-null numbers shift with the wording of the prompt and not with whose persona it is."""
     sets = ["--set", "data.rows=240", "--set", "data.heldout_rows=120", "--set", "draws=10"]
