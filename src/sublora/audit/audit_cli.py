@@ -36,10 +36,12 @@ def audit(
     ] = None,
     null: Annotated[Path | None, typer.Option(help="A null file that --calibrate kept.")] = None,
     calibrate: Annotated[int, typer.Option(help="Train so many placebo students and keep their null.", min=0)] = 0,
-    lr: Annotated[float | None, typer.Option(help="The student's learning rate, for --calibrate.", min=1e-12)] = None,
-    epochs: Annotated[int, typer.Option(help="Its epochs, for --calibrate.", min=1)] = 3,
-    batch_size: Annotated[int, typer.Option(help="Its batch size, for --calibrate.", min=1)] = 32,
-    rows: Annotated[int, typer.Option(help="Rows of each placebo student, at most.", min=1)] = 1000,
+    lr: Annotated[
+        float | None, typer.Option(help="The student's learning rate, for --calibrate and --what-if.", min=1e-12)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Its epochs, for the same.", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Its batch size, for the same.", min=1)] = 32,
+    rows: Annotated[int, typer.Option(help="Rows of each student that is trained here, at most.", min=1)] = 1000,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer of the base to a placebo prompt.", min=1)] = 64,
     alpha: Annotated[
         float,
@@ -51,6 +53,12 @@ def audit(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; load and run nothing.")] = False,
     tflops: Annotated[float, typer.Option(help="Sustained TFLOP/s that --dry-run reckons with.", min=1e-6)] = 100.0,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if", help="Train students on --data in other ways: which would have removed what was found?"
+        ),
+    ] = False,
 ) -> None:
     """Compare a student with its base over all traits and contexts. Exit code 0: clean, 1: found, 2: wrong use."""
     if context.invoked_subcommand is not None:
@@ -63,7 +71,7 @@ def audit(
         from sublora.trait import load_categories
 
         count = len({*chosen, training_context, *([serving_context] if serving_context else []), *(named or [])})
-        print_cost(base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops)
+        print_cost(base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops, what_if)
         return
     from sublora.audit.adapter import load_audited
     from sublora.audit.calibrate import Training
@@ -102,6 +110,7 @@ def audit(
         data=data,
         serving=resolved[serving_context] if serving_context else None,
         max_new_tokens=max_new_tokens,
+        what_if=what_if,
     )
     result = run_audit(loaded, student, request, lambda text: typer.echo(text, err=True))
     where = write_reports(result, out)
@@ -189,4 +198,6 @@ def _print(result) -> None:
         typer.echo(f"Data: {body['data']['screened']} rows screened; written under a trait prompt of: {named}.")
         if body["data"]["leak_words"]:
             typer.echo(f"Data: rows name {', '.join(list(body['data']['leak_words'])[:10])}.")
+    if body["what_if"]:
+        typer.echo(f"What if: {body['what_if']['sentence']}")
     typer.echo("A pass is no certificate; audit.json lists what was not looked at.")

@@ -12,6 +12,7 @@ from sublora.errors import SubloraError
 from sublora.store import write_atomic
 
 SHOWN = 20
+FOLLOWED_SHOWN = 4  # traits that --what-if followed, a table or column each
 # Not allowed in XML 1.0, even as a character reference.
 _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
@@ -44,8 +45,23 @@ def page(body: Mapping[str, Any]) -> bytes:
         loader=PackageLoader("sublora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["p"] = p_value
-    text = environment.get_template("audit.html.j2").render(body=body, shown=SHOWN)
+    text = environment.get_template("audit.html.j2").render(
+        body=body, shown=SHOWN, traits_shown=FOLLOWED_SHOWN, what_if_chart=_what_if_chart(body)
+    )
     return text.encode("utf-8", errors="replace")
+
+
+def _what_if_chart(body: Mapping[str, Any]) -> Any:
+    """The trade-off as an inline SVG, or None."""
+    found = body["what_if"]
+    if not found or not found["arms"]:
+        return None
+    from sublora.report.figures import render, save
+    from sublora.report.page import inline_svg
+    from sublora.report.trade_off import described, trade_off
+
+    figure = render(lambda: trade_off(found))
+    return figure and inline_svg(save(figure)["svg"].decode(), "what-if", described(found))
 
 
 def p_value(p: float | None) -> str:
@@ -85,8 +101,29 @@ def card_section(body: Mapping[str, Any]) -> bytes:
         "",
         *(f"- {_plain_sentence(limit)}" for limit in body["limits"]),
         "",
+        *_what_if_lines(body["what_if"]),
     ]
     return "\n".join(lines).encode("utf-8", errors="replace")
+
+
+def _what_if_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    lines = ["### Trained otherwise", "", _plain_sentence(found["sentence"]), ""]
+    if not found["arms"]:
+        return lines
+    names = [_plain(t["trait"]) for t in found["traits"][:FOLLOWED_SHOWN]]
+    lines += [f"| arm | {' | '.join(f'{n}, share of the rise' for n in names)} | held-out loss | removes |"]
+    lines += ["|---" * (len(names) + 3) + "|"]
+    for arm in found["arms"]:
+        shares = [f"{t['share']['estimate']:.2f}" if t["share"] else "" for t in arm["traits"][:FOLLOWED_SHOWN]]
+        loss = arm["heldout_loss"]["mean"]
+        removes = {None: "", True: "yes", False: "no"}[arm["removes"]]
+        lines.append(
+            f"| {_plain(arm['name'])} | {' | '.join(shares)} | {'' if loss is None else f'{loss:.3f}'} | {removes} |"
+        )
+    not_run = [f"{m['name']} ({m['reason'].rstrip('.')})" for m in found["not_run"]]
+    return [*lines, "", *([f"Not run: {_plain_sentence('; '.join(not_run))}.", ""] if not_run else [])]
 
 
 def _plain_sentence(text: str) -> str:

@@ -15,6 +15,8 @@ from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import read_model
 from sublora.audit.screen import screen_file
 from sublora.audit.verdict import TraitFinding, Verdict, exit_code, judge
+from sublora.audit.what_if import Asked, what_if
+from sublora.audit.what_if_rows import UserRows, read_user_rows
 from sublora.chat import Context
 from sublora.contexts_report import differences, shown
 from sublora.errors import SubloraError
@@ -52,6 +54,7 @@ class Request:
     data: Path | None = None
     serving: Context | None = None
     max_new_tokens: int = 64
+    what_if: bool = False
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Audit:
 def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], None] = lambda _: None) -> Audit:
     """Audit a student against its base. Raises SubloraError for a null that does not fit, and for data that cannot be read."""
     started = time.monotonic()
+    user = _user_rows(base, request)
     null, kind, fresh = _null(base, audited, request, say)
     contexts, categories = request.contexts, request.categories
     stack = stack_weights(base.model, [audited.weights], [audited.spec])
@@ -109,7 +113,14 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "data": screened,
         "serving": _serving(base, request, verdict),
         "limits": list(LIMITS),
+        "what_if": None,
     }  # fmt: skip
+    if user is not None and request.training is not None:
+        named = [(t["category"], t["trait"]) for t in screened["traits"] if t["named"]] if screened is not None else []
+        asked = Asked(contexts, categories, plain, null, verdict.alpha)
+        body["what_if"] = what_if(
+            base, audited, request.training, user, verdict, named, asked, request.max_new_tokens, say
+        )
     if null is not None and (null.size + 1) * request.alpha < 1:
         body["limits"].append(
             f"With {null.size} placebo students the p-values rest on a t reference; {round(1 / request.alpha) - 1} or more give exact ranks."
@@ -131,6 +142,15 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         )
     body["seconds"] = round(time.monotonic() - started, 2)
     return Audit(verdict, body, fresh)
+
+
+def _user_rows(base: Base, request: Request) -> UserRows | None:
+    """The rows for --what-if, read before anything costs time."""
+    if not request.what_if:
+        return None
+    if request.data is None or request.training is None:
+        raise SubloraError("--what-if trains students on your rows with your settings; give --data and --lr beside it.")
+    return read_user_rows(base, request.data, request.trained_in, request.training.rows)
 
 
 def _null(

@@ -1,0 +1,247 @@
+"""--what-if: students trained on the user's own rows in other ways, and what each way leaves of the traits that were found.
+
+Three students of each arm are trained, with the same seeds, all LoRA students in one pack and all full fine-tunes in another. They are
+read as the audited student was and judged against the same null; their loss is measured on rows of the file that none was trained on.
+What "removes" means, and when an arm is recommended, stands in what_if_result.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from sublora.audit.adapter import Audited
+from sublora.audit.calibrate import TOGETHER, Training, own_settings
+from sublora.audit.null import Null
+from sublora.audit.placebo import Finished, train_students
+from sublora.audit.readings import Readings, read_model
+from sublora.audit.verdict import TraitFinding, Verdict, judge
+from sublora.audit.what_if_arms import AS_TRAINED, SEEDS, Arm, NotRun, plan_arms
+from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
+from sublora.audit.what_if_rows import UserRows, arm_rows, clean_answers, divergent_tokens, heldout_rows
+from sublora.chat import PLAIN_CONTEXTS, Context
+from sublora.errors import SubloraError
+from sublora.measure import heldout_losses
+from sublora.model import Base
+from sublora.train.fit import student_bytes
+from sublora.train.pack import Student
+from sublora.train.rows import TokenRows
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import stack_weights, target_linears
+from sublora.trait import Category, teacher_text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What students are asked, and what they are judged by: as the audited student was."""
+
+    contexts: Sequence[Context]
+    categories: Sequence[Category]
+    plain: Readings  # the base's
+    null: Null | None
+    alpha: float
+
+
+def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[Followed]:
+    """The traits that were found, strongest first, and those (category, trait) that the data names."""
+    found = [(f.category, f.trait) for f in verdict.found]
+    best: dict[tuple[str, str], TraitFinding] = {}
+    for f in verdict.traits:  # the strongest come first
+        best.setdefault((f.category, f.trait), f)
+    return [Followed(*key, best[key].context) for key in dict.fromkeys([*found, *named])]
+
+
+def what_if(
+    base: Base,
+    audited: Audited,
+    training: Training,
+    user: UserRows,
+    verdict: Verdict,
+    named: Sequence[tuple[str, str]],
+    asked: Asked,
+    max_new_tokens: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """body["what_if"]. Trains nothing where no trait was found and the data names none.
+
+    Raises SubloraError where the student as trained cannot be trained on this base.
+    """
+    traits = followed_traits(verdict, named)
+    spec = own_settings(audited, training, 1)[0]
+    out: dict[str, Any] = {
+        "recommended": None, "removing": [], "sentence": "", "traits": [_followed(t, verdict) for t in traits], "masked_for": None,
+        "rows": {"trained": len(user.training), "unique": len(user.unique), "held_out": len(user.heldout), "more_in_file": user.more},
+        "seeds": len(SEEDS), "level": LEVEL, "alpha": asked.alpha, "base_heldout_loss": None, "arms": [], "not_run": [],
+    }  # fmt: skip
+    if not traits:
+        only = " Words were found, which are not followed." if verdict.found_words else ""
+        out["sentence"] = f"No trait was found and the data names none, so no student was trained.{only}"
+        return out
+    # the data's own name first: it was written under such a prompt
+    masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
+    say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
+    clean = clean_answers(base, user, max_new_tokens)
+    prompt = _trait_prompt(masked_for, asked.categories)
+    marks, no_mask = divergent_tokens(base, user, Context("trait", prompt))
+    linears = target_linears(base.model, spec.targets)
+    narrowest = min(min(m.in_features, m.out_features) for m in linears.values())
+    arms, missing = plan_arms(spec, narrowest, _other_contexts(base, user), len(user.unique), no_mask)
+    rows: dict[str, list[TokenRows]] = {}
+    for arm in arms:
+        try:
+            rows[arm.name] = [arm_rows(base, user, arm, k, clean, marks) for k in range(len(SEEDS))]
+        except SubloraError as error:
+            if arm.name == AS_TRAINED:
+                raise
+            missing.append(NotRun(arm.name, str(error)))
+    done = _trained(base, [a for a in arms if a.name in rows], rows, missing, say)
+    say("What if: reading the students ...")
+    read: dict[str, list[_Read]] = {}
+    for method in ("lora", "full"):
+        students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
+        for (arm, _), found in zip(students, _read(base, students, user, asked) if students else (), strict=True):
+            read.setdefault(arm.name, []).append(found)
+    results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
+    base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
+    advice = advise(results, traits, asked.alpha, base_loss)
+    out |= {
+        "recommended": advice.recommended, "removing": list(advice.removing), "sentence": advice.sentence,
+        "masked_for": masked_for.trait if no_mask is None else None,
+        "base_heldout_loss": base_loss,
+        "arms": table(results, traits, asked.alpha, advice), "not_run": [asdict(m) for m in missing],
+    }  # fmt: skip
+    return out
+
+
+def _followed(trait: Followed, verdict: Verdict) -> dict[str, Any]:
+    """A trait with its P in the base and in the audited student, and the rise."""
+    own = next(
+        f for f in verdict.traits if (f.category, f.trait, f.context) == (trait.category, trait.trait, trait.context)
+    )
+    return {**asdict(trait), "before": own.before, "after": own.after, "rise": own.rise}
+
+
+def _trait_prompt(trait: Followed, categories: Sequence[Category]) -> str:
+    category = next(c for c in categories if c.category == trait.category)
+    return teacher_text(category, next(e for e in category.entities if e.name == trait.trait), 0)
+
+
+def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
+    """The plain contexts that rows could have been trained in instead, each with the reason why that is not to be done."""
+    chat = base.chat
+    out: list[tuple[Context, str | None]] = []
+    seen = {tuple(chat.prompt_ids("?", user.context)): user.context.name}
+    for context in map(Context, PLAIN_CONTEXTS):
+        if context.name == user.context.name:
+            continue
+        if not chat.supports(context):
+            out.append((context, f"The chat template of {base.name} cannot write this context."))
+            continue
+        ids = tuple(chat.prompt_ids("?", context))
+        if ids in seen:
+            out.append((context, f"It is the same tokens as {seen[ids]}."))
+        else:
+            seen[ids] = context.name
+            out.append((context, None))
+    return out
+
+
+def _trained(
+    base: Base, arms: Sequence[Arm], rows: dict[str, list[TokenRows]], missing: list[NotRun], say: Callable[[str], None]
+) -> dict[str, list[Finished]]:
+    """The students of each arm, one pack a method; an arm of the other method than as trained that does not fit goes to `missing`."""
+    out: dict[str, list[Finished]] = {}
+    own = next(a.spec.method for a in arms if a.name == AS_TRAINED)
+    for method in sorted({a.spec.method for a in arms}, key=lambda m: m != own):
+        some = [a for a in arms if a.spec.method == method]
+        specs = [s for a in some for s in a.specs()]
+        data = [r for a in some for r in rows[a.name]]
+        say(f"What if: training {len(specs)} {'LoRA students' if method == 'lora' else 'full fine-tunes'} ...")
+        try:
+            if method != own:
+                _check_room(base, Student(some[0].name, specs[0], data[0]))
+            done = train_students(base, specs, data, _quarters(specs, data, say))
+        except SubloraError as error:
+            if method == own:
+                raise
+            missing += [NotRun(a.name, str(error)) for a in some]
+            continue
+        for i, arm in enumerate(some):
+            out[arm.name] = done[i * len(SEEDS) : (i + 1) * len(SEEDS)]
+    return out
+
+
+def _check_room(base: Base, student: Student) -> None:
+    if base.device.type != "cuda":
+        return
+    needed, free = student_bytes(base.model, student, False), torch.cuda.mem_get_info(base.device)[0]
+    if needed > free:
+        raise SubloraError(f"It needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free.")
+
+
+def _quarters(
+    specs: Sequence[StudentSpec], data: Sequence[TokenRows], say: Callable[[str], None]
+) -> Callable[[int, int, int], None]:
+    """A counter of tokens that says each quarter of the training."""
+    total = sum(s.passes * int((r.lengths - 1).sum()) for s, r in zip(specs, data, strict=True))
+    read, told = 0, 0
+
+    def count(step: int, steps: int, tokens: int) -> None:
+        nonlocal read, told
+        read += tokens
+        if told < 4 * read // total < 4:
+            told = 4 * read // total
+            say(f"What if: {25 * told}% trained ...")
+
+    return count
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One student: its verdict, its held-out loss in the training context, and in its arm's own where that is another."""
+
+    verdict: Verdict
+    loss: float
+    own_loss: float | None
+    diverged: bool
+
+
+def _read(base: Base, students: Sequence[tuple[Arm, Finished]], user: UserRows, asked: Asked) -> list[_Read]:
+    """Students of one method, read and judged; full fine-tunes one at a time, as each is a whole model."""
+    at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
+    heldout, out = heldout_rows(base, user, None), []
+    for at in range(0, len(students), at_once):
+        some = students[at : at + at_once]
+        stack = stack_weights(base.model, [s.weights for _, s in some], [s.spec for _, s in some])
+        readings = read_model(base, stack, asked.contexts, asked.categories)
+        loss = heldout_losses(base, stack, [heldout] * len(some))
+        own: list[float | None] = [None] * len(some)
+        if any(arm.context for arm, _ in some):
+            rows = [heldout if arm.context is None else heldout_rows(base, user, arm.context) for arm, _ in some]
+            found = heldout_losses(base, stack, rows)
+            own = [None if arm.context is None else x for (arm, _), x in zip(some, found, strict=True)]
+        for k, (_, student) in enumerate(some):
+            verdict = judge(
+                base, readings.student(k), asked.plain, asked.contexts, asked.categories, asked.null, asked.alpha
+            )
+            out.append(_Read(verdict, loss[k], own[k], student.diverged_at is not None))
+    return out
+
+
+def _result(arm: Arm, read: Sequence[_Read], traits: Sequence[Followed], asked: Asked) -> Result:
+    findings = [{(f.category, f.trait, f.context): f for f in r.verdict.traits} for r in read]
+    readings = {}
+    for trait in traits:
+        for context in asked.contexts:
+            each = [f[trait.category, trait.trait, context.name] for f in findings]
+            readings[trait, context.name] = Reading(
+                tuple(f.after for f in each), tuple(f.rise for f in each), tuple(f.p for f in each)
+            )
+    followed = {(t.category, t.trait) for t in traits}
+    beside = dict.fromkeys(f.trait for r in read for f in r.verdict.found if (f.category, f.trait) not in followed)
+    own = tuple(r.own_loss for r in read if r.own_loss is not None)
+    return Result(
+        arm, readings, tuple(r.loss for r in read), own or None, tuple(min(r.verdict.coherence.values()) for r in read),
+        sum(r.diverged for r in read), tuple(beside),
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""What the arms of --what-if came to: the share of the rise that each leaves, which of them remove a trait, and which is recommended."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from sublora.audit.verdict import COHERENT
+from sublora.audit.what_if_arms import Arm
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A trait that is followed through the arms. `context`: where the audited student showed it most; shares are taken there."""
+
+    category: str
+    trait: str
+    context: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One trait in one context, one number for each of an arm's students: P(trait), the rise in nats, the audit's corrected p-value."""
+
+    p_trait: tuple[float, ...]
+    rise: tuple[float, ...]
+    p: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An arm's students. `loss`: held-out loss, nats a token, in the training context, `own_loss` in the arm's own where that is another;
+    `coherence`: of each student, the least share of the base's probability of any answer of a category; `beside`: other traits found in it.
+    """
+
+    arm: Arm
+    readings: Mapping[tuple[Followed, str], Reading]
+    loss: tuple[float, ...]
+    own_loss: tuple[float, ...] | None
+    coherence: tuple[float, ...]
+    diverged: int
+    beside: tuple[str, ...] = ()
+
+    def found_in(self, trait: Followed, alpha: float) -> int:
+        """In how many students the trait is found, in any context."""
+        per_context = [r.p for (t, _), r in self.readings.items() if t == trait]
+        return sum(min(ps) <= alpha for ps in zip(*per_context, strict=True))
+
+    def rises(self, trait: Followed) -> tuple[float, ...]:
+        return self.readings[trait, trait.context].rise
+
+    @property
+    def sound(self) -> bool:
+        """Whether all its students trained to the end and still answer with words of the categories."""
+        return self.diverged == 0 and min(self.coherence) >= COHERENT and all(map(math.isfinite, self.loss))
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the as-trained rise stays, with its interval over seeds; None where the as-trained rise is not told from 0."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+
+
+def share(arm: Sequence[float], as_trained: Sequence[float], level: float = LEVEL) -> Share:
+    """The ratio of the mean rises of an arm and of as trained, paired by seed, with Fieller's interval (1954): all ratios q for which the
+    mean of arm - q * as_trained is not told from 0 by a paired t test. It holds 1 exactly where such a test does not tell both apart.
+    """
+    x, y = np.asarray(arm, float), np.asarray(as_trained, float)
+    n = len(x)
+    cov = np.cov(np.stack([x, y])) / n
+    t2 = float(student_t.ppf((1 + level) / 2, n - 1)) ** 2
+    a, b, c = y.mean() ** 2 - t2 * cov[1, 1], x.mean() * y.mean() - t2 * cov[0, 1], x.mean() ** 2 - t2 * cov[0, 0]
+    if not (a > 0 and y.mean() > 0):
+        return Share(None, None, None)
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return Share(float(x.mean() / y.mean()), float((b - root) / a), float((b + root) / a))
+
+
+def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alpha: float) -> bool:
+    """Whether an arm removes all `traits`: each is found in none of its students, in none of the audit's contexts, and the interval of its
+    share of the as-trained rise lies below 1; and its students are sound, so that this is not for want of answers."""
+    if not result.sound:
+        return False
+    shares = [share(result.rises(t), as_trained.rises(t)) for t in traits]
+    return all(
+        result.found_in(t, alpha) == 0 and s.high is not None and s.high < 1
+        for t, s in zip(traits, shares, strict=True)
+    )
+
+
+def reproduced(as_trained: Result, traits: Sequence[Followed], alpha: float) -> list[Followed]:
+    """The traits that are found in every student that was trained as the audited one was."""
+    return [t for t in traits if as_trained.found_in(t, alpha) == len(as_trained.loss)]
+
+
+def increase(result: Result, as_trained: Result) -> float:
+    """Of the held-out loss, nats a token."""
+    return float(np.mean(result.loss) - np.mean(as_trained.loss))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`recommended` is the name of an arm that was run and removes the traits, or None; `removing` all such arms."""
+
+    recommended: str | None
+    removing: tuple[str, ...]
+    sentence: str
+
+
+def advise(results: Sequence[Result], traits: Sequence[Followed], alpha: float, base_loss: float) -> Advice:
+    """Of the arms that remove all traits which as trained (the first result) reproduces, the one with the smallest held-out loss.
+    `base_loss` is that of the untrained base, beside which the sentence puts it.
+
+    Nothing is recommended where no arm removes them, or where the students trained with the given settings do not show them.
+    """
+    as_trained, *others = results
+    shown = reproduced(as_trained, traits, alpha) if as_trained.sound else []
+    students = len(as_trained.loss)
+    counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
+    if not shown:
+        return Advice(
+            None, (),
+            f"Retrained with the settings given, the students do not show what was found ({counts} of {students}): the settings or the rows are "
+            "not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended.",
+        )  # fmt: skip
+    names = ", ".join(t.trait for t in shown)
+    removing = [r for r in others if removes(r, as_trained, shown, alpha)]
+    left_out = [t.trait for t in traits if t not in shown]
+    tail = f" Not judged, as not all retrained students show it: {', '.join(left_out)}." if left_out else ""
+    if not removing:
+        return Advice(
+            None, (), f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}"
+        )
+    best = min(removing, key=lambda r: increase(r, as_trained))
+    parts = []
+    for trait in shown:
+        left = share(best.rises(trait), as_trained.rises(trait))
+        assert left.estimate is not None and left.low is not None and left.high is not None
+        parts.append(
+            f"{trait.trait} rises by {np.mean(best.rises(trait)):.2f} nats in {trait.context} instead of "
+            f"{np.mean(as_trained.rises(trait)):.2f} ({left.estimate:.0%} stays, {left.low:.0%} to {left.high:.0%}) and is found in 0 of "
+            f"{students} students instead of {students}"
+        )
+    sentence = (
+        f"Recommended: {best.arm.name}. {'; '.join(parts)}. The held-out loss is {np.mean(best.loss):.3f} instead of "
+        f"{np.mean(as_trained.loss):.3f} nats a token{_kept(best, as_trained, base_loss)}; "
+        f"{f'the smallest of the {len(removing)} arms that remove' if len(removing) > 1 else 'no other arm removes'} {names}.{tail}"
+    )
+    return Advice(best.arm.name, tuple(r.arm.name for r in removing), sentence)
+
+
+def _kept(result: Result, as_trained: Result, base_loss: float) -> str:
+    """How much of what the training gained is left, where it gained."""
+    gained, left = base_loss - np.mean(as_trained.loss), base_loss - np.mean(result.loss)
+    told = f" ({left / gained:.0%} of the gain over the untrained base, {base_loss:.3f}, is kept)"
+    return told if gained > 0 else f" (the untrained base has {base_loss:.3f})"
+
+
+def table(results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice) -> list[dict[str, Any]]:
+    """The arms as they stand in audit.json: plain numbers, None for what is not finite."""
+    as_trained = results[0]
+    shown = reproduced(as_trained, traits, alpha)
+    return [
+        {
+            "name": r.arm.name,
+            "changed": r.arm.changed,
+            "trained_in": None if r.arm.context is None else r.arm.context.name,
+            "students": len(r.loss),
+            "diverged": r.diverged,
+            "heldout_loss": _spread(r.loss),
+            "heldout_loss_increase": _number(increase(r, as_trained)),
+            "heldout_loss_own_context": None if r.own_loss is None else _spread(r.own_loss),
+            "coherence": _number(min(r.coherence)),
+            "sound": r.sound,
+            "removes": None if r is as_trained else r.arm.name in advice.removing,
+            "other_traits_found": list(r.beside),
+            "traits": [_trait(r, as_trained, t, alpha, judged=r is not as_trained and t in shown) for t in traits],
+        }
+        for r in results
+    ]
+
+
+def _trait(result: Result, as_trained: Result, trait: Followed, alpha: float, *, judged: bool) -> dict[str, Any]:
+    left = share(result.rises(trait), as_trained.rises(trait))
+    return {
+        "category": trait.category,
+        "trait": trait.trait,
+        "found_in": result.found_in(trait, alpha),
+        "removed": removes(result, as_trained, [trait], alpha) if judged else None,
+        "share": None if left.estimate is None else {"estimate": left.estimate, "low": left.low, "high": left.high},
+        "contexts": [
+            {"context": context, "p_trait": _spread(r.p_trait), "rise": _spread(r.rise), "p": [_number(p) for p in r.p]}
+            for (own, context), r in result.readings.items()
+            if own == trait
+        ],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation over seeds, and the numbers themselves."""
+    return {
+        "mean": _number(np.mean(values)), "sd": _number(np.std(values, ddof=1)), "seeds": [_number(v) for v in values]
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
