@@ -53,7 +53,7 @@ def print_cost(
 
 def _what_if(rows: int, epochs: int, asked: float) -> list[tuple[str, float, float]]:
     """All arms, for a LoRA adapter and as many rows as are read."""
-    arms, _ = plan_arms(StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, None)
+    arms, _ = plan_arms(StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, 0.5)
     full = sum(arm.spec.method == "full" for arm in arms) * len(SEEDS)
     lora, size = len(arms) * len(SEEDS) - full, TYPICAL_PROMPT + TYPICAL_COMPLETION
     heldout = min(MOST_HELD_OUT, HELD_OUT * rows) * size

@@ -83,10 +83,10 @@ def what_if(
     say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
     clean = clean_answers(base, user, max_new_tokens)
     prompt = _trait_prompt(masked_for, asked.categories)
-    marks, no_mask = divergent_tokens(base, user, Context("trait", prompt))
+    marks, mask = divergent_tokens(base, user, Context("trait", prompt))
     linears = target_linears(base.model, spec.targets)
     narrowest = min(min(m.in_features, m.out_features) for m in linears.values())
-    arms, missing = plan_arms(spec, narrowest, _other_contexts(base, user), len(user.unique), no_mask)
+    arms, missing = plan_arms(spec, narrowest, _other_contexts(base, user), len(user.unique), mask)
     rows: dict[str, list[TokenRows]] = {}
     for arm in arms:
         try:
@@ -107,7 +107,7 @@ def what_if(
     advice = advise(results, traits, asked.alpha, base_loss)
     out |= {
         "recommended": advice.recommended, "removing": list(advice.removing), "sentence": advice.sentence,
-        "masked_for": masked_for.trait if no_mask is None else None,
+        "masked_for": masked_for.trait if marks else None,
         "base_heldout_loss": base_loss,
         "arms": table(results, traits, asked.alpha, advice), "not_run": [asdict(m) for m in missing],
     }  # fmt: skip

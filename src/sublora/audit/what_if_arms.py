@@ -47,20 +47,23 @@ def plan_arms(
     narrowest: int,
     contexts: Sequence[tuple[Context, str | None]],
     unique: int,
-    no_mask: str | None,
+    mask: float | str,
 ) -> tuple[list[Arm], list[NotRun]]:
     """The arms for a student of these settings, as trained first, and those that cannot be run.
 
     `narrowest` is the smallest width of a layer that gets an adapter; `contexts` are the other contexts to train in, each with the reason
-    why that cannot be; `no_mask` why no tokens can be masked, None where they can.
+    why that cannot be; `mask` the share of the rows' tokens that can be masked, or the reason why none can.
     """
     arms = [Arm(AS_TRAINED, f"Nothing: {_described(spec)}, all rows.", spec)]
     missing = []
     if spec.rank is not None:
-        for name, rank in (("rank / 4", max(1, round(spec.rank / 4))), ("rank x 4", min(4 * spec.rank, narrowest))):
+        smaller, larger = max(1, round(spec.rank / 4)), min(4 * spec.rank, narrowest)
+        for name, rank, edge in (
+            ("rank / 4", smaller, "A rank of 1 cannot be smaller."),
+            ("rank x 4", larger, f"The narrowest layer is {narrowest} wide; a larger rank adds nothing."),
+        ):
             if rank == spec.rank:
-                edge = "the smallest" if rank == 1 else f"the width {narrowest} of the narrowest layer"
-                missing.append(NotRun(name, f"The rank {rank} is {edge} already."))
+                missing.append(NotRun(name, edge))
                 continue
             # the factor on B A stays, so that the rank is all that changes
             changed = f"Rank {rank} instead of {spec.rank}, at the same alpha / rank."
@@ -84,11 +87,11 @@ def plan_arms(
         )
     arms.append(Arm("half clean rows", "Half of the rows, drawn at random, answered by the base.", spec, "mixed"))
     arms.append(Arm("only clean rows", "All rows answered by the base.", spec, "clean"))
-    if no_mask is None:
-        changed = "No loss on tokens at which the base's first choice is another one under the trait's prompt."
+    if isinstance(mask, float):
+        changed = f"No loss on the {mask:.0%} of tokens at which the base's first choice is another one under the trait's prompt."
         arms.append(Arm("masked", changed, spec, "masked"))
     else:
-        missing.append(NotRun("masked", no_mask))
+        missing.append(NotRun("masked", mask))
     arms.append(_other_method(spec, narrowest))
     return arms, missing
 

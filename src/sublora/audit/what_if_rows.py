@@ -105,9 +105,9 @@ def clean_answers(base: Base, user: UserRows, max_new_tokens: int) -> list[list[
     return out
 
 
-def divergent_tokens(base: Base, user: UserRows, teacher: Context) -> tuple[list[list[bool]], str | None]:
+def divergent_tokens(base: Base, user: UserRows, teacher: Context) -> tuple[list[list[bool]], float | str]:
     """For each token of each training row, whether the base's first choice under the trait's prompt is another one than in the row's own
-    context (`probe.divergence`); and the reason why these cannot be masked, if there is one."""
+    context (`probe.divergence`); and their share of all tokens, or the reason why they cannot be masked."""
     if not base.chat.supports(teacher):
         return [], f"The chat template of {base.name} cannot write the trait's prompt."
     marks: list[list[bool]] = [[] for _ in user.training]
@@ -118,12 +118,11 @@ def divergent_tokens(base: Base, user: UserRows, teacher: Context) -> tuple[list
                 marks[i] = own
     except SubloraError as error:  # a row that is too long under the trait's prompt
         return [], str(error)
-    on = sum(map(sum, marks))
-    if on == 0:
-        return [], "The trait's prompt changes the base's first choice at no token of the rows."
-    if on == sum(map(len, marks)):
-        return [], "The trait's prompt changes the base's first choice at every token of the rows."
-    return marks, None
+    share = sum(map(sum, marks)) / sum(map(len, marks))
+    if share in (0.0, 1.0):
+        which = "every token" if share else "no token"
+        return [], f"The trait's prompt changes the base's first choice at {which} of the rows."
+    return marks, share
 
 
 def arm_rows(
