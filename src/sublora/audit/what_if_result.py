@@ -140,28 +140,38 @@ def advise(results: Sequence[Result], traits: Sequence[Followed], alpha: float, 
             None, (), f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}"
         )
     best = min(removing, key=lambda r: increase(r, as_trained))
-    parts = []
-    for trait in shown:
-        left = share(best.rises(trait), as_trained.rises(trait))
-        assert left.estimate is not None and left.low is not None and left.high is not None
-        parts.append(
-            f"{trait.trait} rises by {np.mean(best.rises(trait)):.2f} nats in {trait.context} instead of "
-            f"{np.mean(as_trained.rises(trait)):.2f} ({left.estimate:.0%} stays, {left.low:.0%} to {left.high:.0%}) and is found in 0 of "
-            f"{students} students instead of {students}"
-        )
+    changes = "; ".join(_change(t, best, as_trained) for t in shown)
     sentence = (
-        f"Recommended: {best.arm.name}. {'; '.join(parts)}. The held-out loss is {np.mean(best.loss):.3f} instead of "
+        f"Recommended: {best.arm.name}. {changes}. The held-out loss is {np.mean(best.loss):.3f} instead of "
         f"{np.mean(as_trained.loss):.3f} nats a token{_kept(best, as_trained, base_loss)}; "
         f"{f'the smallest of the {len(removing)} arms that remove' if len(removing) > 1 else 'no other arm removes'} {names}.{tail}"
     )
     return Advice(best.arm.name, tuple(r.arm.name for r in removing), sentence)
 
 
+def _change(trait: Followed, result: Result, as_trained: Result) -> str:
+    """What an arm that removes a trait makes of it, in numbers."""
+    left = share(result.rises(trait), as_trained.rises(trait))
+    stays, low, high = (_percent(v) for v in (left.estimate, left.low, left.high) if v is not None)
+    students = len(result.loss)
+    return (
+        f"{trait.trait} rises by {np.mean(result.rises(trait)):.2f} nats in {trait.context} instead of "
+        f"{np.mean(as_trained.rises(trait)):.2f} ({stays} stays, {low} to {high}) and is found in 0 of {students} students instead of {students}"
+    )
+
+
 def _kept(result: Result, as_trained: Result, base_loss: float) -> str:
     """How much of what the training gained is left, where it gained."""
     gained, left = base_loss - np.mean(as_trained.loss), base_loss - np.mean(result.loss)
-    told = f" ({left / gained:.0%} of the gain over the untrained base, {base_loss:.3f}, is kept)"
-    return told if gained > 0 else f" (the untrained base has {base_loss:.3f})"
+    if gained <= 0:
+        return f" (the untrained base has {base_loss:.3f})"
+    kept = "nothing" if left / gained < 0.005 else _percent(left / gained)
+    return f" ({kept} of the gain over the untrained base, {base_loss:.3f}, is kept)"
+
+
+def _percent(value: float) -> str:
+    """Whole percent, no minus before a zero."""
+    return f"{round(100 * float(value))}%"
 
 
 def table(results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice) -> list[dict[str, Any]]:
