@@ -141,6 +141,10 @@ def test_only_what_removes_is_recommended_and_of_that_what_costs_least() -> None
     weak = a_result(AS_TRAINED, [0.3, 0.2, 0.1], [0.01, 0.2, 0.4], [5.0] * 3)
     unlike = advise([weak, GONE], [OTTER], 0.05, 6.0)
     assert unlike.recommended is None and unlike.removing == () and "otter in 1 of 3" in unlike.sentence
+    wild = a_result(AS_TRAINED, [2.0, 2.2, 1.9], [0.01] * 3, [5.0] * 3, diverged=1)
+    assert advise([wild, GONE], [OTTER], 0.05, 6.0).sentence.startswith(
+        "Retrained with the settings given, students diverge"
+    )
 
 
 numbers = st.lists(st.floats(-3, 3), min_size=3, max_size=3)

@@ -97,7 +97,9 @@ def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alph
 
 
 def reproduced(as_trained: Result, traits: Sequence[Followed], alpha: float) -> list[Followed]:
-    """The traits that are found in every student that was trained as the audited one was."""
+    """The traits that are found in every student that was trained as the audited one was; none where these are not sound."""
+    if not as_trained.sound:
+        return []
     return [t for t in traits if as_trained.found_in(t, alpha) == len(as_trained.loss)]
 
 
@@ -122,9 +124,13 @@ def advise(results: Sequence[Result], traits: Sequence[Followed], alpha: float, 
     Nothing is recommended where no arm removes them, or where the students trained with the given settings do not show them.
     """
     as_trained, *others = results
-    shown = reproduced(as_trained, traits, alpha) if as_trained.sound else []
+    shown = reproduced(as_trained, traits, alpha)
     students = len(as_trained.loss)
     counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
+    if not as_trained.sound:
+        return Advice(
+            None, (), "Retrained with the settings given, students diverge or no longer answer, so nothing is recommended."
+        )  # fmt: skip
     if not shown:
         return Advice(
             None, (),
