@@ -8,11 +8,22 @@ from sublora.cost import TYPICAL_COMPLETION, TYPICAL_PROMPT, TYPICAL_QUESTION
 from sublora.model import known_shape
 from sublora.trait import Category
 
+STRONGEST, PARTS = (
+    3,
+    11,
+)  # of where.py: traits that are located, and the parts of an adapter in a prompt of five classes
 SPELLINGS = 0.2  # further passes for spellings of several tokens, as a share of the questions' tokens and the entities
 
 
 def print_cost(
-    model: str, contexts: int, categories: Sequence[Category], placebos: int, rows: int, epochs: int, tflops: float
+    model: str,
+    contexts: int,
+    categories: Sequence[Category],
+    placebos: int,
+    rows: int,
+    epochs: int,
+    tflops: float,
+    where: bool,
 ) -> None:
     """Tokens, floating-point operations and hours of reading the base and the student, and of placebo students.
 
@@ -20,8 +31,11 @@ def print_cost(
     whose shape is not known here.
     """
     shape = known_shape(model)
-    asked = sum(len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories) * contexts
+    once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
+    asked = sum(once) * contexts
     steps = [("read the base and the student", 2 * asked, 2.0)]
+    if where:  # what is found is not known before, so the dearest case is counted
+        steps.append(("locate the traits that are found, at most", STRONGEST * max(once) * 2 * PARTS, 2.0))
     if placebos:
         answers = placebos * rows * (TYPICAL_PROMPT + TYPICAL_COMPLETION)
         steps += [
