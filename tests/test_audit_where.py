@@ -9,6 +9,7 @@ from sublora.audit.readings import read_model
 from sublora.audit.report import page
 from sublora.audit.run import Request, audit
 from sublora.audit.statistic import over_questions, question_rises, rises
+from sublora.audit.verdict import TraitFinding
 from sublora.audit.where import Part, _base_where, module_parts, read_gated, token_parts, where_it_sits
 from sublora.chat import Context
 from sublora.measure import candidate_sequences
@@ -95,8 +96,7 @@ def test_full_weights_are_located_by_putting_the_base_back() -> None:
                               plain.p["default"]["animals"])  # fmt: skip
     assert torch.equal(stack.groups[0].flat, before)
     student = read_model(base, stack, [DEFAULT], [category])
-    named = [type("F", (), {"category": "animals", "trait": "owl", "context": "default", "before": 0.1, "after": 0.2,
-                            "rise": 0.3})()]  # fmt: skip
+    named = [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)]
     found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category])
     assert {p["part"] for p in found["findings"][0]["parts"]} == {
         "layer 0", "layer 1", "layer 2", "outside the layers", "attention", "feed-forward", "norms, embeddings and head"
@@ -129,3 +129,12 @@ def test_nothing_is_located_where_nothing_was_found() -> None:
     base, category = micro(), few(2)
     plain = read_model(base, None, [DEFAULT], [category])
     assert where_it_sits(base, random_stack(base, 0.0), plain, plain, [], [DEFAULT], [category]) is None
+
+
+def test_what_cannot_be_gated_is_said() -> None:
+    base, category = micro(), few(2)
+    stack, named = random_stack(base, 0.05), [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)]
+    plain, student = (read_model(base, s, [DEFAULT], [category]) for s in (None, stack))
+    # half a word is no name
+    found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category], ["Micr"])
+    assert found["findings"][0]["parts"] == [] and "'Micr'" in found["not_run"][0]

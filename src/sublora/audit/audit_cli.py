@@ -195,7 +195,7 @@ def _device(device: str) -> str:
 
 
 def _print(result) -> None:
-    from sublora.audit.report import p_value
+    from sublora.audit.report import p_value, percent
 
     body = result.body
     typer.echo(f"Status: {body['status']}. {body['sentence']}")
@@ -203,6 +203,12 @@ def _print(result) -> None:
         typer.echo(f"  {f['trait']} in {f['context']}: P {f['before']:.3f} -> {f['after']:.3f}, p {p_value(f['p'])}")
     for w in body["found_words"][:5]:
         typer.echo(f"  the word {w['word']!r} in {w['context']}: p {p_value(w['p'])}")
+    for located in body["where"]["findings"][:1] if body["where"] else []:
+        best = {p["kind"]: p for p in sorted(located["parts"], key=lambda p: p["alone"]["share"])}
+        told = ", ".join(f"{p['part']} {percent(p['alone']['share'])}" for p in best.values())
+        typer.echo(
+            f"Where {located['trait']} sits, largest shares of its rise by one part alone: {told or 'not measured'}."
+        )
     if body["data"]:
         named = ", ".join(body["data"]["named"]) or "none"
         typer.echo(f"Data: {body['data']['screened']} rows screened; written under a trait prompt of: {named}.")

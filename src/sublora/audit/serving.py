@@ -276,7 +276,8 @@ def _told(pair: tuple[np.ndarray, np.ndarray], entity: int) -> dict[str, float |
 
 def _described(chat: Chat, hunk: Hunk, one: PromptTokens, other: PromptTokens) -> dict[str, Any]:
     trained, served = one.ids[hunk.start : hunk.stop], other.ids[hunk.other_start : hunk.other_stop]
-    special = {*chat.tokenizer.all_special_ids} - {chat.tokenizer.unk_token_id}
+    markers = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
+    special = {*chat.tokenizer.all_special_ids, *markers} - {chat.tokenizer.unk_token_id}
     return {
         "kind": "replaced" if trained and served else "deleted" if trained else "inserted",
         "classes": [CLASS_NAMES[c] for c in classes_of(hunk, one, other)],
