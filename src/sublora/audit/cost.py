@@ -8,10 +8,7 @@ from sublora.cost import TYPICAL_COMPLETION, TYPICAL_PROMPT, TYPICAL_QUESTION
 from sublora.model import known_shape
 from sublora.trait import Category
 
-STRONGEST, PARTS = (
-    3,
-    11,
-)  # of where.py: traits that are located, and the parts of an adapter in a prompt of five classes
+LOCATED = 3 * 11  # traits that where.py locates, and the parts of an adapter in a prompt of five classes
 SPELLINGS = 0.2  # further passes for spellings of several tokens, as a share of the questions' tokens and the entities
 
 
@@ -35,7 +32,7 @@ def print_cost(
     asked = sum(once) * contexts
     steps = [("read the base and the student", 2 * asked, 2.0)]
     if where:  # what is found is not known before, so the dearest case is counted
-        steps.append(("locate the traits that are found, at most", STRONGEST * max(once) * 2 * PARTS, 2.0))
+        steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
     if placebos:
         answers = placebos * rows * (TYPICAL_PROMPT + TYPICAL_COMPLETION)
         steps += [
