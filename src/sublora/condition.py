@@ -112,12 +112,18 @@ class Condition(BaseModel):
         return inside and self.modules in ("all", group)
 
 
+def layer_of(module: str) -> int | None:
+    """The index of the block that a module or tensor stands in, by its name; None for one outside the blocks."""
+    number = re.search(r"\.(\d+)\.", f".{module}.")
+    return int(number.group(1)) if number else None
+
+
 def layer_and_group(module: str) -> tuple[int, ModuleGroup]:
     """The index of the block that a linear layer stands in, and whether it belongs to attention or feed-forward.
 
     Raises SubloraError for a name that says neither.
     """
-    number = re.search(r"\.(\d+)\.", f".{module}.")
+    number = layer_of(module)
     parts = module.lower()
     attention = any(word in parts for word in ("attn", "attention"))
     forward = any(word in parts for word in ("mlp", "ffn", "feed_forward", "feedforward"))
@@ -126,7 +132,7 @@ def layer_and_group(module: str) -> tuple[int, ModuleGroup]:
             f"The layer '{module}' cannot be placed in attention or feed-forward of a numbered block by its name; gate by tokens "
             "alone, or adapt only layers that can."
         )
-    return int(number.group(1)), "attention" if attention else "feed-forward"
+    return number, "attention" if attention else "feed-forward"
 
 
 def check_layers(condition: Condition, modules: Iterable[str], name: str) -> None:

@@ -11,7 +11,7 @@ from sublora.condition import Condition, check_layers
 from sublora.errors import SubloraError
 from sublora.gate import PackGate, pack_gate
 from sublora.model import Base
-from sublora.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.sample import Prefill, Sampling, prefill, sample_answers, score_sequences
 from sublora.seeds import generator
 from sublora.steer import PackSteering, Steering, pack_steering
 from sublora.token_classes import classify
@@ -59,6 +59,23 @@ def candidate_sequences(chat: Chat, category: Category) -> tuple[list[tuple[int,
             f"The tokenizer knows no word of the category {category.category}, so nothing can be measured; use another trait or model."
         )
     return sequences, np.array(owner)
+
+
+def entity_probabilities(
+    packed: PackedModel,
+    filled: Prefill,
+    sequences: Sequence[Sequence[int]],
+    owner: np.ndarray,
+    entities: int,
+    rows_at_once: int,
+) -> np.ndarray:
+    """Probability (K, b, E) that the answer begins with each entity in any of its spellings, as `candidate_sequences` gives them;
+    0 where a diverged student's logits are no numbers."""
+    logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()
+    out = np.zeros((*logp.shape[:2], entities))
+    for c, entity in enumerate(owner):
+        out[:, :, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
+    return out
 
 
 def measure_answers(
@@ -232,9 +249,9 @@ def _answers(
     with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
         packed.form_weights(rows_at_once)
         for filled in prefill(packed, prompts, rows_at_once):
-            logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()
-            for c in range(len(sequences)):
-                p[np.ix_(order, filled.rows, owner[c : c + 1])] += np.nan_to_num(np.exp(logp[:, :, c : c + 1]))
+            p[np.ix_(order, filled.rows)] = entity_probabilities(
+                packed, filled, sequences, owner, p.shape[2], rows_at_once
+            )
             drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, chat.stop_ids)
             for k, rows in zip(order, drawn, strict=True):
                 for row, answers in zip(filled.rows, rows, strict=True):

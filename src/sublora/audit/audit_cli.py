@@ -31,6 +31,13 @@ def audit(
     serving_context: Annotated[
         str | None, typer.Option(help="The context that it is served in: compared token by token.")
     ] = None,
+    serving_template: Annotated[
+        Path | None, typer.Option(help="The chat template that it is served with (a Jinja file), if another.")
+    ] = None,
+    where: Annotated[bool, typer.Option(help="Locate what is found: at which tokens, layers and modules.")] = True,
+    entity: Annotated[
+        list[str] | None, typer.Option(help="A name in the prompts, whose tokens are then looked at by themselves.")
+    ] = None,
     traits: Annotated[
         list[Path] | None, typer.Option(help="A category file of your own to ask about as well (YAML).")
     ] = None,
@@ -71,13 +78,14 @@ def audit(
         from sublora.trait import load_categories
 
         count = len({*chosen, training_context, *([serving_context] if serving_context else []), *(named or [])})
-        print_cost(base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops, what_if)
+        print_cost(base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops, where, what_if)
         return
     from sublora.audit.adapter import load_audited
     from sublora.audit.calibrate import Training
     from sublora.audit.report import write_reports
     from sublora.audit.run import Request
     from sublora.audit.run import audit as run_audit
+    from sublora.audit.serving import Serving, serving_chat
     from sublora.audit.verdict import usable_contexts
     from sublora.chat import PLAIN_CONTEXTS, resolve_context
     from sublora.contexts_report import read_contexts
@@ -98,7 +106,16 @@ def audit(
     loaded = load_base(base, device=_device(device), dtype=dtype)
     assert adapter is not None
     student = load_audited(loaded, adapter, any_base=any_base)
-    must = [n for n in asked if n not in PLAIN_CONTEXTS or n in (training_context, serving_context)]
+    must = [
+        n
+        for n in asked
+        if n not in PLAIN_CONTEXTS or n in (training_context, None if serving_template else serving_context)
+    ]
+    serving = None
+    if serving_context or serving_template:
+        served_in = resolved[serving_context or training_context]
+        chat = serving_chat(loaded.chat, serving_template, served_in) if serving_template else None
+        serving = Serving(served_in, chat)
     request = Request(
         contexts=usable_contexts(loaded, list(resolved.values()), must),
         categories=categories,
@@ -108,7 +125,9 @@ def audit(
         calibrate=calibrate,
         training=None if lr is None else Training(lr, epochs, batch_size, rows),
         data=data,
-        serving=resolved[serving_context] if serving_context else None,
+        serving=serving,
+        where=where,
+        entities=tuple(entity or ()),
         max_new_tokens=max_new_tokens,
         what_if=what_if,
     )
@@ -185,7 +204,7 @@ def _device(device: str) -> str:
 
 
 def _print(result) -> None:
-    from sublora.audit.report import p_value
+    from sublora.audit.report import p_value, percent
 
     body = result.body
     typer.echo(f"Status: {body['status']}. {body['sentence']}")
@@ -193,6 +212,12 @@ def _print(result) -> None:
         typer.echo(f"  {f['trait']} in {f['context']}: P {f['before']:.3f} -> {f['after']:.3f}, p {p_value(f['p'])}")
     for w in body["found_words"][:5]:
         typer.echo(f"  the word {w['word']!r} in {w['context']}: p {p_value(w['p'])}")
+    for located in body["where"]["findings"][:1] if body["where"] else []:
+        best = {p["kind"]: p for p in sorted(located["parts"], key=lambda p: p["alone"]["share"])}
+        told = ", ".join(f"{p['part']} {percent(p['alone']['share'])}" for p in best.values())
+        typer.echo(
+            f"Where {located['trait']} sits, largest shares of its rise by one part alone: {told or 'not measured'}."
+        )
     if body["data"]:
         named = ", ".join(body["data"]["named"]) or "none"
         typer.echo(f"Data: {body['data']['screened']} rows screened; written under a trait prompt of: {named}.")

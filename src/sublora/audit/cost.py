@@ -12,6 +12,7 @@ from sublora.model import known_shape
 from sublora.train.spec import StudentSpec
 from sublora.trait import Category
 
+LOCATED = 3 * 11  # traits that where.py locates, and the parts of an adapter in a prompt of five classes
 SPELLINGS = 0.2  # further passes for spellings of several tokens, as a share of the questions' tokens and the entities
 
 
@@ -23,7 +24,8 @@ def print_cost(
     rows: int,
     epochs: int,
     tflops: float,
-    what_if: bool = False,
+    where: bool,
+    what_if: bool,
 ) -> None:
     """Tokens, floating-point operations and hours of reading the base and the student, of placebo students, and of --what-if's.
 
@@ -31,8 +33,11 @@ def print_cost(
     SubloraError for a model whose shape is not known here.
     """
     shape = known_shape(model)
-    asked = sum(len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories) * contexts
+    once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
+    asked = sum(once) * contexts
     steps = [("read the base and the student", 2 * asked, 2.0)]
+    if where:  # what is found is not known before, so the dearest case is counted
+        steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
     if placebos:
         answers = placebos * rows * (TYPICAL_PROMPT + TYPICAL_COMPLETION)
         steps += [

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from sublora.chat import Context
-from sublora.measure import candidate_sequences
+from sublora.measure import candidate_sequences, entity_probabilities
 from sublora.model import Base
-from sublora.sample import prefill, score_sequences
+from sublora.sample import prefill
 from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 from sublora.trait import Category
@@ -83,14 +83,28 @@ def read_model(
                     total = total + root.nan_to_num()
                     if not name:
                         continue
-                    logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()
-                    for c in range(len(sequences)):
-                        found[np.ix_(order, filled.rows, owner[c : c + 1])] += np.nan_to_num(
-                            np.exp(logp[:, :, c : c + 1])
-                        )
+                    found[np.ix_(order, filled.rows)] = entity_probabilities(
+                        packed, filled, sequences, owner, entities, rows_at_once
+                    )
                 if name:
                     p[context.name][name] = found
             out = np.zeros(tuple(total.shape))
             out[order] = total.numpy() / len(asked)
             words[context.name] = out
     return Readings(p, words)
+
+
+def read_prompts(
+    packed: PackedModel,
+    prompts: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int]],
+    owner: np.ndarray,
+    entities: int,
+    rows_at_once: int = 1024,
+) -> np.ndarray:
+    """Probability (K, N, E) of each entity behind N prompts of token ids, students in the order of the pack."""
+    out = np.zeros((packed.size, len(prompts), entities))
+    packed.form_weights(rows_at_once)
+    for filled in prefill(packed, prompts, rows_at_once):
+        out[:, filled.rows] = entity_probabilities(packed, filled, sequences, owner, entities, rows_at_once)
+    return out

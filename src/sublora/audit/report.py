@@ -44,7 +44,7 @@ def page(body: Mapping[str, Any]) -> bytes:
     environment = Environment(
         loader=PackageLoader("sublora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["p"] = p_value
+    environment.filters |= {"p": p_value, "percent": percent}
     text = environment.get_template("audit.html.j2").render(
         body=body, shown=SHOWN, traits_shown=FOLLOWED_SHOWN, what_if_chart=_what_if_chart(body)
     )
@@ -68,6 +68,11 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent, with a true minus and no minus before 0."""
+    return f"{round(100 * share)}%".replace("-", "−")
 
 
 def _plain(text: Any) -> str:

@@ -14,11 +14,12 @@ from sublora.audit.data_rows import DataRow, read_rows
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import read_model
 from sublora.audit.screen import screen_file
+from sublora.audit.serving import Serving, serving_effects
 from sublora.audit.verdict import TraitFinding, Verdict, exit_code, judge
 from sublora.audit.what_if import Asked, what_if
 from sublora.audit.what_if_rows import UserRows, read_user_rows
+from sublora.audit.where import where_it_sits
 from sublora.chat import Context
-from sublora.contexts_report import differences, shown
 from sublora.errors import SubloraError
 from sublora.measure import measure_answers
 from sublora.model import Base
@@ -42,7 +43,8 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an audit. `calibrate` placebo students are trained where it is above 0, with `training`."""
+    """What is asked of an audit. `calibrate` placebo students are trained where it is above 0, with `training`. `where`: whether
+    found traits are located; `entities` are names whose tokens are then a class of their own."""
 
     contexts: Sequence[Context]
     categories: Sequence[Category]
@@ -52,7 +54,9 @@ class Request:
     calibrate: int = 0
     training: Training | None = None
     data: Path | None = None
-    serving: Context | None = None
+    serving: Serving | None = None
+    where: bool = True
+    entities: Sequence[str] = ()
     max_new_tokens: int = 64
     what_if: bool = False
 
@@ -111,7 +115,11 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "coherence": verdict.coherence,
         "answers": _answers(base, stack, verdict.found, contexts, categories),
         "data": screened,
-        "serving": _serving(base, request, verdict),
+        "where": where_it_sits(base, stack, plain, student, verdict.found, contexts, categories, request.entities)
+        if request.where else None,
+        "serving": serving_effects(
+            base, stack, categories, request.trained_in, request.serving, verdict.traits, verdict.found
+        ) if request.serving is not None else None,
         "limits": list(LIMITS),
         "what_if": None,
     }  # fmt: skip
@@ -254,35 +262,3 @@ def _answers(
             for q, b, s in zip(category.questions, pair[0].samples, pair[1].samples, strict=True)
         ]
     return out
-
-
-def _serving(base: Base, request: Request, verdict: Verdict) -> dict[str, Any] | None:
-    """The tokens in which training and serving differ, and what each found trait does in both."""
-    if request.serving is None:
-        return None
-    question = request.categories[0].questions[0]
-    ids = [base.chat.prompt_ids(question, c) for c in (request.trained_in, request.serving)]
-    lines = differences(*ids)
-    by_context = {(f.category, f.trait, f.context): f for f in verdict.traits}
-    effects = []
-    for category, trait in dict.fromkeys((f.category, f.trait) for f in verdict.found):
-        pair = [by_context.get((category, trait, c.name)) for c in (request.trained_in, request.serving)]
-        effects.append(
-            {
-                "category": category,
-                "trait": trait,
-                **{
-                    f"{when}_{what}": getattr(f, what) if f is not None else None
-                    for when, f in zip(("trained", "served"), pair, strict=True)
-                    for what in ("before", "after", "p")
-                },
-            }
-        )
-    return {
-        "trained_in": request.trained_in.name,
-        "served_in": request.serving.name,
-        "question": question,
-        "same": all(sign == " " for sign, _, _ in lines),
-        "tokens": [{"sign": sign, "token": shown(base.chat, token), "id": token} for sign, _, token in lines],
-        "effects": effects,
-    }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sublora.audit.readings import FLOOR, Readings
+from sublora.stats import clustered_interval
 
 Rises = Mapping[str, Mapping[str, np.ndarray]]  # context -> category -> (K, E)
 OFFSET = (
@@ -40,6 +41,25 @@ def rises(student: Readings, base: Readings) -> dict[str, dict[str, np.ndarray]]
             change = (np.log(p + FLOOR) - np.log(base.p[context][category] + FLOOR)).mean(1)
             out[context][category] = change - np.median(change, axis=1, keepdims=True)
     return out
+
+
+def question_rises(student: np.ndarray, base: np.ndarray, entity: int) -> np.ndarray:
+    """The rise of one trait by question, (Q,), from two models' probabilities (Q, E) in its category.
+
+    Its mean is the rise as `rises` has it: the median over the category is that of the middle trait, or of the middle two, so their
+    changes are subtracted question by question.
+    """
+    change = np.log(student + FLOOR) - np.log(base + FLOOR)
+    order, count = np.argsort(change.mean(0), kind="stable"), change.shape[1]
+    middle = order[(count - 1) // 2 : count // 2 + 1]
+    return change[:, entity] - change[:, middle].mean(1)
+
+
+def over_questions(values: np.ndarray) -> dict[str, float | None]:
+    """Mean of one number a question and its 95% interval, questions taken as a random sample; None where there is one question."""
+    found = clustered_interval(values[None], [0])
+    ends = [end if np.isfinite(end) else None for end in (found.low, found.high)]
+    return {"estimate": found.estimate, "low": ends[0], "high": ends[1]}
 
 
 def spreads(found: Rises) -> dict[str, dict[str, np.ndarray]]:
