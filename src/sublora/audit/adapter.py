@@ -23,6 +23,7 @@ from sublora.train.stack import PEFT_PREFIX, full_slots, lora_slots, master_dtyp
 
 MOST_CONFIG = 1 << 20  # bytes of an adapter_config.json
 MOST_HEADER = 16 << 20  # bytes of a safetensors header
+MOST_RANK = 1 << 16
 MOST_NORM = 1e5  # of one layer's update; above it no answer is left to be measured
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Settings of peft under which the tensors alone do not say what the adapter does.
@@ -134,8 +135,10 @@ def _number(value: Any, what: str, where: Path) -> float:
 
 
 def _rank(value: Any, where: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 16:
-        raise SubloraError(f"The rank r of the adapter {where} is {_shown(value)}; a whole number from 1 is needed.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_RANK:
+        raise SubloraError(
+            f"The rank r of the adapter {where} is {_shown(value)}; a whole number from 1 to {MOST_RANK} is needed."
+        )
     return value
 
 
@@ -191,7 +194,7 @@ def _tensor(file: Any, name: str, where: Path, dtype: torch.dtype) -> torch.Tens
     tensor = file.get_tensor(name).to(dtype)
     if not bool(torch.isfinite(tensor).all()):
         raise SubloraError(
-            f"The tensor {_shown(name)} of {where} has values that are not finite; the training diverged."
+            f"The tensor {_shown(name)} of {where} has values that are not finite, as after a training that diverged; train again."
         )
     return tensor
 

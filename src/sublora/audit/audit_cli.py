@@ -54,6 +54,9 @@ def audit(
         float,
         typer.Option(help="False alarms that are accepted, over all traits, contexts and words.", min=1e-6, max=0.5),
     ] = 0.05,
+    against: Annotated[
+        Path | None, typer.Option(help="Another student of the base, such as the last release: what rose since?")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the reports go.")] = Path("audit"),
     any_base: Annotated[bool, typer.Option("--any-base", help="Accept an adapter that names another base.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
@@ -78,7 +81,10 @@ def audit(
         from sublora.trait import load_categories
 
         count = len({*chosen, training_context, *([serving_context] if serving_context else []), *(named or [])})
-        print_cost(base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops, where, what_if)
+        students = 2 if against else 1
+        print_cost(
+            base, count, load_categories(tuple(traits or ())), calibrate, rows, epochs, tflops, where, what_if, students
+        )
         return
     from sublora.audit.adapter import load_audited
     from sublora.audit.calibrate import Training
@@ -130,6 +136,7 @@ def audit(
         entities=tuple(entity or ()),
         max_new_tokens=max_new_tokens,
         what_if=what_if,
+        against=None if against is None else load_audited(loaded, against, any_base=any_base),
     )
     result = run_audit(loaded, student, request, lambda text: typer.echo(text, err=True))
     where = write_reports(result, out)
@@ -149,6 +156,14 @@ def selftest(
     for line in result.lines:
         typer.echo(line)
     raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema (2020-12) of audit.json."""
+    from importlib.resources import files
+
+    typer.echo((files("sublora.audit") / "schema" / "audit-1.json").read_text(encoding="utf-8"), nl=False)
 
 
 @app.command("null")
@@ -217,6 +232,10 @@ def _print(result) -> None:
         told = ", ".join(f"{p['part']} {percent(p['alone']['share'])}" for p in best.values())
         typer.echo(
             f"Where {located['trait']} sits, largest shares of its rise by one part alone: {told or 'not measured'}."
+        )
+    for d in body["against"]["found"][:10] if body["against"] else []:
+        typer.echo(
+            f"  against the other, {d['trait']} in {d['context']}: P {d['before']:.3f} -> {d['after']:.3f}, p {p_value(d['p'])}"
         )
     if body["data"]:
         named = ", ".join(body["data"]["named"]) or "none"

@@ -26,8 +26,9 @@ def print_cost(
     tflops: float,
     where: bool,
     what_if: bool,
+    students: int = 1,
 ) -> None:
-    """Tokens, floating-point operations and hours of reading the base and the student, of placebo students, and of --what-if's.
+    """Tokens, floating-point operations and hours of reading the base and the `students` given, of placebo students, and of --what-if's.
 
     Forward is 2 operations a weight and token, LoRA training 4 (the base's weights need no gradient), a full fine-tune 6. Raises
     SubloraError for a model whose shape is not known here.
@@ -35,7 +36,7 @@ def print_cost(
     shape = known_shape(model)
     once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
     asked = sum(once) * contexts
-    steps = [("read the base and the student", 2 * asked, 2.0)]
+    steps = [(f"read the base and the student{'s' if students > 1 else ''}", (1 + students) * asked, 2.0)]
     if where:  # what is found is not known before, so the dearest case is counted
         steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
     if placebos:

@@ -98,6 +98,8 @@ def card_section(body: Mapping[str, Any]) -> bytes:
             for f in body["found"][:SHOWN]
         ]
         lines.append("")
+    if body["against"]:
+        lines += [_plain_sentence(body["against"]["sentence"]), ""]
     asked = ", ".join(_plain(c["category"]) for c in body["categories"])
     contexts = ", ".join(_plain(c["name"]) for c in body["contexts"])
     lines += [
@@ -152,6 +154,12 @@ def junit(body: Mapping[str, Any]) -> bytes:
         cases.append(
             f'<testcase classname="sublora.audit.{escape(_xml(f["category"]), {chr(34): "&quot;"})}" name={name}>{inner}</testcase>'
         )
+    if body["against"]:
+        told, worse = body["against"]["sentence"], not body["against"]["status"].endswith("clean")
+        failures += worse
+        inner = f"<failure message={quoteattr(_xml(told))}/>" if worse else ""
+        name = quoteattr("status: " + _xml(body["against"]["status"]))
+        cases.append(f'<testcase classname="sublora.audit.against" name={name}>{inner}</testcase>')
     whole = body["exit_code"] != 0
     inner = f"<failure message={quoteattr(_xml(body['sentence']))}/>" if whole else ""
     cases.append(

@@ -1,5 +1,6 @@
 """One audit from its arguments to its result: read, calibrate, judge, screen. Writes nothing; see report.py."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora.audit.adapter import Audited
+from sublora.audit.against import AGAINST_SHARE, compare
 from sublora.audit.calibrate import Training, number_prompts, own_settings, placebo_null
 from sublora.audit.data_rows import DataRow, read_rows
 from sublora.audit.null import Null, read_null, shipped_null
@@ -59,6 +61,7 @@ class Request:
     entities: Sequence[str] = ()
     max_new_tokens: int = 64
     what_if: bool = False
+    against: Audited | None = None
 
 
 @dataclass
@@ -83,7 +86,14 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
     stack = stack_weights(base.model, [audited.weights], [audited.spec])
     plain, student = read_model(base, None, contexts, categories), read_model(base, stack, contexts, categories)
     share = DATA_SHARE if request.data is not None else 0.0
-    verdict = judge(base, student, plain, contexts, categories, null, request.alpha * (1 - share))
+    alpha, other = request.alpha * (1 - share), request.against
+    compared = None
+    if other is not None:
+        say(f"Reading {other.path} ...")
+        beside = read_model(base, stack_weights(base.model, [other.weights], [other.spec]), contexts, categories)
+        compared = compare(base, student, beside, plain, contexts, categories, null, alpha * AGAINST_SHARE)
+        alpha *= 1 - AGAINST_SHARE
+    verdict = judge(base, student, plain, contexts, categories, null, alpha)
     screened = None
     if request.data is not None:
         say(f"Screening {request.data} ...")
@@ -91,11 +101,14 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
     status = verdict.status
     if screened is not None and screened["named"] and not status.endswith("found"):
         status = "found" if null is not None else "uncalibrated-found"
+    if compared is not None and not status.endswith("found") and not compared.status.endswith("clean"):
+        status = compared.status
     body: dict[str, Any] = {
         "schema": SCHEMA, "version": VERSION, "status": status, "exit_code": exit_code(status), "alpha": request.alpha,
         "alpha_student": verdict.alpha,
         "sublora": version("sublora"),
-        "sentence": _sentence(status, verdict, screened, audited, base, kind, null),
+        "sentence": _sentence(status, verdict, screened, audited, base, kind, null)
+        + (f" {compared.sentence(other)}" if compared is not None and other is not None else ""),
         "base": {"name": base.name, **base.identity},
         "student": {
             "path": audited.path, "sha256": audited.sha256, "kind": audited.described, "base_named": audited.base_named,
@@ -120,6 +133,7 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "serving": serving_effects(
             base, stack, categories, request.trained_in, request.serving, verdict.traits, verdict.found
         ) if request.serving is not None else None,
+        "against": compared.to_dict(other) if compared is not None and other is not None else None,
         "limits": list(LIMITS),
         "what_if": None,
     }  # fmt: skip
@@ -129,9 +143,14 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         body["what_if"] = what_if(
             base, audited, request.training, user, verdict, named, asked, request.max_new_tokens, say
         )
-    if null is not None and (null.size + 1) * request.alpha < 1:
+    if null is not None and (null.size + 1) * verdict.alpha < 1:
         body["limits"].append(
-            f"With {null.size} placebo students the p-values rest on a t reference; {round(1 / request.alpha) - 1} or more give exact ranks."
+            f"With {null.size} placebo students the p-values rest on a t reference; {math.ceil(1 / verdict.alpha) - 1} or more give exact ranks."
+        )
+    if compared is not None:
+        body["limits"].append(
+            "The comparison supposes that the other student, too, was trained as the placebo students were. Two students that both carry a "
+            "trait may differ in it by more than clean ones do, by the luck of their seeds. Words are compared without a test."
         )
     if null is not None:
         spread = (request.alpha * (1 - request.alpha) / null.size) ** 0.5

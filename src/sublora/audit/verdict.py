@@ -96,19 +96,24 @@ def judge(
         for score in scan_scores(np.array([rise]), s.rest, 0.0 if calibrated is None else calibrated.scan_s0[name])
         if rise > 0
     ]  # fmt: skip
-    coherence = {
-        c: min(float(p.sum(-1).mean() / (plain.p[c][k].sum(-1).mean() + FLOOR)) for k, p in by.items())
-        for c, by in student.p.items()
-    }
+    kept = coherence(student, plain)
     hit = any(f.p <= alpha for f in found) or any(w.p is not None and w.p <= alpha for w in seen)
     status = "found" if hit else "clean"
     if calibrated is None:
         status = f"uncalibrated-{status}"
-    if not hit and min(coherence.values()) < COHERENT:
+    if not hit and min(kept.values()) < COHERENT:
         status = "unmeasurable"
     found.sort(key=lambda f: (f.p, -f.score))
     seen.sort(key=lambda w: -w.score)
-    return Verdict(status, alpha, found, seen, coherence)
+    return Verdict(status, alpha, found, seen, kept)
+
+
+def coherence(student: Readings, plain: Readings) -> dict[str, float]:
+    """Of each context: probability of any entity, student over base, least of all categories."""
+    return {
+        c: min(float(p.sum(-1).mean() / (plain.p[c][k].sum(-1).mean() + FLOOR)) for k, p in by.items())
+        for c, by in student.p.items()
+    }
 
 
 def _traits(

@@ -1,0 +1,206 @@
+"""A student beside another one of the same base, such as the last release: which traits rose from the one to the other.
+
+What two clean students differ by is taken from the placebo students. A's rises less C's are the rises from C to A, and every ordered pair
+of two students gives such a difference. Where A, C and the K placebo students are exchangeable, (A, C) is any of the (K + 2)(K + 1) ordered
+pairs with the same chance, so the share of pairs whose largest score is at least that of (A, C) is an exact p-value, corrected for all
+traits and contexts (a permutation test with single-step maxT, Westfall and Young 1993). Disjoint pairs would be exact as well, but they give
+K / 2 draws only, and ranks among them would need twice as many students; with all pairs the smallest p that a trait in A is sure to reach
+is 1 / (K + 2), since it shows in all K + 1 pairs that begin with A. Which placebo students are put together is no choice then either: each
+meets all others, so that settings meet as often as two students drawn from the null's settings would.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from sublora.audit.adapter import Audited
+from sublora.audit.null import Null
+from sublora.audit.readings import FLOOR, Readings
+from sublora.audit.statistic import MAD, OFFSET, Rises, rises, scan
+from sublora.audit.verdict import ASSUMED_SPREAD, COHERENT, coherence
+from sublora.chat import Context
+from sublora.model import Base
+from sublora.trait import Category
+
+# Of the alpha that the data leaves, for the comparison with the other student; the verdict beside the base has the rest.
+AGAINST_SHARE = 0.5
+WORDS_SHOWN = 10
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One trait in one context. `before`, `after`: its probability in C and in A, mean over questions; `rise` in nats beside its category.
+    `p_fall` is the p-value of the fall, by the same reference; no status rests on it."""
+
+    category: str
+    trait: str
+    context: str
+    before: float
+    after: float
+    rise: float
+    score: float
+    p: float
+    p_fall: float
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n students beside each other. `largest` (n, n): the largest score of the rises from student j to student i, over all contexts,
+    categories and traits; the diagonal means nothing. `s0`: the constants in the denominators of the scores."""
+
+    largest: np.ndarray
+    s0: Mapping[str, Mapping[str, float]]
+
+
+def differences(first: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rises (n, E) from each of `others` (n, E) to `first` (E,), less their median, and their robust spreads (n,)."""
+    moved = first - others
+    moved = moved - np.median(moved, axis=1, keepdims=True)
+    return moved, MAD * np.median(np.abs(moved), axis=1)
+
+
+def all_pairs(found: Rises) -> Pairs:
+    """Every ordered pair of the students whose rises are given."""
+    size = next(len(r) for by in found.values() for r in by.values())
+    largest = np.full((size, size), -np.inf)
+    s0: dict[str, dict[str, float]] = {}
+    for context, by in found.items():
+        s0[context] = {}
+        for category, r in by.items():
+            wide = np.stack([differences(own, r)[1] for own in r])
+            constant = s0[context][category] = OFFSET * float(np.median(wide[~np.eye(size, dtype=bool)]))
+            for i, own in enumerate(r):
+                moved, spread = differences(own, r)
+                scored = moved / (spread + constant + FLOOR)[:, None]
+                largest[i] = np.maximum(largest[i], scored.max(axis=1))
+    return Pairs(largest, s0)
+
+
+def pair_p(score: float, pairs: Pairs, alpha: float) -> float:
+    """P-value of a score of the last but one student over the last one, corrected for all traits and contexts.
+
+    With K placebo students before them and (K + 2) * alpha >= 1 it is the share of ordered pairs. With fewer, a trait in A could fail to
+    reach alpha whatever its size; there it is the tail of a t distribution over the logarithms of the placebo students' largest scores, with
+    as many degrees of freedom as disjoint pairs give.
+    """
+    size = len(pairs.largest)
+    others = ~np.eye(size, dtype=bool)
+    if size * alpha >= 1:
+        return float((pairs.largest[others] >= score).mean())
+    placebo = others[:-2, :-2]
+    logs = np.log(np.maximum(pairs.largest[:-2, :-2][placebo], 1e-6))
+    count = (size - 2) // 2
+    spread = max(float(logs.std(ddof=1)), 1e-6) * math.sqrt(1 + 1 / count)
+    return float(student_t.sf((math.log(max(score, 1e-6)) - logs.mean()) / spread, count - 1))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A beside C. `status` is one of the audit's; `words` those whose root probability rose most, without a test."""
+
+    status: str
+    alpha: float
+    calibrated: bool
+    traits: list[Difference]
+    words: list[dict[str, Any]]
+    coherence: dict[str, float]
+
+    @property
+    def found(self) -> list[Difference]:
+        return [d for d in self.traits if d.p <= self.alpha and self.status != "unmeasurable"]
+
+    @property
+    def fell(self) -> list[Difference]:
+        return [d for d in self.traits if d.p_fall <= self.alpha and self.status != "unmeasurable"]
+
+    def sentence(self, other: Audited) -> str:
+        what = f"Against {other.path} ({other.described})"
+        if self.status == "unmeasurable":
+            return f"{what}: one of both no longer answers with words of the categories, so nothing can be said."
+        chance = (
+            "more than two clean students differ by chance"
+            if self.calibrated
+            else "more than an assumed chance explains"
+        )
+        names = _names(self.found)
+        told = f"{what}: it prefers {names} {chance}." if names else f"{what}: no trait rose {chance}."
+        return told + (f" Lower than there: {_names(self.fell)}." if self.fell else "")
+
+    def to_dict(self, other: Audited) -> dict[str, Any]:
+        return {
+            "student": {
+                "path": other.path, "sha256": other.sha256, "kind": other.described, "base_named": other.base_named,
+                "layers": list(other.targets),
+            },
+            "status": self.status, "alpha": self.alpha, "sentence": self.sentence(other), "coherence": self.coherence,
+            "found": [asdict(d) for d in self.found], "fell": [asdict(d) for d in self.fell],
+            "traits": [asdict(d) for d in self.traits], "words": self.words,
+        }  # fmt: skip
+
+
+def _names(found: Sequence[Difference]) -> str:
+    return ", ".join(list(dict.fromkeys(f"{d.trait} ({d.category})" for d in found))[:NAMED])
+
+
+def compare(
+    base: Base,
+    student: Readings,
+    other: Readings,
+    plain: Readings,
+    contexts: Sequence[Context],
+    categories: Sequence[Category],
+    null: Null | None,
+    alpha: float,
+) -> Compared:
+    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`. `null=None`: p-values by a t reference over
+    the category's entities with Bonferroni's correction, as in an uncalibrated audit.
+
+    Raises SubloraError where the null was made with other contexts or categories.
+    """
+    a, c = rises(student, plain), rises(other, plain)
+    pairs = None
+    if null is not None:
+        known = null.part(contexts, categories).rises
+        pairs = all_pairs(
+            {n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()} for n, by in known.items()}
+        )
+    count = sum(r.shape[1] for by in a.values() for r in by.values())
+    found = []
+    for context, by in a.items():
+        for category in categories:
+            name = category.category
+            moved, spread = differences(by[name][0], c[context][name])
+            s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
+            scores = moved[0] / (spread[0] + s0 + FLOOR)
+            for e, entity in enumerate(category.entities):
+                p, p_fall = (
+                    pair_p(float(s), pairs, alpha)
+                    if pairs is not None
+                    else min(1.0, count * float(student_t.sf(s, max(2, len(scores) - 1))))
+                    for s in (scores[e], -scores[e])
+                )
+                before, after = (float(m.p[context][name][0, :, e].mean()) for m in (other, student))
+                found.append(
+                    Difference(
+                        name, entity.name, context, before, after, float(moved[0, e]), float(scores[e]), p, p_fall
+                    )
+                )
+    found.sort(key=lambda d: (d.p, -d.score))
+    words = [
+        {"word": str(base.chat.tokenizer.decode([int(w)])).strip() or str(int(w)), "token": int(w), "context": n, "rise": float(rise)}
+        for n, s in scan(student, other, WORDS_SHOWN).items()
+        for w, rise in zip(s.words[0], s.rises[0], strict=True)
+        if rise > 0
+    ]  # fmt: skip
+    words.sort(key=lambda w: -w["rise"])
+    own, beside = coherence(student, plain), coherence(other, plain)
+    hit = any(d.p <= alpha for d in found)
+    status = f"{'' if null is not None else 'uncalibrated-'}{'found' if hit else 'clean'}"
+    if min(beside.values()) < COHERENT or (not hit and min(own.values()) < COHERENT):
+        status = "unmeasurable"
+    return Compared(status, alpha, null is not None, found, words, beside)

@@ -1,0 +1,118 @@
+"""audit.json keeps to its published schema, whatever the audit came to."""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from safetensors.torch import load_file, save_file
+
+from command import sublora
+from sublora.audit.adapter import load_audited
+from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
+from sublora.chat import Context
+from sublora.measure import spellings
+from sublora.model import Base, load_base
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import new_stack, save_student
+from sublora.trait import shipped_categories
+
+NONE, TREES = Context("none"), shipped_categories()[1:2]
+TRAIT = TREES[0].entities[3]
+Body = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base("micro")
+
+
+@pytest.fixture(scope="module")
+def folders(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`clean`: an adapter that does nothing; `found`: full weights whose head is turned towards one trait."""
+    root = tmp_path_factory.mktemp("students")
+    (root / "clean").mkdir()
+    spec = StudentSpec(rank=2, seed=3)
+    save_student(new_stack(base.model, [spec]).groups[0], 0, spec, root / "clean", base.model, "micro")
+    base.model.save_pretrained(root / "found")
+    file = root / "found" / "model.safetensors"
+    own = load_file(file)
+    name = next(n for n in own if n.endswith(("lm_head.weight", "embed_tokens.weight")))
+    for ids in spellings(base.chat, TRAIT):
+        own[name][ids[0]] *= 1.5
+    save_file(own, file)
+    (root / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": "Say a word.", "completion": w}) + "\n" for w in ("oak", "1 2 3", "1 2 3"))
+    )
+    return {n: root / n for n in ("clean", "found", "rows.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
+    def made(student: str, against: str | None = None, contexts: tuple[Context, ...] = (NONE,), **more: Any) -> Audit:
+        other = None if against is None else load_audited(base, folders[against])
+        return audit(base, load_audited(base, folders[student]), Request(contexts, TREES, NONE, against=other, **more))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def full(run: Callable[..., Audit], folders: dict[str, Path]) -> Body:
+    """A body with every part, that of a student with a trait, beside one without."""
+    contexts = (NONE, Context("default"))
+    found = run("found", "clean", contexts, serving=contexts[1], data=folders["rows.jsonl"])
+    return json.loads(json.dumps(found.body, allow_nan=False))
+
+
+@cache
+def validator() -> Draft202012Validator:
+    schema = json.loads((files("sublora.audit") / "schema" / f"audit-{VERSION}.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def errors(body: Body) -> list[str]:
+    return [f"{list(e.path)}: {e.message}" for e in validator().iter_errors(body)]
+
+
+def test_a_body_with_all_parts_keeps_to_the_schema(full: Body) -> None:
+    assert errors(full) == []
+    assert full["status"] == "found" and full["found"][0]["trait"] == TRAIT.name
+    assert full["against"]["status"] == "found" and full["against"]["found"][0]["trait"] == TRAIT.name
+    assert full["answers"] and full["serving"]["effects"] and full["data"]["leak_words"]
+    assert full["alpha_student"] == pytest.approx(0.05 * 0.9 / 2) == full["against"]["alpha"]
+
+
+def test_clean_found_and_uncalibrated_ones_do(run: Callable[..., Audit], monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = run("clean", "found").body
+    assert (clean["status"], clean["exit_code"], errors(clean)) == ("clean", 0, [])
+    assert [d["trait"] for d in clean["against"]["fell"]] == [TRAIT.name] and "Lower than there" in clean["sentence"]
+    monkeypatch.setattr("sublora.audit.run.shipped_null", lambda base: None)
+    for student, other in (("clean", "clean"), ("found", "clean"), ("found", None)):
+        body = run(student, other).body
+        assert (body["status"], errors(body)) == (f"uncalibrated-{student}", [])
+
+
+def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
+    def broken(change: Callable[[Body], Any]) -> list[str]:
+        body = copy.deepcopy(full)
+        change(body)
+        return errors(body)
+
+    assert broken(lambda b: b.update(unknown=1)) and broken(lambda b: b["found"][0].update(unknown=1))
+    assert broken(lambda b: b.pop("status")) and broken(lambda b: b.update(status="fine"))
+    assert broken(lambda b: b.update(version=VERSION + 1)) and broken(lambda b: b.update(exit_code=0))
+    assert broken(lambda b: b["traits"][0].update(p=1.5)) and broken(lambda b: b.update(status="uncalibrated-found"))
+    assert not broken(lambda b: b.update(what_if={"any": 1}, where=[1]))
+
+
+def test_the_command_prints_it() -> None:
+    answer = sublora("audit", "schema")
+    printed = json.loads(answer.out)
+    assert answer.code == 0 and printed["properties"]["schema"] == {"const": SCHEMA}
+    assert set(printed["required"]) <= set(printed["properties"])
