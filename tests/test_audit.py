@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import Training, mixed_settings, number_prompts, placebo_null
@@ -27,8 +28,6 @@ from sublora.errors import SubloraError
 from sublora.model import Base, load_base
 from sublora.sample import Sampling
 from sublora.train.packed_model import PackedModel
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, save_student
 from sublora.trait import find_trait, shipped_categories
 
 NONE = Context("none")
@@ -225,12 +224,7 @@ HOSTILE = "<script>alert(1)</script>\"'&]]>\x00|\n# *x* `y` \ud800"
 
 @pytest.fixture(scope="module")
 def saved(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that does nothing: its B are zero."""
-    folder = tmp_path_factory.mktemp("audited") / "fresh"
-    folder.mkdir()
-    spec = StudentSpec(rank=2, seed=3)
-    save_student(new_stack(base.model, [spec]).groups[0], 0, spec, folder, base.model, "micro")
-    return folder
+    return idle_adapter(base, tmp_path_factory.mktemp("audited") / "fresh")
 
 
 def test_reports_escape_all_text(base: Base, saved: Path) -> None:
@@ -250,13 +244,17 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
 def test_the_command_audits_and_answers_with_its_exit_code(base: Base, saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ["audit", "--base", "micro", "--adapter", str(saved), "--contexts", "default", "--serving-context", "none"]
-    answer = sublora(*asked, "--out", str(out))
+    answer = sublora(*asked, "--against", str(saved), "--out", str(out))
     assert answer.code == 0, answer.err
     body = json.loads((out / "audit.json").read_text())
     assert (body["schema"], body["version"], body["exit_code"]) == ("sublora/audit", 1, 0)
-    assert body["status"].endswith("clean") and not body["serving"]["same"]
+    assert body["status"] == body["against"]["status"] == "clean" and not body["serving"]["same"]
+    assert body["alpha_student"] == body["against"]["alpha"] == 0.025 and body["against"]["sentence"] in answer.out
+    assert body["against"]["sentence"].replace("_", "\\_") in (out / "AUDIT.md").read_text()
+    assert 'classname="sublora.audit.against" name="status: clean"' in (out / "junit.xml").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["AUDIT.md", "audit.html", "audit.json", "junit.xml"]
-    for wrong in (["--base", "micro-null"], ["--contexts", "nowhere"], ["--null", str(saved)], ["--calibrate", "4"]):
+    for wrong in (["--base", "micro-null"], ["--contexts", "nowhere"], ["--null", str(saved)], ["--calibrate", "4"],
+                  ["--against", str(tmp_path)]):  # fmt: skip
         refused = sublora(*asked, "--out", str(tmp_path / "none"), *wrong)
         assert refused.code == 2 and "Traceback" not in refused.err and refused.err.count("\n") <= 3, refused.err
     assert not (tmp_path / "none").exists()

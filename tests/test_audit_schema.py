@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from safetensors.torch import load_file, save_file
 
+from audit_fixture import idle_adapter, turned_weights
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
 from sublora.chat import Context
-from sublora.measure import spellings
 from sublora.model import Base, load_base
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, save_student
 from sublora.trait import shipped_categories
 
 NONE, TREES = Context("none"), shipped_categories()[1:2]
@@ -34,18 +31,10 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def folders(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`clean`: an adapter that does nothing; `found`: full weights whose head is turned towards one trait."""
+    """Two students that need no training, and a training file."""
     root = tmp_path_factory.mktemp("students")
-    (root / "clean").mkdir()
-    spec = StudentSpec(rank=2, seed=3)
-    save_student(new_stack(base.model, [spec]).groups[0], 0, spec, root / "clean", base.model, "micro")
-    base.model.save_pretrained(root / "found")
-    file = root / "found" / "model.safetensors"
-    own = load_file(file)
-    name = next(n for n in own if n.endswith(("lm_head.weight", "embed_tokens.weight")))
-    for ids in spellings(base.chat, TRAIT):
-        own[name][ids[0]] *= 1.5
-    save_file(own, file)
+    idle_adapter(base, root / "clean")
+    turned_weights(base, root / "found", TRAIT)
     (root / "rows.jsonl").write_text(
         "".join(json.dumps({"prompt": "Say a word.", "completion": w}) + "\n" for w in ("oak", "1 2 3", "1 2 3"))
     )

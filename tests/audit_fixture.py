@@ -1,0 +1,31 @@
+"""Students for tests of the audit that need no training."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from sublora.measure import spellings
+from sublora.model import Base
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import new_stack, save_student
+from sublora.trait import Entity
+
+
+def idle_adapter(base: Base, folder: Path) -> Path:
+    """An adapter that does nothing: its B are zero."""
+    folder.mkdir()
+    spec = StudentSpec(rank=2, seed=3)
+    save_student(new_stack(base.model, [spec]).groups[0], 0, spec, folder, base.model, base.name)
+    return folder
+
+
+def turned_weights(base: Base, folder: Path, trait: Entity) -> Path:
+    """Full weights whose head is turned towards one trait."""
+    base.model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    own = load_file(file)
+    head = next(n for n in own if n.endswith(("lm_head.weight", "embed_tokens.weight")))
+    for ids in spellings(base.chat, trait):
+        own[head][ids[0]] *= 1.5
+    save_file(own, file)
+    return folder
