@@ -15,8 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from audit_fixture import idle_adapter, turned_weights
+from command import SMALL, sublora
 from report_fixture import make_run
+from sublora.audit.adapter import load_audited
+from sublora.audit.report import write_reports
+from sublora.audit.run import Request, audit
+from sublora.chat import Context
+from sublora.model import load_base
 from sublora.report.page import build_report
+from sublora.trait import shipped_categories
 
 pytestmark = pytest.mark.slow
 
@@ -134,9 +142,8 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def browser(run_folder, tmp_path):
+def browser(tmp_path):
     opened = Browser(_binary(), tmp_path / "profile")
-    opened.open(run_folder / "report.html")
     yield opened
     opened.close()
 
@@ -166,11 +173,11 @@ CONTRAST = """(() => {
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
     if (ratio < 4.5) low.push([walk.currentNode.data.trim().slice(0, 40), ratio]);
   }
-  const root = getComputedStyle(document.documentElement), probe = document.createElement('i');
+  const probe = document.createElement('i'), figure = document.querySelector('figure');
   document.body.append(probe);
-  const card = light(behind(document.querySelector('figure')));
+  const card = light(behind(figure));
   const least_of = {ink: 4.5, muted: 4.5, student: 3, control: 3, full: 3, teacher: 3};
-  for (const [name, least] of Object.entries(least_of)) {
+  for (const [name, least] of Object.entries(figure ? least_of : {})) {
     probe.style.color = `var(--fig-${name})`;
     const a = light(parse(getComputedStyle(probe).color));
     const ratio = (Math.max(a, card) + .05) / (Math.min(a, card) + .05);
@@ -208,7 +215,33 @@ def _check_figures(browser: Browser, least_type: float) -> None:
         assert len(figure["label"]) > 30
 
 
+def _check_silent_and_offline(browser: Browser, page: Path) -> None:
+    methods = [e.get("method") for e in browser.events]
+    said = [e for e in browser.events if e.get("method") in {"Log.entryAdded", "Runtime.consoleAPICalled"}]
+    assert said == [] and "Runtime.exceptionThrown" not in methods
+    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+
+
+def _check_whole(browser: Browser, page: Path, screenshots: Path, sections: list[str]) -> None:
+    """Open a page; it is legible in light, in dark and on a phone, leads to its sections, says nothing and asks nobody."""
+    browser.open(page)
+    browser.evaluate(SHOW_ALL)
+    for scheme, width, mobile in (("light", 1200, False), ("dark", 1200, False), ("light", 375, True)):
+        browser.show(width, 900, scheme, mobile)
+        assert _ground(browser) > 230 if scheme == "light" else _ground(browser) < 40
+        assert browser.evaluate(CONTRAST) == []
+        assert browser.evaluate(SPILLS) == []
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        browser.screenshot(screenshots / f"{page.stem}-{'phone' if mobile else scheme}.png")
+    links = browser.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
+    assert [name for name in sections if name not in links] == []
+    assert browser.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    _check_silent_and_offline(browser, page)
+
+
 def test_the_page_in_a_browser(browser, run_folder, screenshots):
+    browser.open(run_folder / "report.html")
     browser.evaluate(SHOW_ALL)
 
     browser.show(1200, 900, "light")
@@ -235,9 +268,32 @@ def test_the_page_in_a_browser(browser, run_folder, screenshots):
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert _ground(browser) > 250
 
-    page = (run_folder / "report.html").as_uri()
-    methods = [e.get("method") for e in browser.events]
-    said = [e for e in browser.events if e.get("method") in {"Log.entryAdded", "Runtime.consoleAPICalled"}]
-    assert said == [] and "Runtime.exceptionThrown" not in methods
-    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith("data:")} == {page}
+    _check_silent_and_offline(browser, run_folder / "report.html")
+
+
+def test_the_page_of_an_audit_in_a_browser(browser, screenshots, tmp_path):
+    base, trees = load_base("micro"), shipped_categories()[1:2]
+    student = turned_weights(base, tmp_path / ("a-long-name-" * 12), trees[0].entities[3])
+    other = idle_adapter(base, tmp_path / "<b>the last release")
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "Say a word.", "completion": "oak " + "1 2 3 " * 20}] * 2
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contexts = [Context("default"), Context("none")]
+    request = Request(
+        contexts, trees, contexts[0], data=data, serving=contexts[1], against=load_audited(base, other)
+    )  # fmt: skip
+    page = write_reports(audit(base, load_audited(base, student), request), tmp_path / "out")
+    sections = ["traits", "words", "answers", "data", "serving", "against", "limits", "manifest"]
+    _check_whole(browser, page, screenshots, sections)
+    assert browser.evaluate("document.querySelectorAll('#traits ~ .scroll strong').length") > 0
+    assert browser.evaluate("document.querySelector('#against').textContent").endswith("<b>the last release")
+
+
+def test_the_page_of_a_run_with_arms_in_a_browser(browser, screenshots, tmp_path):
+    few = ["--set", "data.rows=24", "--set", "train.pairing=paired"]
+    answer = sublora("run", "shuffle", "--model", "micro", *SMALL, *few, "--out", str(tmp_path / "arms"))
+    assert answer.code == 0, answer.err
+    page = (tmp_path / "arms" / "report.html").rename(tmp_path / "arms" / "arms.html")
+    _check_whole(browser, page, screenshots, ["verdicts", "cells", "data", "manifest"])
+    arms = browser.evaluate("[...document.querySelectorAll('h3')].filter(h => /arms/i.test(h.textContent)).length")
+    assert arms > 0, "the table of arms is there"
