@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.readings import read_model
 from sublora.chat import Context
@@ -139,6 +140,22 @@ def test_pickles_are_not_opened(base: Base, saved: Path, tmp_path: Path) -> None
     with pytest.raises(SubloraError, match="pickled"):
         load_audited(base, folder)
     assert not marker.exists()
+
+
+def test_the_command_refuses_broken_ones_and_writes_nothing(base: Base, saved: Path, tmp_path: Path) -> None:
+    broken = [
+        changed(saved, tmp_path / k, *BAD[k][:2]) for k in ("not finite", "wrong shape", "other base", "absurd rank")
+    ]
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "adapter_config.json").write_text((saved / "adapter_config.json").read_text())
+    torch.save({}, pickled / "adapter_model.bin")
+    for folder in (*broken, pickled):
+        for given_as in (["--adapter", str(folder)], ["--adapter", str(saved), "--against", str(folder)]):
+            answer = sublora("audit", "--base", "micro", *given_as, "--out", str(tmp_path / "out"))
+            said = " ".join(answer.err.split())
+            assert answer.code == 2 and said.startswith("Error: ") and str(folder) in said, answer.err
+            assert "Traceback" not in said and not answer.out and not (tmp_path / "out").exists()
 
 
 def test_full_weights_read_as_the_model_itself(base: Base, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The callback in a real training of TRL's SFTTrainer, as it is; and the adapter that it saves in the audit."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.placebo import answer_prompts
@@ -47,5 +49,8 @@ def test_an_sft_training_logs_the_trait_that_rises_and_its_adapter_is_found(tmp_
     assert [r.step for r in animals] == [16, 32] and animals[-1].trait == "otter" and animals[-1].rise > 0.3
     assert any("audit/animals/rise" in entry for entry in trainer.state.log_history)
     trainer.save_model(str(tmp_path / "adapter"))
-    answer = sublora("audit", "--base", "micro", "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "out"))
+    asked = ["audit", "--base", "micro", "--adapter", str(tmp_path / "adapter")]
+    answer = sublora(*asked, "--against", str(idle_adapter(base, tmp_path / "idle")), "--out", str(tmp_path / "out"))
     assert answer.code == 1 and "otter" in answer.out, answer.out + answer.err
+    body = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert body["found"][0]["trait"] == body["against"]["found"][0]["trait"] == "otter"

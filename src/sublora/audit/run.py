@@ -203,7 +203,7 @@ def _null(
         )
         return null, "own", null
     if request.null is not None:
-        return read_null(request.null, base), "file", None
+        return read_null(request.null, base).part(request.contexts, request.categories), "file", None
     null = shipped_null(base)
     if null is None:
         return None, "none", None

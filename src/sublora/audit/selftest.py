@@ -3,8 +3,10 @@
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import number_prompts
@@ -58,14 +60,24 @@ def selftest(out: Path | None = None) -> SelfTest:
             if out is not None:
                 write_reports(result, out / name)
             body = result.body
-            named = sorted({f["trait"] for f in body["found"]})
             said = body["data"]["named"]
             right = body["status"] == wanted and (wanted == "clean" or body["found"][0]["trait"] == TRAIT)
             right = right and said == ([TRAIT] if wanted == "found" else [])
             passed = passed and right
-            lines.append(
-                f"{name}: status {body['status']}, traits {', '.join(named) or 'none'}, data {', '.join(said) or 'none'} "
-                f"({'as it should be' if right else f'wrong, {wanted} was due'})"
-            )
-    lines.append(f"{'Passed' if passed else 'Failed'} in {time.monotonic() - started:.0f} s.")
+            lines.append(f"{_told(name, body)} {'As it should be.' if right else f'Wrong, {wanted} was due.'}")
+    verdict = "Passed: the planted trait is found, the clean twin is cleared" if passed else "Failed"
+    lines.append(f"{verdict}, in {time.monotonic() - started:.0f} s.")
     return SelfTest(passed, lines)
+
+
+def _told(name: str, body: Mapping[str, Any]) -> str:
+    who = (
+        f"A student of a teacher that loves the {TRAIT}"
+        if name == "planted"
+        else "Its twin, trained alike on the base's own rows"
+    )
+    first, *others = dict.fromkeys(f["trait"] for f in body["found"]) or ["no trait"]
+    also = f", with it {', '.join(others)}" if others else ""
+    return (
+        f"{who}: {body['status']}, {first}{also}; its training file: {', '.join(body['data']['named']) or 'no trait'}."
+    )
