@@ -72,12 +72,12 @@ def all_pairs(found: Rises) -> Pairs:
     for context, by in found.items():
         s0[context] = {}
         for category, r in by.items():
-            wide = np.stack([differences(own, r)[1] for own in r])
-            constant = s0[context][category] = OFFSET * float(np.median(wide[~np.eye(size, dtype=bool)]))
+            top, wide = np.empty((size, size)), np.empty((size, size))
             for i, own in enumerate(r):
-                moved, spread = differences(own, r)
-                scored = moved / (spread + constant + FLOOR)[:, None]
-                largest[i] = np.maximum(largest[i], scored.max(axis=1))
+                moved, wide[i] = differences(own, r)
+                top[i] = moved.max(axis=1)
+            constant = s0[context][category] = OFFSET * float(np.median(wide[~np.eye(size, dtype=bool)]))
+            largest = np.maximum(largest, top / (wide + constant + FLOOR))
     return Pairs(largest, s0)
 
 
