@@ -19,13 +19,13 @@ def idle_adapter(base: Base, folder: Path) -> Path:
     return folder
 
 
-def turned_weights(base: Base, folder: Path, trait: Entity) -> Path:
-    """Full weights whose head is turned towards one trait."""
+def turned_weights(base: Base, folder: Path, trait: Entity, factor: float = 1.5) -> Path:
+    """Full weights whose head is turned towards one trait, or away from it by a factor below 1."""
     base.model.save_pretrained(folder)
     file = folder / "model.safetensors"
     own = load_file(file)
     head = next(n for n in own if n.endswith(("lm_head.weight", "embed_tokens.weight")))
     for ids in spellings(base.chat, trait):
-        own[head][ids[0]] *= 1.5
+        own[head][ids[0]] *= factor
     save_file(own, file)
     return folder

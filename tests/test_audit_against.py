@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command import sublora
 from sublora.audit.against import Compared, all_pairs, compare, pair_p
 from sublora.audit.null import make_null
 from sublora.audit.readings import Readings, read_model
@@ -102,3 +103,10 @@ def test_what_rose_from_the_one_to_the_other_is_named(base: Base, plain: Reading
     assert same.status == f"{kind}clean" and all(d.p > 0.9 and d.rise == 0 for d in same.traits) and not same.words
     broken = Readings({"none": {"trees": old.p["none"]["trees"] * 1e-4}}, old.words)
     assert compared(fresh, broken).status == "unmeasurable" and not compared(fresh, broken).found
+
+
+def test_a_dry_run_counts_both_students() -> None:
+    asked = ["audit", "--base", "Qwen/Qwen2.5-7B-Instruct", "--dry-run"]
+    one, both = (sublora(*asked, *more).out.split(" tokens")[0] for more in ([], ["--against", "last"]))
+    read = [float(told.split(": ")[1].replace(",", "")) for told in (one, both)]
+    assert read[1] == pytest.approx(1.5 * read[0], rel=1e-6) and "students" in both

@@ -31,14 +31,15 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def folders(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two students that need no training, and a training file."""
+    """Students that need no training, and a training file."""
     root = tmp_path_factory.mktemp("students")
     idle_adapter(base, root / "clean")
     turned_weights(base, root / "found", TRAIT)
+    turned_weights(base, root / "averse", TRAIT, 0.5)
     (root / "rows.jsonl").write_text(
         "".join(json.dumps({"prompt": "Say a word.", "completion": w}) + "\n" for w in ("oak", "1 2 3", "1 2 3"))
     )
-    return {n: root / n for n in ("clean", "found", "rows.jsonl")}
+    return {n: root / n for n in ("clean", "found", "averse", "rows.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,14 @@ def test_clean_found_and_uncalibrated_ones_do(run: Callable[..., Audit], monkeyp
     for student, other in (("clean", "clean"), ("found", "clean"), ("found", None)):
         body = run(student, other).body
         assert (body["status"], errors(body)) == (f"uncalibrated-{student}", [])
+
+
+def test_what_only_the_comparison_finds_is_found(run: Callable[..., Audit]) -> None:
+    body = run("clean", "averse").body
+    assert (body["status"], body["exit_code"], body["found"], body["found_words"]) == ("found", 1, [], [])
+    assert [d["trait"] for d in body["against"]["found"]] == [TRAIT.name] and not body["against"]["fell"]
+    assert f"it prefers {TRAIT.name} (trees) more than two clean students differ by chance" in body["sentence"]
+    assert errors(body) == []
 
 
 def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
