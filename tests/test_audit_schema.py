@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from audit_fixture import idle_adapter, turned_weights
 from command import sublora
 from sublora.audit.adapter import load_audited
+from sublora.audit.report import card_section
 from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
 from sublora.chat import Context
 from sublora.model import Base, load_base
@@ -93,6 +94,7 @@ def test_what_only_the_comparison_finds_is_found(run: Callable[..., Audit]) -> N
     assert (body["status"], body["exit_code"], body["found"], body["found_words"]) == ("found", 1, [], [])
     assert [d["trait"] for d in body["against"]["found"]] == [TRAIT.name] and not body["against"]["fell"]
     assert f"it prefers {TRAIT.name} (trees) more than two clean students differ by chance" in body["sentence"]
+    assert f"| {TRAIT.name} | trees | none |" in card_section(body).decode()
     assert errors(body) == []
 
 

@@ -92,14 +92,15 @@ def card_section(body: Mapping[str, Any]) -> bytes:
     ]
     if body["found"]:
         lines += ["| trait | category | context | base | student | p (corrected) |", "|---|---|---|---|---|---|"]
-        lines += [
-            f"| {_plain(f['trait'])} | {_plain(f['category'])} | {_plain(f['context'])} | {f['before']:.3f} | {f['after']:.3f} | "
-            f"{_plain(p_value(f['p']))} |"
-            for f in body["found"][:SHOWN]
-        ]
+        lines += [_row(f) for f in body["found"][:SHOWN]]
         lines.append("")
-    if body["against"]:
-        lines += [_plain_sentence(body["against"]["sentence"]), ""]
+    if body["against"] and body["against"]["found"]:
+        lines += [
+            "| trait | category | context | other student | student | p (corrected) |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_row(d) for d in body["against"]["found"][:SHOWN]]
+        lines.append("")
     asked = ", ".join(_plain(c["category"]) for c in body["categories"])
     contexts = ", ".join(_plain(c["name"]) for c in body["contexts"])
     lines += [
@@ -131,6 +132,13 @@ def _what_if_lines(found: Mapping[str, Any] | None) -> list[str]:
         )
     not_run = [f"{m['name']} ({m['reason'].rstrip('.')})" for m in found["not_run"]]
     return [*lines, "", *([f"Not run: {_plain_sentence('; '.join(not_run))}.", ""] if not_run else [])]
+
+
+def _row(f: Mapping[str, Any]) -> str:
+    return (
+        f"| {_plain(f['trait'])} | {_plain(f['category'])} | {_plain(f['context'])} | {f['before']:.3f} | {f['after']:.3f} | "
+        f"{_plain(p_value(f['p']))} |"
+    )
 
 
 def _plain_sentence(text: str) -> str:
