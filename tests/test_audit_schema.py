@@ -16,6 +16,7 @@ from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.report import card_section
 from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
+from sublora.audit.serving import Serving
 from sublora.chat import Context
 from sublora.model import Base, load_base
 from sublora.trait import shipped_categories
@@ -56,7 +57,7 @@ def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
 def full(run: Callable[..., Audit], folders: dict[str, Path]) -> Body:
     """A body with every part, that of a student with a trait, beside one without."""
     contexts = (NONE, Context("default"))
-    found = run("found", "clean", contexts, serving=contexts[1], data=folders["rows.jsonl"])
+    found = run("found", "clean", contexts, serving=Serving(contexts[1]), data=folders["rows.jsonl"])
     return json.loads(json.dumps(found.body, allow_nan=False))
 
 
@@ -75,7 +76,8 @@ def test_a_body_with_all_parts_keeps_to_the_schema(full: Body) -> None:
     assert errors(full) == []
     assert full["status"] == "found" and full["found"][0]["trait"] == TRAIT.name
     assert full["against"]["status"] == "found" and full["against"]["found"][0]["trait"] == TRAIT.name
-    assert full["answers"] and full["serving"]["effects"] and full["data"]["leak_words"]
+    assert full["answers"] and full["data"]["leak_words"]
+    assert full["serving"]["differences"][0]["effects"] and full["where"]["findings"][0]["parts"]
     assert full["alpha_student"] == pytest.approx(0.05 * 0.9 / 2) == full["against"]["alpha"]
 
 
@@ -108,7 +110,7 @@ def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
     assert broken(lambda b: b.pop("status")) and broken(lambda b: b.update(status="fine"))
     assert broken(lambda b: b.update(version=VERSION + 1)) and broken(lambda b: b.update(exit_code=0))
     assert broken(lambda b: b["traits"][0].update(p=1.5)) and broken(lambda b: b.update(status="uncalibrated-found"))
-    assert not broken(lambda b: b.update(what_if={"any": 1}, where=[1]))
+    assert broken(lambda b: b.update(what_if=[1])) and broken(lambda b: b["where"].pop("findings"))
 
 
 def test_the_command_prints_it() -> None:

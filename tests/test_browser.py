@@ -21,6 +21,7 @@ from report_fixture import make_run
 from sublora.audit.adapter import load_audited
 from sublora.audit.report import write_reports
 from sublora.audit.run import Request, audit
+from sublora.audit.serving import Serving
 from sublora.chat import Context
 from sublora.model import load_base
 from sublora.report.page import build_report
@@ -280,7 +281,7 @@ def test_the_page_of_an_audit_in_a_browser(browser, screenshots, tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     contexts = [Context("default"), Context("none")]
     request = Request(
-        contexts, trees, contexts[0], data=data, serving=contexts[1], against=load_audited(base, other)
+        contexts, trees, contexts[0], data=data, serving=Serving(contexts[1]), against=load_audited(base, other)
     )  # fmt: skip
     page = write_reports(audit(base, load_audited(base, student), request), tmp_path / "out")
     sections = ["traits", "words", "answers", "data", "serving", "against", "limits", "manifest"]
