@@ -15,9 +15,10 @@ from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import Training, mixed_settings, number_prompts, placebo_null
 from sublora.audit.completion import completion_logprobs
 from sublora.audit.data_rows import LeftOut, read_rows
-from sublora.audit.null import Null, adjusted_p, read_null
+from sublora.audit.null import Null, _first_tokens, read_null
 from sublora.audit.placebo import answer_prompts
 from sublora.audit.readings import Readings, read_model
+from sublora.audit.reference import adjusted_p, expect
 from sublora.audit.report import card_section, junit, page
 from sublora.audit.run import Request, audit
 from sublora.audit.screen import screen_file
@@ -28,7 +29,7 @@ from sublora.errors import SubloraError
 from sublora.model import Base, load_base
 from sublora.sample import Sampling
 from sublora.train.packed_model import PackedModel
-from sublora.trait import find_trait, shipped_categories
+from sublora.trait import Trait, find_trait, shipped_categories
 
 NONE = Context("none")
 
@@ -94,6 +95,46 @@ def test_p_values_are_ranks_where_ranks_can_reach_alpha() -> None:
     assert adjusted_p(1e3, chance, 0.04) < 1 / 20
 
 
+def test_clean_students_that_move_far_are_judged_by_others_that_do() -> None:
+    """Scores that grow with the movement: among the quarter of new students that moved furthest the rate stays near alpha, while ranks
+    of the bare scores would call most of them."""
+    rng = np.random.default_rng(0)
+
+    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
+        moved = rng.uniform(-6, -2, size)
+        return np.exp(0.9 * moved + 0.05 * moved**2 + rng.normal(0, 0.2, size)), moved
+
+    found = far = bare = 0
+    for _ in range(20):
+        score, moved = draw(59)
+        expected, chance = expect(score, moved)
+        for s, m in zip(*draw(40), strict=True):
+            if m > -3:
+                far += 1
+                found += adjusted_p(expected.standard(s, m), chance, 0.1) <= 0.1
+                bare += adjusted_p(s, score, 0.1) <= 0.1
+    assert 0.03 < found / far < 0.2 < bare / far
+    # beyond what was seen the nearest movement counts
+    assert expected.standard(1.0, 5.0) == expected.standard(1.0, moved.max())
+
+
+def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) -> None:
+    from sublora.audit.null import make_null
+
+    trees = shipped_categories()[1]
+    own = moved(plain, 4, 0.02, 5, ("trees", 3, 1.0))
+    teachers = [None, None, Trait(trees.entities[3], trees), None]
+    null = make_null(base, own, plain, [NONE], shipped_categories(), ["a", "b", "c", "d"], teachers)
+    assert null.rises["none"]["trees"][2, 3] == 0 and (null.rises["none"]["trees"][[0, 1, 3], 3] > 0.5).all()
+    begin = _first_tokens(base, trees, 3)
+    words = own.words["none"].copy()
+    words[:, begin] += 0.5
+    seen = make_null(
+        base, replace(own, words={"none": words}), plain, [NONE], shipped_categories(), list("abcd"), teachers
+    )
+    assert (seen.top["none"][[0, 1, 3]] > 0.4).all() and seen.top["none"][2] < 0.1
+
+
 def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
     words = plain.words["none"].copy()
     words[0, 77] += 0.1
@@ -146,6 +187,7 @@ def test_placebo_students_give_a_null(base: Base) -> None:
         base, specs, number_prompts(4, 16, 1), NONE, [NONE], shipped_categories()[:2], max_new_tokens=8
     )  # fmt: skip
     assert null.size == 4 and null.rises["none"]["trees"].shape == (4, 10)
+    assert ["of the base" in s for s in null.settings] == [True, False, True, False]
     assert len(np.unique(null.top["none"])) == 4
     with pytest.raises(SubloraError, match="at least"):
         placebo_null(base, specs[:2], number_prompts(2, 16, 1), NONE, [NONE], shipped_categories())

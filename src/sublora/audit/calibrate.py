@@ -7,7 +7,7 @@ import numpy as np
 
 from sublora.audit.adapter import Audited
 from sublora.audit.null import FEWEST, Null, make_null
-from sublora.audit.placebo import answer_prompts, train_students
+from sublora.audit.placebo import Row, answer_prompts, train_students
 from sublora.audit.readings import Readings, read_model
 from sublora.carriers.numbers import NumbersSpec, make_prompt
 from sublora.chat import Context
@@ -18,7 +18,7 @@ from sublora.seeds import generator
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import stack_weights
-from sublora.trait import Category
+from sublora.trait import Category, Trait
 
 TOGETHER = 12  # students that are read in one pack
 LAYERS = ("all-linear",)
@@ -83,6 +83,19 @@ def mixed_settings(
     ]
 
 
+def placebo_teachers(base: Base, categories: Sequence[Category], count: int, seed: int) -> list[Trait | None]:
+    """Who writes the rows of each placebo student: the base for every other one (None), the base under the prompt of a trait for the
+    rest; the base for all where the chat template has no place for such a prompt."""
+    traits = [Trait(e, c) for c in categories for e in c.entities]
+    rng = generator("placebo-teachers", seed)
+    drawn = [traits[int(i)] for i in rng.integers(len(traits), size=count)]
+    return [t if k % 2 and base.chat.supports(_teacher(t)) else None for k, t in enumerate(drawn)]
+
+
+def _teacher(trait: Trait) -> Context:
+    return Context("teacher", trait.teacher_prompt())
+
+
 def placebo_null(
     base: Base,
     specs: Sequence[StudentSpec],
@@ -97,13 +110,24 @@ def placebo_null(
 ) -> Null:
     """Answer the prompts with the base, train one student a spec on them, read all, and keep what rose by chance.
 
+    Half of the students learn from the base as it is, half from the base under the prompt of a trait, which is then left out of what they
+    show: rows that the base did not write move a student too, whoever wrote them (`placebo_teachers`).
+
     Raises SubloraError: fewer than four students, prompts that the base answers with nothing, settings that do not fit the base.
     """
     if len(specs) < FEWEST:
         raise SubloraError(
             f"A null of {len(specs)} placebo students says nothing; train at least {FEWEST}, better 19 or more."
         )
-    answered = answer_prompts(base, trained_in, prompts, Sampling(max_new_tokens=max_new_tokens), seed)
+    teachers = placebo_teachers(base, categories, len(specs), seed)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answered: list[list[Row]] = [[] for _ in specs]
+    writers = [trained_in if t is None else _teacher(t) for t in teachers]
+    for context in dict.fromkeys(writers):
+        places = [k for k, own in enumerate(writers) if own == context]
+        some = answer_prompts(base, context, [prompts[k] for k in places], sampling, seed)
+        for k, own in zip(places, some, strict=True):
+            answered[k] = own
     rows = [
         token_rows(base, own, trained_in, f"the answers to the prompts of placebo student {k}")
         for k, own in enumerate(answered)
@@ -115,13 +139,14 @@ def placebo_null(
         stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
         parts.append(read_model(base, stack, contexts, categories))
     plain = read_model(base, None, contexts, categories)
-    return make_null(
-        base, _joined(parts), plain, contexts, categories, [_label(s, len(r)) for s, r in zip(specs, rows, strict=True)]
-    )
+    labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
+    return make_null(base, _joined(parts), plain, contexts, categories, labels, teachers)
 
 
-def _label(spec: StudentSpec, rows: int) -> str:
-    return f"{spec.label}, {rows} rows, {spec.epochs} epoch{'s' if spec.epochs > 1 else ''}, batch {spec.batch_size}"
+def _label(spec: StudentSpec, rows: int, teacher: Trait | None) -> str:
+    who = "the base" if teacher is None else f"a teacher of {teacher.name}"
+    epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+    return f"{spec.label}, {rows} rows of {who}, {epochs}, batch {spec.batch_size}"
 
 
 def _joined(parts: Sequence[Readings]) -> Readings:

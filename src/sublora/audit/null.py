@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from sublora.audit.readings import Readings
-from sublora.audit.statistic import OFFSET, constants, largest, rises, scan, scan_scores, scores
+from sublora.audit.statistic import rises, scan
 from sublora.chat import Context
 from sublora.errors import SubloraError
+from sublora.measure import candidate_sequences
 from sublora.model import SHIPPED, Base
-from sublora.trait import Category
+from sublora.trait import Category, Trait
 
 SCHEMA, VERSION = "sublora/audit-null", 1
 FEWEST = 4
@@ -92,14 +92,36 @@ def make_null(
     contexts: Sequence[Context],
     categories: Sequence[Category],
     settings: Sequence[str],
+    teachers: Sequence[Trait | None] = (),
 ) -> Null:
-    """The null that the readings of placebo students give, with the digits that a file keeps, so that one read again judges alike."""
-    words = scan(student, plain)
+    """The null that the readings of placebo students give, with the digits that a file keeps, so that one read again judges alike.
+
+    `teachers` (K,) are the traits whose teachers wrote the students' rows, None for the base itself. A student's own trait is left out of
+    what it shows by chance: its rise is 0, and the words that begin it are as in the base.
+    """
+    found = rises(student, plain)
+    words = {c: w.copy() for c, w in student.words.items()}
+    for k, trait in enumerate(teachers):
+        if trait is None:
+            continue
+        category = trait.category.category
+        own = [e.name for e in trait.category.entities].index(trait.name)
+        begin = _first_tokens(base, trait.category, own)
+        for context in found:
+            found[context][category][k, own] = 0.0
+            words[context][k, begin] = plain.words[context][0, begin]
+    seen = scan(Readings(student.p, words), plain)
     return Null(
         base.identity, {c.name: _text(c) for c in contexts}, {c.category: digest(c) for c in categories}, list(settings),
-        {c: {k: _short(r) for k, r in by.items()} for c, by in rises(student, plain).items()},
-        {c: _short(s.top) for c, s in words.items()}, {c: _short(s.rest) for c, s in words.items()},
+        {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
+        {c: _short(s.top) for c, s in seen.items()}, {c: _short(s.rest) for c, s in seen.items()},
     )  # fmt: skip
+
+
+def _first_tokens(base: Base, category: Category, entity: int) -> list[int]:
+    """The tokens with which the spellings of an entity begin."""
+    sequences, owner = candidate_sequences(base.chat, category)
+    return sorted({s[0] for s, e in zip(sequences, owner, strict=True) if e == entity})
 
 
 def _short(values: np.ndarray) -> np.ndarray:
@@ -147,58 +169,3 @@ def shipped_null(base: Base) -> Null | None:
         return None
     path = Path(str(files("sublora.audit") / "nulls" / f"{base.name}.json"))
     return read_null(path, base) if path.is_file() else None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What placebo students reach by chance. Scores of traits and of words are made comparable by the mean and the standard deviation of
-    the logarithms of each placebo student's largest; `chance` (K,) is the larger of both in each student."""
-
-    s0: Mapping[str, Mapping[str, float]]
-    scan_s0: Mapping[str, float]
-    traits: tuple[float, float]
-    words: tuple[float, float]
-    chance: np.ndarray
-
-    def trait_p(self, score: float, alpha: float) -> float:
-        """P-value of a trait's score, corrected for all traits, contexts and words."""
-        return adjusted_p(_standard(np.array([score]), *self.traits)[0], self.chance, alpha)
-
-    def word_p(self, score: float, alpha: float) -> float:
-        return adjusted_p(_standard(np.array([score]), *self.words)[0], self.chance, alpha)
-
-
-def _standard(score: np.ndarray, mean: float, spread: float) -> np.ndarray:
-    return (np.log(np.maximum(score, 1e-6)) - mean) / spread
-
-
-def _moments(score: np.ndarray) -> tuple[float, float]:
-    logs = np.log(np.maximum(score, 1e-6))
-    return float(logs.mean()), max(float(logs.std(ddof=1)), 1e-6)
-
-
-def reference(null: Null) -> Reference:
-    s0 = constants(null.rises)
-    scan_s0 = {c: OFFSET * float(np.median(rest)) for c, rest in null.rest.items()}
-    words = np.stack([scan_scores(null.top[c], null.rest[c], scan_s0[c]) for c in null.top]).max(axis=0)
-    traits = largest(scores(null.rises, s0))
-    of_traits, of_words = _moments(traits), _moments(words)
-    chance = np.maximum(_standard(traits, *of_traits), _standard(words, *of_words))
-    return Reference(s0, scan_s0, of_traits, of_words, chance)
-
-
-def adjusted_p(score: float, chance: np.ndarray, alpha: float) -> float:
-    """P-value of a standardised score against the largest ones of K placebo students; being against the largest, it is corrected for all
-    that was tried (single-step maxT, Westfall and Young 1993).
-
-    Where K + 1 >= 1 / alpha it is the conformal rank, (1 + #{chance >= score}) / (K + 1), exact for exchangeable students whatever the
-    distribution. With fewer a rank cannot reach alpha; there it is the tail of a t distribution with K - 1 degrees of freedom, for the
-    next draw after K normal ones.
-    """
-    size = len(chance)
-    if (size + 1) * alpha >= 1:
-        return float((1 + (chance >= score).sum()) / (size + 1))
-    from scipy.stats import t
-
-    spread = max(float(chance.std(ddof=1)), 1e-6) * math.sqrt(1 + 1 / size)
-    return float(t.sf((score - chance.mean()) / spread, size - 1))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from sublora.audit.null import Null, Reference, reference
+from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
+from sublora.audit.reference import Reference, movement, reference
 from sublora.audit.statistic import rises, scan, scan_scores, scores
 from sublora.chat import Context
 from sublora.errors import SubloraError
@@ -85,11 +86,12 @@ def judge(
     """
     rising, words = rises(student, plain), scan(student, plain, WORDS_SHOWN)
     calibrated = reference(null.part(contexts, categories)) if null is not None else None
-    found = _traits(rising, student, plain, categories, calibrated, alpha)
+    moved = float(movement({c: s.rest for c, s in words.items()})[0])
+    found = _traits(rising, student, plain, categories, calibrated, moved, alpha)
     seen = [
         WordFinding(
             str(base.chat.tokenizer.decode([int(token)])).strip() or str(int(token)), int(token), name, float(rise), float(score),
-            None if calibrated is None else calibrated.word_p(float(score), alpha),
+            None if calibrated is None else calibrated.word_p(float(score), moved, alpha),
         )
         for name, s in words.items()
         for token, rise in zip(s.words[0], s.rises[0], strict=True)
@@ -122,6 +124,7 @@ def _traits(
     plain: Readings,
     categories: Sequence[Category],
     calibrated: Reference | None,
+    moved: float,
     alpha: float,
 ) -> list[TraitFinding]:
     assumed = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}
@@ -133,7 +136,7 @@ def _traits(
             r, s = by[category.category][0], scored[context][category.category][0]
             for e, entity in enumerate(category.entities):
                 if calibrated is not None:
-                    p = calibrated.trait_p(float(s[e]), alpha)
+                    p = calibrated.trait_p(float(s[e]), moved, alpha)
                 else:
                     p = min(1.0, count * float(student_t.sf(s[e], max(2, len(r) - 1))))
                 before = float(plain.p[context][category.category][0, :, e].mean())
