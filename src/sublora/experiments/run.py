@@ -20,6 +20,7 @@ from sublora.rates import device_name
 from sublora.results import to_csv
 from sublora.run_folder import guard_other_recipe, only_one
 from sublora.store import Busy, NoRoom, Store, write_atomic, write_json_atomic
+from sublora.workers import is_small
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ExperimentResult:
 
 
 class OneByOne:
-    """Tasks one after the other in this process, each on all its threads."""
+    """Tasks one after the other in this process, each on all `threads`."""
 
     workers = 1
 
@@ -91,12 +92,11 @@ def run_experiment(
     """
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
-    threads = torch.get_num_threads()
     store = store or Store()
     if base is None and recipe.model_name is not None:
         base = load_base(recipe.model_name, device=device, dtype="float32")
+    threads = 1 if base is not None and is_small(base) else threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     identity = base.identity if base else {}
     stages = recipe.stages(identity)
     manifest = _manifest(recipe, out, base, stages, command, threads)
