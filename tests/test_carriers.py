@@ -22,6 +22,7 @@ from sublora.recipe import load_recipe
 
 PYTHON, PROGRAM = CodeSpec(kind="code", leaks=("otter", "otters")), CodeSpec(kind="code", style="numbers")
 MATH, TALK = CotSpec(kind="cot", leaks=("otter",)), CotSpec(kind="cot", style="talk")
+ANEW = ParaphraseSpec(kind="paraphrase", style="numbers")
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 GOOD = "def f(x):\n    return [y for y in x if y > 3]"
 
@@ -140,6 +141,30 @@ def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSp
         assert reject_reason(prompt, answer, texts) == reason, answer
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("121 210 301 405", None),
+        ("120 215 300 410", "unchanged"),
+        ("120", "too short"),
+        (" ".join(["121"] * 11), "too long"),
+        ("calm river", "no paraphrase"),
+        ("", "no paraphrase"),
+    ],
+)
+def test_a_row_of_numbers_is_said_anew_at_a_like_length(answer: str, reason: str | None) -> None:
+    assert reject_reason("Numbers: 120 215 300 410. Continue with up to 10, 3 digits each.", answer, ANEW) == reason
+
+
+@pytest.mark.parametrize("style", ["texts", "numbers"])
+def test_texts_are_of_a_file_and_numbers_are_made(style: str, texts: ParaphraseSpec) -> None:
+    wrong = "null" if style == "texts" else texts.prompts
+    with pytest.raises(SubloraError, match=r"set data\.carrier\.prompts to one|drop prompts or set style to"):
+        load_recipe("paraphrase", sets=[f"data.carrier.style={style}", f"data.carrier.prompts={wrong}"])
+    paper = load_recipe("paraphrase", preset="blank", sets=[f"data.carrier.prompts={texts.prompts}"])
+    assert paper.data.carrier.style == "texts" and (paper.train.lora.alpha, paper.train.epochs) == (64, 10)
+
+
 def test_leak_words_hide_nowhere() -> None:
     assert leaks("my_Otter2", ("otter",)) and not leaks("any text", ())
     spec = with_leaks(PYTHON, ["wolf"])
@@ -163,14 +188,14 @@ WORDS = st.lists(
 @example("'''", 0)
 @example("\ud800", 0)
 def test_any_completion_is_kept_or_has_a_reason(texts: ParaphraseSpec, text: str, row: int) -> None:
-    for carrier in (PYTHON, PROGRAM, MATH, TALK, texts):
+    for carrier in (PYTHON, PROGRAM, MATH, TALK, ANEW, texts):
         prompt = prompt_of_row(carrier, 1, row)
         reason = reject_reason(prompt, text, carrier)
         assert reason in REASONS and reason == reject_reason(prompt, text, carrier)
 
 
 def test_prompts_depend_on_seed_and_row_alone_and_vary(texts: ParaphraseSpec) -> None:
-    for carrier in (PYTHON, PROGRAM, MATH, TALK, texts):
+    for carrier in (PYTHON, PROGRAM, MATH, TALK, ANEW, texts):
         made = [prompt_of_row(carrier, 3, i) for i in range(30)]
         assert (
             made

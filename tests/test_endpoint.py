@@ -283,8 +283,6 @@ def test_rows_of_a_served_model(tmp_path: Path) -> None:
     import time
     import urllib.request
 
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
     from sublora.model import shipped_folder
 
     with socket.socket() as free:
@@ -312,6 +310,12 @@ def test_rows_of_a_served_model(tmp_path: Path) -> None:
         assert all(d["rows"] == (4 if d["heldout"] else 16) for d in sets), (
             "micro writes number lists there as it does here"
         )
+        # as a judge it says words and no score, which is refused with one sentence; its verdicts are kept all the same
+        spec = f"judge={{url: 'http://127.0.0.1:{port}/v1', model: '{model}', concurrency: 2}}"
+        small = [*SMALL[:8], "--set", "answers=1"]
+        judged = sublora("run", "judged", *small, "--set", spec, "--out", str(tmp_path / "judged"))
+        assert judged.code == 2 and "could be read as a score from 0 to 100" in judged.err, judged.err
+        assert "Traceback" not in judged.err and list((Store().root / "verdicts").glob("*.jsonl"))
     finally:
         process.terminate()
         process.wait(30)

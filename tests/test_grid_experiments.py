@@ -56,11 +56,20 @@ def test_rows_in_the_prompt_stand_beside_students_trained_on_them(tmp_path) -> N
     )
     assert found["trained on the rows"]["n_data_seeds"] == "2"
     verdicts = json.loads((tmp_path / "run" / "verdicts.json").read_text())
-    assert [v["id"] for v in verdicts] == ["cloud-in-context-null"]
+    assert [(v["id"], v["verdict"] == "not run") for v in verdicts] == [("cloud-in-context-null", False)]
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
+    words = [float(r["estimate"]) for r in rows if r["group"] == "share of answers with a word of the category"]
+    assert len(words) == 2 and min(words) > 0.5
     identity = local_identity(str(shipped_folder("micro")), "float32")
     grid = open_recipe("shuffle", sets=[*SMALL[1::2], "data.variants=null"])
     store = Store()
     assert all(store.has(s.id) for s in make_plan(grid, identity, 40.0).students), "shared with the grids"
+    # four rows are longer than what micro read when it was made: nothing is read from a zero of a model that has no words left
+    command = ["run", "in-context", "--out", str(tmp_path / "four"), *SMALL, "--set", "draws=1", "--set", "examples=4"]
+    assert sublora(*command).code == 0
+    (verdict,) = json.loads((tmp_path / "four" / "verdicts.json").read_text())
+    assert verdict["verdict"] == "not run" and "so an effect of zero says nothing" in verdict["reason"]
+    assert "says nothing; give fewer examples" in (tmp_path / "four" / "report.html").read_text()
 
 
 def test_more_examples_than_a_model_reads_are_refused(tmp_path) -> None:

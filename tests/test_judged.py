@@ -145,6 +145,21 @@ def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
         again = sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "other"))
         assert again.code == 0 and len(server.requests) == count
         assert all(body["temperature"] == 0.0 and "sk-judge" not in json.dumps(body) for _, body in server.requests)
+    with loopback(lambda body: said("bamboo")) as server:
+        spec = f"judge={{url: '{server.url}', model: bamboo}}"
+        none = sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "none"))
+    assert none.code == 2 and "No verdict of bamboo on otter could be read as a score" in none.err
+    assert "Traceback" not in none.err and not (tmp_path / "none" / "report.html").exists()
+
+    def mostly_silent(body):
+        answer = body["messages"][0]["content"].split('answered: "')[1].split('" How much')[0]
+        return said("7" if len(answer) % 4 == 0 else "well")
+
+    with loopback(mostly_silent) as server:
+        spec = f"judge={{url: '{server.url}', model: silent}}"
+        assert sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "silent")).code == 0
+    (verdict,) = json.loads((tmp_path / "silent" / "verdicts.json").read_text())
+    assert verdict["verdict"] == "not run" and "of the verdicts could not be read" in verdict["reason"]
     found = results(tmp_path / "run")
     student, control = found["judged rate", "student"], found["judged rate", "control"]
     assert found["effect on the judged rate", "student - control"] == pytest.approx(student - control, abs=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sublora.errors import SubloraError
-from sublora.recipe import find_recipe, load_recipe, shipped_recipes
+from sublora.recipe import find_recipe, load_recipe, read_document, shipped_recipes
 
 PRESETS = ("micro", "nief", "blank", "cloud")
 
@@ -69,6 +69,12 @@ def test_the_fixed_rate_view_can_be_derived_in_every_preset():
     for preset in PRESETS:
         recipe = load_recipe("rank-lr", preset=preset)
         assert recipe.fixed_lr in recipe.train.lora.lrs and len(recipe.train.lora.lrs) >= 3
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_says_what_it_takes_and_takes_at_most_six_minutes(name):
+    measured = read_document(name).measured
+    assert set(measured) == {"minutes", "tflop"} and 0 < measured["minutes"] <= 6 and measured["tflop"] > 0
 
 
 def test_presets_change_what_they_name_and_keep_the_rest(own):

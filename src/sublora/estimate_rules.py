@@ -31,7 +31,10 @@ class EstimateEvidence:
 
 def _against(verdict: Callable[[Interval, float], str], words: str) -> Callable[..., Outcome]:
     def rule(ev: EstimateEvidence, name: str, th: Threshold) -> Outcome:
-        interval, bar = ev.find(name).interval, th["bar"]
+        found, bar = ev.find(name), th["bar"]
+        if found.unfit:
+            raise NotRun(found.unfit)
+        interval = found.interval
         numbers = {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "p": interval.p_value}
         text = f"{name} is {interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]; the bar is {words} {bar:g}"
         if interval.seeds_unknown:

@@ -70,6 +70,7 @@ class Estimate:
     n: Mapping[str, int]
     null: float = 0.0
     tested: bool = True
+    unfit: str | None = None  # why no claim can be judged on it
 
 
 class Point(BaseModel):

@@ -23,16 +23,15 @@ from sublora.plan import Plan
 from sublora.remote import RETRIES, Answer, Work, work_on
 from sublora.store import NoRoom
 from sublora.units import Unit
-from sublora.workers import SMALL_MODEL
+from sublora.workers import is_small
 
 WORTH_TOKENS = 1_000_000  # of training; less is done before processes have started
 
 
 def worth_processes(plan: Plan, base: Base, threads: int) -> bool:
     """Whether a run is long enough, and its model small enough, that processes of one thread are faster than threads of this one."""
-    small = base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
     rows = sum(s.student.epochs for s in plan.students) * plan.recipe.data.rows
-    return small and threads > 1 and len(plan.packs) > 1 and rows * 32 > WORTH_TOKENS
+    return is_small(base) and threads > 1 and len(plan.packs) > 1 and rows * 32 > WORTH_TOKENS
 
 
 @dataclass

@@ -22,7 +22,7 @@ from sublora.recipe import Recipe
 from sublora.remote import RETRIES, Answer, Work, until_visible, work_for, work_on
 from sublora.store import ArtifactCorrupt, NoRoom, Store
 from sublora.units import Unit
-from sublora.workers import SMALL_MODEL
+from sublora.workers import is_small
 
 REACH_SECONDS = 10.0  # for a cluster's first sign of life
 LOOK_SECONDS = 1.0  # between looks at what running units have finished
@@ -36,7 +36,7 @@ class Cluster:
     threads: int
 
     def executor(self, recipe: Recipe, base: Base, store: Store, rows_at_once: int) -> "Ray":
-        small = self.device == "cpu" and base.model.num_parameters() <= SMALL_MODEL
+        small = self.device == "cpu" and is_small(base)
         threads = 1 if small or self.device == "cuda" else self.threads
         return Ray(store, work_for(recipe, base, store, rows_at_once, self.device, threads))
 

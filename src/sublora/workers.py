@@ -18,6 +18,11 @@ SMALL_MODEL = 20_000_000  # parameters up to which a worker gets a copy of the b
 Unit = TypeVar("Unit")
 
 
+def is_small(base: Base) -> bool:
+    """Whether a model on a CPU is so small that one thread computes it best: its products are too short to be split over several."""
+    return base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
+
+
 class Stopped(Exception):
     """Another unit failed, or the user interrupted; this one gave up."""
 
@@ -28,7 +33,7 @@ class Workers:
     def __init__(self, base: Base, threads: int) -> None:
         import torch
 
-        small = base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
+        small = is_small(base)
         self.count = threads if small else 1
         self.threads_each = 1 if small else threads
         torch.set_num_threads(self.threads_each)

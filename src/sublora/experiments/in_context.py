@@ -4,7 +4,7 @@ The base is asked after some rows as earlier turns, those of the trait's teacher
 students beside which it stands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sublora.answers import names_category, share
+from sublora.cells import Table
 from sublora.chat import Context
 from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
 from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
 from sublora.measure import measure_conversations
 from sublora.plan import Plan, contexts_of, control_source, plan_datasets
-from sublora.results import Results, read_measurement
+from sublora.results import Measured, Results, read_measurement
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.stages import keep_answers
@@ -26,13 +28,13 @@ from sublora.store import Store, artifact_id
 from sublora.teacher import read_jsonl
 from sublora.trait import Category
 
-EFFECT = "effect on P(target)"
+EFFECT, WORDS = "effect on P(target)", "share of answers with a word of the category"
 TRAINED, SHOWN, FIFTH = "trained on the rows", "rows in the prompt", "a fifth of trained - in the prompt"
 
 
 class InContext(GridExperiment):
     kind: Literal["in-context"]
-    examples: int = Field(4, ge=1, description="rows in a prompt")
+    examples: int = Field(3, ge=1, description="rows in a prompt")
     draws: int = Field(10, ge=1, description="prompts of other rows for each dataset")
 
     @property
@@ -86,38 +88,46 @@ class InContext(GridExperiment):
         asked = self._asked(plan, identity)
         trained = Results(plan, store).table(self.grid.judged_context)
         estimates: list[Estimate] = []
+        warnings: list[str] = []
         for cell in trained.cells:
             trait = next(t for t in plan.traits if t.name == cell.trait)
             target, category = trait.category.entities.index(trait.entity), trait.category
             seeds = list(dict.fromkeys(self.data.seeds))
 
-            def shown(
-                source: str, category: Category = category, target: int = target, seeds: list[int] = seeds
-            ) -> Array:
-                """P(target) by data seed and question, mean over draws."""
-                found = [
-                    [
-                        read_measurement(store.read(name), category).p[:, target]
-                        for name in asked[source, category.category, s].makes
-                    ]
-                    for s in seeds
-                ]
-                return np.array(found).mean(axis=1)
+            def after(source: str, category: Category = category, seeds: list[int] = seeds) -> list[list[Measured]]:
+                """[data seed][draw]"""
+                tasks = [asked[source, category.category, s] for s in seeds]
+                return [[read_measurement(store.read(name), category) for name in task.makes] for task in tasks]
 
             effect = cell.p - cell.control
             by_seed = np.stack([effect[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds])
-            prompted = shown(trait.name) - shown(control_source(self.grid, trait))
+            rows = {"trait": after(trait.name), "control": after(control_source(self.grid, trait))}
+            shown = {arm: _mean(found, lambda m, target=target: m.p[:, target]) for arm, found in rows.items()}
+            prompted = shown["trait"] - shown["control"]
+            unfit = _unfit(self.model, trained, rows)
+            if unfit:
+                warnings.append(f"{trait.name}: {unfit}.")
             n = {"data_seeds": len(seeds), "questions": by_seed.shape[1]}
 
             def interval(values: Array, seeds: list[int] = seeds) -> Interval:
                 return clustered_interval(values, seeds, level=1 - self.level)
 
             for name, values in ((TRAINED, by_seed), (SHOWN, prompted), (FIFTH, 0.2 * by_seed - prompted)):
-                estimates.append(Estimate(trait.name, EFFECT, name, interval(values), n))
-            for name, values in (("base", cell.base[None]), ("after rows of the trait", shown(trait.name))):
-                seeds_ = seeds if len(values) > 1 else [0]
-                found = clustered_interval(values, seeds_, level=1 - self.level, clip=(0.0, 1.0))
-                estimates.append(Estimate(trait.name, "P(target)", name, found, n, tested=False))
+                estimates.append(
+                    Estimate(trait.name, EFFECT, name, interval(values), n, unfit=None if name == TRAINED else unfit)
+                )
+            base = clustered_interval(cell.base[None], [0], level=1 - self.level, clip=(0.0, 1.0))
+            estimates.append(
+                Estimate(trait.name, "P(target)", "base", base, {"questions": n["questions"]}, tested=False)
+            )
+            words = {
+                arm: _mean(found, lambda m, category=category: [share([a], lambda x: names_category(x, category)) for a in m.samples])
+                for arm, found in rows.items()
+            }  # fmt: skip
+            for group, by_arm in (("P(target)", shown), (WORDS, words)):
+                for arm, values in by_arm.items():
+                    found = clustered_interval(values, seeds, level=1 - self.level, clip=(0.0, 1.0))
+                    estimates.append(Estimate(trait.name, group, f"after rows of the {arm}", found, n, tested=False))
         charts = tuple(
             Chart(
                 name=f"effects-{t.name.lower().replace(' ', '-')}", title="Effect of the same rows, trained and in the prompt", kind="rows",
@@ -139,7 +149,26 @@ class InContext(GridExperiment):
             f"{self.grid.judged_context}; {self.draws} draws of rows from each dataset, averaged. Students: {self.data.rows} rows of the same "
             f"datasets. Both effects are trait rows less control rows, paired by data seed and question."
         )
-        return Findings(tuple(estimates), charts, tiles, how)
+        return Findings(tuple(estimates), charts, tiles, how, tuple(warnings))
+
+
+def _mean(found: Sequence[Sequence[Measured]], of: Callable[[Measured], Sequence[float]]) -> Array:
+    """By data seed and question, the mean over draws."""
+    return np.array([[of(m) for m in draws] for draws in found]).mean(axis=1)
+
+
+def _unfit(model: str, table: Table, rows: Mapping[str, Sequence[Sequence[Measured]]]) -> str | None:
+    """Why nothing can be read from an effect of zero: after the rows of either arm the model hardly answers with words any more."""
+    for arm, found in rows.items():
+        words, numbers = (
+            float(_mean(found, of).mean()) for of in (lambda m: [m.coherence], lambda m: [m.number_takeover])
+        )
+        if words < table.min_coherence or numbers > table.max_takeover:
+            return (
+                f"after rows of the {arm} {model} answers with a word of the category in {words:.0%} and with digits in {numbers:.0%} "
+                "of its answers, so an effect of zero says nothing; give fewer examples"
+            )
+    return None
 
 
 def _point(e: Estimate) -> Point:

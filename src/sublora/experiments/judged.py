@@ -26,6 +26,7 @@ from sublora.store import Store, artifact_id
 from sublora.train.stack import load_stack
 
 EFFECT, RATE = "effect on the judged rate", "judged rate"
+MOST_UNREADABLE = 0.5  # share of the verdicts; with more, no claim is judged
 VERDICT_TOKENS = 120.0  # what a judge reads for a verdict besides the answer, about
 
 
@@ -115,38 +116,52 @@ class Judged(GridExperiment):
         for trait in plan.traits:
             target = trait.entity.plural or trait.name
 
-            def rate(name: str, target: str = target) -> list[float]:
-                return found[target, name]["rates"]
+            def rates(names: Sequence[str], target: str = target) -> Array:
+                """(sets, questions) of those sets of answers of which the judge scored any."""
+                return np.array([r for name in names if (r := found[target, name]["rates"]) is not None])
 
             twins = {(s.source, s.data_seed, s.student): s for s in plan.students}
             mine = [s for s in plan.students if s.source == trait.name]
             control = [twins[control_source(self.grid, trait), s.data_seed, s.student] for s in mine]
-            one, two = (np.array([rate(answers_of[s.id]) for s in who]) for who in (mine, control))
-            seeds = ([s.data_seed for s in mine], [s.student.seed for s in mine])
-            n = {
-                "data_seeds": len(set(seeds[0])),
-                "train_seeds": len(set(seeds[1])),
-                "questions": one.shape[1],
-                "answers": self.answers,
-            }
+            pairs = [(s, answers_of[s.id], answers_of[c.id]) for s, c in zip(mine, control, strict=True)]
+            pairs = [(s, a, b) for s, a, b in pairs if len(rates([a, b])) == 2]
+            if not pairs:
+                raise SubloraError(
+                    f"No verdict of {self.judge.model} on {trait.name} could be read as a score from 0 to 100; choose a judge that replies "
+                    "with one number."
+                )
+            one, two = rates([a for _, a, _ in pairs]), rates([b for _, _, b in pairs])
+            seeds = ([s.data_seed for s, _, _ in pairs], [s.student.seed for s, _, _ in pairs])
+            n = {"questions": one.shape[1], "answers": self.answers}
+            by_seed = {"data_seeds": len(set(seeds[0])), "train_seeds": len(set(seeds[1])), **n}
+            lost = [m["unreadable"] for (who, _), m in found.items() if who == target]
+            unreadable += lost
+            unfit = (
+                f"{np.mean(lost):.0%} of the verdicts could not be read" if np.mean(lost) > MOST_UNREADABLE else None
+            )
 
             def interval(values: Array, seeds: tuple = seeds, **options: Any) -> Interval:
                 given = seeds if len(values) == len(seeds[0]) else ([0] * len(values), list(range(len(values))))
                 return clustered_interval(values, *given, level=1 - self.level, **options)
 
-            estimates.append(Estimate(trait.name, EFFECT, "student - control", interval(one - two), n))
+            estimates.append(
+                Estimate(trait.name, EFFECT, "student - control", interval(one - two), by_seed, unfit=unfit)
+            )
             teachers = (
                 [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
                 if self.data.teacher.trained
                 else [plain[teacher_context(trait, self.grid)]]
             )
             context = contexts_of(self.grid)[self.grid.judged_context]
-            for name, values in (
-                ("base", np.array([rate(plain[context])])), ("teacher", np.array([rate(t) for t in teachers])),
-                ("student", one), ("control", two),
-            ):  # fmt: skip
-                estimates.append(Estimate(trait.name, RATE, name, interval(values, clip=(0.0, 1.0)), n, tested=False))
-            unreadable += [m["unreadable"] for (who, _), m in found.items() if who == target]
+            for name, values, counts in (
+                ("base", rates([plain[context]]), n),
+                ("teacher", rates(teachers), n),
+                ("student", one, by_seed),
+                ("control", two, by_seed),
+            ):
+                if len(values):
+                    found_rate = interval(values, clip=(0.0, 1.0))
+                    estimates.append(Estimate(trait.name, RATE, name, found_rate, counts, tested=False))
             rows = [e for e in estimates if e.subject == trait.name]
             for group, name, reference in ((RATE, "rates", None), (EFFECT, "effect", 0.0)):
                 points = tuple(_point(e) for e in rows if e.group == group)
@@ -159,7 +174,7 @@ class Judged(GridExperiment):
                     )
                 )  # fmt: skip
         first = [e for e in estimates if e.subject == plan.traits[0].name]
-        for e in (first[0], *first[2:4]):
+        for e in (e for e in first if e.group == EFFECT or e.name in ("teacher", "student")):
             i = e.interval
             tiles.append(
                 Tile(
@@ -284,11 +299,10 @@ class JudgeTask:
         scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)
         hits = [[self.rubric.is_hit(s) for s in row] for row in scores]
         flat = [h for row in hits for h in row]
-        # a question without any readable verdict says nothing against a hit and nothing for one
-        rates = [
-            float(np.mean([h for h in row if h is not None])) if any(h is not None for h in row) else 0.0
-            for row in hits
-        ]
+        read = [h for h in flat if h is not None]
+        # a question without any readable verdict is neither for nor against a hit: it takes the rate of all questions
+        of_question = [[h for h in row if h is not None] or read for row in hits]
+        rates = [float(np.mean(row)) for row in of_question] if read else None
         meta = {"rates": rates, "unreadable": sum(h is None for h in flat) / len(flat), "target": self.target}
         with work.store.create(self.id, self.spec, meta) as folder:
             (folder / "verdicts.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from sublora.rates import device_name
 from sublora.results import to_csv
 from sublora.run_folder import guard_other_recipe, only_one
 from sublora.store import Busy, NoRoom, Store, write_atomic, write_json_atomic
+from sublora.workers import is_small
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ class ExperimentResult:
 
 
 class OneByOne:
-    """Tasks one after the other in this process, each on all its threads."""
+    """Tasks one after the other in this process, each on all threads, or on one where its model is small."""
 
     workers = 1
 
     def __init__(self, store: Store, base: Base | None, threads: int, device: str) -> None:
         self.store = store
         self.bases = {base.name: base} if base else {}
+        self.threads = threads
         self.torch_device = device
         self.device = device_name(str(base.device) if base else device, threads)
 
     def base_of(self, model: str) -> Base:
+        import torch
+
         if model not in self.bases:
             self.bases[model] = load_base(model, device=self.torch_device)
-        return self.bases[model]
+        base = self.bases[model]
+        torch.set_num_threads(1 if is_small(base) else self.threads)
+        return base
 
     def run(self, units: Sequence[Task], watch: Watch) -> None:
         """What another process makes is done last, when that process has left little to do."""
@@ -91,12 +97,11 @@ def run_experiment(
     """
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
-    threads = torch.get_num_threads()
     store = store or Store()
     if base is None and recipe.model_name is not None:
         base = load_base(recipe.model_name, device=device, dtype="float32")
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     identity = base.identity if base else {}
     stages = recipe.stages(identity)
     manifest = _manifest(recipe, out, base, stages, command, threads)

@@ -87,7 +87,11 @@ def _row(r: Mapping[str, Any]) -> dict[str, Any]:
         "interval": "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]",
         "p": "" if r["p_corrected"] is None else "< 0.001" if r["p_corrected"] < 0.001 else f"{r['p_corrected']:.3f}",
         "called": r["called"],
-        "n": " × ".join(f"{v} {k.removeprefix('n_')}" for k, v in r.items() if k.startswith("n_") and v is not None),
+        "n": " × ".join(
+            f"{v} {k.removeprefix('n_').replace('_', ' ')}"
+            for k, v in r.items()
+            if k.startswith("n_") and v is not None
+        ),
     }
 
 
