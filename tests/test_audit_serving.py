@@ -1,6 +1,7 @@
 """What serving differs in: differences turn one prompt into the other, and each one's effect is that of its token sequence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from audit_students import micro, otter_adapter
 from command import sublora
 from sublora.audit.readings import read_model
 from sublora.audit.report import page
+from sublora.audit.run import Request, audit
 from sublora.audit.serving import MOST, Serving, hunks, prompt_hunks, serving_chat, serving_effects, with_hunks
 from sublora.audit.statistic import rises
 from sublora.audit.verdict import TraitFinding
@@ -148,3 +150,16 @@ def test_the_command_takes_a_template_and_locates_nothing_where_told(tmp_path: P
     assert 'id="serving"' in html and 'id="where"' not in html and "<script" not in html and "&lt;script" in html
     refused = sublora(*asked, "--serving-template", str(tmp_path / "nowhere"))
     assert refused.code == 2 and refused.err.count("\n") <= 3
+
+
+def test_a_serving_context_that_the_shipped_null_lacks_leaves_the_verdict_calibrated() -> None:
+    base = micro()
+    request = Request([DEFAULT, FRIEND], shipped_categories(), DEFAULT, serving=Serving(FRIEND), where=False)
+    body = audit(base, otter_adapter(), request).body
+    assert body["calibration"]["kind"] == "shipped" and body["status"] == "found"
+    assert [c["name"] for c in body["contexts"]] == ["default"]
+    assert any(FRIEND.name in limit for limit in body["limits"])
+    effect = body["serving"]["effects"][0]
+    assert effect["trained_p"] is not None and effect["served_p"] is None and effect["served_after"] > 0
+    # a context to ask in that is not the serving one still needs a null of its own
+    assert audit(base, otter_adapter(), replace(request, serving=None)).body["status"].startswith("uncalibrated")

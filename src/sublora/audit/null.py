@@ -40,10 +40,14 @@ class Null:
     def size(self) -> int:
         return len(self.settings)
 
+    def has(self, context: Context) -> bool:
+        """Whether the students were asked in this context, with this text."""
+        return self.contexts.get(context.name) == _text(context)
+
     def part(self, contexts: Sequence[Context], categories: Sequence[Category]) -> "Null":
         """The null of these contexts and categories alone. Raises SubloraError where it lacks one, or holds it with other texts."""
         for context in contexts:
-            if self.contexts.get(context.name) != _text(context):
+            if not self.has(context):
                 raise SubloraError(
                     f"The null file was not made in the context '{context.name}' as it is here; make one with --calibrate, or leave the "
                     "context out."

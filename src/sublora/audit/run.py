@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -81,6 +81,7 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
     """Audit a student against its base. Raises SubloraError for a null that does not fit, and for data that cannot be read."""
     started = time.monotonic()
     user = _user_rows(base, request)
+    asked_in, request = request.contexts, replace(request, contexts=_judged_contexts(base, request))
     null, kind, fresh = _null(base, audited, request, say)
     contexts, categories = request.contexts, request.categories
     stack = stack_weights(base.model, [audited.weights], [audited.spec])
@@ -143,6 +144,11 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         body["what_if"] = what_if(
             base, audited, request.training, user, verdict, named, asked, request.max_new_tokens, say
         )
+    body["limits"] += [
+        f"The shipped null lacks the serving context '{c.name}', so no p-value is of that context; --calibrate makes a null that has it."
+        for c in asked_in
+        if c not in contexts
+    ]
     if null is not None and (null.size + 1) * verdict.alpha < 1:
         body["limits"].append(
             f"With {null.size} placebo students the p-values rest on a t reference; {math.ceil(1 / verdict.alpha) - 1} or more give exact ranks."
@@ -178,6 +184,15 @@ def _user_rows(base: Base, request: Request) -> UserRows | None:
     if request.data is None or request.training is None:
         raise SubloraError("--what-if trains students on your rows with your settings; give --data and --lr beside it.")
     return read_user_rows(base, request.data, request.trained_in, request.training.rows)
+
+
+def _judged_contexts(base: Base, request: Request) -> Sequence[Context]:
+    """All that were asked for; without the serving context where the shipped null lacks it, since `serving_effects` reads that anyway and
+    the whole audit would be uncalibrated for its sake."""
+    null = None if request.calibrate or request.null else shipped_null(base)
+    if request.serving is None or null is None or request.serving.context == request.trained_in:
+        return request.contexts
+    return [c for c in request.contexts if c != request.serving.context or null.has(c)]
 
 
 def _null(
