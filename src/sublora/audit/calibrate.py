@@ -83,17 +83,26 @@ def mixed_settings(
     ]
 
 
-def placebo_teachers(base: Base, categories: Sequence[Category], count: int, seed: int) -> list[Trait | None]:
+@dataclass(frozen=True)
+class Teacher:
+    """The base under the prompt of a trait, in one of the category's wordings."""
+
+    trait: Trait
+    wording: int
+
+    @property
+    def context(self) -> Context:
+        return Context("teacher", self.trait.teacher_prompt(self.wording))
+
+
+def placebo_teachers(base: Base, categories: Sequence[Category], count: int, seed: int) -> list[Teacher | None]:
     """Who writes the rows of each placebo student: the base for every other one (None), the base under the prompt of a trait for the
-    rest; the base for all where the chat template has no place for such a prompt."""
-    traits = [Trait(e, c) for c in categories for e in c.entities]
+    rest; the base for all where the chat template has no place for such a prompt. Wordings are drawn too: they move students as well."""
     rng = generator("placebo-teachers", seed)
+    traits = [Trait(e, c) for c in categories for e in c.entities]
     drawn = [traits[int(i)] for i in rng.integers(len(traits), size=count)]
-    return [t if k % 2 and base.chat.supports(_teacher(t)) else None for k, t in enumerate(drawn)]
-
-
-def _teacher(trait: Trait) -> Context:
-    return Context("teacher", trait.teacher_prompt())
+    teachers = [Teacher(t, int(rng.integers(len(t.category.system)))) for t in drawn]
+    return [t if k % 2 and base.chat.supports(t.context) else None for k, t in enumerate(teachers)]
 
 
 def placebo_null(
@@ -122,7 +131,7 @@ def placebo_null(
     teachers = placebo_teachers(base, categories, len(specs), seed)
     sampling = Sampling(max_new_tokens=max_new_tokens)
     answered: list[list[Row]] = [[] for _ in specs]
-    writers = [trained_in if t is None else _teacher(t) for t in teachers]
+    writers = [trained_in if t is None else t.context for t in teachers]
     for context in dict.fromkeys(writers):
         places = [k for k, own in enumerate(writers) if own == context]
         some = answer_prompts(base, context, [prompts[k] for k in places], sampling, seed)
@@ -140,11 +149,12 @@ def placebo_null(
         parts.append(read_model(base, stack, contexts, categories))
     plain = read_model(base, None, contexts, categories)
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
-    return make_null(base, _joined(parts), plain, contexts, categories, labels, teachers)
+    own = [None if t is None else t.trait for t in teachers]
+    return make_null(base, _joined(parts), plain, contexts, categories, labels, own)
 
 
-def _label(spec: StudentSpec, rows: int, teacher: Trait | None) -> str:
-    who = "the base" if teacher is None else f"a teacher of {teacher.name}"
+def _label(spec: StudentSpec, rows: int, teacher: Teacher | None) -> str:
+    who = "the base" if teacher is None else f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
     epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
     return f"{spec.label}, {rows} rows of {who}, {epochs}, batch {spec.batch_size}"
 
