@@ -18,7 +18,7 @@ from sublora.audit.data_rows import LeftOut, read_rows
 from sublora.audit.null import Null, _first_tokens, read_null
 from sublora.audit.placebo import answer_prompts
 from sublora.audit.readings import Readings, read_model
-from sublora.audit.reference import adjusted_p, expect
+from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
 from sublora.audit.report import card_section, junit, page
 from sublora.audit.run import Request, audit
 from sublora.audit.screen import screen_file
@@ -116,6 +116,28 @@ def test_clean_students_that_move_far_are_judged_by_others_that_do() -> None:
     assert 0.03 < found / far < 0.2 < bare / far
     # beyond what was seen the nearest movement counts
     assert expected.standard(1.0, 5.0) == expected.standard(1.0, moved.max())
+
+
+def test_students_are_ranked_among_those_that_moved_most_alike_where_there_are_enough() -> None:
+    """Scores that spread more the further a student moved: among new students that moved far the rate stays near alpha."""
+    rng = np.random.default_rng(1)
+
+    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
+        moved = rng.uniform(0, 1, size)
+        return np.exp(rng.normal(0, 0.1 + moved, size)), moved
+
+    local = all_of_them = far = 0
+    for _ in range(10):
+        score, moved = draw(400)
+        expected, chance = expect(score, moved)
+        given = Reference({}, {}, expected, expected, chance, moved)
+        for s, m in zip(*draw(400), strict=True):
+            if m > 0.75:
+                far += 1
+                local += given.trait_p(s, m, 0.05) <= 0.05
+                all_of_them += adjusted_p(expected.standard(s, m), chance, 0.05) <= 0.05
+    assert 0.03 < local / far < 0.095 < all_of_them / far
+    assert ranked_among(400, 0.05) == 200 and ranked_among(59, 0.05) == 59 and ranked_among(19, 0.05) == 19
 
 
 def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) -> None:

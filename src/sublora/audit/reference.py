@@ -3,7 +3,9 @@
 Students that moved further, by a higher learning rate or by rows less like the base's own, have larger scores without any trait. So the
 logarithm of each placebo student's largest score is expected from the logarithm of its movement (the root mean square of the changes of all
 words' root probabilities but the largest, over contexts) by least squares, a polynomial whose degree grows with the number of students; what
-is ranked are the residuals. Those of placebo students leave the student itself out of its fit, as the audited one is out of it.
+is ranked are the residuals. Those of placebo students leave the student itself out of its fit, as the audited one is out of it. Residuals of
+students that move far need not spread as others do: where there are enough placebo students, the half that moved most alike is ranked among
+(a conformal p-value that is local in the movement).
 """
 
 import math
@@ -18,6 +20,7 @@ from sublora.audit.statistic import OFFSET, constants, largest, scan_scores, sco
 
 LEAST = 1e-12  # of a movement or a score, so that logarithms stay finite
 LINEAR_FROM, QUADRATIC_FROM = 10, 30  # placebo students
+LOCAL_FROM = 4  # placebo students of the nearest half beyond the threshold, for that half to be enough
 
 
 def movement(rest: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -61,20 +64,32 @@ def expect(score: np.ndarray, moved: np.ndarray) -> tuple[Expected, np.ndarray]:
 
 @dataclass(frozen=True)
 class Reference:
-    """`chance` (K,) is the larger of each placebo student's residuals of traits and of words."""
+    """`chance` (K,) is the larger of each placebo student's residuals of traits and of words, `moved` (K,) its movement."""
 
     s0: Mapping[str, Mapping[str, float]]
     scan_s0: Mapping[str, float]
     traits: Expected
     words: Expected
     chance: np.ndarray
+    moved: np.ndarray
+
+    def alike(self, moved: float, alpha: float) -> np.ndarray:
+        """Those of `chance` that a student which moved so far is ranked among."""
+        nearest = np.argsort(np.abs(self.moved - moved), kind="stable")
+        return self.chance[nearest[: ranked_among(len(self.chance), alpha)]]
 
     def trait_p(self, score: float, moved: float, alpha: float) -> float:
         """P-value of a trait's score in a student that moved so far, corrected for all traits, contexts and words."""
-        return adjusted_p(self.traits.standard(score, moved), self.chance, alpha)
+        return adjusted_p(self.traits.standard(score, moved), self.alike(moved, alpha), alpha)
 
     def word_p(self, score: float, moved: float, alpha: float) -> float:
-        return adjusted_p(self.words.standard(score, moved), self.chance, alpha)
+        return adjusted_p(self.words.standard(score, moved), self.alike(moved, alpha), alpha)
+
+
+def ranked_among(size: int, alpha: float) -> int:
+    """How many of `size` placebo students a student is ranked among."""
+    half = size // 2
+    return half if half * alpha >= LOCAL_FROM else size
 
 
 def reference(null: Null) -> Reference:
@@ -84,7 +99,7 @@ def reference(null: Null) -> Reference:
     moved = movement(null.rest)
     of_traits, trait_chance = expect(largest(scores(null.rises, s0)), moved)
     of_words, word_chance = expect(words, moved)
-    return Reference(s0, scan_s0, of_traits, of_words, np.maximum(trait_chance, word_chance))
+    return Reference(s0, scan_s0, of_traits, of_words, np.maximum(trait_chance, word_chance), moved)
 
 
 def adjusted_p(score: float, chance: np.ndarray, alpha: float) -> float:

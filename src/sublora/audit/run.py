@@ -15,6 +15,7 @@ from sublora.audit.calibrate import Training, number_prompts, own_settings, plac
 from sublora.audit.data_rows import DataRow, read_rows
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import read_model
+from sublora.audit.reference import ranked_among
 from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_effects
 from sublora.audit.verdict import TraitFinding, Verdict, exit_code, judge
@@ -117,7 +118,7 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         },
         "calibration": {
             "kind": kind, "placebo_students": null.size if null else 0, "settings": list(null.settings) if null else [],
-            "smallest_p": 1 / (null.size + 1) if null else None,
+            "smallest_p": 1 / (ranked_among(null.size, verdict.alpha) + 1) if null else None,
         },
         "contexts": [{"name": c.name, "text": c.text, "role": c.role} for c in contexts],
         "trained_in": request.trained_in.name,
@@ -159,7 +160,7 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
             "trait may differ in it by more than clean ones do, by the luck of their seeds. Words are compared without a test."
         )
     if null is not None:
-        spread = (request.alpha * (1 - request.alpha) / null.size) ** 0.5
+        spread = (request.alpha * (1 - request.alpha) / ranked_among(null.size, verdict.alpha)) ** 0.5
         body["limits"].append(
             f"The rate of false alarms is {request.alpha:g} over nulls; with this one of {null.size} placebo students it scatters by about "
             f"{spread:.3f} around that."
