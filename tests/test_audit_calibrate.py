@@ -35,7 +35,9 @@ def test_the_null_of_a_calibration_is_kept_and_judges_alike(adapter: Path, tmp_p
     own, read = (json.loads((tmp_path / out / "audit.json").read_text()) for out in ("own", "again"))
     assert (own["calibration"]["kind"], read["calibration"]["kind"]) == ("own", "file")
     assert own["calibration"]["placebo_students"] == 19 and len(set(own["calibration"]["settings"])) == 19
-    assert all("rank 2, lr 0.003" in s and "24 rows, 1 epoch, batch 8" in s for s in own["calibration"]["settings"])
+    settings = own["calibration"]["settings"]
+    assert all("rank 2, lr 0.003" in s and "24 rows of " in s and "1 epoch, batch 8" in s for s in settings)
+    assert sum("rows of the base" in s for s in settings) == 10
     for part in ("status", "traits", "words", "found", "data"):
         assert own[part] == read[part]
     assert own["traits"] and all(0 < f["p"] <= 1 for f in own["traits"])
