@@ -157,6 +157,20 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
     assert (seen.top["none"][[0, 1, 3]] > 0.4).all() and seen.top["none"][2] < 0.1
 
 
+def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readings) -> None:
+    """Its word rises, its share of the category does not move: found by name, with the word's p-value."""
+    categories = shipped_categories()
+    token = _first_tokens(base, categories[1], 3)[0]
+    student = moved(plain, 1, 0.02, 5)
+    words = student.words["none"].copy()
+    words[0, token] += 0.3
+    null = null_of(base, plain, 39, 1)
+    verdict = judge(base, replace(student, words={"none": words}), plain, [NONE], categories, null, 0.05)
+    assert [f.trait for f in verdict.found] == [categories[1].entities[3].name]
+    assert verdict.found[0].p == verdict.found_words[0].p and verdict.found_words[0].token == token
+    assert judge(base, student, plain, [NONE], categories, null, 0.05).status == "clean"
+
+
 def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
     words = plain.words["none"].copy()
     words[0, 77] += 0.1

@@ -12,6 +12,7 @@ from sublora.audit.reference import Reference, movement, reference
 from sublora.audit.statistic import rises, scan, scan_scores, scores
 from sublora.chat import Context
 from sublora.errors import SubloraError
+from sublora.measure import candidate_sequences
 from sublora.model import Base
 from sublora.trait import Category
 
@@ -25,7 +26,9 @@ ASSUMED_SPREAD = (
 
 @dataclass(frozen=True)
 class TraitFinding:
-    """One trait in one context. `before`, `after`: probability of the entity, mean over questions; `rise` in nats beside its category."""
+    """One trait in one context. `before`, `after`: probability of the entity, mean over questions; `rise` in nats beside its category, and
+    `score` that of the rise. `p` is the smaller of the p-value of the rise and, where a token alone spells the entity, of that word's in the
+    scan: both are corrected for all that is tested together, so the smaller is, too."""
 
     category: str
     trait: str
@@ -87,7 +90,12 @@ def judge(
     rising, words = rises(student, plain), scan(student, plain, WORDS_SHOWN)
     calibrated = reference(null.part(contexts, categories)) if null is not None else None
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
-    found = _traits(rising, student, plain, categories, calibrated, moved, alpha)
+    own = _own_tokens(base, categories)
+    by_word = {
+        name: _word_scores(student.words[name][0] - plain.words[name][0], float(s.rest[0]), calibrated.scan_s0[name], own)
+        for name, s in words.items()
+    } if calibrated is not None else {}  # fmt: skip
+    found = _traits(rising, by_word, student, plain, categories, calibrated, moved, alpha)
     seen = [
         WordFinding(
             str(base.chat.tokenizer.decode([int(token)])).strip() or str(int(token)), int(token), name, float(rise), float(score),
@@ -118,8 +126,33 @@ def coherence(student: Readings, plain: Readings) -> dict[str, float]:
     }
 
 
+def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[tuple[str, int], list[int]]:
+    """(category, entity) -> the tokens that alone spell the entity, and no other one of all categories."""
+    owners: dict[int, set[tuple[str, int]]] = {}
+    for category in categories:
+        for sequence, e in zip(*candidate_sequences(base.chat, category), strict=True):
+            if len(sequence) == 1:
+                owners.setdefault(sequence[0], set()).add((category.category, int(e)))
+    out: dict[tuple[str, int], list[int]] = {}
+    for token, of in owners.items():
+        if len(of) == 1:
+            out.setdefault(next(iter(of)), []).append(token)
+    return out
+
+
+def _word_scores(
+    change: np.ndarray, rest: float, s0: float, own: dict[tuple[str, int], list[int]]
+) -> dict[tuple[str, int], float]:
+    """The score in the scan of each entity's own word that rose most; `change` (V,) of root probabilities."""
+    return {
+        entity: float(scan_scores(np.array([change[tokens].max()]), np.array([rest]), s0)[0])
+        for entity, tokens in own.items()
+    }
+
+
 def _traits(
     rising: dict[str, dict[str, np.ndarray]],
+    by_word: dict[str, dict[tuple[str, int], float]],
     student: Readings,
     plain: Readings,
     categories: Sequence[Category],
@@ -137,6 +170,9 @@ def _traits(
             for e, entity in enumerate(category.entities):
                 if calibrated is not None:
                     p = calibrated.trait_p(float(s[e]), moved, alpha)
+                    word = by_word[context].get((category.category, e))
+                    if word is not None:
+                        p = min(p, calibrated.word_p(word, moved, alpha))
                 else:
                     p = min(1.0, count * float(student_t.sf(s[e], max(2, len(r) - 1))))
                 before = float(plain.p[context][category.category][0, :, e].mean())
