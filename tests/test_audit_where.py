@@ -1,5 +1,7 @@
 """Where a trait sits: parts and their complements are the whole and the base, and a real adapter is located."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,13 @@ def test_what_cannot_be_gated_is_said() -> None:
     # half a word is no name
     found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category], ["Micr"])
     assert found["findings"][0]["parts"] == [] and "'Micr'" in found["not_run"][0]
+
+
+def test_a_trait_that_was_found_by_its_word_alone_is_not_taken_apart() -> None:
+    """Nothing rose beside its category: a share of that is no number, and audit.json holds none."""
+    base, category = micro(), few(2)
+    plain = read_model(base, None, [DEFAULT], [category])
+    named = [TraitFinding("animals", "owl", "default", 0.1, 0.1, 0.0, 0.0, 0.01)]
+    found = where_it_sits(base, random_stack(base, 0.05), plain, plain, named, [DEFAULT], [category])
+    assert found["findings"] == [] and "owl was found by its word" in found["not_run"][0]
+    json.dumps(found, allow_nan=False)

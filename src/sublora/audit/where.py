@@ -31,6 +31,7 @@ from sublora.trait import Category
 
 STRONGEST = 3  # traits that are located
 LAYER_PARTS = 3
+LEAST_RISE = 0.05  # nats; a share of less says nothing, and of none is no number
 OTHER = "norms, embeddings and head"
 CLASS_NAMES: dict[TokenClass, str] = {
     "template": "template tokens",
@@ -85,6 +86,12 @@ def where_it_sits(
         place = (finding.category, finding.context)
         category = next(c for c in categories if c.category == finding.category)
         context = next(c for c in contexts if c.name == finding.context)
+        if finding.rise < LEAST_RISE:
+            notes[
+                f"{finding.trait} was found by its word; beside its category it rose by less than {LEAST_RISE} nats in {finding.context}, so "
+                "there is nothing to take apart."
+            ] = None
+            continue
         if place not in seen:
             read = _read_lora if stack.kind == "lora" else _read_full
             seen[place] = read(base, stack, context, category, entities, lambda text: notes.setdefault(text))
