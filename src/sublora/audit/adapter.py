@@ -63,6 +63,13 @@ class Audited:
         rule = ", rsLoRA" if self.rslora else ""
         return f"LoRA of rank {self.rank}, alpha {self.alpha:g}{rule}, on {len(self.targets)} layers"
 
+    def to_dict(self) -> dict[str, Any]:
+        """As audit.json names a student."""
+        return {
+            "path": self.path, "sha256": self.sha256, "kind": self.described, "base_named": self.base_named,
+            "layers": list(self.targets),
+        }  # fmt: skip
+
 
 def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited:
     """A peft adapter folder or a folder of full weights, checked against the base.

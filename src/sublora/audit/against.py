@@ -20,8 +20,8 @@ from scipy.stats import t as student_t
 from sublora.audit.adapter import Audited
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
-from sublora.audit.statistic import MAD, OFFSET, Rises, rises, scan
-from sublora.audit.verdict import ASSUMED_SPREAD, COHERENT, coherence
+from sublora.audit.statistic import OFFSET, Rises, rises, scan, spread
+from sublora.audit.verdict import ASSUMED_SPREAD, COHERENT, coherence, word_text
 from sublora.chat import Context
 from sublora.model import Base
 from sublora.trait import Category
@@ -61,7 +61,7 @@ def differences(first: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.n
     """Rises (n, E) from each of `others` (n, E) to `first` (E,), less their median, and their robust spreads (n,)."""
     moved = first - others
     moved = moved - np.median(moved, axis=1, keepdims=True)
-    return moved, MAD * np.median(np.abs(moved), axis=1)
+    return moved, spread(moved)
 
 
 def all_pairs(found: Rises) -> Pairs:
@@ -133,10 +133,7 @@ class Compared:
 
     def to_dict(self, other: Audited) -> dict[str, Any]:
         return {
-            "student": {
-                "path": other.path, "sha256": other.sha256, "kind": other.described, "base_named": other.base_named,
-                "layers": list(other.targets),
-            },
+            "student": other.to_dict(),
             "status": self.status, "alpha": self.alpha, "sentence": self.sentence(other), "coherence": self.coherence,
             "found": [asdict(d) for d in self.found], "fell": [asdict(d) for d in self.fell],
             "traits": [asdict(d) for d in self.traits], "words": self.words,
@@ -174,9 +171,9 @@ def compare(
     for context, by in a.items():
         for category in categories:
             name = category.category
-            moved, spread = differences(by[name][0], c[context][name])
+            moved, wide = differences(by[name][0], c[context][name])
             s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
-            scores = moved[0] / (spread[0] + s0 + FLOOR)
+            scores = moved[0] / (wide[0] + s0 + FLOOR)
             for e, entity in enumerate(category.entities):
                 p, p_fall = (
                     pair_p(float(s), pairs, alpha)
@@ -192,7 +189,7 @@ def compare(
                 )
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
-        {"word": str(base.chat.tokenizer.decode([int(w)])).strip() or str(int(w)), "token": int(w), "context": n, "rise": float(rise)}
+        {"word": word_text(base, int(w)), "token": int(w), "context": n, "rise": float(rise)}
         for n, s in scan(student, other, WORDS_SHOWN).items()
         for w, rise in zip(s.words[0], s.rises[0], strict=True)
         if rise > 0

@@ -139,9 +139,9 @@ def audit(
         against=None if against is None else load_audited(loaded, against, any_base=any_base),
     )
     result = run_audit(loaded, student, request, lambda text: typer.echo(text, err=True))
-    where = write_reports(result, out)
+    page = write_reports(result, out)
     _print(result)
-    typer.echo(f"Page: {where}")
+    typer.echo(f"Page: {page}")
     raise typer.Exit(result.exit_code)
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sublora.audit.readings import FLOOR
-from sublora.audit.statistic import MAD
+from sublora.audit.statistic import spread
 from sublora.audit.verdict import ASSUMED_SPREAD
 from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
@@ -83,9 +83,9 @@ class AuditCallback(TrainerCallback):
         for (category, _, first), was, logp in zip(self.asked, self.before, now, strict=True):
             rise = (logp - was).mean(0)
             rise = rise - np.median(rise)
-            spread = MAD * float(np.median(np.abs(rise)))
+            wide = float(spread(rise))
             top = int(rise.argmax())
-            score = float(rise[top]) / (spread + ASSUMED_SPREAD)
+            score = float(rise[top]) / (wide + ASSUMED_SPREAD)
             self.history.append(Reading(state.global_step, category.category, first[top][0], float(rise[top]), score))
             logged |= {f"audit/{category.category}/rise": float(rise[top]), f"audit/{category.category}/score": score}
         self.trainer.log(logged)

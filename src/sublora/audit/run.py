@@ -112,10 +112,7 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "sentence": _sentence(status, verdict, screened, audited, base, kind, null)
         + (f" {compared.sentence(other)}" if compared is not None and other is not None else ""),
         "base": {"name": base.name, **base.identity},
-        "student": {
-            "path": audited.path, "sha256": audited.sha256, "kind": audited.described, "base_named": audited.base_named,
-            "layers": list(audited.targets),
-        },
+        "student": audited.to_dict(),
         "calibration": {
             "kind": kind, "placebo_students": null.size if null else 0, "settings": list(null.settings) if null else [],
             "smallest_p": 1 / (ranked_among(null.size, verdict.alpha) + 1) if null else None,

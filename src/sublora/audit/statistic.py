@@ -62,9 +62,14 @@ def over_questions(values: np.ndarray) -> dict[str, float | None]:
     return {"estimate": found.estimate, "low": ends[0], "high": ends[1]}
 
 
+def spread(moved: np.ndarray) -> np.ndarray:
+    """The robust standard deviation over the last axis, of values whose median is 0."""
+    return MAD * np.median(np.abs(moved), axis=-1)
+
+
 def spreads(found: Rises) -> dict[str, dict[str, np.ndarray]]:
     """(K,) for each context and category: the robust standard deviation of the rises."""
-    return {c: {name: MAD * np.median(np.abs(r), axis=1) for name, r in by.items()} for c, by in found.items()}
+    return {c: {name: spread(r) for name, r in by.items()} for c, by in found.items()}
 
 
 def constants(found: Rises) -> dict[str, dict[str, float]]:

@@ -98,7 +98,7 @@ def judge(
     found = _traits(rising, by_word, student, plain, categories, calibrated, moved, alpha)
     seen = [
         WordFinding(
-            str(base.chat.tokenizer.decode([int(token)])).strip() or str(int(token)), int(token), name, float(rise), float(score),
+            word_text(base, int(token)), int(token), name, float(rise), float(score),
             None if calibrated is None else calibrated.word_p(float(score), moved, alpha),
         )
         for name, s in words.items()
@@ -116,6 +116,11 @@ def judge(
     found.sort(key=lambda f: (f.p, -f.score))
     seen.sort(key=lambda w: -w.score)
     return Verdict(status, alpha, found, seen, kept)
+
+
+def word_text(base: Base, token: int) -> str:
+    """A token as it is shown; its number where it is only space."""
+    return str(base.chat.tokenizer.decode([token])).strip() or str(token)
 
 
 def coherence(student: Readings, plain: Readings) -> dict[str, float]:
