@@ -142,7 +142,7 @@ class AdapterGate:
         tokens = kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         tokens = args[0] if tokens is None else tokens
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the name before transformers 5.24
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = (tokens.shape[0], tokens.shape[1])
         self._now.clear()

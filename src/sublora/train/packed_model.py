@@ -8,6 +8,7 @@ Two ways through the model: training the Llama family takes the flat one (flat.p
 model's own forward pass with its layers patched.
 """
 
+import inspect
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -69,6 +70,9 @@ class PackedModel:
         self.steering = None if steering is None else steering.beside(gate)
         self.told = gate if self.steering is None else self.steering
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
+        # transformers 5.24 renamed it
+        named = inspect.signature(self.decoder.forward).parameters
+        self.cache_argument = "cache" if "cache" in named else "past_key_values"
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.family = family_of(model)
         self._modules = dict(model.named_modules())
@@ -386,8 +390,8 @@ class PackedModel:
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self.cache_argument: cache},
         )
         return out.last_hidden_state
 
