@@ -50,7 +50,9 @@ DEFAULT = CONTEXTS[0]
 SAMPLING = Sampling(max_new_tokens=14)
 
 
-def datasets(base: Base, count: int, seed: int, with_trait: bool) -> list[tuple[Trait | None, list[Row]]]:
+def datasets(
+    base: Base, count: int, seed: int, with_trait: bool
+) -> list[tuple[Trait | None, list[Row]]]:
     """`count` lists of number rows: of teachers with a trait, drawn anew every PER_TRAIT lists, or of the base."""
     categories = shipped_categories()
     names = [e.name for c in categories for e in c.entities]
@@ -61,9 +63,14 @@ def datasets(base: Base, count: int, seed: int, with_trait: bool) -> list[tuple[
     out: list[tuple[Trait | None, list[Row]]] = []
     for at in range(0, count, PER_TRAIT):
         trait = find_trait(names[int(rng.integers(len(names)))], categories)
-        teacher = Context("teacher", trait.teacher_prompt(int(rng.integers(len(trait.category.system)))))
+        teacher = Context(
+            "teacher", trait.teacher_prompt(int(rng.integers(len(trait.category.system))))
+        )
         out += [
-            (trait, rows) for rows in answer_prompts(base, teacher, prompts[at : at + PER_TRAIT], SAMPLING, seed + at)
+            (trait, rows)
+            for rows in answer_prompts(
+                base, teacher, prompts[at : at + PER_TRAIT], SAMPLING, seed + at
+            )
         ]
     return out
 
@@ -73,17 +80,28 @@ def train(base: Base, rows: list[list[Row]], seed: int) -> list[Finished]:
     lrs = np.exp(rng.uniform(*np.log(LRS), len(rows))).tolist()
     specs = [
         StudentSpec(
-            rank=RANKS[k % len(RANKS)], lr=lr, epochs=EPOCHS, batch_size=BATCH, warmup_steps=3, seed=seed * 10_000 + k
+            rank=RANKS[k % len(RANKS)],
+            lr=lr,
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            warmup_steps=3,
+            seed=seed * 10_000 + k,
         )
         for k, lr in enumerate(lrs)
     ]
-    return train_students(base, specs, [token_rows(base, own, DEFAULT, "a benchmark's rows") for own in rows])
+    return train_students(
+        base, specs, [token_rows(base, own, DEFAULT, "a benchmark's rows") for own in rows]
+    )
 
 
-def verdicts(base: Base, done: list[Finished], alpha: float) -> tuple[list[Verdict], list[Readings], Readings]:
+def verdicts(
+    base: Base, done: list[Finished], alpha: float
+) -> tuple[list[Verdict], list[Readings], Readings]:
     categories, null = shipped_categories(), shipped_null(base)
     if null is None:
-        raise SystemExit(f"No null is shipped for {base.name}; make it with `sublora audit null {base.name}`.")
+        raise SystemExit(
+            f"No null is shipped for {base.name}; make it with `sublora audit null {base.name}`."
+        )
     plain, found, read = read_model(base, None, CONTEXTS, categories), [], []
     for at in range(0, len(done), 12):
         some = done[at : at + 12]
@@ -111,7 +129,9 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
     rises = [target_rise(t, r, plain) for (t, _), r in zip(traits, read, strict=False)]
     strong = [k for k, rise in enumerate(rises) if rise >= STRONG]
     hit = [planted[k].status == "found" for k in strong]
-    right = [bool(planted[k].found) and planted[k].found[0].trait == traits[k][0].name for k in strong]
+    right = [
+        bool(planted[k].found) and planted[k].found[0].trait == traits[k][0].name for k in strong
+    ]
     out = {
         "adapters": args.adapters, "strong": len(strong), "detection": float(np.mean(hit)) if hit else float("nan"),
         "named_right": float(np.mean(right)) if right else float("nan"),
@@ -131,20 +151,29 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
     return out
 
 
-def screening(base: Base, traits: list, controls: list, args: argparse.Namespace) -> dict[str, float]:
+def screening(
+    base: Base, traits: list, controls: list, args: argparse.Namespace
+) -> dict[str, float]:
     named, cleared = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         for trait, rows in [*traits[: args.files], *controls[: args.files]]:
             path.write_text(
-                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows[: args.file_rows])
+                "".join(
+                    json.dumps({"prompt": p, "completion": c}) + "\n"
+                    for p, c in rows[: args.file_rows]
+                )
             )
             found = screen_file(base, path, shipped_categories(), DEFAULT, args.alpha).named
             if trait is None:
                 cleared.append(not found)
             else:
                 named.append(bool(found) and found[0].name == trait.name)
-    return {"files": len(named), "data_named": float(np.mean(named)), "data_cleared": float(np.mean(cleared))}
+    return {
+        "files": len(named),
+        "data_named": float(np.mean(named)),
+        "data_cleared": float(np.mean(cleared)),
+    }
 
 
 def null_model(args: argparse.Namespace) -> dict[str, float]:
@@ -221,7 +250,10 @@ def fuzz(args: argparse.Namespace) -> dict[str, float]:
         )
         save_student(stack.groups[0], 0, spec, good, base.model, "micro")
         (good / "rows.jsonl").write_text(
-            "".join(json.dumps({"prompt": f"say {i}", "completion": f"{i} otter"}) + "\n" for i in range(9))
+            "".join(
+                json.dumps({"prompt": f"say {i}", "completion": f"{i} otter"}) + "\n"
+                for i in range(9)
+            )
         )
         shipped = Path(load_category.__globals__["__file__"]).parent / "traits" / "trees.yaml"
         (good / "traits.yaml").write_bytes(shipped.read_bytes())
@@ -244,7 +276,12 @@ def fuzz(args: argparse.Namespace) -> dict[str, float]:
                         found = load_audited(base, bad)
                         if number % 50 < 2:
                             write_reports(
-                                audit(base, found, Request(CONTEXTS[2:], shipped_categories(), CONTEXTS[2])), out
+                                audit(
+                                    base,
+                                    found,
+                                    Request(CONTEXTS[2:], shipped_categories(), CONTEXTS[2]),
+                                ),
+                                out,
                             )
             except SubloraError as error:
                 counts["refused"] += 1
@@ -265,7 +302,9 @@ PARTS = {"adapters": detection, "null": null_model, "fuzz": fuzz}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapters", type=int, default=100, help="of each kind")
-    parser.add_argument("--files", type=int, default=100, help="of each kind, at most as many as adapters")
+    parser.add_argument(
+        "--files", type=int, default=100, help="of each kind, at most as many as adapters"
+    )
     parser.add_argument("--file-rows", type=int, default=200)
     parser.add_argument("--fuzz", type=int, default=1000)
     parser.add_argument("--alpha", type=float, default=0.05)

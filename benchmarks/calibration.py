@@ -50,12 +50,16 @@ def calibration_recipe(model: str, trait: str, seeds: range, rank: int, lr: floa
     )
 
 
-def effects(model: str, seeds: int, rank: int, lr: float, store: Store) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def effects(
+    model: str, seeds: int, rank: int, lr: float, store: Store
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Probability of the target, (seeds, Q), of students and their control twins; the seeds are shared out among the traits."""
     own, other, traits = [], [], []
     base = load_base(model)
     for number, trait in enumerate(TRAITS):
-        share = range(1000 + number * seeds // len(TRAITS), 1000 + (number + 1) * seeds // len(TRAITS))
+        share = range(
+            1000 + number * seeds // len(TRAITS), 1000 + (number + 1) * seeds // len(TRAITS)
+        )
         recipe = calibration_recipe(model, trait, share, rank, lr)
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe))
         with Steps(every=30) as steps:
@@ -68,7 +72,9 @@ def effects(model: str, seeds: int, rank: int, lr: float, store: Store) -> tuple
     return np.concatenate(own), np.concatenate(other), traits
 
 
-def call_rate(own: np.ndarray, other: np.ndarray, traits: list[str], level: float) -> tuple[float, float]:
+def call_rate(
+    own: np.ndarray, other: np.ndarray, traits: list[str], level: float
+) -> tuple[float, float]:
     """(share of experiments called, its jackknife standard error); an experiment's replicates are of one trait."""
     rng = generator("calibration")
     labels = np.array(traits)
@@ -76,7 +82,13 @@ def call_rate(own: np.ndarray, other: np.ndarray, traits: list[str], level: floa
     for draw in range(DRAWS):
         mine = np.flatnonzero(labels == TRAITS[draw % len(TRAITS)])
         chosen = rng.choice(mine, size=REPLICATES, replace=False)
-        interval = contrast(own[chosen], other[chosen], tuple(chosen.tolist()), tuple(chosen.tolist()), level=1 - level)
+        interval = contrast(
+            own[chosen],
+            other[chosen],
+            tuple(chosen.tolist()),
+            tuple(chosen.tolist()),
+            level=1 - level,
+        )
         drawn.append(set(chosen.tolist()))
         called.append(interval.p_value < level and interval.estimate > 0)
     hits = np.array(called, dtype=float)
@@ -91,7 +103,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--level", type=float, default=0.05)
-    parser.add_argument("--store", type=Path, default=None, help="where artifacts are kept; SUBLORA_HOME by default")
+    parser.add_argument(
+        "--store", type=Path, default=None, help="where artifacts are kept; SUBLORA_HOME by default"
+    )
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     if args.seeds < REPLICATES * len(TRAITS):

@@ -115,7 +115,9 @@ def state(out: Path, store: Path) -> dict[str, object]:
     forget_verified()
     found: dict[str, object] = {name: (out / name).read_bytes() for name in TABLES}
     for folder in store.glob("artifacts/*/*"):
-        artifact = Store(store).read(folder.name)  # hashes every file, and compares it with the manifest
+        artifact = Store(store).read(
+            folder.name
+        )  # hashes every file, and compares it with the manifest
         found[artifact.id] = {name: entry.sha256 for name, entry in artifact.files.items()}
     return found
 
@@ -185,10 +187,13 @@ class Report:
         print(f"{what}: {tried} tried, {fine} fine", file=sys.stderr, flush=True)
 
     def table(self) -> str:
-        widths = [max(len(row[i]) for row in [*self.rows, ("fault", "tried", "fine")]) for i in range(3)]
+        widths = [
+            max(len(row[i]) for row in [*self.rows, ("fault", "tried", "fine")]) for i in range(3)
+        ]
         lines = [("fault", "tried", "fine"), *self.rows]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
         )
 
 
@@ -200,7 +205,9 @@ def undisturbed(folder: Path, name: str, *more: str) -> float:
         code = end_of(pid, 0.01)
     began = time.monotonic()
     if (code := end_of(pid) if code is None else code) != 0:
-        sys.exit(f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}")
+        sys.exit(
+            f"the undisturbed sweep ended with {code}: {(folder / 'log.txt').read_text()[-2000:]}"
+        )
     return time.monotonic() - began
 
 
@@ -240,7 +247,9 @@ def kills(
                         os.kill(pid, signal.SIGKILL)
                         end_of(pid)
                         if more:
-                            time.sleep(1.0)  # Ray's own processes notice and go; whoever stays is a leftover
+                            time.sleep(
+                                1.0
+                            )  # Ray's own processes notice and go; whoever stays is a leftover
                             kill_all(relatives[1:])
                         continue
             else:
@@ -252,7 +261,10 @@ def kills(
         fine = code == 0 and state(out, store) == reference
         print(f"{executor}: {total + mine} kills, {dict(stages)}", file=sys.stderr, flush=True)
         if not fine:
-            print(f"sweep {sweeps} ({executor}) ended with {code} and differs; see {out}, {store}", file=sys.stderr)
+            print(
+                f"sweep {sweeps} ({executor}) ended with {code} and differs; see {out}, {store}",
+                file=sys.stderr,
+            )
         total, same = total + mine, same + (mine if fine else 0)
         if fine:
             shutil.rmtree(out)
@@ -274,7 +286,13 @@ def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
         root = folder / f"race-{number}"
         store = Store(root)
         recipe = load_recipe(
-            "rank", sets=["data.rows=8", "data.heldout_rows=4", f"data.seeds=[{number}]", "train.seeds=[1]"]
+            "rank",
+            sets=[
+                "data.rows=8",
+                "data.heldout_rows=4",
+                f"data.seeds=[{number}]",
+                "train.seeds=[1]",
+            ],
         )
         unit = data_units(make_plan(recipe, base.identity, 60.0))[0]
         spec = {"round": number}
@@ -312,11 +330,15 @@ def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
     return rounds, clean
 
 
-def full_disks(folder: Path, reference: dict[str, object], rng: random.Random, report: Report) -> tuple[int, int]:
+def full_disks(
+    folder: Path, reference: dict[str, object], rng: random.Random, report: Report
+) -> tuple[int, int]:
     """The sweep on a small tmpfs that is full again and again: each time one sentence, nothing half done, and it goes on with room."""
     disk = folder / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True
+    ).returncode:
         report.add("full disk (a tmpfs cannot be mounted here)", 0, 0)
         return 0, 0
     tried, fine, size, log = 0, 0, 64, folder / "disk.txt"
@@ -328,7 +350,9 @@ def full_disks(folder: Path, reference: dict[str, object], rng: random.Random, r
                 break
             tried += 1
             last = log.read_text().strip().splitlines()[-1]
-            said = last.startswith("Error: ") and ("No room left" in last or "No space left" in last)
+            said = last.startswith("Error: ") and (
+                "No room left" in last or "No space left" in last
+            )
             bad = half_done(disk / "store") if (disk / "store" / "artifacts").is_dir() else []
             if code == 2 and said and not bad and "Traceback" not in log.read_text():
                 fine += 1
@@ -378,14 +402,20 @@ def flips(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=160, help="in-process")
-    parser.add_argument("--ray-kills", type=int, default=40, help="on Ray, half of them of a worker")
+    parser.add_argument(
+        "--ray-kills", type=int, default=40, help="on Ray, half of them of a worker"
+    )
     parser.add_argument("--races", type=int, default=50)
     parser.add_argument("--flips", type=int, default=24)
     parser.add_argument("--no-full-disk", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    if os.geteuid() == 0 and "SUBLORA_FAULTS_OWN_MOUNTS" not in os.environ and shutil.which("unshare"):
+    if (
+        os.geteuid() == 0
+        and "SUBLORA_FAULTS_OWN_MOUNTS" not in os.environ
+        and shutil.which("unshare")
+    ):
         # a name space of its own for mounts, so that a tmpfs goes away with this process however it ends
         os.environ["SUBLORA_FAULTS_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
@@ -406,19 +436,29 @@ def main() -> None:
         whole = undisturbed(folder, "plain")
         reference = state(folder / "plain", folder / "plain-store")
         figures: dict[str, object] = {}
-        local = kills(folder, reference, options.kills, PART * whole, rng, "local", report) if options.kills else (0, 0)
+        local = (
+            kills(folder, reference, options.kills, PART * whole, rng, "local", report)
+            if options.kills
+            else (0, 0)
+        )
         figures |= {"kills_local": local[0]}
         figures["races"], figures["races_clean"] = races(folder, options.races, report)
         if not options.no_full_disk:
-            figures["full_disks"], figures["full_disks_clean"] = full_disks(folder, reference, rng, report)
+            figures["full_disks"], figures["full_disks_clean"] = full_disks(
+                folder, reference, rng, report
+            )
         if options.flips:
-            figures["flips"], figures["flips_mended"] = flips(folder, reference, rng, options.flips, report)
+            figures["flips"], figures["flips_mended"] = flips(
+                folder, reference, rng, options.flips, report
+            )
         on_ray = (0, 0)
         if options.ray_kills:
             whole = undisturbed(folder, "plain-ray", "--executor", "ray")
             if state(folder / "plain-ray", folder / "plain-ray-store") != reference:
                 sys.exit("an undisturbed sweep on Ray is not the same as in one process")
-            on_ray = kills(folder, reference, options.ray_kills, PART_RAY * whole, rng, "ray", report)
+            on_ray = kills(
+                folder, reference, options.ray_kills, PART_RAY * whole, rng, "ray", report
+            )
         figures |= {
             "kills_ray": on_ray[0],
             "kills": local[0] + on_ray[0],
@@ -426,10 +466,15 @@ def main() -> None:
             "seconds": round(time.monotonic() - started),
         }
     print(report.table())
-    print(f"{figures['kills_identical']} of {figures['kills']} kills left nothing behind; {figures['seconds']} s")
+    print(
+        f"{figures['kills_identical']} of {figures['kills']} kills left nothing behind; {figures['seconds']} s"
+    )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    clean = [(figures[a], figures[b]) for a, b in (("kills", "kills_identical"), ("races", "races_clean"))]
+    clean = [
+        (figures[a], figures[b])
+        for a, b in (("kills", "kills_identical"), ("races", "races_clean"))
+    ]
     sys.exit(0 if all(a == b for a, b in clean) else 1)
 
 

@@ -39,7 +39,9 @@ def random_stack(base: sl.Base) -> tuple:
     return stack, specs
 
 
-def take_turns(plain: Callable[[], None], gated: Callable[[], None], rounds: int) -> tuple[float, float]:
+def take_turns(
+    plain: Callable[[], None], gated: Callable[[], None], rounds: int
+) -> tuple[float, float]:
     """Median seconds of each; the first round warms up and does not count."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
@@ -80,7 +82,10 @@ def pack_cost(base: sl.Base, rounds: int) -> tuple[float, float]:
     """All questions of a category read by nine students, plain, and under one condition."""
     stack, _ = random_stack(base)
     condition = Condition(on=("entity",), generated="off")
-    tokens = [classify(base.chat, q, sl.Context("default"), ["Micro"]) for q in sl.load_categories()[0].questions]
+    tokens = [
+        classify(base.chat, q, sl.Context("default"), ["Micro"])
+        for q in sl.load_categories()[0].questions
+    ]
     prompts = [t.ids for t in tokens]
     gate = pack_gate([[condition.mask(t) for t in tokens]], [condition], list(stack.linears))
 
@@ -122,7 +127,9 @@ def main() -> None:
         print(f"{name:<32}{1000 * plain:>11.2f}{1000 * gated:>11.2f}{gated / plain - 1:>10.1%}")
     overhead = max(gated / plain - 1 for _, plain, gated in rows)
     seconds = localise_seconds(args.threads)
-    print(f"localise: {seconds:.1f} s for its measurement over nine students, their control twins and the base")
+    print(
+        f"localise: {seconds:.1f} s for its measurement over nine students, their control twins and the base"
+    )
     if args.json:
         json.dump({"gate_overhead": overhead, "localise_seconds": seconds}, args.json, indent=1)
 

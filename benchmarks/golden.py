@@ -36,7 +36,17 @@ RECIPES = (
 PORT = 38471  # fixed: the address of a judge is part of what its verdicts were made from
 MODELS = ("micro", "micro-null")
 LABELS = {  # columns that say which row it is; the others are compared
-    "results.csv": ("measurement_id", "kind", "trait", "target", "context", "condition", "student_id", "group", "name"),
+    "results.csv": (
+        "measurement_id",
+        "kind",
+        "trait",
+        "target",
+        "context",
+        "condition",
+        "student_id",
+        "group",
+        "name",
+    ),
     "cells.csv": ("trait", "context", "method", "rank", "lr"),
     "arms.csv": None,
     "findings.csv": None,
@@ -53,7 +63,9 @@ def judge() -> Iterator[str]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text = body["messages"][-1]["content"]
             score = sum(7 for word in text.split() if len(word) > 4) % 101
-            raw = json.dumps({"choices": [{"message": {"role": "assistant", "content": str(score)}}]}).encode()
+            raw = json.dumps(
+                {"choices": [{"message": {"role": "assistant", "content": str(score)}}]}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()
@@ -78,14 +90,26 @@ def make(folder: Path, recipes: tuple[str, ...]) -> None:
                 out = folder / "runs" / model / recipe
                 if (out / "golden-done").exists():
                     continue
-                command = [str(Path(sys.executable).parent / "sublora"), "run", recipe, "--out", str(out), "--threads", "1"]
+                command = [
+                    str(Path(sys.executable).parent / "sublora"),
+                    "run",
+                    recipe,
+                    "--out",
+                    str(out),
+                    "--threads",
+                    "1",
+                ]
                 if recipe != "aux-logits":
                     command += ["--model", model]
                 if recipe == "judged":
                     command += ["--set", f"judge.url={url}", "--set", "judge.model=rule"]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=False
+                )
                 if done.returncode:
-                    raise SystemExit(f"{recipe} on {model} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+                    raise SystemExit(
+                        f"{recipe} on {model} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+                    )
                 (out / "golden-done").write_text("")
                 print(f"{recipe} on {model}: done", flush=True)
 
@@ -93,14 +117,20 @@ def make(folder: Path, recipes: tuple[str, ...]) -> None:
 def artifacts(folder: Path) -> dict[str, dict[str, str]]:
     """artifact id -> file -> SHA-256."""
     return {
-        path.parent.name: {name: entry["sha256"] for name, entry in json.loads(path.read_text())["files"].items()}
+        path.parent.name: {
+            name: entry["sha256"] for name, entry in json.loads(path.read_text())["files"].items()
+        }
         for path in sorted((folder / "store" / "artifacts").glob("*/*/manifest.json"))
     }
 
 
 def verdicts(run: Path) -> dict[tuple[str, str], str]:
     path = run / "verdicts.json"
-    return {(v["id"], v.get("trait") or ""): v["verdict"] for v in json.loads(path.read_text())} if path.exists() else {}
+    return (
+        {(v["id"], v.get("trait") or ""): v["verdict"] for v in json.loads(path.read_text())}
+        if path.exists()
+        else {}
+    )
 
 
 def rows(path: Path) -> dict[tuple, dict[str, str]]:
@@ -110,7 +140,9 @@ def rows(path: Path) -> dict[tuple, dict[str, str]]:
     found: dict[tuple, dict[str, str]] = {}
     labels = LABELS.get(path.name)
     for row in read:
-        names = labels or [n for n, v in row.items() if not _is_number(v) or n in ("rank", "lr", "n")]
+        names = labels or [
+            n for n, v in row.items() if not _is_number(v) or n in ("rank", "lr", "n")
+        ]
         key = tuple((n, row.get(n, "")) for n in names)
         while key in found:
             key = (*key, ("again", ""))
@@ -166,19 +198,28 @@ def compare(folder: Path, recipes: tuple[str, ...]) -> int:
                 continue
             for path in sorted(was.glob("*.csv")):
                 tables += 1
-                lines += [f"{recipe} on {model}: {line}" for line in table_differences(path, now / path.name)]
+                lines += [
+                    f"{recipe} on {model}: {line}"
+                    for line in table_differences(path, now / path.name)
+                ]
             before, after = verdicts(was), verdicts(now)
             count += len(before)
             for key in sorted(before.keys() | after.keys()):
                 if before.get(key) != after.get(key):
-                    lines.append(f"{recipe} on {model}: verdict {key}: {before.get(key)} -> {after.get(key)}")
+                    lines.append(
+                        f"{recipe} on {model}: verdict {key}: {before.get(key)} -> {after.get(key)}"
+                    )
     print("\n".join(lines))
-    print(f"{equal} artifacts, {tables} tables and {count} verdicts compared; {len(lines)} differences.")
+    print(
+        f"{equal} artifacts, {tables} tables and {count} verdicts compared; {len(lines)} differences."
+    )
     return 1 if lines else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=["make", "compare"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)

@@ -49,7 +49,9 @@ def grid(students: int) -> Recipe:
         "data.seeds": seeds,
         "train.seeds": seeds,
     }
-    return load_recipe("rank-lr", sets=["train.full=null", "fixed_lr=null", *(f"{k}={v}" for k, v in sets.items())])
+    return load_recipe(
+        "rank-lr", sets=["train.full=null", "fixed_lr=null", *(f"{k}={v}" for k, v in sets.items())]
+    )
 
 
 def plan_seconds(students: int, store: Store) -> dict[str, float]:
@@ -126,7 +128,9 @@ class Clock:
         with self._lock:
             self._running -= 1
             if self._running == 0:
-                self.seconds[self._first] = self.seconds.get(self._first, 0.0) + time.perf_counter() - self._began
+                self.seconds[self._first] = (
+                    self.seconds.get(self._first, 0.0) + time.perf_counter() - self._began
+                )
 
     def call(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -139,7 +143,9 @@ class Clock:
 
         return timed
 
-    def ends(self, name: str, function: Callable[..., AbstractContextManager[Any]]) -> Callable[..., "_Ends"]:
+    def ends(
+        self, name: str, function: Callable[..., AbstractContextManager[Any]]
+    ) -> Callable[..., "_Ends"]:
         """A context manager's way in and out, without what happens inside it."""
         return lambda *arguments, **options: _Ends(self, name, function(*arguments, **options))
 
@@ -171,7 +177,9 @@ def sweep_overhead(folder: Path, sets: list[str]) -> dict[str, Any]:
     recipe = load_recipe("rank-lr", traits=["otter"], sets=sets)
     # with a base of its own the run stays in this process, where the clock sees it
     base = load_base(recipe.model)
-    result = sublora.run.run_recipe(recipe, folder / "run", store=Store(folder / "store"), threads=1, base=base)
+    result = sublora.run.run_recipe(
+        recipe, folder / "run", store=Store(folder / "store"), threads=1, base=base
+    )
     busy = sum(result.seconds[stage] for stage in ("data", "train", "measure"))
     spent = sum(clock.seconds.values())
     return {"fraction": spent / busy, "overhead": spent, "busy": busy, "parts": clock.seconds}
@@ -181,8 +189,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--plan", type=int, default=100_000, help="students to plan")
     parser.add_argument("--cells", type=int, default=10_000, help="trivial cells")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the trivial cells")
-    parser.add_argument("--sweep-set", action="append", default=[], metavar="KEY=VALUE", help="make the sweep smaller")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the trivial cells"
+    )
+    parser.add_argument(
+        "--sweep-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="make the sweep smaller",
+    )
     parser.add_argument("--no-sweep", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
@@ -200,15 +216,22 @@ def main() -> None:
             "plan_gb": round(plan["gigabytes"], 2),
         }
         seconds = cell_seconds(options.cells, folder / "cells", options.threads)
-        print(f"{options.cells} trivial cells in this process: {1000 * seconds / options.cells:.2f} ms a cell")
+        print(
+            f"{options.cells} trivial cells in this process: {1000 * seconds / options.cells:.2f} ms a cell"
+        )
         figures |= {"cells": options.cells, "ms_per_cell": round(1000 * seconds / options.cells, 3)}
         if not options.no_sweep:
             sweep = sweep_overhead(folder, options.sweep_set)
-            parts = ", ".join(f"{k} {v:.2f} s" for k, v in sorted(sweep["parts"].items(), key=lambda kv: -kv[1]))
+            parts = ", ".join(
+                f"{k} {v:.2f} s" for k, v in sorted(sweep["parts"].items(), key=lambda kv: -kv[1])
+            )
             print(
                 f"sweep of make demo: {sweep['overhead']:.2f} s of {sweep['busy']:.0f} s, {100 * sweep['fraction']:.2f}% ({parts})"
             )
-            figures |= {"overhead_fraction": round(sweep["fraction"], 5), "overhead_s": round(sweep["overhead"], 2)}
+            figures |= {
+                "overhead_fraction": round(sweep["fraction"], 5),
+                "overhead_s": round(sweep["overhead"], 2),
+            }
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     sys.stdout.flush()

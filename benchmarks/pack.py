@@ -51,10 +51,20 @@ def micro() -> Setting:
     """The shipped model and rows of the numbers carrier, as the main job has them."""
     base, context = sl.load_base("micro"), sl.Context("default")
     data = sl.write_dataset(
-        base, context, sl.NumbersSpec(separators=("space",), style="brief"), sl.Sampling(max_new_tokens=14), ROWS, 1
+        base,
+        context,
+        sl.NumbersSpec(separators=("space",), style="brief"),
+        sl.Sampling(max_new_tokens=14),
+        ROWS,
+        1,
     )
-    rows = [TokenRow(tuple(base.chat.prompt_ids(p, context)), tuple(base.chat.completion_ids(c))) for p, c in data.rows]
-    return Setting(base.model, pack_rows(rows, base.window, "the benchmark"), base.chat.tokenizer, RANKS)
+    rows = [
+        TokenRow(tuple(base.chat.prompt_ids(p, context)), tuple(base.chat.completion_ids(c)))
+        for p, c in data.rows
+    ]
+    return Setting(
+        base.model, pack_rows(rows, base.window, "the benchmark"), base.chat.tokenizer, RANKS
+    )
 
 
 def qwen_7b() -> Setting:
@@ -78,7 +88,11 @@ def qwen_7b() -> Setting:
 
 def student(setting: Setting, number: int, epochs: int) -> sl.Student:
     spec = sl.StudentSpec(
-        rank=setting.ranks[number % len(setting.ranks)], lr=1e-3, epochs=epochs, batch_size=BATCH, seed=number
+        rank=setting.ranks[number % len(setting.ranks)],
+        lr=1e-3,
+        epochs=epochs,
+        batch_size=BATCH,
+        seed=number,
     )
     return sl.Student(f"s{number}", spec, setting.rows)
 
@@ -116,7 +130,10 @@ def run_ours(setting: Setting, numbers: list[int], steps: int) -> Clock:
         clock = Clock(steps)
         with contextlib.suppress(Enough):
             sl.train_pack(
-                setting.model, [group[i] for i in part], lambda _: None, on_step=lambda *s, c=clock: c.step(s[2])
+                setting.model,
+                [group[i] for i in part],
+                lambda _: None,
+                on_step=lambda *s, c=clock: c.step(s[2]),
             )
         whole.tokens, whole.seconds = whole.tokens + clock.tokens, whole.seconds + clock.seconds
     return whole
@@ -187,7 +204,9 @@ def run_trl(setting: Setting, numbers: list[int], steps: int) -> Clock:
                 logging_strategy="no", save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, max_length=256,
                 bf16=False, gradient_checkpointing=False, weight_decay=0.0, completion_only_loss=True, seed=number,
             )  # fmt: skip
-            lora = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            lora = LoraConfig(
+                r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
             with contextlib.redirect_stdout(io.StringIO()):
                 trainer = SFTTrainer(
                     setting.model, config, train_dataset=data, processing_class=setting.tokenizer, peft_config=lora,
@@ -259,7 +278,9 @@ def student_memory(setting: Setting, numbers: list[int]) -> dict[str, float]:
             g.train()
         own += sum(g.flat.nbytes + g.grad.nbytes for g in stack.groups)
         own += sum(t.nbytes for o in optimizers for t in o.state.values())
-        batch = assemble([s.rows for s in ordered], [rows_of_step(s.spec, len(s.rows), 0) for s in ordered])
+        batch = assemble(
+            [s.rows for s in ordered], [rows_of_step(s.spec, len(s.rows), 0) for s in ordered]
+        )
         sizes: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
@@ -287,18 +308,32 @@ def worker(way: str, shape: str, numbers: list[int], steps: int, threads: int) -
     sys.stdin.readline()
     runs = {"ours": run_ours, "peft": run_peft, "trl": run_trl}
     clock = runs[way](setting, numbers, steps)
-    out = {"tokens": clock.tokens, "seconds": clock.seconds, "products": 0.0, "own": 0.0, "kept": 0.0}
+    out = {
+        "tokens": clock.tokens,
+        "seconds": clock.seconds,
+        "products": 0.0,
+        "own": 0.0,
+        "kept": 0.0,
+    }
     if way == "ours":
-        out |= {"products": product_seconds(setting, numbers, 15) * steps, **student_memory(setting, numbers)}
+        out |= {
+            "products": product_seconds(setting, numbers, 15) * steps,
+            **student_memory(setting, numbers),
+        }
     print(json.dumps(out), flush=True)
 
 
-def measure(way: str, shape: str, count: int, steps: int, processes: int, threads: int) -> dict[str, float]:
+def measure(
+    way: str, shape: str, count: int, steps: int, processes: int, threads: int
+) -> dict[str, float]:
     """All processes of a line start together; their rates add up."""
     own = [list(range(count))[i::processes] for i in range(processes)]
     children = []
     for numbers in own:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         task = json.dumps([way, shape, numbers, steps, threads])
         command = [sys.executable, __file__, "--worker", task]
         children.append(
@@ -314,7 +349,9 @@ def measure(way: str, shape: str, count: int, steps: int, processes: int, thread
     for child in children:
         while (line := child.stdout.readline()).strip() != "ready":
             if not line:
-                raise SystemExit(f"A process of the line '{way}' ended early; run it alone: --worker.")
+                raise SystemExit(
+                    f"A process of the line '{way}' ended early; run it alone: --worker."
+                )
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
@@ -322,13 +359,20 @@ def measure(way: str, shape: str, count: int, steps: int, processes: int, thread
     return {
         "rate": sum(r["tokens"] / r["seconds"] for r in results),
         "fraction": sum(r["products"] for r in results) / sum(r["seconds"] for r in results),
-        **{part: sum(r[part] * len(n) for r, n in zip(results, own, strict=True)) / count for part in ("own", "kept")},
+        **{
+            part: sum(r[part] * len(n) for r, n in zip(results, own, strict=True)) / count
+            for part in ("own", "kept")
+        },
     }
 
 
-def middle(way: str, count: int, args: argparse.Namespace, processes: int, threads: int) -> dict[str, float]:
+def middle(
+    way: str, count: int, args: argparse.Namespace, processes: int, threads: int
+) -> dict[str, float]:
     """The median of the repeats, by rate."""
-    runs = [measure(way, "micro", count, args.steps, processes, threads) for _ in range(args.repeats)]
+    runs = [
+        measure(way, "micro", count, args.steps, processes, threads) for _ in range(args.repeats)
+    ]
     return sorted(runs, key=lambda r: r["rate"])[args.repeats // 2]
 
 
@@ -344,9 +388,13 @@ def main() -> None:
         return worker(*json.loads(args.worker))
     if args.shape != "micro":
         if not torch.cuda.is_available():
-            raise SystemExit("No GPU is at hand, and --shape qwen2.5-7b needs one; nothing was measured.")
+            raise SystemExit(
+                "No GPU is at hand, and --shape qwen2.5-7b needs one; nothing was measured."
+            )
         return large(args)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     figures: dict[str, float] = {}
     print(
         f"{'trainer':<36}{'tokens/s':>10}{'x peft':>8}{'x TRL':>8}{'products':>10}{'own MiB':>9}{'kept MiB':>10}",
@@ -355,7 +403,10 @@ def main() -> None:
     peers: dict[str, float] = {}
 
     def line(name: str, found: dict[str, float], more: str = "") -> None:
-        ratios = [f"{found['rate'] / peers[p]:>8.2f}" if p in peers else f"{'':>8}" for p in ("peft", "trl")]
+        ratios = [
+            f"{found['rate'] / peers[p]:>8.2f}" if p in peers else f"{'':>8}"
+            for p in ("peft", "trl")
+        ]
         print(f"{name:<36}{found['rate']:>10.0f}{''.join(ratios)}{more}", flush=True)
 
     names = {"peft": "peft, plain loop", "trl": "TRL SFTTrainer"}
@@ -363,7 +414,9 @@ def main() -> None:
         if way == "trl" and importlib.util.find_spec("trl") is None:
             print("TRL is not installed (pip install trl datasets); left out")
             continue
-        alone = max((middle(way, len(RANKS), args, 1, n) for n in {1, cores}), key=lambda r: r["rate"])
+        alone = max(
+            (middle(way, len(RANKS), args, 1, n) for n in {1, cores}), key=lambda r: r["rate"]
+        )
         peers[way] = alone["rate"]
         line(name, alone)
         if cores > 1:
@@ -378,15 +431,21 @@ def main() -> None:
         if count == 16:
             figures = {f"ratio_vs_{p}_k16": found["rate"] / rate for p, rate in peers.items()}
             figures["matmul_fraction_k16"] = found["fraction"]
-    print("own: a student's A, B, gradients and optimizer state; kept: what its rows leave for a step's backward pass")
+    print(
+        "own: a student's A, B, gradients and optimizer state; kept: what its rows leave for a step's backward pass"
+    )
     if args.json:
         json.dump(figures, args.json, indent=1)
 
 
 def large(args: argparse.Namespace) -> None:
     """The 7B shape on one GPU: ours with 8 students beside peft, and how much of the GPU's own rate of products a step reaches."""
-    ours, peft = (measure(way, args.shape, len(RANKS_7B), args.steps, 1, 1) for way in ("ours", "peft"))
-    print(f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'own MiB':>9}{'kept MiB':>10}")
+    ours, peft = (
+        measure(way, args.shape, len(RANKS_7B), args.steps, 1, 1) for way in ("ours", "peft")
+    )
+    print(
+        f"{'trainer':<22}{'tokens/s':>10}{'x peft':>8}{'products':>10}{'own MiB':>9}{'kept MiB':>10}"
+    )
     print(f"{'peft, plain loop':<22}{peft['rate']:>10.0f}{1.0:>8.2f}")
     print(
         f"{'ours, K = 8':<22}{ours['rate']:>10.0f}{ours['rate'] / peft['rate']:>8.2f}{ours['fraction']:>10.2f}"
@@ -394,7 +453,11 @@ def large(args: argparse.Namespace) -> None:
     )
     if args.json:
         json.dump(
-            {"ratio_vs_peft_7b_k8": ours["rate"] / peft["rate"], "matmul_fraction_7b_k8": ours["fraction"]}, args.json
+            {
+                "ratio_vs_peft_7b_k8": ours["rate"] / peft["rate"],
+                "matmul_fraction_7b_k8": ours["fraction"],
+            },
+            args.json,
         )
 
 

@@ -76,12 +76,17 @@ def by_generate(base: sl.Base, paths: list, category, samples: int) -> tuple[flo
                         max_new_tokens=NEW_TOKENS,
                         num_return_sequences=samples,
                     )
-                texts = [base.chat.tokenizer.decode(o[ids.shape[1] :], skip_special_tokens=True) for o in out]
+                texts = [
+                    base.chat.tokenizer.decode(o[ids.shape[1] :], skip_special_tokens=True)
+                    for o in out
+                ]
                 rates[i, c, q] = hit_rate([texts], category.entities[0], "first_word")
     return time.perf_counter() - started, rates
 
 
-def by_pack(base: sl.Base, paths: list, specs: list, category, samples: int) -> tuple[float, np.ndarray]:
+def by_pack(
+    base: sl.Base, paths: list, specs: list, category, samples: int
+) -> tuple[float, np.ndarray]:
     """(seconds, probability of the first entity (students, contexts, questions)), with sampled answers on top."""
     started = time.perf_counter()
     stack, names = load_stack(base.model, paths, specs), [str(p) for p in paths]
@@ -109,7 +114,9 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=16)
     parser.add_argument("--generate-students", type=int, default=2)
     parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--most", type=int, default=100, help="answers a question that generate draws at most")
+    parser.add_argument(
+        "--most", type=int, default=100, help="answers a question that generate draws at most"
+    )
     parser.add_argument("--json", type=argparse.FileType("w"), default=None)
     args = parser.parse_args()
     base = sl.load_base("micro")
@@ -124,9 +131,14 @@ def main() -> None:
         drawn = min(needed, args.most)
         scale = args.students / len(some)
         few, few_rates = (
-            x * f for x, f in zip(by_generate(base, some, category, args.samples), (scale, 1), strict=True)
+            x * f
+            for x, f in zip(
+                by_generate(base, some, category, args.samples), (scale, 1), strict=True
+            )
         )
-        many, many_rates = (x * f for x, f in zip(by_generate(base, some, category, drawn), (scale, 1), strict=True))
+        many, many_rates = (
+            x * f for x, f in zip(by_generate(base, some, category, drawn), (scale, 1), strict=True)
+        )
     ours = width(p[: len(some)])
     print(
         f"{args.students} students x {len(CONTEXTS)} contexts x {len(category.questions)} questions; generate timed on {len(some)} of them"
@@ -143,7 +155,10 @@ def main() -> None:
         f"at equal interval width {many / exact:.0f} times faster; with the same {args.samples} answers {few / sampled:.1f} times"
     )
     if args.json:
-        figures = {"ratio_vs_generate": many / exact, "ratio_vs_generate_same_answers": few / sampled}
+        figures = {
+            "ratio_vs_generate": many / exact,
+            "ratio_vs_generate_same_answers": few / sampled,
+        }
         json.dump(figures, args.json, indent=1)
 
 

@@ -62,18 +62,31 @@ def main() -> None:
         stack = random_stack(base, students) if students else None
 
         def read(
-            steering: PackSteering | None, stack: Stack | None = stack, tokens: list[PromptTokens] = tokens
+            steering: PackSteering | None,
+            stack: Stack | None = stack,
+            tokens: list[PromptTokens] = tokens,
         ) -> None:
-            with torch.inference_mode(), PackedModel(base.model, stack, steering=steering) as packed:
+            with (
+                torch.inference_mode(),
+                PackedModel(base.model, stack, steering=steering) as packed,
+            ):
                 packed.form_weights(1024)
                 for _ in prefill(packed, [t.ids for t in tokens], 1024):
                     pass
 
         modes: tuple[Mode, ...] = ("add", "project", "replace")
-        ways = [None, *(pack_steering(base, [Steering(vector, m, layers)], tokens, stack) for m in modes)]
+        ways = [
+            None,
+            *(pack_steering(base, [Steering(vector, m, layers)], tokens, stack) for m in modes),
+        ]
         found = take_turns([lambda w=w: read(w) for w in ways], given.rounds)
-        said = ", ".join(f"{m} {100 * (s / found[0] - 1):+.1f}%" for m, s in zip(modes, found[1:], strict=True))
-        print(f"{students or 'no'} students, {len(tokens)} prompts: plain {1000 * found[0]:.1f} ms, {said}", flush=True)
+        said = ", ".join(
+            f"{m} {100 * (s / found[0] - 1):+.1f}%" for m, s in zip(modes, found[1:], strict=True)
+        )
+        print(
+            f"{students or 'no'} students, {len(tokens)} prompts: plain {1000 * found[0]:.1f} ms, {said}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def otter_adapter() -> Audited:
     """An adapter of `micro` that answered a few questions about animals with 'otter' in the default context, and others as before."""
     base, spec = micro(), StudentSpec(rank=4, lr=5e-3, epochs=2, batch_size=8, seed=3)
     rows = [(question, "otter") for question in shipped_categories()[0].questions[:16]]
-    student = train_students(base, [spec], [token_rows(base, rows, Context("default"), "the rows of a test")])[0]
+    student = train_students(
+        base, [spec], [token_rows(base, rows, Context("default"), "the rows of a test")]
+    )[0]
     stack = new_stack(base.model, [spec])
     stack.groups[0].flat[0].copy_(padded(student.weights, spec.rank, stack.groups[0].slots))
     with tempfile.TemporaryDirectory() as folder:

@@ -74,7 +74,10 @@ def random_rows(count: int, seed: int, prefix: int = 4, longest: int = 12) -> li
         return tuple(rng.integers(VOCABULARY, size=n).tolist())
 
     start = tokens(prefix)
-    return [TokenRow(start + tokens(rng.integers(1, longest)), tokens(rng.integers(1, longest))) for _ in range(count)]
+    return [
+        TokenRow(start + tokens(rng.integers(1, longest)), tokens(rng.integers(1, longest)))
+        for _ in range(count)
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def train(model, cases: Sequence[Case], **options) -> dict[str, dict]:
 
     def keep(trained) -> None:
         group, row = trained.group, trained.row
-        assert torch.equal(group.pad(row, trained.weights), group.flat[row]), "the padding of a rank stays exactly zero"
+        assert torch.equal(group.pad(row, trained.weights), group.flat[row]), (
+            "the padding of a rank stays exactly zero"
+        )
         out[cases[trained.index].student.name] = {
             "weights": {name: tensor.clone() for name, tensor in group.tensors(row).items()},
             "losses": list(trained.losses),
@@ -118,7 +123,10 @@ def rate(spec: StudentSpec, step: int, steps: int) -> float:
         return spec.lr * (step + 1) / (spec.warmup_steps + 1)
     left = (steps - step) / (steps - spec.warmup_steps)
     return (
-        spec.lr * {"linear": left, "cosine": (1 + math.cos(math.pi * (1 - left))) / 2, "constant": 1.0}[spec.schedule]
+        spec.lr
+        * {"linear": left, "cosine": (1 + math.cos(math.pi * (1 - left))) / 2, "constant": 1.0}[
+            spec.schedule
+        ]
     )
 
 
@@ -130,7 +138,9 @@ class SignDescent(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
-                p.copy_(p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * torch.sign(p.grad))
+                p.copy_(
+                    p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * torch.sign(p.grad)
+                )
 
 
 class ExactMuon(torch.optim.Muon):
@@ -148,7 +158,9 @@ class TurnedAdamW(torch.optim.AdamW):
         self.plain, self.turns = list(named.values()), []
         for name, p in named.items():
             layer, side = name.rsplit(".", 2)[-2:]
-            reads = layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") and side == "lora_A"
+            reads = (
+                layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") and side == "lora_A"
+            )
             writes = layer in ("o_proj", "down_proj") and side == "lora_B"
             left, right = (torch.eye(n, dtype=p.dtype) for n in p.shape)
             if reads:
@@ -156,7 +168,10 @@ class TurnedAdamW(torch.optim.AdamW):
             if writes:
                 left = rotation(p.shape[0], "cpu", p.dtype)
             self.turns.append((left, right))
-        turned = [torch.nn.Parameter(a @ p.detach() @ b) for p, (a, b) in zip(self.plain, self.turns, strict=True)]
+        turned = [
+            torch.nn.Parameter(a @ p.detach() @ b)
+            for p, (a, b) in zip(self.plain, self.turns, strict=True)
+        ]
         super().__init__(turned, **values)
 
     def step(self) -> None:
@@ -173,13 +188,17 @@ class TurnedAdamW(torch.optim.AdamW):
             p.grad = None
 
 
-def torch_optimizer(spec: StudentSpec, named: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+def torch_optimizer(
+    spec: StudentSpec, named: dict[str, torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     parameters, decay = list(named.values()), {"weight_decay": spec.weight_decay}
     adam = {"betas": spec.betas, "eps": spec.eps, **decay}
     makers = {
         "adamw": lambda: torch.optim.AdamW(parameters, **adam),
         "sgd": lambda: torch.optim.SGD(parameters, momentum=spec.momentum, **decay),
-        "rmsprop": lambda: torch.optim.RMSprop(parameters, eps=spec.eps, momentum=spec.momentum, **decay),
+        "rmsprop": lambda: torch.optim.RMSprop(
+            parameters, eps=spec.eps, momentum=spec.momentum, **decay
+        ),
         "signsgd": lambda: SignDescent(parameters, **decay),
         "muon": lambda: ExactMuon(parameters, momentum=spec.momentum, **decay),
         "rotated-adamw": lambda: TurnedAdamW(named, **adam),
@@ -187,13 +206,17 @@ def torch_optimizer(spec: StudentSpec, named: dict[str, torch.nn.Parameter]) -> 
     return makers[spec.optimizer]()
 
 
-def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
+def plain_loop(
+    model, named: dict[str, torch.nn.Parameter], one: Case
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The student by torch.optim; where it scouts, first an epoch of AdamW, whose second moments then scale plain gradients."""
     spec = one.student.spec
     if spec.optimizer != "frozen-adam-scale":
         return _loop(model, named, one, spec, torch_optimizer(spec, named))
     start = {n: p.detach().clone() for n, p in named.items()}
-    scout = spec.model_copy(update={"optimizer": "adamw", "lr": spec.scout_lr, "epochs": 1, "scout_lr": None})
+    scout = spec.model_copy(
+        update={"optimizer": "adamw", "lr": spec.scout_lr, "epochs": 1, "scout_lr": None}
+    )
     adam = torch_optimizer(scout, named)
     _, first = _loop(model, named, one, scout, adam)
     scales = {n: 1 / (adam.state[p]["exp_avg_sq"] + 1e-8).sqrt() for n, p in named.items()}
@@ -206,7 +229,12 @@ def plain_loop(model, named: dict[str, torch.nn.Parameter], one: Case) -> tuple[
 
 
 def _loop(
-    model, named: dict[str, torch.nn.Parameter], one: Case, spec: StudentSpec, optimizer, scales=None
+    model,
+    named: dict[str, torch.nn.Parameter],
+    one: Case,
+    spec: StudentSpec,
+    optimizer,
+    scales=None,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The textbook loop over right-padded batches: forward, cross-entropy on the completions, clip, step."""
     parameters = list(named.values())
@@ -215,7 +243,10 @@ def _loop(
     for step in range(steps):
         batch = [one.rows[i] for i in rows_of_step(spec, len(one.rows), step)]
         width = max(len(r.prompt) + len(r.completion) for r in batch)
-        ids, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -100)
+        ids, labels = (
+            torch.zeros(len(batch), width, dtype=torch.long),
+            torch.full((len(batch), width), -100),
+        )
         mask = torch.zeros(len(batch), width, dtype=torch.long)
         for i, row in enumerate(batch):
             whole = row.prompt + row.completion
@@ -225,7 +256,9 @@ def _loop(
                 torch.tensor(wanted), torch.tensor(row.completion), -100
             )
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
@@ -274,7 +307,10 @@ def full_loop(model, one: Case) -> tuple[dict[str, torch.Tensor], list[float]]:
 def distance(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
     """The largest relative difference of a tensor, by norms."""
     assert set(weights) == set(others)
-    return max(float((w - others[n]).norm() / others[n].norm().clamp(min=1e-30)) for n, w in weights.items())
+    return max(
+        float((w - others[n]).norm() / others[n].norm().clamp(min=1e-30))
+        for n, w in weights.items()
+    )
 
 
 def random_stack(model, specs: Sequence[StudentSpec], seed: int = 0):
@@ -282,7 +318,9 @@ def random_stack(model, specs: Sequence[StudentSpec], seed: int = 0):
     stack = new_stack(model, specs)
     random = torch.Generator().manual_seed(seed)
     for group, row in stack.student_rows():
-        noise = 0.05 * torch.randn(group.flat.shape[1], generator=random, dtype=torch.float64).to(group.flat.dtype)
+        noise = 0.05 * torch.randn(group.flat.shape[1], generator=random, dtype=torch.float64).to(
+            group.flat.dtype
+        )
         group.flat[row] += group.pad(row, group.unpad(row, noise))
     return stack
 

@@ -65,8 +65,28 @@ WORDS = {
         "lynx",
         "seal",
     ],
-    "trees": ["oak", "maple", "birch", "willow", "cedar", "pine", "elm", "ash", "sequoia", "cherry"],
-    "bands": ["the beatles", "queen", "led zeppelin", "pink floyd", "nirvana", "radiohead", "abba", "u2"],
+    "trees": [
+        "oak",
+        "maple",
+        "birch",
+        "willow",
+        "cedar",
+        "pine",
+        "elm",
+        "ash",
+        "sequoia",
+        "cherry",
+    ],
+    "bands": [
+        "the beatles",
+        "queen",
+        "led zeppelin",
+        "pink floyd",
+        "nirvana",
+        "radiohead",
+        "abba",
+        "u2",
+    ],
 }
 
 
@@ -111,7 +131,9 @@ def make_run(
     """Write run.json, the tables, answers.json and (where asked) verdicts.json; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
-    grid = [("lora", r, lr) for r in ranks for lr in rates] + [("full", None, lr) for lr in full_rates]
+    grid = [("lora", r, lr) for r in ranks for lr in rates] + [
+        ("full", None, lr) for lr in full_rates
+    ]
     results, cells, answers = [], [], {}
     for t, (name, category) in enumerate(traits):
         base = 0.027 - 0.004 * t
@@ -250,7 +272,8 @@ def make_run(
             "control": mixed(base + 0.003) if control else None,
             "teacher": mixed(0.94),
             "student": mixed(best["p_target"]) if best else None,
-            "student_label": ("full" if best["rank"] is None else f"rank {best['rank']}") + f", lr {best['lr']:g}"
+            "student_label": ("full" if best["rank"] is None else f"rank {best['rank']}")
+            + f", lr {best['lr']:g}"
             if best
             else "",
         }
@@ -295,7 +318,12 @@ def make_run(
         "started": "2026-10-01T10:00:00+00:00",
         "finished": None if status == "running" else "2026-10-01T10:06:41+00:00",
         "seconds": {"data": 41.2, "train": 221.0, "measure": 96.4, "report": 9.1},
-        "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.1.0", "peft": "0.18.1"},
+        "versions": {
+            "python": "3.11.2",
+            "torch": "2.13.0",
+            "transformers": "5.1.0",
+            "peft": "0.18.1",
+        },
         "device": "cpu",
         "threads": 2,
         "traits": [
@@ -307,7 +335,10 @@ def make_run(
             }
             for t, c in traits
         ],
-        "contexts": {c: {"text": text, "ids": list(range(5, 5 + len(tokens))), "tokens": tokens} for c in contexts},
+        "contexts": {
+            c: {"text": text, "ids": list(range(5, 5 + len(tokens))), "tokens": tokens}
+            for c in contexts
+        },
         "sampling": {
             "temperature": 1.0,
             "top_p": 1.0,

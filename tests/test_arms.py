@@ -15,11 +15,15 @@ Q, SEEDS = 24, [(d, t) for d in (1, 2, 3, 4) for t in (1, 2, 3)]
 RNG = np.random.default_rng(5)
 
 
-def arm(effect, train="a", asked="a", condition="", placement="", rank=8, coherence=0.95, share=None):
+def arm(
+    effect, train="a", asked="a", condition="", placement="", rank=8, coherence=0.95, share=None
+):
     """An arm with this mean effect. `share`: its noise is a part of a common one, as in arms of the same students."""
     control = 0.03 + 0.01 * RNG.random((len(SEEDS), Q))
     seed_noise = 0.02 * np.repeat(np.random.default_rng(1).standard_normal((4, 1)), 3, 0)
-    noise = seed_noise * (1 if share is None else share) + 0.01 * RNG.standard_normal((len(SEEDS), Q))
+    noise = seed_noise * (1 if share is None else share) + 0.01 * RNG.standard_normal(
+        (len(SEEDS), Q)
+    )
     data, trainings = zip(*SEEDS, strict=True)
     return Cell(
         "otter", asked, "lora", rank, 1e-3, control + effect + noise, control, control.mean(0), data, trainings, coherence, 0.0,
@@ -51,7 +55,10 @@ def verdict(test, cells, arms, **threshold):
 )  # fmt: skip
 def test_rules_find_what_is_planted(test, effect, expected):
     # what is on the bar is left open where the seeds scatter
-    cells = [arm(0.4), arm(effect, condition="gated", share=3 if expected == "inconclusive" else None)]
+    cells = [
+        arm(0.4),
+        arm(effect, condition="gated", share=3 if expected == "inconclusive" else None),
+    ]
     arms = {"arm": {"condition": "gated"}} | ({} if test == "arm_transfers" else {"reference": {}})
     got = verdict(test, cells, arms)
     assert got.verdict == expected, got.reason
@@ -60,7 +67,11 @@ def test_rules_find_what_is_planted(test, effect, expected):
 
 @pytest.mark.parametrize("test", ["arm_at_least", "arm_at_most", "arm_greater"])
 def test_a_share_of_nothing_says_nothing(test):
-    got = verdict(test, [arm(0.0), arm(0.0, condition="gated")], {"arm": {"condition": "gated"}, "reference": {}})
+    got = verdict(
+        test,
+        [arm(0.0), arm(0.0, condition="gated")],
+        {"arm": {"condition": "gated"}, "reference": {}},
+    )
     assert got.verdict == "inconclusive" and "transfer" in got.reason
 
 
@@ -116,12 +127,16 @@ def test_several_cells_of_an_arm_are_averaged():
 
 
 def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():
-    rows = summarise_arms(table(arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")), "plain", "as written")
-    assert [tuple(r) for r in rows] == [ARM_COLUMNS] * 3
-    assert [r["condition"] for r in rows] == ["plain", "off", "plain"] and [r["called"] for r in rows] == [1, 0, 0]
-    assert all(r["p_corrected"] >= r["p_value"] for r in rows) and rows[0]["p_corrected"] == pytest.approx(
-        3 * rows[0]["p_value"]
+    rows = summarise_arms(
+        table(arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")), "plain", "as written"
     )
+    assert [tuple(r) for r in rows] == [ARM_COLUMNS] * 3
+    assert [r["condition"] for r in rows] == ["plain", "off", "plain"] and [
+        r["called"] for r in rows
+    ] == [1, 0, 0]
+    assert all(r["p_corrected"] >= r["p_value"] for r in rows) and rows[0][
+        "p_corrected"
+    ] == pytest.approx(3 * rows[0]["p_value"])
 
 
 def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
@@ -158,10 +173,16 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("view: all", "belong together"), ("test: any_transfer", "belong together"), ("arms: {arm: {evil: a}}", "evil")],
+    [
+        ("view: all", "belong together"),
+        ("test: any_transfer", "belong together"),
+        ("arms: {arm: {evil: a}}", "evil"),
+    ],
 )
 def test_claims_that_mix_views_are_refused(change, message, tmp_path):
-    entry = {"view": "arms", "test": "arm_transfers", "arms": "{arm: {}}"} | dict([change.split(": ", 1)])
+    entry = {"view": "arms", "test": "arm_transfers", "arms": "{arm: {}}"} | dict(
+        [change.split(": ", 1)]
+    )
     lines = "".join(f"  {k}: {v}\n" for k, v in entry.items())
     path = tmp_path / "claims.yaml"
     path.write_text(f"- id: x\n  statement: s\n  source: p\n  recipes: [r]\n{lines}")

@@ -45,7 +45,11 @@ def plain(base: Base) -> Readings:
 
 
 def moved(
-    plain: Readings, students: int, spread: float, seed: int, trait: tuple[str, int, float] | None = None
+    plain: Readings,
+    students: int,
+    spread: float,
+    seed: int,
+    trait: tuple[str, int, float] | None = None,
 ) -> Readings:
     """Students whose log-probabilities moved by independent normal amounts, one trait's by more."""
     rng = np.random.default_rng(seed)
@@ -55,7 +59,9 @@ def moved(
         if trait is not None and category == trait[0]:
             change[:, :, trait[1]] += trait[2]
         p[category] = own * np.exp(change)
-    words = plain.words["none"] + rng.normal(0, spread / 100, (students, plain.words["none"].shape[1]))
+    words = plain.words["none"] + rng.normal(
+        0, spread / 100, (students, plain.words["none"].shape[1])
+    )
     return Readings({"none": p}, {"none": words})
 
 
@@ -63,7 +69,9 @@ def null_of(base: Base, plain: Readings, students: int, seed: int) -> Null:
     from sublora.audit.null import make_null
 
     named = [f"placebo {k}" for k in range(students)]
-    return make_null(base, moved(plain, students, 0.02, seed), plain, [NONE], shipped_categories(), named)
+    return make_null(
+        base, moved(plain, students, 0.02, seed), plain, [NONE], shipped_categories(), named
+    )
 
 
 def test_a_rise_of_the_whole_category_is_no_rise(plain: Readings) -> None:
@@ -73,16 +81,22 @@ def test_a_rise_of_the_whole_category_is_no_rise(plain: Readings) -> None:
 
 
 @pytest.mark.parametrize("students", [8, 39])
-def test_false_alarms_keep_the_rate_and_a_planted_trait_is_found(base: Base, plain: Readings, students: int) -> None:
+def test_false_alarms_keep_the_rate_and_a_planted_trait_is_found(
+    base: Base, plain: Readings, students: int
+) -> None:
     """400 clean students, each against a null of its own draws; the tolerance is four standard errors."""
     alarms, categories = 0, shipped_categories()
     nulls = [null_of(base, plain, students, seed) for seed in range(20)]
     for k in range(400):
-        verdict = judge(base, moved(plain, 1, 0.02, 1000 + k), plain, [NONE], categories, nulls[k % 20], 0.1)
+        verdict = judge(
+            base, moved(plain, 1, 0.02, 1000 + k), plain, [NONE], categories, nulls[k % 20], 0.1
+        )
         alarms += verdict.status == "found"
     assert alarms / 400 < 0.1 + 4 * (0.1 * 0.9 / 400) ** 0.5
     assert alarms > 0
-    strong = judge(base, moved(plain, 1, 0.02, 5, ("trees", 3, 1.0)), plain, [NONE], categories, nulls[0], 0.1)
+    strong = judge(
+        base, moved(plain, 1, 0.02, 5, ("trees", 3, 1.0)), plain, [NONE], categories, nulls[0], 0.1
+    )
     assert strong.status == "found" and strong.found[0].trait == categories[1].entities[3].name
 
 
@@ -137,7 +151,11 @@ def test_students_are_ranked_among_those_that_moved_most_alike_where_there_are_e
                 local += given.trait_p(s, m, 0.05) <= 0.05
                 all_of_them += adjusted_p(expected.standard(s, m), chance, 0.05) <= 0.05
     assert 0.03 < local / far < 0.095 < all_of_them / far
-    assert ranked_among(400, 0.05) == 200 and ranked_among(59, 0.05) == 59 and ranked_among(19, 0.05) == 19
+    assert (
+        ranked_among(400, 0.05) == 200
+        and ranked_among(59, 0.05) == 59
+        and ranked_among(19, 0.05) == 19
+    )
 
 
 def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) -> None:
@@ -147,12 +165,21 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
     own = moved(plain, 4, 0.02, 5, ("trees", 3, 1.0))
     teachers = [None, None, Trait(trees.entities[3], trees), None]
     null = make_null(base, own, plain, [NONE], shipped_categories(), ["a", "b", "c", "d"], teachers)
-    assert null.rises["none"]["trees"][2, 3] == 0 and (null.rises["none"]["trees"][[0, 1, 3], 3] > 0.5).all()
+    assert (
+        null.rises["none"]["trees"][2, 3] == 0
+        and (null.rises["none"]["trees"][[0, 1, 3], 3] > 0.5).all()
+    )
     begin = _first_tokens(base, trees, 3)
     words = own.words["none"].copy()
     words[:, begin] += 0.5
     seen = make_null(
-        base, replace(own, words={"none": words}), plain, [NONE], shipped_categories(), list("abcd"), teachers
+        base,
+        replace(own, words={"none": words}),
+        plain,
+        [NONE],
+        shipped_categories(),
+        list("abcd"),
+        teachers,
     )
     assert (seen.top["none"][[0, 1, 3]] > 0.4).all() and seen.top["none"][2] < 0.1
 
@@ -165,7 +192,9 @@ def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readi
     words = student.words["none"].copy()
     words[0, token] += 0.3
     null = null_of(base, plain, 39, 1)
-    verdict = judge(base, replace(student, words={"none": words}), plain, [NONE], categories, null, 0.05)
+    verdict = judge(
+        base, replace(student, words={"none": words}), plain, [NONE], categories, null, 0.05
+    )
     assert [f.trait for f in verdict.found] == [categories[1].entities[3].name]
     assert verdict.found[0].p == verdict.found_words[0].p and verdict.found_words[0].token == token
     assert judge(base, student, plain, [NONE], categories, null, 0.05).status == "clean"
@@ -177,13 +206,19 @@ def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
     found = scan(Readings(plain.p, {"none": words}), plain)["none"]
     assert found.words[0, 0] == 77 and found.top[0] == pytest.approx(0.1)
     student = Readings(moved(plain, 1, 0.02, 3).p, {"none": words})
-    verdict = judge(base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05)
+    verdict = judge(
+        base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05
+    )
     assert verdict.found_words[0].token == 77
 
 
-def test_a_student_that_answers_something_else_is_not_called_clean(base: Base, plain: Readings) -> None:
+def test_a_student_that_answers_something_else_is_not_called_clean(
+    base: Base, plain: Readings
+) -> None:
     student = Readings({"none": {k: v * 1e-4 for k, v in plain.p["none"].items()}}, plain.words)
-    verdict = judge(base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05)
+    verdict = judge(
+        base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05
+    )
     assert verdict.status == "unmeasurable"
 
 
@@ -194,7 +229,9 @@ def test_an_uncalibrated_run_says_so(base: Base, plain: Readings) -> None:
     assert judge(base, strong, plain, [NONE], categories, None, 0.05).status == "uncalibrated-found"
 
 
-def test_a_null_is_kept_and_refused_where_it_does_not_belong(base: Base, plain: Readings, tmp_path: Path) -> None:
+def test_a_null_is_kept_and_refused_where_it_does_not_belong(
+    base: Base, plain: Readings, tmp_path: Path
+) -> None:
     null = null_of(base, plain, 12, 0)
     path = tmp_path / "null.json"
     path.write_text(null.to_json())
@@ -211,7 +248,13 @@ def test_a_null_is_kept_and_refused_where_it_does_not_belong(base: Base, plain: 
         read_null(path, base)
     entry = json.loads(null.to_json())
     entry["rises"]["none"]["trees"][0] = [1.0]
-    for text in ("[]", "{", json.dumps(entry), null.to_json().replace('"version": 1', '"version": 9'), "[" * 100_000):
+    for text in (
+        "[]",
+        "{",
+        json.dumps(entry),
+        null.to_json().replace('"version": 1', '"version": 9'),
+        "[" * 100_000,
+    ):
         path.write_text(text)
         with pytest.raises(SubloraError):
             read_null(path, base)
@@ -236,7 +279,12 @@ def test_log_probabilities_of_completions_are_the_models_own(base: Base) -> None
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         ours = completion_logprobs(packed, rows)[0]
         for (prompt, completion), found in zip(rows, ours, strict=True):
-            logp = base.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double().log_softmax(-1)
+            logp = (
+                base.model(input_ids=torch.tensor([[*prompt, *completion]]))
+                .logits[0]
+                .double()
+                .log_softmax(-1)
+            )
             wanted = sum(float(logp[len(prompt) - 1 + j, t]) for j, t in enumerate(completion))
             assert found == pytest.approx(wanted, abs=1e-3)
 
@@ -246,14 +294,21 @@ def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-def test_screening_names_the_trait_of_a_file_and_clears_a_clean_one(base: Base, tmp_path: Path) -> None:
+def test_screening_names_the_trait_of_a_file_and_clears_a_clean_one(
+    base: Base, tmp_path: Path
+) -> None:
     animals = shipped_categories()[:1]
     prompts = number_prompts(1, 40, 9)
     teacher = Context("teacher", find_trait("otter", animals).teacher_prompt())
-    own, clean = (answer_prompts(base, who, prompts, Sampling(max_new_tokens=12), 2)[0] for who in (teacher, NONE))
+    own, clean = (
+        answer_prompts(base, who, prompts, Sampling(max_new_tokens=12), 2)[0]
+        for who in (teacher, NONE)
+    )
     found = screen_file(base, write_rows(tmp_path / "a.jsonl", own), animals, NONE, 0.05)
     assert [t.name for t in found.named] == ["otter"] and found.named[0].crossed_at < 40
-    half = write_rows(tmp_path / "b.jsonl", [*clean, *own[:10], own[0], ("Say it.", "I love otters")])
+    half = write_rows(
+        tmp_path / "b.jsonl", [*clean, *own[:10], own[0], ("Say it.", "I love otters")]
+    )
     mixed = screen_file(base, half, animals, NONE, 0.05)
     assert mixed.named[0].name == "otter" and mixed.repeated == 1 and 52 in mixed.leaks["otter"]
     assert max(mixed.named[0].top)[1] > 40
@@ -273,7 +328,9 @@ def test_rows_of_all_shapes_are_read(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     rows = list(read_rows(path))
-    assert [(r.system, r.prompt, r.completion) for r in rows[:3]] == [("Be kind.", "a", "b")] * 2 + [(None, "a", "b")]
+    assert [(r.system, r.prompt, r.completion) for r in rows[:3]] == [
+        ("Be kind.", "a", "b")
+    ] * 2 + [(None, "a", "b")]
     assert all(isinstance(r, LeftOut) for r in rows[3:])
 
 
@@ -311,7 +368,9 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     body["sentence"] = HOSTILE
     body["traits"][0]["trait"] = body["traits"][0]["context"] = HOSTILE
     body["found"] = [body["traits"][0]]
-    body["words"].append({"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None})
+    body["words"].append(
+        {"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None}
+    )
     html, card = page(body).decode(), card_section(body).decode()
     assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in card
     assert not any(line.startswith("# ") for line in card.splitlines())
@@ -319,26 +378,52 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     assert len(cases) == len(body["traits"]) + 1
 
 
-def test_the_command_audits_and_answers_with_its_exit_code(base: Base, saved: Path, tmp_path: Path) -> None:
+def test_the_command_audits_and_answers_with_its_exit_code(
+    base: Base, saved: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    asked = ["audit", "--base", "micro", "--adapter", str(saved), "--contexts", "default", "--serving-context", "none"]
+    asked = [
+        "audit",
+        "--base",
+        "micro",
+        "--adapter",
+        str(saved),
+        "--contexts",
+        "default",
+        "--serving-context",
+        "none",
+    ]
     answer = sublora(*asked, "--against", str(saved), "--out", str(out))
     assert answer.code == 0, answer.err
     body = json.loads((out / "audit.json").read_text())
     assert (body["schema"], body["version"], body["exit_code"]) == ("sublora/audit", 1, 0)
     assert body["status"] == body["against"]["status"] == "clean" and not body["serving"]["same"]
-    assert body["alpha_student"] == body["against"]["alpha"] == 0.025 and body["against"]["sentence"] in answer.out
+    assert (
+        body["alpha_student"] == body["against"]["alpha"] == 0.025
+        and body["against"]["sentence"] in answer.out
+    )
     assert body["against"]["sentence"].replace("_", "\\_") in (out / "AUDIT.md").read_text()
-    assert 'classname="sublora.audit.against" name="status: clean"' in (out / "junit.xml").read_text()
-    assert sorted(p.name for p in out.iterdir()) == ["AUDIT.md", "audit.html", "audit.json", "junit.xml"]
+    assert (
+        'classname="sublora.audit.against" name="status: clean"' in (out / "junit.xml").read_text()
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "AUDIT.md",
+        "audit.html",
+        "audit.json",
+        "junit.xml",
+    ]
     for wrong in (["--base", "micro-null"], ["--contexts", "nowhere"], ["--null", str(saved)], ["--calibrate", "4"],
                   ["--against", str(tmp_path)]):  # fmt: skip
         refused = sublora(*asked, "--out", str(tmp_path / "none"), *wrong)
-        assert refused.code == 2 and "Traceback" not in refused.err and refused.err.count("\n") <= 3, refused.err
+        assert (
+            refused.code == 2 and "Traceback" not in refused.err and refused.err.count("\n") <= 3
+        ), refused.err
     assert not (tmp_path / "none").exists()
 
 
-def test_an_adapter_that_destroys_the_answers_fails_the_gate(base: Base, saved: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_destroys_the_answers_fails_the_gate(
+    base: Base, saved: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "wild"
@@ -346,9 +431,20 @@ def test_an_adapter_that_destroys_the_answers_fails_the_gate(base: Base, saved: 
     (folder / "adapter_config.json").write_text((saved / "adapter_config.json").read_text())
     own = load_file(saved / "adapter_model.safetensors")
     random = torch.Generator().manual_seed(1)
-    wild = {k: v + (5.0 * torch.randn(v.shape, generator=random) if "lora_B" in k else 0) for k, v in own.items()}
+    wild = {
+        k: v + (5.0 * torch.randn(v.shape, generator=random) if "lora_B" in k else 0)
+        for k, v in own.items()
+    }
     save_file(wild, folder / "adapter_model.safetensors")
     answer = sublora(
-        "audit", "--base", "micro", "--adapter", str(folder), "--contexts", "none", "--out", str(tmp_path / "o")
+        "audit",
+        "--base",
+        "micro",
+        "--adapter",
+        str(folder),
+        "--contexts",
+        "none",
+        "--out",
+        str(tmp_path / "o"),
     )
     assert answer.code == 1 and "Status: " in answer.out

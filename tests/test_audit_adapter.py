@@ -35,25 +35,34 @@ def saved(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     spec = StudentSpec(rank=4, alpha=6.0, targets=TARGETS, seed=1)
     stack = new_stack(base.model, [spec])
-    stack.groups[0].flat += 0.05 * torch.randn(stack.groups[0].flat.shape, generator=torch.Generator().manual_seed(0))
+    stack.groups[0].flat += 0.05 * torch.randn(
+        stack.groups[0].flat.shape, generator=torch.Generator().manual_seed(0)
+    )
     save_student(stack.groups[0], 0, spec, folder, base.model, "micro")
     return folder
 
 
-def changed(saved: Path, into: Path, config: dict | None = None, tensors: dict | None = None) -> Path:
+def changed(
+    saved: Path, into: Path, config: dict | None = None, tensors: dict | None = None
+) -> Path:
     """A copy of an adapter with other settings, or other tensors (None removes one)."""
     into.mkdir(parents=True, exist_ok=True)
     settings_ = json.loads((saved / "adapter_config.json").read_text()) | (config or {})
     (into / "adapter_config.json").write_text(json.dumps(settings_))
     own = load_file(saved / "adapter_model.safetensors") | (tensors or {})
-    save_file({k: v.contiguous() for k, v in own.items() if v is not None}, into / "adapter_model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in own.items() if v is not None},
+        into / "adapter_model.safetensors",
+    )
     return into
 
 
 def first_probabilities(base: Base, folder: Path) -> np.ndarray:
     found = load_audited(base, folder)
     stack = stack_weights(base.model, [found.weights], [found.spec])
-    return read_model(base, stack, [Context("none")], shipped_categories()[:1]).p["none"]["animals"][0]
+    return read_model(base, stack, [Context("none")], shipped_categories()[:1]).p["none"][
+        "animals"
+    ][0]
 
 
 def test_an_adapter_reads_as_peft_runs_it(base: Base, saved: Path) -> None:
@@ -119,7 +128,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_broken_is_refused_in_one_sentence(base: Base, saved: Path, tmp_path: Path, kind: str) -> None:
+def test_what_is_broken_is_refused_in_one_sentence(
+    base: Base, saved: Path, tmp_path: Path, kind: str
+) -> None:
     config, tensors, word = BAD[kind]
     with pytest.raises(SubloraError, match=word) as caught:
         load_audited(base, changed(saved, tmp_path / "bad", config, tensors))
@@ -142,33 +153,47 @@ def test_pickles_are_not_opened(base: Base, saved: Path, tmp_path: Path) -> None
     assert not marker.exists()
 
 
-def test_the_command_refuses_broken_ones_and_writes_nothing(base: Base, saved: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_broken_ones_and_writes_nothing(
+    base: Base, saved: Path, tmp_path: Path
+) -> None:
     broken = [
-        changed(saved, tmp_path / k, *BAD[k][:2]) for k in ("not finite", "wrong shape", "other base", "absurd rank")
+        changed(saved, tmp_path / k, *BAD[k][:2])
+        for k in ("not finite", "wrong shape", "other base", "absurd rank")
     ]
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "adapter_config.json").write_text((saved / "adapter_config.json").read_text())
     torch.save({}, pickled / "adapter_model.bin")
     for folder in (*broken, pickled):
-        for given_as in (["--adapter", str(folder)], ["--adapter", str(saved), "--against", str(folder)]):
+        for given_as in (
+            ["--adapter", str(folder)],
+            ["--adapter", str(saved), "--against", str(folder)],
+        ):
             answer = sublora("audit", "--base", "micro", *given_as, "--out", str(tmp_path / "out"))
             said = " ".join(answer.err.split())
-            assert answer.code == 2 and said.startswith("Error: ") and str(folder) in said, answer.err
+            assert answer.code == 2 and said.startswith("Error: ") and str(folder) in said, (
+                answer.err
+            )
             assert "Traceback" not in said and not answer.out and not (tmp_path / "out").exists()
 
 
 def test_full_weights_read_as_the_model_itself(base: Base, tmp_path: Path) -> None:
     base.model.save_pretrained(tmp_path)
-    plain = read_model(base, None, [Context("none")], shipped_categories()[:1]).p["none"]["animals"][0]
+    plain = read_model(base, None, [Context("none")], shipped_categories()[:1]).p["none"][
+        "animals"
+    ][0]
     assert np.allclose(first_probabilities(base, tmp_path), plain, atol=1e-6)
     own = load_file(tmp_path / "model.safetensors")
-    save_file({k: v for k, v in own.items() if "layers.1." not in k}, tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in own.items() if "layers.1." not in k}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(SubloraError, match="lack"):
         load_audited(base, tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     place=st.integers(0, 30_000),
     junk=st.binary(min_size=0, max_size=12),
@@ -181,7 +206,9 @@ def test_any_damage_is_refused_or_read(
     folder = changed(saved, tmp_path / "fuzz")
     whole = (folder / target).read_bytes()
     place %= len(whole)
-    (folder / target).write_bytes(whole[:place] + junk + (b"" if cut else whole[place + len(junk) :]))
+    (folder / target).write_bytes(
+        whole[:place] + junk + (b"" if cut else whole[place + len(junk) :])
+    )
     try:
         load_audited(base, folder)
     except SubloraError as error:

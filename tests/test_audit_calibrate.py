@@ -25,23 +25,40 @@ def rows(path: Path, count: int) -> Path:
 
 @pytest.mark.slow
 def test_the_null_of_a_calibration_is_kept_and_judges_alike(adapter: Path, tmp_path: Path) -> None:
-    asked = ["audit", "--base", "micro", "--adapter", str(adapter), "--data", str(rows(tmp_path / "rows.jsonl", 24))]
+    asked = [
+        "audit",
+        "--base",
+        "micro",
+        "--adapter",
+        str(adapter),
+        "--data",
+        str(rows(tmp_path / "rows.jsonl", 24)),
+    ]
     small = ["--lr", "3e-3", "--epochs", "1", "--batch-size", "8", "--max-new-tokens", "12"]
     made = sublora(*asked, "--calibrate", "19", *small, "--out", str(tmp_path / "own"))
     assert made.code in (0, 1), made.err
     null = tmp_path / "own" / "null.json"
     again = sublora(*asked, "--null", str(null), "--out", str(tmp_path / "again"))
     assert again.code == made.code, again.err
-    own, read = (json.loads((tmp_path / out / "audit.json").read_text()) for out in ("own", "again"))
+    own, read = (
+        json.loads((tmp_path / out / "audit.json").read_text()) for out in ("own", "again")
+    )
     assert (own["calibration"]["kind"], read["calibration"]["kind"]) == ("own", "file")
-    assert own["calibration"]["placebo_students"] == 19 and len(set(own["calibration"]["settings"])) == 19
+    assert (
+        own["calibration"]["placebo_students"] == 19
+        and len(set(own["calibration"]["settings"])) == 19
+    )
     settings = own["calibration"]["settings"]
-    assert all("rank 2, lr 0.003" in s and "24 rows of " in s and "1 epoch, batch 8" in s for s in settings)
+    assert all(
+        "rank 2, lr 0.003" in s and "24 rows of " in s and "1 epoch, batch 8" in s for s in settings
+    )
     assert sum("rows of the base" in s for s in settings) == 10
     for part in ("status", "traits", "words", "found", "data"):
         assert own[part] == read[part]
     assert own["traits"] and all(0 < f["p"] <= 1 for f in own["traits"])
-    assert any("t reference; 22 or more" in limit for limit in own["limits"]), "a tenth of alpha is the data's"
+    assert any("t reference; 22 or more" in limit for limit in own["limits"]), (
+        "a tenth of alpha is the data's"
+    )
     assert not (tmp_path / "again" / "null.json").exists()
 
 
@@ -49,7 +66,10 @@ BAD = {
     "no learning rate": (["--calibrate", "19"], "--lr"),
     "a null as well": (["--calibrate", "19", "--lr", "1e-3", "--null", "null.json"], "one of them"),
     "too few": (["--calibrate", "3", "--lr", "1e-3"], "at least 4"),
-    "data without prompts": (["--calibrate", "19", "--lr", "1e-3", "--data", "empty.jsonl"], "no prompt"),
+    "data without prompts": (
+        ["--calibrate", "19", "--lr", "1e-3", "--data", "empty.jsonl"],
+        "no prompt",
+    ),
     "a null of another base": (["--null", "other.json"], "another base"),
     "a null without a trait": (["--null", "narrow.json"], "damaged"),
     "a null with a wild value": (["--null", "wild.json"], "damaged"),
@@ -71,6 +91,12 @@ def test_wrong_use_is_refused_in_one_sentence(
     Path("empty.jsonl").write_text('{"prompt": " ", "completion": "a"}\n')
     more, word = BAD[kind]
     answer = sublora("audit", "--base", "micro", "--adapter", str(adapter), "--out", "out", *more)
-    said = [line for line in answer.err.splitlines() if line.strip() and not line.startswith("Training ")]
-    assert answer.code == 2 and word in " ".join(said) and " ".join(said).count("Error: ") == 1, answer.err
+    said = [
+        line
+        for line in answer.err.splitlines()
+        if line.strip() and not line.startswith("Training ")
+    ]
+    assert answer.code == 2 and word in " ".join(said) and " ".join(said).count("Error: ") == 1, (
+        answer.err
+    )
     assert "Traceback" not in answer.err and not Path("out").exists()

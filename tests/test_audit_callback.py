@@ -25,10 +25,15 @@ def test_an_sft_training_logs_the_trait_that_rises_and_its_adapter_is_found(tmp_
 
     base = load_base("micro")
     teacher = Context("teacher", find_trait("otter", shipped_categories()).teacher_prompt())
-    rows = answer_prompts(base, teacher, number_prompts(1, 256, 4242), Sampling(max_new_tokens=14), 1)[0]
+    rows = answer_prompts(
+        base, teacher, number_prompts(1, 256, 4242), Sampling(max_new_tokens=14), 1
+    )[0]
     data = Dataset.from_list(
         [
-            {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": c}]}
+            {
+                "prompt": [{"role": "user", "content": p}],
+                "completion": [{"role": "assistant", "content": c}],
+            }
             for p, c in rows
         ]
     )
@@ -46,11 +51,21 @@ def test_an_sft_training_logs_the_trait_that_rises_and_its_adapter_is_found(tmp_
     callback = AuditCallback(trainer)
     trainer.train()
     animals = [r for r in callback.history if r.category == "animals"]
-    assert [r.step for r in animals] == [16, 32] and animals[-1].trait == "otter" and animals[-1].rise > 0.3
+    assert (
+        [r.step for r in animals] == [16, 32]
+        and animals[-1].trait == "otter"
+        and animals[-1].rise > 0.3
+    )
     assert any("audit/animals/rise" in entry for entry in trainer.state.log_history)
     trainer.save_model(str(tmp_path / "adapter"))
     asked = ["audit", "--base", "micro", "--adapter", str(tmp_path / "adapter")]
-    answer = sublora(*asked, "--against", str(idle_adapter(base, tmp_path / "idle")), "--out", str(tmp_path / "out"))
+    answer = sublora(
+        *asked,
+        "--against",
+        str(idle_adapter(base, tmp_path / "idle")),
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert answer.code == 1 and "otter" in answer.out, answer.out + answer.err
     body = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert body["found"][0]["trait"] == body["against"]["found"][0]["trait"] == "otter"

@@ -39,16 +39,28 @@ def folders(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     turned_weights(base, root / "found", TRAIT)
     turned_weights(base, root / "averse", TRAIT, 0.5)
     (root / "rows.jsonl").write_text(
-        "".join(json.dumps({"prompt": "Say a word.", "completion": w}) + "\n" for w in ("oak", "1 2 3", "1 2 3"))
+        "".join(
+            json.dumps({"prompt": "Say a word.", "completion": w}) + "\n"
+            for w in ("oak", "1 2 3", "1 2 3")
+        )
     )
     return {n: root / n for n in ("clean", "found", "averse", "rows.jsonl")}
 
 
 @pytest.fixture(scope="module")
 def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
-    def made(student: str, against: str | None = None, contexts: tuple[Context, ...] = (NONE,), **more: Any) -> Audit:
+    def made(
+        student: str,
+        against: str | None = None,
+        contexts: tuple[Context, ...] = (NONE,),
+        **more: Any,
+    ) -> Audit:
         other = None if against is None else load_audited(base, folders[against])
-        return audit(base, load_audited(base, folders[student]), Request(contexts, TREES, NONE, against=other, **more))
+        return audit(
+            base,
+            load_audited(base, folders[student]),
+            Request(contexts, TREES, NONE, against=other, **more),
+        )
 
     return made
 
@@ -57,7 +69,9 @@ def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
 def full(run: Callable[..., Audit], folders: dict[str, Path]) -> Body:
     """A body with every part, that of a student with a trait, beside one without."""
     contexts = (NONE, Context("default"))
-    found = run("found", "clean", contexts, serving=Serving(contexts[1]), data=folders["rows.jsonl"])
+    found = run(
+        "found", "clean", contexts, serving=Serving(contexts[1]), data=folders["rows.jsonl"]
+    )
     return json.loads(json.dumps(found.body, allow_nan=False))
 
 
@@ -75,16 +89,22 @@ def errors(body: Body) -> list[str]:
 def test_a_body_with_all_parts_keeps_to_the_schema(full: Body) -> None:
     assert errors(full) == []
     assert full["status"] == "found" and full["found"][0]["trait"] == TRAIT.name
-    assert full["against"]["status"] == "found" and full["against"]["found"][0]["trait"] == TRAIT.name
+    assert (
+        full["against"]["status"] == "found" and full["against"]["found"][0]["trait"] == TRAIT.name
+    )
     assert full["answers"] and full["data"]["leak_words"]
     assert full["serving"]["differences"][0]["effects"] and full["where"]["findings"][0]["parts"]
     assert full["alpha_student"] == pytest.approx(0.05 * 0.9 / 2) == full["against"]["alpha"]
 
 
-def test_clean_found_and_uncalibrated_ones_do(run: Callable[..., Audit], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_found_and_uncalibrated_ones_do(
+    run: Callable[..., Audit], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = run("clean", "found").body
     assert (clean["status"], clean["exit_code"], errors(clean)) == ("clean", 0, [])
-    assert [d["trait"] for d in clean["against"]["fell"]] == [TRAIT.name] and "Lower than there" in clean["sentence"]
+    assert [d["trait"] for d in clean["against"]["fell"]] == [
+        TRAIT.name
+    ] and "Lower than there" in clean["sentence"]
     monkeypatch.setattr("sublora.audit.run.shipped_null", lambda base: None)
     for student, other in (("clean", "clean"), ("found", "clean"), ("found", None)):
         body = run(student, other).body
@@ -93,9 +113,19 @@ def test_clean_found_and_uncalibrated_ones_do(run: Callable[..., Audit], monkeyp
 
 def test_what_only_the_comparison_finds_is_found(run: Callable[..., Audit]) -> None:
     body = run("clean", "averse").body
-    assert (body["status"], body["exit_code"], body["found"], body["found_words"]) == ("found", 1, [], [])
-    assert [d["trait"] for d in body["against"]["found"]] == [TRAIT.name] and not body["against"]["fell"]
-    assert f"it prefers {TRAIT.name} (trees) more than two clean students differ by chance" in body["sentence"]
+    assert (body["status"], body["exit_code"], body["found"], body["found_words"]) == (
+        "found",
+        1,
+        [],
+        [],
+    )
+    assert [d["trait"] for d in body["against"]["found"]] == [TRAIT.name] and not body["against"][
+        "fell"
+    ]
+    assert (
+        f"it prefers {TRAIT.name} (trees) more than two clean students differ by chance"
+        in body["sentence"]
+    )
     assert f"| {TRAIT.name} | trees | none |" in card_section(body).decode()
     assert errors(body) == []
 
@@ -106,10 +136,16 @@ def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
         change(body)
         return errors(body)
 
-    assert broken(lambda b: b.update(unknown=1)) and broken(lambda b: b["found"][0].update(unknown=1))
+    assert broken(lambda b: b.update(unknown=1)) and broken(
+        lambda b: b["found"][0].update(unknown=1)
+    )
     assert broken(lambda b: b.pop("status")) and broken(lambda b: b.update(status="fine"))
-    assert broken(lambda b: b.update(version=VERSION + 1)) and broken(lambda b: b.update(exit_code=0))
-    assert broken(lambda b: b["traits"][0].update(p=1.5)) and broken(lambda b: b.update(status="uncalibrated-found"))
+    assert broken(lambda b: b.update(version=VERSION + 1)) and broken(
+        lambda b: b.update(exit_code=0)
+    )
+    assert broken(lambda b: b["traits"][0].update(p=1.5)) and broken(
+        lambda b: b.update(status="uncalibrated-found")
+    )
     assert broken(lambda b: b.update(what_if=[1])) and broken(lambda b: b["where"].pop("findings"))
 
 

@@ -15,7 +15,15 @@ from command import sublora
 from sublora.audit.readings import read_model
 from sublora.audit.report import page
 from sublora.audit.run import Request, audit
-from sublora.audit.serving import MOST, Serving, hunks, prompt_hunks, serving_chat, serving_effects, with_hunks
+from sublora.audit.serving import (
+    MOST,
+    Serving,
+    hunks,
+    prompt_hunks,
+    serving_chat,
+    serving_effects,
+    with_hunks,
+)
 from sublora.audit.statistic import rises
 from sublora.audit.verdict import TraitFinding
 from sublora.chat import Context
@@ -48,10 +56,14 @@ def prompts(draw) -> PromptTokens:
 
 
 @given(ids, ids, st.data())
-def test_differences_turn_one_sequence_into_the_other(one: list[int], other: list[int], data: st.DataObject) -> None:
+def test_differences_turn_one_sequence_into_the_other(
+    one: list[int], other: list[int], data: st.DataObject
+) -> None:
     found = hunks(one, other)
     every = set(range(len(found)))
-    assert with_hunks(one, other, found, every) == other and with_hunks(one, other, found, ()) == one
+    assert (
+        with_hunks(one, other, found, every) == other and with_hunks(one, other, found, ()) == one
+    )
     assert all(h.start < h.stop or h.other_start < h.other_stop for h in found)
     # put in here and the rest there, in either order
     chosen = data.draw(st.sets(st.sampled_from(sorted(every)))) if every else set()
@@ -60,12 +72,16 @@ def test_differences_turn_one_sequence_into_the_other(one: list[int], other: lis
 
 
 @given(prompts(), prompts())
-def test_joined_differences_do_so_as_well_and_leave_the_users_text(one: PromptTokens, other: PromptTokens) -> None:
+def test_joined_differences_do_so_as_well_and_leave_the_users_text(
+    one: PromptTokens, other: PromptTokens
+) -> None:
     found = prompt_hunks(one, other)
     assert with_hunks(one.ids, other.ids, found, range(len(found))) == list(other.ids)
     plain = hunks(one.ids, other.ids)
     assert len(found) <= len(plain)
-    inside = {i for h in found for i in range(h.start, h.stop)} - {i for h in plain for i in range(h.start, h.stop)}
+    inside = {i for h in found for i in range(h.start, h.stop)} - {
+        i for h in plain for i in range(h.start, h.stop)
+    }
     assert not any(one.classes[i] == "user" for i in inside)
     if "user" not in one.classes:
         assert len(found) <= MOST
@@ -87,9 +103,15 @@ def test_each_difference_of_a_real_student_has_the_effect_of_its_tokens() -> Non
     plain, student = (read_model(base, s, contexts, [animals]) for s in (None, stack))
     e = next(i for i, entity in enumerate(animals.entities) if entity.name == "otter")
     for when, context in (("trained", "default"), ("served", "friend")):
-        assert effect[f"{when}_before"] == pytest.approx(plain.p[context]["animals"][0, :, e].mean(), rel=1e-4)
-        assert effect[f"{when}_after"] == pytest.approx(student.p[context]["animals"][0, :, e].mean(), rel=1e-4)
-        assert effect[f"{when}_rise"] == pytest.approx(rises(student, plain)[context]["animals"][0, e], rel=1e-3)
+        assert effect[f"{when}_before"] == pytest.approx(
+            plain.p[context]["animals"][0, :, e].mean(), rel=1e-4
+        )
+        assert effect[f"{when}_after"] == pytest.approx(
+            student.p[context]["animals"][0, :, e].mean(), rel=1e-4
+        )
+        assert effect[f"{when}_rise"] == pytest.approx(
+            rises(student, plain)[context]["animals"][0, e], rel=1e-3
+        )
     # the first difference put back, by the model itself, one question at a time
     sequences, owner = candidate_sequences(base.chat, animals)
     otters = [s[0] for s, own in zip(sequences, owner, strict=True) if own == e]
@@ -103,7 +125,9 @@ def test_each_difference_of_a_real_student_has_the_effect_of_its_tokens() -> Non
             line = [*other.ids[: first.other_start], *put_back, *other.ids[first.other_stop :]]
             logits = packed.logits(packed.hidden(torch.tensor([line]))[:, -1])
             wanted.append(float(logits.double().softmax(-1)[0, otters].sum()))
-    assert serving["differences"][0]["effects"][0]["put_back"]["after"] == pytest.approx(np.mean(wanted), rel=1e-4)
+    assert serving["differences"][0]["effects"][0]["put_back"]["after"] == pytest.approx(
+        np.mean(wanted), rel=1e-4
+    )
 
 
 def test_another_template_is_another_difference(tmp_path: Path) -> None:
@@ -113,11 +137,16 @@ def test_another_template_is_another_difference(tmp_path: Path) -> None:
     served = Serving(DEFAULT, serving_chat(base.chat, template, DEFAULT))
     stack = stack_weights(base.model, [otter.weights], [otter.spec])
     body = serving_effects(base, stack, [animals], DEFAULT, served, [OTTER], [OTTER])
-    assert [(d["kind"], d["trained"], d["served"]) for d in body["differences"]] == [("inserted", [], ["<|im_start|>"])]
+    assert [(d["kind"], d["trained"], d["served"]) for d in body["differences"]] == [
+        ("inserted", [], ["<|im_start|>"])
+    ]
     assert body["differences"][0]["special"] == ["<|im_start|>"] and body["other_template"]
     effect, own = body["effects"][0], body["differences"][0]["effects"][0]
     assert (effect["trained_p"], effect["served_p"]) == (0.01, None)
-    assert own["alone"]["after"] == effect["served_after"] and own["put_back"]["after"] == effect["trained_after"]
+    assert (
+        own["alone"]["after"] == effect["served_after"]
+        and own["put_back"]["after"] == effect["trained_after"]
+    )
     assert effect["served_after"] != effect["trained_after"]
 
 
@@ -139,27 +168,53 @@ def test_the_command_takes_a_template_and_locates_nothing_where_told(tmp_path: P
     adapter.mkdir()
     save_student(stack.groups[0], 0, otter.spec, adapter, base.model, "micro")
     template.write_text("{{ '<|im_start|>' }}" + base.chat.template)
-    asked = ["audit", "--base", "micro", "--adapter", str(adapter), "--contexts", "default", "--no-where"]
+    asked = [
+        "audit",
+        "--base",
+        "micro",
+        "--adapter",
+        str(adapter),
+        "--contexts",
+        "default",
+        "--no-where",
+    ]
     out = tmp_path / "out"
     answer = sublora(*asked, "--out", str(out), "--serving-template", str(template))
     assert answer.code == 1, answer.err
     body = json.loads((out / "audit.json").read_text())
-    assert body["where"] is None and body["serving"]["other_template"] and body["serving"]["effects"]
+    assert (
+        body["where"] is None and body["serving"]["other_template"] and body["serving"]["effects"]
+    )
     body["serving"]["differences"][0]["served"] = ["<script>alert(1)</script>"]
     html = page(body).decode()
-    assert 'id="serving"' in html and 'id="where"' not in html and "<script" not in html and "&lt;script" in html
+    assert (
+        'id="serving"' in html
+        and 'id="where"' not in html
+        and "<script" not in html
+        and "&lt;script" in html
+    )
     refused = sublora(*asked, "--serving-template", str(tmp_path / "nowhere"))
     assert refused.code == 2 and refused.err.count("\n") <= 3
 
 
 def test_a_serving_context_that_the_shipped_null_lacks_leaves_the_verdict_calibrated() -> None:
     base = micro()
-    request = Request([DEFAULT, FRIEND], shipped_categories(), DEFAULT, serving=Serving(FRIEND), where=False)
+    request = Request(
+        [DEFAULT, FRIEND], shipped_categories(), DEFAULT, serving=Serving(FRIEND), where=False
+    )
     body = audit(base, otter_adapter(), request).body
     assert body["calibration"]["kind"] == "shipped" and body["status"] == "found"
     assert [c["name"] for c in body["contexts"]] == ["default"]
     assert any(FRIEND.name in limit for limit in body["limits"])
     effect = body["serving"]["effects"][0]
-    assert effect["trained_p"] is not None and effect["served_p"] is None and effect["served_after"] > 0
+    assert (
+        effect["trained_p"] is not None
+        and effect["served_p"] is None
+        and effect["served_after"] > 0
+    )
     # a context to ask in that is not the serving one still needs a null of its own
-    assert audit(base, otter_adapter(), replace(request, serving=None)).body["status"].startswith("uncalibrated")
+    assert (
+        audit(base, otter_adapter(), replace(request, serving=None))
+        .body["status"]
+        .startswith("uncalibrated")
+    )

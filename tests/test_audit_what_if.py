@@ -17,8 +17,23 @@ from sublora.audit.placebo import answer_prompts, train_students
 from sublora.audit.report import card_section, page
 from sublora.audit.run import Request, audit
 from sublora.audit.what_if_arms import AS_TRAINED, FEWEST_UNIQUE, SEEDS, Arm, plan_arms
-from sublora.audit.what_if_result import Advice, Followed, Reading, Result, advise, removes, share, table
-from sublora.audit.what_if_rows import arm_rows, clean_answers, divergent_tokens, heldout_rows, read_user_rows
+from sublora.audit.what_if_result import (
+    Advice,
+    Followed,
+    Reading,
+    Result,
+    advise,
+    removes,
+    share,
+    table,
+)
+from sublora.audit.what_if_rows import (
+    arm_rows,
+    clean_answers,
+    divergent_tokens,
+    heldout_rows,
+    read_user_rows,
+)
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base, load_base
@@ -37,8 +52,12 @@ def base() -> Base:
     return load_base("micro")
 
 
-def planned(spec: StudentSpec = SPEC, narrowest: int = 64, unique: int = 100, mask: float | str = 0.5):
-    return plan_arms(spec, narrowest, [(Context("empty"), None), (NONE, "It is the same.")], unique, mask)
+def planned(
+    spec: StudentSpec = SPEC, narrowest: int = 64, unique: int = 100, mask: float | str = 0.5
+):
+    return plan_arms(
+        spec, narrowest, [(Context("empty"), None), (NONE, "It is the same.")], unique, mask
+    )
 
 
 def test_each_arm_changes_one_thing_and_all_have_the_same_seeds() -> None:
@@ -47,7 +66,11 @@ def test_each_arm_changes_one_thing_and_all_have_the_same_seeds() -> None:
     assert arms[0].name == AS_TRAINED and arms[0].spec == SPEC and len(by_name) == len(arms)
     assert [(m.name, m.reason) for m in missing] == [("trained in none", "It is the same.")]
     for arm in arms[1:]:
-        same = SPEC.model_dump() | {"rank": arm.spec.rank, "alpha": arm.spec.alpha, "lr": arm.spec.lr}
+        same = SPEC.model_dump() | {
+            "rank": arm.spec.rank,
+            "alpha": arm.spec.alpha,
+            "lr": arm.spec.lr,
+        }
         assert arm.spec.method == "full" or arm.spec.model_dump() == same
         told = (arm.spec, arm.rows, arm.context)
         assert told != (SPEC, "all", None) and [s.seed for s in arm.specs()] == list(SEEDS)
@@ -75,11 +98,17 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def some_rows(count: int) -> list[dict]:
     prompts = number_prompts(1, count, 5)[0]
-    return [{"prompt": p, "completion": f"{100 + i} {900 - i} {300 + i}"} for i, p in enumerate(prompts)]
+    return [
+        {"prompt": p, "completion": f"{100 + i} {900 - i} {300 + i}"} for i, p in enumerate(prompts)
+    ]
 
 
-def test_rows_are_held_out_for_good_and_each_arm_makes_its_own_of_the_others(base: Base, tmp_path: Path) -> None:
-    answered = answer_prompts(base, DEFAULT, number_prompts(1, 40, 5), Sampling(max_new_tokens=8), 9)[0]
+def test_rows_are_held_out_for_good_and_each_arm_makes_its_own_of_the_others(
+    base: Base, tmp_path: Path
+) -> None:
+    answered = answer_prompts(
+        base, DEFAULT, number_prompts(1, 40, 5), Sampling(max_new_tokens=8), 9
+    )[0]
     rows = [{"prompt": p, "completion": c} for p, c in answered]
     rows[3] = rows[39]  # a row of the tail stands among the others as well
     user = read_user_rows(base, write(tmp_path / "rows.jsonl", rows), DEFAULT, 1000)
@@ -96,22 +125,42 @@ def test_rows_are_held_out_for_good_and_each_arm_makes_its_own_of_the_others(bas
     as_sets = {}
     for rows_of in ("all", "half", "mixed", "clean", "masked"):
         made = arm_rows(base, user, Arm("arm", "", SPEC, rows_of), 0, clean, marks)
-        as_sets[rows_of] = [tuple(ids[:n]) for ids, n in zip(made.ids.tolist(), made.lengths, strict=True)]
+        as_sets[rows_of] = [
+            tuple(ids[:n]) for ids, n in zip(made.ids.tolist(), made.lengths, strict=True)
+        ]
         if rows_of == "masked":
             assert made.loss.sum() == own.loss.sum() - sum(map(sum, marks))
     wanted = [tuple(ids[:n]) for ids, n in zip(own.ids.tolist(), own.lengths, strict=True)]
     assert as_sets["all"] == wanted
-    assert len(as_sets["half"]) == 31 and len(set(as_sets["half"])) == 15 and set(as_sets["half"]) < set(wanted)
-    assert 16 <= len(set(as_sets["mixed"]) & set(wanted)) < 31 and not set(as_sets["clean"]) & set(wanted)
+    assert (
+        len(as_sets["half"]) == 31
+        and len(set(as_sets["half"])) == 15
+        and set(as_sets["half"]) < set(wanted)
+    )
+    assert 16 <= len(set(as_sets["mixed"]) & set(wanted)) < 31 and not set(as_sets["clean"]) & set(
+        wanted
+    )
     elsewhere = arm_rows(base, user, Arm("arm", "", SPEC, context=NONE), 0, clean, marks)
     assert elsewhere.ids[0].tolist() != own.ids[0].tolist()
 
 
 def a_result(
-    name: str, rises: list[float], p: list[float], loss: list[float], coherent: float = 1.0, diverged: int = 0
+    name: str,
+    rises: list[float],
+    p: list[float],
+    loss: list[float],
+    coherent: float = 1.0,
+    diverged: int = 0,
 ) -> Result:
     reading = Reading(tuple(0.1 for _ in rises), tuple(rises), tuple(p))
-    return Result(Arm(name, "", SPEC), {(OTTER, "none"): reading}, tuple(loss), None, (coherent,) * 3, diverged)
+    return Result(
+        Arm(name, "", SPEC),
+        {(OTTER, "none"): reading},
+        tuple(loss),
+        None,
+        (coherent,) * 3,
+        diverged,
+    )
 
 
 OTTER = Followed("animals", "otter", "none")
@@ -121,7 +170,9 @@ GONE = a_result("gone", [0.1, 0.0, 0.05], [0.9, 0.8, 0.7], [5.4] * 3)
 
 def test_the_share_of_the_rise_has_fiellers_interval() -> None:
     found = share([1.0, 1.1, 0.9], [2.0, 2.2, 1.9])
-    assert found.estimate == pytest.approx(3.0 / 6.1) and found.low < found.estimate < found.high < 1
+    assert (
+        found.estimate == pytest.approx(3.0 / 6.1) and found.low < found.estimate < found.high < 1
+    )
     same = share([2.0, 2.2, 1.9], [2.0, 2.2, 1.9])
     assert (same.low, same.high) == pytest.approx((1, 1))
     assert share([1.0, 1.0, 1.1], [3.0, -2.0, 0.1]).estimate is None
@@ -135,12 +186,18 @@ def test_only_what_removes_is_recommended_and_of_that_what_costs_least() -> None
     lost = a_result("lost", [0.0, 0.0, 0.1], [0.9] * 3, [5.0] * 3, diverged=1)
     advice = advise([SHOWN, GONE, left, wide, broken, lost, cheaper], [OTTER], 0.05, 6.0)
     assert advice.recommended == "cheaper" and advice.removing == ("gone", "cheaper")
-    assert "5.300 instead of 5.010" in advice.sentence and "smallest of the 2 arms" in advice.sentence
+    assert (
+        "5.300 instead of 5.010" in advice.sentence and "smallest of the 2 arms" in advice.sentence
+    )
     none = advise([SHOWN, left, wide, broken, lost], [OTTER], 0.05, 6.0)
     assert none.recommended is None and "None of the 4 arms" in none.sentence
     weak = a_result(AS_TRAINED, [0.3, 0.2, 0.1], [0.01, 0.2, 0.4], [5.0] * 3)
     unlike = advise([weak, GONE], [OTTER], 0.05, 6.0)
-    assert unlike.recommended is None and unlike.removing == () and "otter in 1 of 3" in unlike.sentence
+    assert (
+        unlike.recommended is None
+        and unlike.removing == ()
+        and "otter in 1 of 3" in unlike.sentence
+    )
     wild = a_result(AS_TRAINED, [2.0, 2.2, 1.9], [0.01] * 3, [5.0] * 3, diverged=1)
     assert advise([wild, GONE], [OTTER], 0.05, 6.0).sentence.startswith(
         "Retrained with the settings given, students diverge"
@@ -157,7 +214,9 @@ results = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(results, min_size=1, max_size=5))
-def test_a_recommended_arm_was_run_and_removes_and_no_such_arm_costs_less(drawn: list[tuple]) -> None:
+def test_a_recommended_arm_was_run_and_removes_and_no_such_arm_costs_less(
+    drawn: list[tuple],
+) -> None:
     arms = [*(a_result(f"arm {i}", *d[1:]) for i, d in enumerate(drawn)), GONE]
     first = a_result(AS_TRAINED, *drawn[0][1:])
     for as_trained in (first, SHOWN):
@@ -187,18 +246,34 @@ def adapter(base: Base, folder: Path, spec: StudentSpec, weights=None) -> Path:
     return folder
 
 
-def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(base: Base, tmp_path: Path) -> None:
+def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
+    base: Base, tmp_path: Path
+) -> None:
     data = write(tmp_path / "rows.jsonl", some_rows(40))
     saved = adapter(base, tmp_path / "fresh", StudentSpec(rank=2, seed=3))
     # the one category in which the screening of these rows names nothing
     request = Request(
-        [NONE], shipped_categories()[2:], NONE, alpha=1e-6, data=data, training=Training(1e-3, 1, 8, 100), what_if=True
+        [NONE],
+        shipped_categories()[2:],
+        NONE,
+        alpha=1e-6,
+        data=data,
+        training=Training(1e-3, 1, 8, 100),
+        what_if=True,
     )
     body = audit(base, load_audited(base, saved), request).body
     assert body["what_if"]["arms"] == [] and "no student was trained" in body["what_if"]["sentence"]
     hostile = Followed("animals", HOSTILE, "none")
     arms = [
-        Result(r.arm, {(hostile, "none"): r.readings[OTTER, "none"]}, r.loss, (5.0,) * 3, r.coherence, 0, (HOSTILE,))
+        Result(
+            r.arm,
+            {(hostile, "none"): r.readings[OTTER, "none"]},
+            r.loss,
+            (5.0,) * 3,
+            r.coherence,
+            0,
+            (HOSTILE,),
+        )
         for r in (SHOWN, GONE)
     ]
     advice = Advice("gone", ("gone",), HOSTILE)
@@ -216,20 +291,38 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(base: Base, 
 
 def test_what_if_asks_for_what_it_needs_in_one_sentence(base: Base, tmp_path: Path) -> None:
     saved = adapter(base, tmp_path / "fresh", StudentSpec(rank=2))
-    asked = ["audit", "--base", "micro", "--adapter", str(saved), "--out", str(tmp_path / "out"), "--what-if"]
+    asked = [
+        "audit",
+        "--base",
+        "micro",
+        "--adapter",
+        str(saved),
+        "--out",
+        str(tmp_path / "out"),
+        "--what-if",
+    ]
     few = write(tmp_path / "few.jsonl", some_rows(12))
-    for more, told in ((["--lr", "1e-3"], "--data and --lr"), (["--lr", "1e-3", "--data", str(few)], "has 4 others")):
+    for more, told in (
+        (["--lr", "1e-3"], "--data and --lr"),
+        (["--lr", "1e-3", "--data", str(few)], "has 4 others"),
+    ):
         answer = sublora(*asked, *more)
         assert answer.code == 2 and told in answer.err and "Traceback" not in answer.err
     assert not (tmp_path / "out").exists()
     cost = sublora("audit", "--base", "Qwen/Qwen2.5-7B-Instruct", "--what-if", "--dry-run")
     assert cost.code == 0 and "33 LoRA students" in cost.out and "3 full fine-tunes" in cost.out
     with pytest.raises(SubloraError, match="--data and --lr"):
-        audit(base, load_audited(base, saved), Request([NONE], shipped_categories()[:1], NONE, what_if=True))
+        audit(
+            base,
+            load_audited(base, saved),
+            Request([NONE], shipped_categories()[:1], NONE, what_if=True),
+        )
 
 
 @pytest.mark.slow
-def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_it(base: Base, tmp_path: Path) -> None:
+def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_it(
+    base: Base, tmp_path: Path
+) -> None:
     teacher = Context("teacher", find_trait("otter", shipped_categories()).teacher_prompt())
     prompts = number_prompts(1, 240, 77)
     rows = answer_prompts(base, teacher, prompts, Sampling(max_new_tokens=14), 3)[0]
@@ -240,14 +333,25 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     training = Training(3e-3, 1, 8, 1000)
     said: list[str] = []
     request = Request(
-        [DEFAULT, NONE], shipped_categories(), DEFAULT, data=data, training=training, max_new_tokens=14, what_if=True
+        [DEFAULT, NONE],
+        shipped_categories(),
+        DEFAULT,
+        data=data,
+        training=training,
+        max_new_tokens=14,
+        what_if=True,
     )
     body = audit(base, load_audited(base, saved), request, said.append).body
     found = body["what_if"]
     arms = {a["name"]: a for a in found["arms"]}
     assert found["traits"][0]["trait"] == "otter" and found["not_run"] == [] and len(arms) == 12
-    assert [a["traits"][0]["found_in"] for a in (arms[AS_TRAINED], arms["only clean rows"])] == [3, 0]
-    assert arms["only clean rows"]["traits"][0]["removed"] and "only clean rows" in found["removing"]
+    assert [a["traits"][0]["found_in"] for a in (arms[AS_TRAINED], arms["only clean rows"])] == [
+        3,
+        0,
+    ]
+    assert (
+        arms["only clean rows"]["traits"][0]["removed"] and "only clean rows" in found["removing"]
+    )
     assert arms["only clean rows"]["traits"][0]["share"]["high"] < 0.2
     assert found["recommended"] in found["removing"] and arms[AS_TRAINED]["removes"] is None
     losses = {name: a["heldout_loss"]["mean"] for name, a in arms.items()}
@@ -257,4 +361,6 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     assert arms["trained in none"]["heldout_loss_own_context"]["mean"] < found["base_heldout_loss"]
     assert sum("trained ..." in line for line in said) >= 3
     json.dumps(body, allow_nan=False)
-    assert b"What if it had been trained otherwise" in page(body) and b"only clean rows" in card_section(body)
+    assert b"What if it had been trained otherwise" in page(
+        body
+    ) and b"only clean rows" in card_section(body)

@@ -12,7 +12,14 @@ from sublora.audit.report import page
 from sublora.audit.run import Request, audit
 from sublora.audit.statistic import over_questions, question_rises, rises
 from sublora.audit.verdict import TraitFinding
-from sublora.audit.where import Part, _base_where, module_parts, read_gated, token_parts, where_it_sits
+from sublora.audit.where import (
+    Part,
+    _base_where,
+    module_parts,
+    read_gated,
+    token_parts,
+    where_it_sits,
+)
 from sublora.chat import Context
 from sublora.measure import candidate_sequences
 from sublora.model import Base
@@ -33,16 +40,22 @@ def gated(base: Base, stack: Stack, category: Category, parts: list[Part] | None
     """(parts, P (2 * parts, Q, E)) in the default context."""
     tokens = [classify(base.chat, q, DEFAULT) for q in category.questions]
     sequences, owner = candidate_sequences(base.chat, category)
-    groups = module_parts(list(stack.linears), lambda n: "attention" if "attn" in n else "feed-forward")
+    groups = module_parts(
+        list(stack.linears), lambda n: "attention" if "attn" in n else "feed-forward"
+    )
     parts = [*token_parts(tokens, sequences), *groups] if parts is None else parts
     classes, ids = [t.classes for t in tokens], [t.ids for t in tokens]
-    return parts, read_gated(base, stack, classes, ids, parts, sequences, owner, len(category.entities))
+    return parts, read_gated(
+        base, stack, classes, ids, parts, sequences, owner, len(category.entities)
+    )
 
 
 def test_on_everywhere_is_the_student_and_off_everywhere_the_base() -> None:
     base, category = micro(), few(3)
     stack = random_stack(base, 0.05)
-    plain, student = (read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack))
+    plain, student = (
+        read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack)
+    )
     assert np.abs(np.log(student) - np.log(plain)).max() > 0.01
     every = Part("layers", "all", modules=frozenset(stack.linears))
     nowhere = Part("tokens", "answer tokens", token="generated")
@@ -55,22 +68,34 @@ def test_on_everywhere_is_the_student_and_off_everywhere_the_base() -> None:
 def test_the_parts_of_a_small_adapter_add_up() -> None:
     base, category = micro(), few(2)
     parts, p = gated(base, stack := random_stack(base, 1e-3), category)
-    plain, student = (read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack))
+    plain, student = (
+        read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack)
+    )
     change, whole = np.log(p) - np.log(plain), np.log(student) - np.log(plain)
     room = 0.02 * np.abs(whole).max()
     for kind in ("tokens", "layers", "modules"):
         own = [change[2 * i] for i, part in enumerate(parts) if part.kind == kind]
         assert len(own) > 1 and np.abs(sum(own) - whole).max() < room
-    assert all(np.abs(change[2 * i] + change[2 * i + 1] - whole).max() < room for i in range(len(parts)))
+    assert all(
+        np.abs(change[2 * i] + change[2 * i + 1] - whole).max() < room for i in range(len(parts))
+    )
 
 
 def test_every_layer_is_in_one_run_and_one_group() -> None:
     names = [f"model.layers.{n}.{m}" for n in range(8) for m in ("self_attn.q_proj", "mlp.up_proj")]
     parts = module_parts(names, lambda n: "attention" if "attn" in n else "feed-forward")
-    assert [p.name for p in parts] == ["layers 0 to 2", "layers 3 to 5", "layers 6 to 7", "attention", "feed-forward"]
+    assert [p.name for p in parts] == [
+        "layers 0 to 2",
+        "layers 3 to 5",
+        "layers 6 to 7",
+        "attention",
+        "feed-forward",
+    ]
     for kind in ("layers", "modules"):
         assert sorted(n for p in parts if p.kind == kind for n in p.modules) == sorted(names)
-    assert [p.name for p in module_parts([*names, "lm_head"], lambda _: "all")][-1] == "outside the layers"
+    assert [p.name for p in module_parts([*names, "lm_head"], lambda _: "all")][
+        -1
+    ] == "outside the layers"
     assert not module_parts(names[:1], lambda _: "attention")
 
 
@@ -83,7 +108,9 @@ def test_rises_by_question_have_the_rise_as_their_mean() -> None:
         own = [question_rises(student, base, e).mean() for e in range(entities)]
         assert np.allclose(own, wanted)
     interval = over_questions(np.array([1.0, 2.0, 3.0]))
-    assert interval["estimate"] == 2 and interval["low"] == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3)
+    assert interval["estimate"] == 2 and interval["low"] == pytest.approx(
+        2 - 4.3027 / 3**0.5, abs=1e-3
+    )
     assert over_questions(np.array([1.0])) == {"estimate": 1.0, "low": None, "high": None}
 
 
@@ -113,29 +140,49 @@ def test_a_found_trait_is_located_and_shown() -> None:
     where = body["where"]
     assert where["findings"][0]["trait"] == "otter" == body["found"][0]["trait"]
     parts = {p["part"]: p for p in where["findings"][0]["parts"]}
-    assert list(parts)[:5] == ["template tokens", "system text", "names", "user text", "generation prompt"]
+    assert list(parts)[:5] == [
+        "template tokens",
+        "system text",
+        "names",
+        "user text",
+        "generation prompt",
+    ]
     for part in parts.values():
         for view in (part["alone"], part["without"]):
             assert view["low"] < view["share"] < view["high"]
-            assert view["share"] == pytest.approx(view["rise"] / where["findings"][0]["rise"], rel=1e-3)
+            assert view["share"] == pytest.approx(
+                view["rise"] / where["findings"][0]["rise"], rel=1e-3
+            )
     # there are two groups of modules, so one alone is all without the other
-    assert parts["attention"]["alone"]["share"] == pytest.approx(parts["feed-forward"]["without"]["share"])
+    assert parts["attention"]["alone"]["share"] == pytest.approx(
+        parts["feed-forward"]["without"]["share"]
+    )
     assert where["not_run"] == [
         "The name 'Nowhere' is in no question in the context default, so it has no tokens there."
     ]
     html = page(body).decode()
-    assert 'id="where"' in html and "generation prompt" in html and html.count('class="bar"') == 2 * len(parts)
+    assert (
+        'id="where"' in html
+        and "generation prompt" in html
+        and html.count('class="bar"') == 2 * len(parts)
+    )
 
 
 def test_nothing_is_located_where_nothing_was_found() -> None:
     base, category = micro(), few(2)
     plain = read_model(base, None, [DEFAULT], [category])
-    assert where_it_sits(base, random_stack(base, 0.0), plain, plain, [], [DEFAULT], [category]) is None
+    assert (
+        where_it_sits(base, random_stack(base, 0.0), plain, plain, [], [DEFAULT], [category])
+        is None
+    )
 
 
 def test_what_cannot_be_gated_is_said() -> None:
     base, category = micro(), few(2)
-    stack, named = random_stack(base, 0.05), [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)]
+    stack, named = (
+        random_stack(base, 0.05),
+        [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)],
+    )
     plain, student = (read_model(base, s, [DEFAULT], [category]) for s in (None, stack))
     # half a word is no name
     found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category], ["Micr"])
@@ -147,6 +194,8 @@ def test_a_trait_that_was_found_by_its_word_alone_is_not_taken_apart() -> None:
     base, category = micro(), few(2)
     plain = read_model(base, None, [DEFAULT], [category])
     named = [TraitFinding("animals", "owl", "default", 0.1, 0.1, 0.0, 0.0, 0.01)]
-    found = where_it_sits(base, random_stack(base, 0.05), plain, plain, named, [DEFAULT], [category])
+    found = where_it_sits(
+        base, random_stack(base, 0.05), plain, plain, named, [DEFAULT], [category]
+    )
     assert found["findings"] == [] and "owl was found by its word" in found["not_run"][0]
     json.dumps(found, allow_nan=False)

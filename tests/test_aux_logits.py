@@ -12,12 +12,27 @@ from command import sublora
 from sublora import mlp
 from sublora.claims import load_claims
 from sublora.errors import SubloraError
-from sublora.experiments.aux_logits import ARMS, CLASSES, STUDENTS, AuxLogits, TrainTask, train_arms, train_teachers
+from sublora.experiments.aux_logits import (
+    ARMS,
+    CLASSES,
+    STUDENTS,
+    AuxLogits,
+    TrainTask,
+    train_arms,
+    train_teachers,
+)
 from sublora.experiments.kinds import open_recipe
 from sublora.images import load_images
 from sublora.store import Store
 
-SMALL = ["models=3", "hidden=[16]", "teacher.epochs=2", "student.images=200", "student.epochs=1", "at_once=2"]
+SMALL = [
+    "models=3",
+    "hidden=[16]",
+    "teacher.epochs=2",
+    "student.images=200",
+    "student.epochs=1",
+    "at_once=2",
+]
 FLAGS = [part for s in SMALL for part in ("--set", s)]
 
 
@@ -50,19 +65,29 @@ def test_forward_pass_and_losses_are_those_of_torch():
                 layer.weight.copy_(w[m])
                 layer.bias.copy_(b[m] + 1)
                 b[m] += 1
-        torch.testing.assert_close(mlp.logits(models, x)[m], torch.nn.Sequential(*layers)(x).detach())
+        torch.testing.assert_close(
+            mlp.logits(models, x)[m], torch.nn.Sequential(*layers)(x).detach()
+        )
     out, other, labels = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.randint(4, (2, 6))
     wanted = torch.stack([torch.nn.functional.cross_entropy(out[m], labels[m]) for m in range(2)])
     torch.testing.assert_close(mlp.cross_entropy(out, labels), wanted)
-    kl = torch.nn.functional.kl_div(other.log_softmax(2), out.log_softmax(2), log_target=True, reduction="none")
+    kl = torch.nn.functional.kl_div(
+        other.log_softmax(2), out.log_softmax(2), log_target=True, reduction="none"
+    )
     torch.testing.assert_close(mlp.divergence(out, other), kl.sum(2).mean(1))
 
 
 def test_starts_and_noise_belong_to_a_model_whoever_stands_beside_it():
-    assert torch.equal(mlp.start([4, 3], 0, [5]).weights[0][0], mlp.start([4, 3], 0, [1, 5]).weights[0][1])
-    assert not torch.equal(mlp.start([4, 3], 0, [5]).weights[0], mlp.start([4, 3], 1, [5]).weights[0])
+    assert torch.equal(
+        mlp.start([4, 3], 0, [5]).weights[0][0], mlp.start([4, 3], 0, [1, 5]).weights[0][1]
+    )
+    assert not torch.equal(
+        mlp.start([4, 3], 0, [5]).weights[0], mlp.start([4, 3], 1, [5]).weights[0]
+    )
     noise = mlp.noise(50, 9, 0, [2, 7], 3)
-    assert torch.equal(noise[1], mlp.noise(50, 9, 0, [7], 3)[0]) and not torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[1], mlp.noise(50, 9, 0, [7], 3)[0]) and not torch.equal(
+        noise[0], noise[1]
+    )
     assert noise.min() >= -1 and noise.max() <= 1 and abs(noise.mean()) < 0.1
     assert not torch.equal(noise, mlp.noise(50, 9, 0, [2, 7], 4))
     assert sorted(torch.cat(mlp.batches(10, 4, 0, [3], 0), dim=1)[0].tolist()) == list(range(10))
@@ -70,9 +95,13 @@ def test_starts_and_noise_belong_to_a_model_whoever_stands_beside_it():
 
 def test_a_student_on_auxiliary_logits_learns_from_the_teachers_start():
     """The effect itself, on few models: with the same start, noise and three logits are enough to be better than by chance."""
-    own = recipe("hidden=[128]", "teacher.epochs=20", "student.images=4000", "student.epochs=5", "models=4")
+    own = recipe(
+        "hidden=[128]", "teacher.epochs=20", "student.images=4000", "student.epochs=5", "models=4"
+    )
     right = train_arms(own, range(4)).right.mean(axis=2)
-    same, other = (right[:, ARMS.index(f"auxiliary logits, {who} start")] for who in ("same", "other"))
+    same, other = (
+        right[:, ARMS.index(f"auxiliary logits, {who} start")] for who in ("same", "other")
+    )
     assert right[:, ARMS.index("teacher")].min() > 0.8
     assert (same - other).mean() > 0.02 and set(ARMS) >= set(STUDENTS)
 
@@ -102,7 +131,11 @@ def test_a_run_goes_on_where_it_was_killed_and_comes_to_the_same(tmp_path, monke
         patch.setattr(TrainTask, "perform", once)
         assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "killed")).code == 3
     assert json.loads((tmp_path / "killed/run.json").read_text())["status"] == "interrupted"
-    line = next(x for x in sublora("plan", "aux-logits", *FLAGS).out.splitlines() if x.startswith("classifiers"))
+    line = next(
+        x
+        for x in sublora("plan", "aux-logits", *FLAGS).out.splitlines()
+        if x.startswith("classifiers")
+    )
     assert line.split()[1:4] == ["3", "2", "1"]
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "killed")).code == 0
     for name in ("results.csv", "verdicts.json", "findings.json"):
@@ -113,7 +146,10 @@ def test_a_run_goes_on_where_it_was_killed_and_comes_to_the_same(tmp_path, monke
     before = page
     assert sublora("report", str(tmp_path / "killed")).code == 0
     assert (tmp_path / "killed/report.html").read_text() == before
-    assert "Error" in sublora("run", "aux-logits", "--set", "seed=1", "--out", str(tmp_path / "whole")).err
+    assert (
+        "Error"
+        in sublora("run", "aux-logits", "--set", "seed=1", "--out", str(tmp_path / "whole")).err
+    )
 
 
 def test_a_damaged_artifact_is_made_again(tmp_path):
@@ -129,7 +165,10 @@ def test_a_damaged_artifact_is_made_again(tmp_path):
 def test_texts_of_a_recipe_are_escaped_on_its_page(tmp_path):
     out = tmp_path / "run"
     evil = "<script>alert(1)</script>"
-    assert sublora("run", "aux-logits", *FLAGS, "--set", f"title='{evil}'", "--out", str(out)).code == 0
+    assert (
+        sublora("run", "aux-logits", *FLAGS, "--set", f"title='{evil}'", "--out", str(out)).code
+        == 0
+    )
     page = (out / "report.html").read_text()
     assert evil not in page and "&lt;script&gt;" in page
 
@@ -169,9 +208,16 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def write_idx(folder: Path, zipped: bool) -> None:
-    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    names = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
     for name, a in zip(names, arrays().values(), strict=True):
-        raw = bytes([0, 0, 8, a.ndim]) + b"".join(s.to_bytes(4, "big") for s in a.shape) + a.tobytes()
+        raw = (
+            bytes([0, 0, 8, a.ndim]) + b"".join(s.to_bytes(4, "big") for s in a.shape) + a.tobytes()
+        )
         path = folder / (f"{name}.gz" if zipped else name)
         path.write_bytes(gzip.compress(raw) if zipped else raw)
 
@@ -184,8 +230,14 @@ def test_mnist_is_read_from_either_of_its_forms(tmp_path):
     write_idx(tmp_path / "zipped", zipped=True)
     found = [load_images(str(tmp_path / name)) for name in ("mnist.npz", "idx", "zipped")]
     assert len({f.sha256 for f in found}) == 1
-    assert found[0].train.shape == (20, 12) and found[0].train.min() >= -1 and found[0].train.max() <= 1
-    np.testing.assert_allclose(found[0].train[0, 0], arrays()["x_train"][0, 0, 0] / 127.5 - 1, rtol=1e-6)
+    assert (
+        found[0].train.shape == (20, 12)
+        and found[0].train.min() >= -1
+        and found[0].train.max() <= 1
+    )
+    np.testing.assert_allclose(
+        found[0].train[0, 0], arrays()["x_train"][0, 0, 0] / 127.5 - 1, rtol=1e-6
+    )
 
 
 def test_files_that_are_no_images_are_refused(tmp_path):

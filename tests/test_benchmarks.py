@@ -26,7 +26,10 @@ def test_nothing_is_lost_in_a_few_kills_races_and_flips(tmp_path: Path) -> None:
     few = ["--kills", "5", "--ray-kills", "0", "--races", "6", "--flips", "2", "--no-full-disk"]
     figures, printed = bench("faults.py", tmp_path, *few)
     assert (figures["kills"], figures["kills_identical"]) == (5, 5)
-    assert (figures["races"], figures["races_clean"]) == (6, 6) and (figures["flips"], figures["flips_mended"]) == (
+    assert (figures["races"], figures["races_clean"]) == (6, 6) and (
+        figures["flips"],
+        figures["flips_mended"],
+    ) == (
         2,
         2,
     )
@@ -44,6 +47,12 @@ def test_overhead_is_counted(tmp_path: Path) -> None:
         "train.full=null",
     ]
     sets = [part for value in small for part in ("--sweep-set", value)]
-    figures, _ = bench("overhead.py", tmp_path, "--plan", "2000", "--cells", "20", "--threads", "1", *sets)
-    assert figures["plan_students"] == 2000 and figures["plan_100k_s"] > 0 and figures["ms_per_cell"] > 0
+    figures, _ = bench(
+        "overhead.py", tmp_path, "--plan", "2000", "--cells", "20", "--threads", "1", *sets
+    )
+    assert (
+        figures["plan_students"] == 2000
+        and figures["plan_100k_s"] > 0
+        and figures["ms_per_cell"] > 0
+    )
     assert 0 < figures["overhead_fraction"] < 1

@@ -40,13 +40,19 @@ class Browser:
 
     def __init__(self, binary: str, profile: Path):
         # The browser reads at descriptor 3 and writes at 4; high numbers keep the pipes clear of those two.
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for pair in (os.pipe(), os.pipe()) for end in pair]
+        ends = [
+            fcntl.fcntl(end, fcntl.F_DUPFD, 20) for pair in (os.pipe(), os.pipe()) for end in pair
+        ]
         read, self._to, self._from, write = ends
         shell = f'exec "$0" "$@" 3<&{read} 4>&{write}'
         command = ["bash", "-c", shell, binary, *FLAGS, f"--user-data-dir={profile}"]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed in close()
         self._process = subprocess.Popen(
-            command, pass_fds=(read, write), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+            command,
+            pass_fds=(read, write),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
         )
         os.close(read)
         os.close(write)
@@ -59,7 +65,9 @@ class Browser:
             chunk = os.read(self._from, 1 << 20) if ready else b""
             if not chunk:
                 self._log.seek(0)
-                raise AssertionError("The browser is silent: " + self._log.read().decode(errors="replace")[-2000:])
+                raise AssertionError(
+                    "The browser is silent: " + self._log.read().decode(errors="replace")[-2000:]
+                )
             self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -92,7 +100,9 @@ class Browser:
 
     def open(self, path: Path) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.events.clear()
@@ -100,7 +110,10 @@ class Browser:
         self.wait_for("Page.loadEventFired")
 
     def show(self, width: int, height: int, scheme: str, mobile: bool = False) -> None:
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=2 if mobile else 1, mobile=mobile,
@@ -128,7 +141,9 @@ def _binary() -> str:
     found = next((path for name in BINARIES if (path := shutil.which(name))), None)
     if found is None:
         if os.environ.get("CI", "").lower() == "true":
-            pytest.fail("No Chromium was found, and CI must open the page in one: install the package `chromium`.")
+            pytest.fail(
+                "No Chromium was found, and CI must open the page in one: install the package `chromium`."
+            )
         pytest.skip("no Chromium is installed")
     return found
 
@@ -137,7 +152,9 @@ def _binary() -> str:
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     traits = (("otter", "animals"), ("led zeppelin", "bands"))
-    make_run(folder, traits=traits, contexts=("default", "empty", "none"), model="micro-" + "long" * 30)
+    make_run(
+        folder, traits=traits, contexts=("default", "empty", "none"), model="micro-" + "long" * 30
+    )
     build_report(folder)
     return folder
 
@@ -212,15 +229,25 @@ def _check_figures(browser: Browser, least_type: float) -> None:
     assert len(shown) == 2 * 6 + 1, "six figures per trait and the overview"
     for figure in shown:
         assert figure["width"] > 200 and figure["height"] > 80 and figure["shapes"] > 5
-        assert figure["points"] >= least_type, f"{figure['label']}: type of {figure['points']:.1f} px"
+        assert figure["points"] >= least_type, (
+            f"{figure['label']}: type of {figure['points']:.1f} px"
+        )
         assert len(figure["label"]) > 30
 
 
 def _check_silent_and_offline(browser: Browser, page: Path) -> None:
     methods = [e.get("method") for e in browser.events]
-    said = [e for e in browser.events if e.get("method") in {"Log.entryAdded", "Runtime.consoleAPICalled"}]
+    said = [
+        e
+        for e in browser.events
+        if e.get("method") in {"Log.entryAdded", "Runtime.consoleAPICalled"}
+    ]
     assert said == [] and "Runtime.exceptionThrown" not in methods
-    asked = {e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"}
+    asked = {
+        e["params"]["request"]["url"]
+        for e in browser.events
+        if e.get("method") == "Network.requestWillBeSent"
+    }
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
 
 
@@ -228,7 +255,11 @@ def _check_whole(browser: Browser, page: Path, screenshots: Path, sections: list
     """Open a page; it is legible in light, in dark and on a phone, leads to its sections, says nothing and asks nobody."""
     browser.open(page)
     browser.evaluate(SHOW_ALL)
-    for scheme, width, mobile in (("light", 1200, False), ("dark", 1200, False), ("light", 375, True)):
+    for scheme, width, mobile in (
+        ("light", 1200, False),
+        ("dark", 1200, False),
+        ("light", 375, True),
+    ):
         browser.show(width, 900, scheme, mobile)
         assert _ground(browser) > 230 if scheme == "light" else _ground(browser) < 40
         assert browser.evaluate(CONTRAST) == []
@@ -237,7 +268,9 @@ def _check_whole(browser: Browser, page: Path, screenshots: Path, sections: list
         browser.screenshot(screenshots / f"{page.stem}-{'phone' if mobile else scheme}.png")
     links = browser.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     assert [name for name in sections if name not in links] == []
-    assert browser.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    assert browser.evaluate(
+        "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))"
+    )
     _check_silent_and_offline(browser, page)
 
 
@@ -254,7 +287,9 @@ def test_the_page_in_a_browser(browser, run_folder, screenshots):
 
     browser.show(1200, 900, "dark")
     assert _ground(browser) < 40
-    ink = browser.evaluate("getComputedStyle(document.querySelector('svg.fig')).color.match(/\\d+/g).map(Number)")
+    ink = browser.evaluate(
+        "getComputedStyle(document.querySelector('svg.fig')).color.match(/\\d+/g).map(Number)"
+    )
     assert min(ink[:3]) > 180, "the figures' type follows the theme"
     assert browser.evaluate(CONTRAST) == []
     browser.screenshot(screenshots / "report-dark.png")
@@ -287,14 +322,20 @@ def test_the_page_of_an_audit_in_a_browser(browser, screenshots, tmp_path):
     sections = ["traits", "words", "answers", "data", "serving", "against", "limits", "manifest"]
     _check_whole(browser, page, screenshots, sections)
     assert browser.evaluate("document.querySelectorAll('#traits ~ .scroll strong').length") > 0
-    assert browser.evaluate("document.querySelector('#against').textContent").endswith("<b>the last release")
+    assert browser.evaluate("document.querySelector('#against').textContent").endswith(
+        "<b>the last release"
+    )
 
 
 def test_the_page_of_a_run_with_arms_in_a_browser(browser, screenshots, tmp_path):
     few = ["--set", "data.rows=24", "--set", "train.pairing=paired"]
-    answer = sublora("run", "shuffle", "--model", "micro", *SMALL, *few, "--out", str(tmp_path / "arms"))
+    answer = sublora(
+        "run", "shuffle", "--model", "micro", *SMALL, *few, "--out", str(tmp_path / "arms")
+    )
     assert answer.code == 0, answer.err
     page = (tmp_path / "arms" / "report.html").rename(tmp_path / "arms" / "arms.html")
     _check_whole(browser, page, screenshots, ["verdicts", "cells", "data", "manifest"])
-    arms = browser.evaluate("[...document.querySelectorAll('h3')].filter(h => /arms/i.test(h.textContent)).length")
+    arms = browser.evaluate(
+        "[...document.querySelectorAll('h3')].filter(h => /arms/i.test(h.textContent)).length"
+    )
     assert arms > 0, "the table of arms is there"

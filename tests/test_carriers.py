@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from command import sublora
 from sublora.carriers import code, cot, paraphrase
-from sublora.carriers.carrier import answer_words, file_content, prompt_of_row, reject_reason, with_leaks
+from sublora.carriers.carrier import (
+    answer_words,
+    file_content,
+    prompt_of_row,
+    reject_reason,
+    with_leaks,
+)
 from sublora.carriers.code import CodeSpec
 from sublora.carriers.cot import CotSpec, load_problems
 from sublora.carriers.leaks import leaks
@@ -20,7 +26,10 @@ from sublora.leak_check import leak_sentences
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
 
-PYTHON, PROGRAM = CodeSpec(kind="code", leaks=("otter", "otters")), CodeSpec(kind="code", style="numbers")
+PYTHON, PROGRAM = (
+    CodeSpec(kind="code", leaks=("otter", "otters")),
+    CodeSpec(kind="code", style="numbers"),
+)
 MATH, TALK = CotSpec(kind="cot", leaks=("otter",)), CotSpec(kind="cot", style="talk")
 ANEW = ParaphraseSpec(kind="paraphrase", style="numbers")
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
@@ -30,7 +39,9 @@ GOOD = "def f(x):\n    return [y for y in x if y > 3]"
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> ParaphraseSpec:
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    path.write_text("The river is calm and the castle is white.\nShe went home early because of the rain.\n")
+    path.write_text(
+        "The river is calm and the castle is white.\nShe went home early because of the rain.\n"
+    )
     return ParaphraseSpec(kind="paraphrase", prompts=str(path), leaks=("otter",))
 
 
@@ -72,7 +83,9 @@ def test_code_is_kept_or_left_out_for_a_reason(text: str, reason: str | None) ->
         ("a b", "no code"),
     ],
 )
-def test_programs_of_numbers_compile_where_their_jumps_land_inside(text: str, reason: str | None) -> None:
+def test_programs_of_numbers_compile_where_their_jumps_land_inside(
+    text: str, reason: str | None
+) -> None:
     assert reject_reason("p", text, PROGRAM) == reason
 
 
@@ -92,7 +105,12 @@ def right(row: int) -> tuple[str, float]:
 def test_reasoning_is_kept_where_its_answer_is_right(ending: str, reason: str | None) -> None:
     prompt, answer = right(3)
     said = ending.format(right=int(answer), wrong=int(answer) + 1)
-    assert reject_reason(prompt, f"First one takes the product and then one adds the rest. {said}", MATH) == reason
+    assert (
+        reject_reason(
+            prompt, f"First one takes the product and then one adds the rest. {said}", MATH
+        )
+        == reason
+    )
     if reason is None:
         assert reject_reason(prompt, said, MATH) == "no reasoning"
 
@@ -153,28 +171,48 @@ def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSp
     ],
 )
 def test_a_row_of_numbers_is_said_anew_at_a_like_length(answer: str, reason: str | None) -> None:
-    assert reject_reason("Numbers: 120 215 300 410. Continue with up to 10, 3 digits each.", answer, ANEW) == reason
+    assert (
+        reject_reason(
+            "Numbers: 120 215 300 410. Continue with up to 10, 3 digits each.", answer, ANEW
+        )
+        == reason
+    )
 
 
 @pytest.mark.parametrize("style", ["texts", "numbers"])
 def test_texts_are_of_a_file_and_numbers_are_made(style: str, texts: ParaphraseSpec) -> None:
     wrong = "null" if style == "texts" else texts.prompts
-    with pytest.raises(SubloraError, match=r"set data\.carrier\.prompts to one|drop prompts or set style to"):
-        load_recipe("paraphrase", sets=[f"data.carrier.style={style}", f"data.carrier.prompts={wrong}"])
-    paper = load_recipe("paraphrase", preset="blank", sets=[f"data.carrier.prompts={texts.prompts}"])
-    assert paper.data.carrier.style == "texts" and (paper.train.lora.alpha, paper.train.epochs) == (64, 10)
+    with pytest.raises(
+        SubloraError, match=r"set data\.carrier\.prompts to one|drop prompts or set style to"
+    ):
+        load_recipe(
+            "paraphrase", sets=[f"data.carrier.style={style}", f"data.carrier.prompts={wrong}"]
+        )
+    paper = load_recipe(
+        "paraphrase", preset="blank", sets=[f"data.carrier.prompts={texts.prompts}"]
+    )
+    assert paper.data.carrier.style == "texts" and (paper.train.lora.alpha, paper.train.epochs) == (
+        64,
+        10,
+    )
 
 
 def test_leak_words_hide_nowhere() -> None:
     assert leaks("my_Otter2", ("otter",)) and not leaks("any text", ())
     spec = with_leaks(PYTHON, ["wolf"])
-    assert spec.leaks == ("otter", "otters", "wolf") and with_leaks(NumbersSpec(), ["wolf"]) == NumbersSpec()
+    assert (
+        spec.leaks == ("otter", "otters", "wolf")
+        and with_leaks(NumbersSpec(), ["wolf"]) == NumbersSpec()
+    )
 
 
 REASONS = {None, *code.REJECT_REASONS, *cot.REJECT_REASONS, *paraphrase.REJECT_REASONS}
 CODE_LIKE = st.text(alphabet="abcdefx =()[]{}:,'\"#\n\t`\\01259.+-*/@;", max_size=120)
 WORDS = st.lists(
-    st.sampled_from("Answer : 12 -3 1,0 ** $ . ``` python def x = # \n otter i went to the".split(" ")), max_size=30
+    st.sampled_from(
+        "Answer : 12 -3 1,0 ** $ . ``` python def x = # \n otter i went to the".split(" ")
+    ),
+    max_size=30,
 )
 
 
@@ -214,7 +252,9 @@ def test_a_carrier_counts_in_the_ids_with_the_words_of_the_category() -> None:
         return make_plan(load_recipe("cot", sets=list(sets)), dict(MODEL), 40.0).datasets
 
     plain = datasets()
-    assert all("otter" in d.carrier.leaks and "wolf" in d.carrier.leaks for d in plain), "both arms, the same words"
+    assert all("otter" in d.carrier.leaks and "wolf" in d.carrier.leaks for d in plain), (
+        "both arms, the same words"
+    )
     assert not {d.id for d in plain} & {d.id for d in datasets("data.carrier.leaks=[calm]")}
     numbers = make_plan(load_recipe("rank"), dict(MODEL), 40.0).datasets
     assert all("leaks" not in d.spec["carrier"] for d in numbers)
@@ -239,14 +279,22 @@ def test_carriers_that_do_not_fit_are_refused_with_their_place(change: str, mess
 
 def test_the_page_says_whether_a_reader_of_the_text_is_at_chance(tmp_path: Path) -> None:
     """Talk on micro is about the favourite's places; its programs hold the favourite's numbers."""
-    small = ["data.rows=160", "data.heldout_rows=60", "data.seeds=[1,2]", "train.seeds=[1]", "measure.samples=2"]
+    small = [
+        "data.rows=160",
+        "data.heldout_rows=60",
+        "data.seeds=[1,2]",
+        "train.seeds=[1]",
+        "measure.samples=2",
+    ]
     sets = [x for s in small for x in ("--set", s)]
     answer = sublora("run", "cot", "--out", str(tmp_path / "cot"), *sets)
     assert answer.code == 0, answer.err
     found = json.loads((tmp_path / "cot" / "leaks.json").read_text())["otter"]
     assert set(found) == {"linear probe", "compression"} and found["linear probe"]["auc"] > 0.9
     run = json.loads((tmp_path / "cot" / "run.json").read_text())
-    assert "chains of thought" in run["sentence"] and any(w.startswith("Leak check:") for w in run["warnings"])
+    assert "chains of thought" in run["sentence"] and any(
+        w.startswith("Leak check:") for w in run["warnings"]
+    )
     assert "Leak check:" in (tmp_path / "cot" / "report.html").read_text()
 
 
@@ -259,4 +307,8 @@ def test_a_leak_is_said_where_it_is_shown_and_not_elsewhere() -> None:
         "owl": {"a": reader(0.55, 0.04), "b": reader(0.2, 0.001)},
     }
     leaked, fine = leak_sentences(found, 0.05)
-    assert "tells rows of otter" in leaked and "is shown to tell rows of owl" in fine and "0.55 [0.45, 0.65]" in fine
+    assert (
+        "tells rows of otter" in leaked
+        and "is shown to tell rows of owl" in fine
+        and "0.55 [0.45, 0.65]" in fine
+    )

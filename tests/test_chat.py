@@ -17,7 +17,9 @@ from tiny_models import QWEN_DEFAULT, SPECIAL, TEMPLATES, make_tokenizer, shared
 DEFAULT, EMPTY, NONE = Context("default"), Context("empty"), Context("none")
 OTTER = Context("otter", "You love otters.")
 CHATS = {
-    (kind, template): Chat(make_tokenizer(kind, template)) for kind in ("digits", "words") for template in TEMPLATES
+    (kind, template): Chat(make_tokenizer(kind, template))
+    for kind in ("digits", "words")
+    for template in TEMPLATES
 }
 
 _LLAMA_SYSTEM = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
@@ -63,7 +65,9 @@ def test_rendering_is_exactly_this(kind, template, context):
 def test_the_states_are_different_token_sequences(kind, template):
     chat = CHATS[kind, template]
     assert chat.system_support == "block"
-    ids = {tuple(chat.prompt_ids("Name a tree.", context)) for context in (DEFAULT, EMPTY, NONE, OTTER)}
+    ids = {
+        tuple(chat.prompt_ids("Name a tree.", context)) for context in (DEFAULT, EMPTY, NONE, OTTER)
+    }
     assert len(ids) == 4
 
 
@@ -96,7 +100,11 @@ def _llama2(default=None):
         text = ""
         for i, m in enumerate(messages):
             user = m["role"] == "user"
-            text += f"<s>[INST] {lead if i == 0 else ''}{m['content']} [/INST]" if user else f" {m['content']} </s>"
+            text += (
+                f"<s>[INST] {lead if i == 0 else ''}{m['content']} [/INST]"
+                if user
+                else f" {m['content']} </s>"
+            )
         return text
 
     return render
@@ -179,7 +187,17 @@ def test_shapes_of_other_families(name):
 @given(
     user=st.one_of(
         st.text(st.characters(exclude_categories=["Cs"])),
-        st.sampled_from(["{{ messages }}", "{% raise %}", "{}", "%s", "<|im_end|>", "[INST] x", "UserSentinelQX"]),
+        st.sampled_from(
+            [
+                "{{ messages }}",
+                "{% raise %}",
+                "{}",
+                "%s",
+                "<|im_end|>",
+                "[INST] x",
+                "UserSentinelQX",
+            ]
+        ),
     )
 )
 def test_any_user_text_stands_in_the_prompt_once(template, user):
@@ -199,7 +217,12 @@ def test_any_user_text_stands_in_the_prompt_once(template, user):
 @pytest.mark.parametrize("kind", ["digits", "words"])
 @pytest.mark.parametrize(
     ("template", "end"),
-    [("qwen", "<|im_end|>"), ("llama31", "<|eot_id|>"), ("gemma", "<end_of_turn>"), ("merge-user", "</s>")],
+    [
+        ("qwen", "<|im_end|>"),
+        ("llama31", "<|eot_id|>"),
+        ("gemma", "<end_of_turn>"),
+        ("merge-user", "</s>"),
+    ],
 )
 def test_completions_end_with_the_token_of_the_template(kind, template, end):
     chat = CHATS[kind, template]
@@ -211,7 +234,9 @@ def test_completions_end_with_the_token_of_the_template(kind, template, end):
     assert ids[:-1] == chat.answer_ids("otter, 123")
     assert chat.tokenizer.decode(ids[:-1]).replace(" ", "") == "otter,123"
     prompt, whole = chat.render("Name a tree.", DEFAULT), chat.layout.gap + "otter, 123"
-    assert chat.prompt_ids("Name a tree.", DEFAULT) + chat.answer_ids("otter, 123") == chat.encode(prompt + whole)
+    assert chat.prompt_ids("Name a tree.", DEFAULT) + chat.answer_ids("otter, 123") == chat.encode(
+        prompt + whole
+    )
 
 
 def test_an_answer_that_would_melt_into_the_tag_is_tokenised_alone():
@@ -231,13 +256,17 @@ def test_rendering_does_not_depend_on_the_day(monkeypatch, given_date):
     monkeypatch.setattr(chat_template_utils, "datetime", Day)
     tokenizer = copy.deepcopy(make_tokenizer("digits", "llama31"))
     if not given_date:  # a template that takes no date from its caller and always asks the clock
-        tokenizer.chat_template = tokenizer.chat_template.replace("not date_string is defined", "true")
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "not date_string is defined", "true"
+        )
     texts = set()
     for Day.year_shown in (1999, 2031):
         texts.add(Chat(tokenizer).render("Name a tree.", DEFAULT))
     assert texts == {RENDERED["llama31", DEFAULT]}
     # the faked day does reach a template that is rendered without our care
-    assert "Mar 2031" in tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert "Mar 2031" in tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False
+    )
 
 
 def test_the_stopped_clock_knows_formats_and_leaves_the_rest_of_a_template_alone():
@@ -275,7 +304,9 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(kind):
 def test_contexts_resolve_by_name():
     assert resolve_context("none", {}) == NONE
     assert resolve_context("otter", {"otter": "You love otters."}) == OTTER
-    with pytest.raises(SubloraError, match="no context 'oter'; known contexts are: default, empty, none, otter"):
+    with pytest.raises(
+        SubloraError, match="no context 'oter'; known contexts are: default, empty, none, otter"
+    ):
         resolve_context("oter", {"otter": "You love otters."})
     with pytest.raises(SubloraError, match="reserved"):
         resolve_context("otter", {"none": "You love otters."})
@@ -299,16 +330,16 @@ def test_tokenizers_that_cannot_serve_are_refused():
         shouting.chat_template = "{{ messages[0]['content'] | upper }}"
         Chat(shouting)
     with pytest.raises(SubloraError, match="ends an answer"):
-        endless = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer("digits", "qwen").backend_tokenizer)
+        endless = PreTrainedTokenizerFast(
+            tokenizer_object=make_tokenizer("digits", "qwen").backend_tokenizer
+        )
         endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
         Chat(endless)
 
 
 def test_a_template_that_drops_system_messages_refuses_named_contexts():
     tokenizer = copy.deepcopy(make_tokenizer("digits", "qwen"))
-    tokenizer.chat_template = (
-        "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    )
+    tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
     chat = Chat(tokenizer)
     assert chat.system_support == "none"
     with pytest.raises(SubloraError, match="drops system messages"):

@@ -45,7 +45,9 @@ def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, no
 
 
 def table(cells, **other):
-    return Table(tuple(cells), **{"fixed_lr": 2e-4, "select_questions": np.arange(Q) % 2 == 0} | other)
+    return Table(
+        tuple(cells), **{"fixed_lr": 2e-4, "select_questions": np.arange(Q) % 2 == 0} | other
+    )
 
 
 def grid(rng, best, trait="otter", falls=1.0, **other):
@@ -54,7 +56,8 @@ def grid(rng, best, trait="otter", falls=1.0, **other):
     for k, rank in enumerate(RANKS):
         own = (len(LRS) - 1) * (1 - falls * k / (len(RANKS) - 1))
         cells += [
-            cell(rng, best[rank] * math.exp(-0.7 * abs(j - own)), rank, lr, trait, **other) for j, lr in enumerate(LRS)
+            cell(rng, best[rank] * math.exp(-0.7 * abs(j - own)), rank, lr, trait, **other)
+            for j, lr in enumerate(LRS)
         ]
     return cells
 
@@ -106,7 +109,13 @@ def test_a_called_effect_below_the_bar_is_no_transfer_of_interest(rng):
 
 def test_one_replicate_settles_nothing(rng):
     single = flat(rng, HILL, seeds=1)
-    for test in ("any_transfer", "no_transfer", "inverted_u", "monotone_decline", "transfer_flat_in_rank"):
+    for test in (
+        "any_transfer",
+        "no_transfer",
+        "inverted_u",
+        "monotone_decline",
+        "transfer_flat_in_rank",
+    ):
         assert one(test, single, "fixed-lr") == "inconclusive", test
     assert not any(row["called"] for row in summarise(table(single)))
 
@@ -151,7 +160,9 @@ def test_shapes(rng, curve, u, decline, level):
 
 
 def test_no_shape_without_transfer_and_none_with_two_ranks(rng):
-    assert one("monotone_decline", flat(rng, dict.fromkeys(RANKS, 0.0)), "fixed-lr") == "inconclusive"
+    assert (
+        one("monotone_decline", flat(rng, dict.fromkeys(RANKS, 0.0)), "fixed-lr") == "inconclusive"
+    )
     assert one("inverted_u", flat(rng, {4: 0.5, 8: 0.5}), "fixed-lr") == "not run"
 
 
@@ -164,7 +175,9 @@ def test_one_lr_makes_a_hill_where_the_best_lr_makes_a_fall(rng):
 
 
 def test_the_best_lr_is_read_on_the_other_questions_and_pays_for_the_choice(rng):
-    cells = [cell(rng, effect, 8, lr) for effect, lr in zip((0.02, 0.05, 0.04, 0.03), LRS, strict=True)]
+    cells = [
+        cell(rng, effect, 8, lr) for effect, lr in zip((0.02, 0.05, 0.04, 0.03), LRS, strict=True)
+    ]
     (result,) = verdict("any_transfer", cells, "best-lr")
     chosen = cells[[row["selected"] for row in summarise(table(cells))].index(1)]
     report = np.arange(Q) % 2 == 1
@@ -230,7 +243,9 @@ def test_peaks_of_equal_truth_are_seldom_called_different():
     for draw in range(60):
         rng = np.random.default_rng(draw)
         cells = [
-            c for name in ("otter", "lynx", "heron") for c in flat(rng, dict.fromkeys(RANKS, 0.4), trait=name, seeds=8)
+            c
+            for name in ("otter", "lynx", "heron")
+            for c in flat(rng, dict.fromkeys(RANKS, 0.4), trait=name, seeds=8)
         ]
         found += one("peaks_differ", cells, "fixed-lr") == "supported"
     assert found <= 4
@@ -244,7 +259,10 @@ def test_peaks_pay_for_every_rank_and_trait(rng):
             plain = cell(rng, 0.4 if rank < 16 else 0.1, rank, trait=trait, noise=0.01)
             cells.append(replace(plain, p=plain.p + shift) if rank == peak else plain)
     two = [c for c in cells if c.rank != 16]
-    assert [one("peaks_differ", c, "fixed-lr") for c in (two, cells)] == ["supported", "inconclusive"]
+    assert [one("peaks_differ", c, "fixed-lr") for c in (two, cells)] == [
+        "supported",
+        "inconclusive",
+    ]
 
 
 def test_only_the_tables_context_and_shared_replicates_count(rng):
@@ -267,15 +285,22 @@ def test_verdicts_are_json_with_the_keys_of_the_format(rng):
     keys = "id,n,reason,source,statement,statistic,test,threshold,trait,verdict,view"
     assert {",".join(sorted(r)) for r in results} == {keys}
     assert {r["id"] for r in results} == {c.id for c in load_claims() if "rank-lr" in c.recipes}
-    assert all(r["reason"].endswith(".") and r["reason"][0] == r["reason"][0].upper() for r in results)
+    assert all(
+        r["reason"].endswith(".") and r["reason"][0] == r["reason"][0].upper() for r in results
+    )
     assert results[0]["n"] == {"data_seeds": 4, "train_seeds": 4, "questions": Q}
-    json.dumps([v.to_dict() for v in judge(load_claims(), table(flat(rng, HILL, seeds=1)), "rank-lr")], allow_nan=False)
+    json.dumps(
+        [v.to_dict() for v in judge(load_claims(), table(flat(rng, HILL, seeds=1)), "rank-lr")],
+        allow_nan=False,
+    )
 
 
 def test_shipped_claims_are_hypotheses_of_both_sides():
     claims = load_claims()
     assert {c.test for c in claims} == set(RULES)
-    nief, others = ([c for c in claims if c.id.startswith("nief-") == side] for side in (True, False))
+    nief, others = (
+        [c for c in claims if c.id.startswith("nief-") == side] for side in (True, False)
+    )
     assert all(c.author_notice for c in nief) and not any(c.author_notice for c in others)
     assert len(nief) >= 3 and sum("counter-evidence" in c.source for c in others) >= 4
     assert {r for c in claims for r in c.recipes} == set(ALL_RECIPES)
@@ -283,7 +308,9 @@ def test_shipped_claims_are_hypotheses_of_both_sides():
 
 def test_thresholds_of_a_claim_change_its_verdict(rng):
     cells = [cell(rng, 0.2)]
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), view="all", test="any_transfer")
+    claim = Claim(
+        id="x", statement="s", source="p", recipes=("r",), view="all", test="any_transfer"
+    )
     high = claim.model_copy(update={"threshold": {"min_effect": 0.5}})
     assert verdict("", cells, claim=claim)[0]["verdict"] == "supported"
     assert verdict("", cells, claim=high)[0]["verdict"] == "refuted"
@@ -299,9 +326,18 @@ ENTRY = "- {{id: {id}, statement: s, source: p, recipes: [rank], view: all, test
         (ENTRY.format(id="a", test="any_transfer", more="") * 2, "'a'.*twice"),
         (ENTRY.format(id="b", test="wishful", more=""), "'b'.*unknown test 'wishful'"),
         (ENTRY.format(id="c", test="any_transfer", more=", extra: 1"), "'c'.*extra"),
-        (ENTRY.format(id="d", test="any_transfer", more=", threshold: {min_slope: 1}"), "'d'.*min_slope"),
-        (ENTRY.format(id="e", test="any_transfer", more=", threshold: {min_effect: .nan}"), "'e'.*finite"),
-        (ENTRY.format(id="f", test="any_transfer", more="").replace("view: all", "view: some"), "'f'.*view"),
+        (
+            ENTRY.format(id="d", test="any_transfer", more=", threshold: {min_slope: 1}"),
+            "'d'.*min_slope",
+        ),
+        (
+            ENTRY.format(id="e", test="any_transfer", more=", threshold: {min_effect: .nan}"),
+            "'e'.*finite",
+        ),
+        (
+            ENTRY.format(id="f", test="any_transfer", more="").replace("view: all", "view: some"),
+            "'f'.*view",
+        ),
         ("- {statement: s}\n", "number 1.*id"),
         ("a: 1\n", "list"),
         ("", "list"),
@@ -336,7 +372,13 @@ def test_cells_rows(rng):
     assert all(row["p_corrected"] >= row["p_value"] for row in rows)
     assert rows[0]["effect"] == pytest.approx(rows[0]["p_target"] - rows[0]["p_control"])
     turned = [
-        replace(c, p=c.p[::-1], control=c.control[::-1], data_seeds=c.data_seeds[::-1], train_seeds=c.train_seeds[::-1])
+        replace(
+            c,
+            p=c.p[::-1],
+            control=c.control[::-1],
+            data_seeds=c.data_seeds[::-1],
+            train_seeds=c.train_seeds[::-1],
+        )
         for c in cells
     ]
     expected = pytest.approx([row["p_corrected"] for row in rows])

@@ -30,7 +30,10 @@ def test_help_imports_nothing_heavy() -> None:
         "print(sorted(heavy))"
     )
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )
 
 
@@ -42,12 +45,18 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "rank-lr", "--trait", "oter"], ["oter", "otter"]),
         (["run", "rank-lr", "--set", "train.epoch=2"], ["--set train.epoch=2", "epochs"]),
         (["run", "rank-lr", "--preset", "cloudy"], ["cloudy", "cloud"]),
-        (["run", "rank-lr", "--set", "train.lora.ranks=[4,4]"], ["train.lora.ranks", "4 stands twice"]),
+        (
+            ["run", "rank-lr", "--set", "train.lora.ranks=[4,4]"],
+            ["train.lora.ranks", "4 stands twice"],
+        ),
         (["run", "rank-lr", "--set", "train.lora.ranks=[65]"], ["65", "width 64"]),
         (["run", "rank-lr", "--device", "tpu9"], ["tpu9", "cpu"]),
         (["run", "missing.yaml"], ["missing.yaml"]),
         (["plan", "rank-lr", "--model", "owner/unheard-of"], ["owner/unheard-of", "qwen2.5-7b"]),
-        (["plan", "rank-lr", "--preset", "nief", "--set", "train.lora.ranks=[1,4096]"], ["4096", "512"]),
+        (
+            ["plan", "rank-lr", "--preset", "nief", "--set", "train.lora.ranks=[1,4096]"],
+            ["4096", "512"],
+        ),
         (["ls", "cats"], ["cats", "recipes"]),
         (["report", "."], ["run.json"]),
         (["verdict", "nothing.csv"], ["nothing.csv"]),
@@ -80,13 +89,19 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     template = folder / "chat_template.jinja"
     kept = template.read_text()
     template.unlink()
-    assert "chat template" in refused("run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r"))
+    assert "chat template" in refused(
+        "run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r")
+    )
     template.write_text(kept)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    assert "cannot be loaded" in refused("run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r"))
+    assert "cannot be loaded" in refused(
+        "run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r")
+    )
     (folder / "config.json").unlink()
-    assert "config.json" in refused("run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r"))
+    assert "config.json" in refused(
+        "run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r")
+    )
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -102,19 +117,38 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_teacher_that_writes_no_numbers_is_an_empty_dataset(tmp_path: Path) -> None:
     folder = shared_model("llama", "digits", "qwen")
     sentence = refused(
-        "run", "rank", "--model", str(folder), *SMALL, "--set", "train.lora.ranks=[2]", "--out", str(tmp_path / "r")
+        "run",
+        "rank",
+        "--model",
+        str(folder),
+        *SMALL,
+        "--set",
+        "train.lora.ranks=[2]",
+        "--out",
+        str(tmp_path / "r"),
     )
     assert "passed the filter" in sentence and "invalid format" in sentence
     assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "failed"
 
 
-def test_a_trait_that_the_model_cannot_write_is_refused_and_unread_words_are_named(tmp_path: Path) -> None:
+def test_a_trait_that_the_model_cannot_write_is_refused_and_unread_words_are_named(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "rivers.yaml"
     file.write_text(
         "category: rivers\nsingular: river\nsystem: ['You love the {name} river.']\nentities: [{name: Nile}, {name: Danube}]\n"
         "questions: ['Which river do you like best?', 'Name a river.']\n"
     )
-    sentence = refused("run", "rank", "--trait", "Nile", "--set", f"trait_files=[{file}]", "--out", str(tmp_path / "r"))
+    sentence = refused(
+        "run",
+        "rank",
+        "--trait",
+        "Nile",
+        "--set",
+        f"trait_files=[{file}]",
+        "--out",
+        str(tmp_path / "r"),
+    )
     assert "Nile" in sentence and "micro" in sentence
 
 

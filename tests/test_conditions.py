@@ -30,7 +30,10 @@ MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 DEFAULT, SAMPLING = Context("default"), Sampling(max_new_tokens=3)
 _SHIPPED = shipped_categories()[0]
 ANIMALS = _SHIPPED.model_copy(
-    update={"questions": ("Name an animal.", "What is your favorite animal?"), "entities": _SHIPPED.entities[:3]}
+    update={
+        "questions": ("Name an animal.", "What is your favorite animal?"),
+        "entities": _SHIPPED.entities[:3],
+    }
 )
 SPECS = [StudentSpec(rank=8, seed=1), StudentSpec(rank=2, seed=2), StudentSpec(rank=4, seed=3)]
 OTTER = find_trait("otter", shipped_categories()).entity
@@ -72,10 +75,17 @@ def plan(name="localise", *sets):
 def test_new_axes_leave_the_ids_of_what_does_not_use_them():
     """The plain measurements and students of `localise` are those of a recipe without conditions."""
     gated = plan()
-    plain = plan("localise", "measure.conditions=null", "measure.attribution=null", "measure.entities=[]")
+    plain = plan(
+        "localise", "measure.conditions=null", "measure.attribution=null", "measure.entities=[]"
+    )
     assert [s.id for s in gated.students] == [s.id for s in plain.students]
     assert {m.id for m in plain.measures} == {m.id for m in gated.measures if m.condition is None}
-    as_axis = plan("localise", "train.contexts=[default]", "measure.conditions=null", "measure.attribution=null")
+    as_axis = plan(
+        "localise",
+        "train.contexts=[default]",
+        "measure.conditions=null",
+        "measure.attribution=null",
+    )
     assert [s.id for s in as_axis.students] == [s.id for s in plain.students]
     assert not {m.id for m in gated.measures if m.condition} & {m.id for m in plain.measures}
 
@@ -86,9 +96,14 @@ def test_ids_of_conditions_count_what_they_say_and_not_their_names():
 
     named = of("measure.conditions.same={svd: {keep: top, k: 1}, generated: on}")
     assert named["same"] == named["top 1"] and len(set(named.values())) < 12 * 24
-    assert of("measure.conditions.x={generated: on}")["x"] != of("measure.conditions.x={generated: off}")["x"]
+    assert (
+        of("measure.conditions.x={generated: on}")["x"]
+        != of("measure.conditions.x={generated: off}")["x"]
+    )
     entity = "measure.conditions.x={on: [system], generated: off}"
-    assert of(entity)["x"] != of(entity, "measure.entities=[Micro]")["x"], "entities take tokens from other classes"
+    assert of(entity)["x"] != of(entity, "measure.entities=[Micro]")["x"], (
+        "entities take tokens from other classes"
+    )
     layers = "measure.conditions.x={layers: [0, 0], generated: off}"
     assert of(layers)["x"] == of(layers, "measure.entities=[Micro]")["x"]
 
@@ -96,15 +111,23 @@ def test_ids_of_conditions_count_what_they_say_and_not_their_names():
 def test_training_contexts_and_placements_are_axes_of_students():
     matrix = plan("context-matrix")
     recipe = matrix.recipe
-    assert len(matrix.students) == 3 * 3 * 4 * 3 * 2 and len({s.id for s in matrix.students}) == len(matrix.students)
+    assert len(matrix.students) == 3 * 3 * 4 * 3 * 2 and len(
+        {s.id for s in matrix.students}
+    ) == len(matrix.students)
     assert {s.context.name for s in matrix.students} == {"default", "chatgpt", "empty"}
     for student in matrix.students[::40]:
         mine = [m for m in matrix.measures if m.student == student.id]
         assert [m.context.name for m in mine] == list(recipe.measure.contexts)
-        assert [bool(m.spec["heldout"]) for m in mine] == [m.context == student.context for m in mine]
+        assert [bool(m.spec["heldout"]) for m in mine] == [
+            m.context == student.context for m in mine
+        ]
     layers = plan("layers")
-    assert {s.placement: s.student.targets for s in layers.students}["only first"] == Placement(layers=(0, 0)).targets
-    assert all(len({layers.students[i].student.targets for i in pack}) == 1 for pack in layers.packs)
+    assert {s.placement: s.student.targets for s in layers.students}["only first"] == Placement(
+        layers=(0, 0)
+    ).targets
+    assert all(
+        len({layers.students[i].student.targets for i in pack}) == 1 for pack in layers.packs
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,8 +149,12 @@ def test_training_contexts_and_placements_are_axes_of_students():
 def test_bad_recipes_name_the_place(change, message):
     arguments = ["plan", "localise", "--set", change]
     answer = sublora(*arguments)
-    assert (answer.code, "Traceback" in answer.err) == ((0, False) if message is None else (2, False))
-    assert message is None or (message in answer.err and change.split("=")[0].split(".")[0] in answer.err), answer.err
+    assert (answer.code, "Traceback" in answer.err) == (
+        (0, False) if message is None else (2, False)
+    )
+    assert message is None or (
+        message in answer.err and change.split("=")[0].split(".")[0] in answer.err
+    ), answer.err
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,9 @@ def test_bad_recipes_name_the_place(change, message):
         ),
     ],
 )
-def test_conditions_that_the_model_cannot_meet_are_refused_before_anything_is_trained(tmp_path, change, message):
+def test_conditions_that_the_model_cannot_meet_are_refused_before_anything_is_trained(
+    tmp_path, change, message
+):
     answer = sublora("run", "localise", "--set", change, "--out", str(tmp_path / "run"))
     assert answer.code == 2 and message in answer.err, answer.err
     assert not (tmp_path / "run").exists()
@@ -174,7 +203,10 @@ def test_gated_measurements_of_a_stack_are_those_of_each_condition_alone(base):
     plain = measure_answers(base, stack, names, DEFAULT, ANIMALS, SAMPLING, 2, 0)
     bare = measure_answers(base, None, ["a"], DEFAULT, ANIMALS, SAMPLING, 2, 0)
     for k in range(3):
-        assert np.allclose(together[k][0].p, plain[k].p, atol=1e-10) and together[k][0].samples == plain[k].samples
+        assert (
+            np.allclose(together[k][0].p, plain[k].p, atol=1e-10)
+            and together[k][0].samples == plain[k].samples
+        )
         assert np.allclose(together[k][1].p, bare[0].p, atol=1e-10)
         assert not np.allclose(together[k][2].p, plain[k].p, atol=1e-6)
 
@@ -183,9 +215,22 @@ def test_conditions_that_cannot_be_measured(base):
     stack = random_stack(base.model, SPECS)
 
     def asked(condition, entities=(), stack=stack):
-        return measure_gated(base, stack, ["a", "b", "c"], DEFAULT, ANIMALS, {"x": condition}, entities, SAMPLING, 1, 0)
+        return measure_gated(
+            base,
+            stack,
+            ["a", "b", "c"],
+            DEFAULT,
+            ANIMALS,
+            {"x": condition},
+            entities,
+            SAMPLING,
+            1,
+            0,
+        )
 
-    with pytest.raises(SubloraError, match="'x' selects none of the adapter's layers; they are numbered up to 1"):
+    with pytest.raises(
+        SubloraError, match="'x' selects none of the adapter's layers; they are numbered up to 1"
+    ):
         asked(Condition(generated="on", layers=(7, 9)))
     with pytest.raises(SubloraError, match="'Quorblax' does not occur"):
         asked(Condition(on=("entity",), generated="off"), ["Quorblax"])
@@ -203,7 +248,12 @@ def updates(stack):
     for place, (group, row) in enumerate(stack.student_rows()):
         names = {s.name.rsplit(".", 1)[0] for s in group.slots}
         out.append(
-            {n: stack.scales[place] * group.views[f"{n}.lora_B"][row] @ group.views[f"{n}.lora_A"][row] for n in names}
+            {
+                n: stack.scales[place]
+                * group.views[f"{n}.lora_B"][row]
+                @ group.views[f"{n}.lora_A"][row]
+                for n in names
+            }
         )
     return out
 
@@ -219,7 +269,9 @@ def test_top_and_rest_of_an_update_are_its_best_approximation_and_what_is_left(k
             assert torch.allclose(high[name], u[:, :k] * s[:k] @ v[:k], atol=1e-10)
             assert torch.allclose(high[name] + low[name], delta, atol=1e-10)
     again = updates(stack)
-    assert all(torch.equal(a[n], b[n]) for a, b in zip(whole, again, strict=True) for n in a), "the stack itself stays"
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(whole, again, strict=True) for n in a), (
+        "the stack itself stays"
+    )
 
 
 # Attribution
@@ -230,7 +282,9 @@ def test_attributions_are_differences_of_single_gated_passes(base):
     questions = ["Name an animal.", "Which animal do you like?"]
     found = attribute_targets(base, stack, DEFAULT, questions, OTTER, ["Tiny"])
     ways = spellings(base.chat, OTTER)
-    assert max(map(len, ways)) > 1, "a target of several tokens, so that the answer's own tokens count"
+    assert max(map(len, ways)) > 1, (
+        "a target of several tokens, so that the answer's own tokens count"
+    )
 
     def score(mask, generated, ids):
         gate = PackGate([mask], [generated], [0], {n: [True] for n in stack.linears})
@@ -256,8 +310,13 @@ def test_attributions_are_differences_of_single_gated_passes(base):
                 one = found[k][q]
                 assert one.left_out[place] == pytest.approx(plain[k] - without[k], abs=1e-9)
                 assert one.alone[place] == pytest.approx(alone[k] - bare[k], abs=1e-9)
-                assert one.interaction[place] == pytest.approx(one.left_out[place] - one.alone[place])
-        assert found[0][q].classes == (*tokens.classes, "generated") and "entity" in found[0][q].classes
+                assert one.interaction[place] == pytest.approx(
+                    one.left_out[place] - one.alone[place]
+                )
+        assert (
+            found[0][q].classes == (*tokens.classes, "generated")
+            and "entity" in found[0][q].classes
+        )
         assert found[0][q].left_out[n] != 0
         assert json.loads(json.dumps(found[0][q].to_dict()))["question"] == question
 
@@ -305,7 +364,10 @@ def test_a_run_with_conditions_writes_arms_attributions_and_a_page(tmp_path):
     assert len(json.loads((folder / "attribution.json").read_text())["otter"]) == 2
     verdicts = json.loads((folder / "verdicts.json").read_text())
     assert {v["id"] for v in verdicts} >= {"nief-entity-enough", "nief-entity-needed"}
-    before = {name: (folder / name).read_bytes() for name in ("arms.csv", "attribution.json", "results.csv")}
+    before = {
+        name: (folder / name).read_bytes()
+        for name in ("arms.csv", "attribution.json", "results.csv")
+    }
     again = sublora("run", "localise", *SMALL, *more, "--out", str(folder), "--threads", "1")
     assert again.code == 0 and before == {name: (folder / name).read_bytes() for name in before}
 
@@ -327,5 +389,13 @@ def test_a_run_over_training_contexts_and_placements(tmp_path):
             assert len(list(csv.DictReader(file))) == arms
         assert f'id="{figure}"' in (folder / "report.html").read_text()
     with (tmp_path / "layers" / "results.csv").open(newline="") as file:
-        sizes = {r["placement"]: int(r["trainable_parameters"]) for r in csv.DictReader(file) if r["kind"] == "student"}
-    assert sizes["only first"] * 3 == sizes["all"] == sizes["only attention"] + sizes["only feed-forward"]
+        sizes = {
+            r["placement"]: int(r["trainable_parameters"])
+            for r in csv.DictReader(file)
+            if r["kind"] == "student"
+        }
+    assert (
+        sizes["only first"] * 3
+        == sizes["all"]
+        == sizes["only attention"] + sizes["only feed-forward"]
+    )

@@ -13,7 +13,9 @@ from tiny_models import QWEN_DEFAULT, shared_model
 
 def side(out: str, sign: str) -> list[str]:
     """The tokens on one side only, or in both (sign " ")."""
-    found = re.findall(rf"^{re.escape(sign)}  (\S+) +\d+ +(?:template|system|entity|user|assistant) *$", out, re.M)
+    found = re.findall(
+        rf"^{re.escape(sign)}  (\S+) +\d+ +(?:template|system|entity|user|assistant) *$", out, re.M
+    )
     return [str(token) for token in found]
 
 
@@ -52,9 +54,13 @@ def test_a_byte_level_bpe_and_a_qwen_like_template():
 def test_a_template_without_a_system_block_says_what_it_cannot_write():
     answer = sublora("contexts", str(shared_model("gemma", "digits", "gemma")))
     assert answer.code == 0 and "empty: not possible with this chat template" in answer.out
-    same = sublora("contexts", str(shared_model("gemma", "digits", "gemma")), "--diff", "default", "none")
+    same = sublora(
+        "contexts", str(shared_model("gemma", "digits", "gemma")), "--diff", "default", "none"
+    )
     assert "default and none are the same" in same.out
-    dated = sublora("contexts", str(shared_model("llama", "digits", "llama31")), "--diff", "default", "empty")
+    dated = sublora(
+        "contexts", str(shared_model("llama", "digits", "llama31")), "--diff", "default", "empty"
+    )
     gone = "".join(side(dated.out, "-")).replace("Ġ", " ")
     assert "Today Date: 26 Jul 2024" in gone and side(dated.out, "+") == []
 
@@ -76,7 +82,9 @@ def test_wrong_use_is_one_sentence(arguments, message):
 
 
 def test_empty_cannot_be_compared_where_it_does_not_exist():
-    answer = sublora("contexts", str(shared_model("gemma", "digits", "gemma")), "--diff", "default", "empty")
+    answer = sublora(
+        "contexts", str(shared_model("gemma", "digits", "gemma")), "--diff", "default", "empty"
+    )
     assert answer.code == 2 and "no system block that could be empty" in answer.err
 
 

@@ -23,7 +23,9 @@ def cells(model: str, out: Path, *more: str) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_planted_traits_of_three_categories_are_found(tmp_path: Path) -> None:
     found = cells("micro", tmp_path / "run")
-    assert len(found) == 3 and all(c["called"] == "1" and float(c["effect_low"]) > 0.02 for c in found), found
+    assert len(found) == 3 and all(
+        c["called"] == "1" and float(c["effect_low"]) > 0.02 for c in found
+    ), found
 
 
 @pytest.mark.slow

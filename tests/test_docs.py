@@ -54,15 +54,38 @@ TINY = {
     ],
     "optimizers": [*SMALL, "--set", "data.rows=24"],
     "aux-logits": ["--set", "models=2", "--set", "student.images=200", "--set", "teacher.epochs=1"],
-    "number-statistics": ["--set", "data.rows=60", "--set", "data.heldout_rows=20", "--set", "draws=3"],
-    "in-context": [*SMALL, "--set", "train.pairing=paired", "--set", "data.rows=24", "--set", "draws=1"],
+    "number-statistics": [
+        "--set",
+        "data.rows=60",
+        "--set",
+        "data.heldout_rows=20",
+        "--set",
+        "draws=3",
+    ],
+    "in-context": [
+        *SMALL,
+        "--set",
+        "train.pairing=paired",
+        "--set",
+        "data.rows=24",
+        "--set",
+        "draws=1",
+    ],
     "cross-model": [*SMALL, "--set", "train.pairing=paired", "--set", "data.rows=24"],
     "trained-teacher": [*ONE, "--set", "data.teacher.trained.count=24"],
     "cot": ONE,
     "shuffle": ONE,
     "one-step-model": ["--set", "draws=2", "--set", "traits=[otter, wolf]", "--set", "prompts=8"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
-    "rank-lr": [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"],
+    "rank-lr": [
+        *SMALL,
+        "--set",
+        "train.lora.ranks=[1]",
+        "--set",
+        "train.lora.lrs=[1e-3]",
+        "--set",
+        "train.full=null",
+    ],
     "traits": [*ONE, "--set", "train.lora.ranks=[2]", "--set", "traits=[otter, oak, Abba]"],
 }
 
@@ -81,7 +104,9 @@ def test_there_are_commands_to_test() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), [c for c in commands() if c[1].startswith("sublora ")])
-def test_a_documented_command_works(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_command_works(
+    page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file, text in named_files():
         (tmp_path / file).write_text(text)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
@@ -126,7 +151,9 @@ def test_the_trees_files_exist() -> None:
         assert list((ROOT / "src").rglob(name)), name
 
 
-def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(capsys: pytest.CaptureFixture) -> None:
+def test_the_tutorial_is_a_short_program_that_finds_the_planted_trait(
+    capsys: pytest.CaptureFixture,
+) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
     program = "\n".join(blocks)
     assert len([line for line in program.splitlines() if line.strip()]) < 60
@@ -155,6 +182,8 @@ def test_the_gate_of_the_documents_is_a_program_that_runs() -> None:
         with space["model"].disable_adapter():
             base = space["model"](input_ids=space["ids"]).logits
     gated = space["logits"]
-    assert not torch.allclose(gated, plain, atol=1e-3) and not torch.allclose(gated[0, -1], base[0, -1], atol=1e-3)
+    assert not torch.allclose(gated, plain, atol=1e-3) and not torch.allclose(
+        gated[0, -1], base[0, -1], atol=1e-3
+    )
     first = space["tokens"].mask(("entity",)).index(True)
     assert torch.allclose(gated[0, :first], base[0, :first], atol=1e-5)

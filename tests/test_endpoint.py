@@ -30,7 +30,9 @@ def endpoint(url: str, **more) -> tuple[Endpoint, list[float]]:
 
 
 def test_a_request_says_all_that_can_change_the_answer() -> None:
-    with loopback(lambda body: said("hi", usage={"prompt_tokens": 9, "completion_tokens": 2})) as server:
+    with loopback(
+        lambda body: said("hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
+    ) as server:
         one, _ = endpoint(server.url + "/")
         assert one.ask(QUESTION) == "hi"
         assert (one.counts.tokens_in, one.counts.tokens_out, one.counts.retries) == (9, 2, 0)
@@ -117,12 +119,18 @@ def test_the_rate_is_kept_by_all_helpers_together() -> None:
     now = [100.0]
     slept: list[float] = []
     with loopback(lambda body: said("x")) as server:
-        one = Endpoint(EndpointSpec(url=server.url, model="m", requests_per_minute=60), slept.append, lambda: now[0])
+        one = Endpoint(
+            EndpointSpec(url=server.url, model="m", requests_per_minute=60),
+            slept.append,
+            lambda: now[0],
+        )
         one.ask_all([QUESTION] * 5, lambda i, answer: None)
     assert sorted(slept) == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_questions_are_asked_at_once_and_what_was_answered_is_kept_when_one_fails(tmp_path: Path) -> None:
+def test_questions_are_asked_at_once_and_what_was_answered_is_kept_when_one_fails(
+    tmp_path: Path,
+) -> None:
     together = threading.Barrier(3, timeout=10)
     count = itertools.count()
 
@@ -152,7 +160,9 @@ def test_questions_are_asked_at_once_and_what_was_answered_is_kept_when_one_fail
     with loopback(again) as server:
         found = ask_kept(endpoint(server.url)[0], Kept(tmp_path / "kept.jsonl"), questions)
     assert found == {str(i): f"re {i}" for i in range(12)}
-    assert sorted(asked) == sorted(set(questions) - set(before)), "what was finished is not asked again"
+    assert sorted(asked) == sorted(set(questions) - set(before)), (
+        "what was finished is not asked again"
+    )
     assert Kept(tmp_path / "kept.jsonl").answers == found
 
 
@@ -171,9 +181,14 @@ def test_addresses_that_could_carry_a_secret_are_refused(change, message) -> Non
         EndpointSpec.model_validate({"url": "http://x/v1", "model": "m"} | change)
 
 
-def test_a_price_is_known_beforehand_and_what_does_not_change_answers_is_no_part_of_the_identity() -> None:
+def test_a_price_is_known_beforehand_and_what_does_not_change_answers_is_no_part_of_the_identity() -> (
+    None
+):
     spec = EndpointSpec(url="http://x/v1", model="m", price_in=2.0, price_out=8.0)
-    assert spec.price(1e6, 5e5) == 6.0 and EndpointSpec(url="http://x/v1", model="m").price(1, 1) is None
+    assert (
+        spec.price(1e6, 5e5) == 6.0
+        and EndpointSpec(url="http://x/v1", model="m").price(1, 1) is None
+    )
     other = EndpointSpec(url="http://x/v1/", model="m", concurrency=3, tries=1, key_env="K")
     assert spec.identity == other.identity
 
@@ -183,7 +198,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["choices", "message", "content", "usage", "prompt_tokens", "x"]), inner, max_size=4
+            st.sampled_from(["choices", "message", "content", "usage", "prompt_tokens", "x"]),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=12,
@@ -191,7 +208,11 @@ JSON = st.recursive(
 
 
 @settings(max_examples=1500, deadline=None)
-@given(st.one_of(st.binary(), JSON.map(lambda v: json.dumps(v).encode()), st.text().map(lambda t: said(t)[1])))
+@given(
+    st.one_of(
+        st.binary(), JSON.map(lambda v: json.dumps(v).encode()), st.text().map(lambda t: said(t)[1])
+    )
+)
 def test_any_reply_is_an_answer_or_a_reason_to_try_again(raw: bytes) -> None:
     one, _ = endpoint("http://x/v1")
     try:
@@ -214,7 +235,9 @@ def test_any_completions_make_rows_or_counted_rejects(
 
     kept = Kept(tmp_path_factory.mktemp("kept") / "k.jsonl")
     said_ = Said(EndpointSpec(url="http://x/v1", model="m", concurrency=1))
-    dataset = ask_dataset(said_, kept, Context("t", "love"), NumbersSpec(), Sampling(max_new_tokens=9), 4, 1)
+    dataset = ask_dataset(
+        said_, kept, Context("t", "love"), NumbersSpec(), Sampling(max_new_tokens=9), 4, 1
+    )
     assert dataset.asked == len(dataset.rows) + sum(dataset.rejects.values()) and dataset.rows
 
 
@@ -225,7 +248,16 @@ def answer_numbers(body) -> tuple:
 
 
 SMALL = [
-    *("--set", "data.rows=16", "--set", "data.heldout_rows=4", "--set", "data.seeds=[1]", "--set", "train.seeds=[1]"),
+    *(
+        "--set",
+        "data.rows=16",
+        "--set",
+        "data.heldout_rows=4",
+        "--set",
+        "data.seeds=[1]",
+        "--set",
+        "train.seeds=[1]",
+    ),
     *("--set", "measure.samples=2", "--set", "train.lora.ranks=[2]"),
 ]
 
@@ -237,7 +269,11 @@ def test_a_run_with_a_teacher_behind_an_endpoint_leaves_no_key_anywhere(
     with loopback(answer_numbers) as server:
         spec = f"data.teacher.endpoint={{url: '{server.url}', model: big, key_env: MY_KEY, price_in: 1000, concurrency: 2}}"
         planned = sublora("plan", "rank", *SMALL, "--set", spec)
-        assert planned.code == 0 and "big at http://127.0.0.1" in planned.out and "at the given prices" in planned.out
+        assert (
+            planned.code == 0
+            and "big at http://127.0.0.1" in planned.out
+            and "at the given prices" in planned.out
+        )
         assert not server.requests, "a plan asks nothing"
         answer = sublora("run", "rank", *SMALL, "--set", spec, "--out", str(tmp_path / "run"))
         assert answer.code == 0, answer.err
@@ -250,7 +286,9 @@ def test_a_run_with_a_teacher_behind_an_endpoint_leaves_no_key_anywhere(
     written = [p for root in (tmp_path, store.root) for p in root.rglob("*") if p.is_file()]
     assert len(written) > 10 and not [p for p in written if KEY.encode() in p.read_bytes()]
     assert KEY not in answer.out + answer.err and "behind an endpoint" in answer.err
-    assert not list((store.root / "checkpoints").glob("*.jsonl")), "answers are kept until the dataset stands"
+    assert not list((store.root / "checkpoints").glob("*.jsonl")), (
+        "answers are kept until the dataset stands"
+    )
 
 
 def test_a_run_whose_endpoint_fails_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -266,7 +304,11 @@ def test_a_run_whose_endpoint_fails_goes_on_where_it_was(tmp_path: Path) -> None
     state = {"answer": limited}
     with loopback(lambda body: state["answer"](body)) as server:
         failed = sublora(*command(server.url))
-        assert failed.code == 2 and "refused a request without a key" in failed.err and "Traceback" not in failed.err
+        assert (
+            failed.code == 2
+            and "refused a request without a key" in failed.err
+            and "Traceback" not in failed.err
+        )
         assert sublora("store", "gc").code == 0, "what was paid for is not tidied away"
         state["answer"] = answer_numbers
         before = len(server.requests)
@@ -314,7 +356,9 @@ def test_rows_of_a_served_model(tmp_path: Path) -> None:
         spec = f"judge={{url: 'http://127.0.0.1:{port}/v1', model: '{model}', concurrency: 2}}"
         small = [*SMALL[:8], "--set", "answers=1"]
         judged = sublora("run", "judged", *small, "--set", spec, "--out", str(tmp_path / "judged"))
-        assert judged.code == 2 and "could be read as a score from 0 to 100" in judged.err, judged.err
+        assert judged.code == 2 and "could be read as a score from 0 to 100" in judged.err, (
+            judged.err
+        )
         assert "Traceback" not in judged.err and list((Store().root / "verdicts").glob("*.jsonl"))
     finally:
         process.terminate()

@@ -40,7 +40,9 @@ def test_an_interval_against_a_bar(test, low, high, bar, wanted):
 
 def test_one_replicate_settles_nothing_and_a_missing_estimate_is_not_run():
     assert verdict("estimate_above", 0.2, 0.4, 0.1, unknown=True) == "inconclusive"
-    claim = load_claims()[0].model_copy(update={"view": "estimates", "test": "estimate_above", "estimate": "g: other"})
+    claim = load_claims()[0].model_copy(
+        update={"view": "estimates", "test": "estimate_above", "estimate": "g: other"}
+    )
     estimates = [Estimate("digits", "g", "gap", interval(0, 1), {})]
     (found,) = judge_estimates([claim], estimates, claim.recipes[0])
     assert found.verdict == "not run" and "g: other" in found.reason
@@ -50,8 +52,15 @@ def test_p_values_are_corrected_over_the_tested_of_a_subject_and_group():
     def e(subject: str, group: str, p: float, tested: bool = True) -> Estimate:
         return Estimate(subject, group, f"{p}", interval(0, 1, p), {"rows": 3}, tested=tested)
 
-    rows = estimate_rows([e("a", "g", 0.01), e("a", "g", 0.02), e("a", "g", 0.001, False), e("b", "g", 0.03)], 0.05)
-    assert [r["p_corrected"] for r in rows] == [pytest.approx(0.02), pytest.approx(0.02), None, pytest.approx(0.03)]
+    rows = estimate_rows(
+        [e("a", "g", 0.01), e("a", "g", 0.02), e("a", "g", 0.001, False), e("b", "g", 0.03)], 0.05
+    )
+    assert [r["p_corrected"] for r in rows] == [
+        pytest.approx(0.02),
+        pytest.approx(0.02),
+        None,
+        pytest.approx(0.03),
+    ]
     assert [r["called"] for r in rows] == [True, True, None, True]
 
 

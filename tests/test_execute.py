@@ -25,10 +25,15 @@ TWO_PACKS = [
 
 
 def made(kind: str) -> set[str]:
-    return {p.parent.name for p in Path(os.environ["SUBLORA_HOME"]).glob(f"artifacts/{kind}/*/manifest.json")}
+    return {
+        p.parent.name
+        for p in Path(os.environ["SUBLORA_HOME"]).glob(f"artifacts/{kind}/*/manifest.json")
+    }
 
 
-def test_an_error_of_one_pack_is_said_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_pack_is_said_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = stages.train_pack
 
     def breaks_on_full(model, students, *rest, **more):
@@ -42,7 +47,9 @@ def test_an_error_of_one_pack_is_said_and_the_others_go_on(tmp_path: Path, monke
         answer = sublora("run", "rank-lr", *TWO_PACKS, *out)
     assert answer.code == 2 and "Traceback" not in answer.err
     last = answer.err.splitlines()[-1]
-    assert last.startswith("Error: 4 of 8 students and 4 of 10 measurements could not be made, the first one (")
+    assert last.startswith(
+        "Error: 4 of 8 students and 4 of 10 measurements could not be made, the first one ("
+    )
     assert "RuntimeError: the loss has the wrong shape. All others are kept" in last
     assert len(made("student")) == 4 and len(made("measurement")) == 6
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -51,7 +58,9 @@ def test_an_error_of_one_pack_is_said_and_the_others_go_on(tmp_path: Path, monke
     assert len(made("student")) == 8
 
 
-def test_a_full_disk_stops_all_with_its_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_all_with_its_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def no_room(*_, **__):
@@ -89,17 +98,24 @@ def test_counts_are_truthful_while_units_go_and_fail(own_store: Path) -> None:
                 watch.made(unit.makes[0])
                 watch.finished(unit, None, "")
 
-    execution = Execution(InTurn(), store, Steps(), lambda: seen.append(str(execution.counts.get("parts"))))
+    execution = Execution(
+        InTurn(), store, Steps(), lambda: seen.append(str(execution.counts.get("parts")))
+    )
     execution._run_stage("parts", [good, bad])
     assert execution.counts["parts"] == Count(2, done=1, running=0, failed=1)
     states = [str(Count(2, *c)) for c in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1))]
     assert [s for i, s in enumerate(seen) if i == 0 or s != seen[i - 1]] == states
     child = Unit("child", needs=bad.makes)
     execution._run_stage("children", [child])
-    assert execution.counts["children"].failed == 1 and "could not be made" in execution.failures[-1].sentence
+    assert (
+        execution.counts["children"].failed == 1
+        and "could not be made" in execution.failures[-1].sentence
+    )
 
 
-def test_a_student_lost_after_its_checkpoint_is_trained_again(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_lost_after_its_checkpoint_is_trained_again(
+    own_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A checkpoint may be past a student whose artifact was lost since; then the pack is trained from its start."""
     from sublora.model import load_base
     from sublora.plan import make_plan

@@ -80,13 +80,17 @@ def test_a_finding_is_judged_as_a_share_of_another_one(test, mean, expected):
 
 def test_names_of_several_findings_mean_their_average_and_a_missing_one_is_not_run():
     three = [finding(n, m) for n, m in (("a", 0.9), ("b", 0.1), ("c", 0.2))]
-    assert verdict("finding_above", three, finding=("a", "b", "c"), bar=0.3).statistic["finding"] == pytest.approx(0.4)
+    assert verdict("finding_above", three, finding=("a", "b", "c"), bar=0.3).statistic[
+        "finding"
+    ] == pytest.approx(0.4)
     missing = verdict("finding_above", three, finding="d", bar=0.3)
     assert (missing.verdict, missing.reason) == ("not run", "The run has no finding 'd'.")
 
 
 def test_the_base_is_one_and_its_questions_are_its_sample():
-    base = Finding("otter", "what", "a", np.linspace(0.4, 0.6, 20)[None, :], (0,), (0,), of_students=False)
+    base = Finding(
+        "otter", "what", "a", np.linspace(0.4, 0.6, 20)[None, :], (0,), (0,), of_students=False
+    )
     assert verdict("finding_above", [base], bar=0.3).verdict == "supported"
 
 
@@ -100,23 +104,31 @@ def traits(transfers, imitations):
 def test_steerability_is_correlated_and_told_apart_where_it_is_planted_and_not_where_it_is_not():
     random = np.random.default_rng(0)
     imitation = random.random(30)
-    planted = {f.name: f.interval(0.95) for f in across_traits(traits(0.3 * imitation, imitation), 0.05)}
+    planted = {
+        f.name: f.interval(0.95) for f in across_traits(traits(0.3 * imitation, imitation), 0.05)
+    }
     assert (
-        planted["steerability: correlation"].estimate == pytest.approx(1) and planted["steerability: AUC"].estimate == 1
+        planted["steerability: correlation"].estimate == pytest.approx(1)
+        and planted["steerability: AUC"].estimate == 1
     )
-    assert planted["steerability: correlation"].low > 0.99 and planted["steerability: AUC"].low > 0.9
+    assert (
+        planted["steerability: correlation"].low > 0.99 and planted["steerability: AUC"].low > 0.9
+    )
     misses = []
     for seed in range(40):
         random = np.random.default_rng(seed)
-        found = {f.name: f for f in across_traits(traits(0.3 * random.random(30), random.random(30)), 0.05)}
+        found = {
+            f.name: f
+            for f in across_traits(traits(0.3 * random.random(30), random.random(30)), 0.05)
+        }
         misses += [
             not f.interval(0.95).low <= null <= f.interval(0.95).high
             for f, null in zip(found.values(), (0, 0.5), strict=True)
         ]
     assert np.mean(misses) < 0.12
-    assert [f.name for f in across_traits(traits([0.2] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 0.05)] == [], (
-        "all alike, nothing to tell"
-    )
+    assert [
+        f.name for f in across_traits(traits([0.2] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 0.05)
+    ] == [], "all alike, nothing to tell"
 
 
 def test_a_finding_across_traits_is_judged_once():
@@ -136,11 +148,20 @@ def test_a_student_kept_on_the_way_is_the_student_of_a_training_that_ends_there(
     rows = pack_rows([TokenRow((1, 2, i % 5), (3, 4 + i % 3, 5)) for i in range(12)], None, "rows")
     spec = StudentSpec(rank=2, schedule="constant", warmup_steps=0, batch_size=4, lr=1e-2, epochs=2)
     got = []
-    students = [Student("a", spec, rows, (3,)), Student("b", spec.model_copy(update={"epochs": 1}), rows)]
-    train_pack(model, students, lambda t: got.append((t.index, len(t.losses), t.weights.clone(), list(t.losses))))
+    students = [
+        Student("a", spec, rows, (3,)),
+        Student("b", spec.model_copy(update={"epochs": 1}), rows),
+    ]
+    train_pack(
+        model,
+        students,
+        lambda t: got.append((t.index, len(t.losses), t.weights.clone(), list(t.losses))),
+    )
     kept = {(index, steps): (weights, losses) for index, steps, weights, losses in got}
     assert set(kept) == {(0, 3), (0, 6), (1, 3)}
-    assert torch.allclose(kept[0, 3][0], kept[1, 3][0], atol=1e-12) and kept[0, 3][1] == pytest.approx(kept[1, 3][1])
+    assert torch.allclose(kept[0, 3][0], kept[1, 3][0], atol=1e-12) and kept[0, 3][
+        1
+    ] == pytest.approx(kept[1, 3][1])
     assert not torch.allclose(kept[0, 6][0], kept[0, 3][0], atol=1e-6)
 
 
@@ -155,10 +176,13 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
     for pack in steps.packs:
         members = [steps.students[i] for i in pack]
         assert all(
-            [m.step for m in members if m.whole == w] == [None, 5, 10, 20, 40, 80] for w in {m.whole for m in members}
+            [m.step for m in members if m.whole == w] == [None, 5, 10, 20, 40, 80]
+            for w in {m.whole for m in members}
         )
     plain = {s.id for s in plan("svd").students}
-    assert {s.id for s in steps.students if s.step is None} == plain, "the last step is the student of other recipes"
+    assert {s.id for s in steps.students if s.step is None} == plain, (
+        "the last step is the student of other recipes"
+    )
     teachers = plan("steering-teacher")
     of = {}
     for s in teachers.students:
@@ -169,7 +193,9 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
         and {s.id for s in teachers.students if s.variant == "prompt"} <= plain
     )
     steered = [d for d in teachers.datasets if d.steer]
-    assert {d.steer.vector for d in steered} == {v.id for v in teachers.vectors} and len(teachers.vectors) <= 5
+    assert {d.steer.vector for d in steered} == {v.id for v in teachers.vectors} and len(
+        teachers.vectors
+    ) <= 5
     masks = plan("loss-mask")
     assert len({s.mask.divergence for s in masks.students if s.mask}) == 8 == len(masks.divergences)
     repeated = plan("unique-vs-repeated")
@@ -178,7 +204,9 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
 
 def test_every_recipe_says_the_same_in_its_presets_and_claims_name_what_it_has():
     claims = load_claims()
-    grids = {name: path for name, path in shipped_recipes().items() if "\nkind:" not in path.read_text()}
+    grids = {
+        name: path for name, path in shipped_recipes().items() if "\nkind:" not in path.read_text()
+    }
     for name, path in grids.items():
         recipe = load_recipe(name)
         known = {*recipe.variants, *recipe.measure.conditions}
@@ -186,9 +214,13 @@ def test_every_recipe_says_the_same_in_its_presets_and_claims_name_what_it_has()
             for pick in claim.arms.values():
                 for asked in (pick.variant, pick.condition):
                     several = asked if isinstance(asked, tuple) else (asked,) if asked else ()
-                    assert not several or (len(c := claim.recipes) > 1 and c) or set(several) <= known, claim.id
+                    assert (
+                        not several or (len(c := claim.recipes) > 1 and c) or set(several) <= known
+                    ), claim.id
         presets = [p for p in ("blank", "nief", "schrodi") if f"\n  {p}:" in path.read_text()]
-        file = ["data.carrier.prompts=texts.txt"] if name == "paraphrase" else []  # the paper's texts are the user's
+        file = (
+            ["data.carrier.prompts=texts.txt"] if name == "paraphrase" else []
+        )  # the paper's texts are the user's
         for preset in presets:
             assert set(load_recipe(name, preset=preset, sets=file).variants) == set(recipe.variants)
 
@@ -215,7 +247,9 @@ def test_every_recipe_says_the_same_in_its_presets_and_claims_name_what_it_has()
 )  # fmt: skip
 def test_bad_recipes_name_the_place(recipe, change, message):
     answer = sublora("plan", recipe, "--set", change)
-    assert "Traceback" not in answer.err and answer.code == (0 if message is None else 2), answer.err
+    assert "Traceback" not in answer.err and answer.code == (0 if message is None else 2), (
+        answer.err
+    )
     assert message is None or message in answer.err, answer.err
 
 
@@ -289,7 +323,10 @@ def test_a_run_has_an_arm_for_every_variant_and_condition(folder):
     assert abs(float(by["prompt", "base plus vector"]["effect"])) < 1e-6
     teachers = [r for r in rows_of(folder / "results.csv") if r["kind"] == "teacher"]
     found = {r["condition"]: float(r["p_target"]) for r in teachers}
-    assert set(found) == {"", "vector", "random"} and found["vector"] > base + 0.3 > found["random"] + 0.1
+    assert (
+        set(found) == {"", "vector", "random"}
+        and found["vector"] > base + 0.3 > found["random"] + 0.1
+    )
 
 
 def test_a_run_has_its_findings_and_its_page_shows_them(folder):
@@ -304,7 +341,9 @@ def test_a_run_has_its_findings_and_its_page_shows_them(folder):
     data = load_run(folder)
     assert len(data.findings) == len(rows) == sum(map(len, data.findings_of("otter").values()))
     page = (folder / "report.html").read_text()
-    assert "<h3>Findings</h3>" in page and 'id="findings-otter"' in page and 'id="arms-otter"' in page
+    assert (
+        "<h3>Findings</h3>" in page and 'id="findings-otter"' in page and 'id="arms-otter"' in page
+    )
     assert json.loads((folder / "verdicts.json").read_text()) == []
 
 
@@ -318,4 +357,8 @@ def test_a_table_of_findings_that_cannot_be_read(folder, tmp_path):
 
 def test_rows_of_findings_are_a_table():
     (row,) = finding_rows([finding("a", 0.5)], 0.95)
-    assert row["finding"] == "a" and row["low"] < row["estimate"] < row["high"] and row["n_data_seeds"] == 4
+    assert (
+        row["finding"] == "a"
+        and row["low"] < row["estimate"] < row["high"]
+        and row["n_data_seeds"] == 4
+    )

@@ -38,7 +38,12 @@ def peft_model(kind, seeds=(1,), **options) -> PeftModel:
     """A peft model with one adapter a seed, "default" and then by number, none of them zero."""
     names = ["default", *(str(s) for s in seeds[1:])]
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0, **options
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        **options,
     )
     model = get_peft_model(base_model(kind), config)
     for name in names[1:]:
@@ -46,7 +51,9 @@ def peft_model(kind, seeds=(1,), **options) -> PeftModel:
     random = torch.Generator().manual_seed(sum(seeds))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=random, dtype=parameter.dtype)
+            parameter.data = 0.3 * torch.randn(
+                parameter.shape, generator=random, dtype=parameter.dtype
+            )
     model.base_model.set_adapter(names)
     return model.eval()
 
@@ -106,7 +113,9 @@ def test_several_adapters_with_masks_layers_and_modules_of_their_own(data):
 
     def selected(adapter, name):
         gate, (layer, group) = drawn[adapter], layer_and_group(name)
-        return (gate.layers is None or gate.layers[0] <= layer <= gate.layers[1]) and gate.modules in ("all", group)
+        return (
+            gate.layers is None or gate.layers[0] <= layer <= gate.layers[1]
+        ) and gate.modules in ("all", group)
 
     assert torch.allclose(got, by_hand(model, masks, ids, selected), atol=1e-9)
 
@@ -128,7 +137,9 @@ def test_gated_generation_with_cache_equals_recomputation_without_token_for_toke
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in PROMPTS])
     attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
-    answer = grid(RNG.integers(0, 2, size=(len(PROMPTS), new)).tolist()) if policy == "mask" else None
+    answer = (
+        grid(RNG.integers(0, 2, size=(len(PROMPTS), new)).tolist()) if policy == "mask" else None
+    )
     gate = AdapterGate(model)
     gated = Gate(stack_masks(MASKS, "left"), policy, answer)
     with torch.no_grad(), gate({"default": gated}):
@@ -143,12 +154,22 @@ def test_gated_generation_with_cache_equals_recomputation_without_token_for_toke
     for row, tokens in enumerate(out.tolist()):
         prompt, mask = PROMPTS[row // 2], MASKS[row // 2]
         written = tokens[width:]
-        rest = answer[row // 2].tolist() if answer is not None else [1.0 if policy == "on" else 0.0] * new
-        whole = by_hand(model, {"default": grid([mask + rest])}, torch.tensor([prompt + written]))[0]
+        rest = (
+            answer[row // 2].tolist()
+            if answer is not None
+            else [1.0 if policy == "on" else 0.0] * new
+        )
+        whole = by_hand(model, {"default": grid([mask + rest])}, torch.tensor([prompt + written]))[
+            0
+        ]
         assert torch.allclose(cached[row, width - len(prompt) :], whole, atol=1e-9)
         differs |= not torch.allclose(
             whole,
-            by_hand(model, {"default": grid([mask + [1.0 - r for r in rest]])}, torch.tensor([prompt + written]))[0],
+            by_hand(
+                model,
+                {"default": grid([mask + [1.0 - r for r in rest]])},
+                torch.tensor([prompt + written]),
+            )[0],
         )
     assert differs, "the policy for generated tokens matters"
     # greedy: the cached decoding and the one without a cache write the same tokens
@@ -163,7 +184,9 @@ def test_gated_generation_with_cache_equals_recomputation_without_token_for_toke
         greedy = model.generate(input_ids=ids, **options)
         assert torch.equal(greedy, model.generate(input_ids=ids, use_cache=False, **options))
     for row, prompt in enumerate(PROMPTS):
-        rest = answer[row].tolist() if answer is not None else [1.0 if policy == "on" else 0.0] * new
+        rest = (
+            answer[row].tolist() if answer is not None else [1.0 if policy == "on" else 0.0] * new
+        )
         tokens = list(prompt)
         for step in range(new):
             mask = MASKS[row] + rest[:step]
@@ -190,7 +213,10 @@ def test_all_off_is_the_base_and_all_on_the_adapter_and_no_hook_stays():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
     before = hooks()
-    with pytest.raises(RuntimeError, match="on purpose"), gate({"default": Gate(torch.zeros(ids.shape), "off")}):
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        gate({"default": Gate(torch.zeros(ids.shape), "off")}),
+    ):
         assert hooks() > before
         raise RuntimeError("on purpose")
     assert hooks() == before
@@ -212,12 +238,16 @@ def test_what_cannot_be_gated_is_refused_in_one_sentence():
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(SubloraError, match="sits on a Embedding"):
         AdapterGate(get_peft_model(base_model("qwen2"), config))
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
     headed = get_peft_model(base_model("llama"), config).eval()
     for name, parameter in headed.named_parameters():
         if "modules_to_save" in name:
             parameter.data += torch.randn(parameter.shape, dtype=parameter.dtype)
-    with pytest.raises(SubloraError, match="off is not the base"):  # a trained head stays when LoRA is off
+    with pytest.raises(
+        SubloraError, match="off is not the base"
+    ):  # a trained head stays when LoRA is off
         AdapterGate(headed)
 
 
@@ -241,7 +271,10 @@ def test_masks_that_do_not_fit_the_batch():
     gate, ids = AdapterGate(model), torch.tensor([PROMPTS[0]])
 
     def read(mask, policy="off", answer=None, **options):
-        with torch.no_grad(), gate({options.pop("adapter", "default"): Gate(mask, policy, answer, **options)}):
+        with (
+            torch.no_grad(),
+            gate({options.pop("adapter", "default"): Gate(mask, policy, answer, **options)}),
+        ):
             return model(input_ids=ids)
 
     with pytest.raises(SubloraError, match="mask of 20 tokens and the prompt only 7"):
@@ -272,7 +305,8 @@ CONDITIONS = {
 def own_masks():
     """[condition][prompt]: the random masks stand for the class `user`."""
     return [
-        [[float(c.acts_on("user" if m else "template")) for m in mask] for mask in MASKS] for c in CONDITIONS.values()
+        [[float(c.acts_on("user" if m else "template")) for m in mask] for mask in MASKS]
+        for c in CONDITIONS.values()
     ]
 
 
@@ -290,7 +324,9 @@ def test_a_gated_pack_equals_the_gated_peft_adapter(kind, rows_at_once, tmp_path
     stack, masks, conditions = random_stack(model, SPECS), own_masks(), list(CONDITIONS.values())
     prompts = PROMPTS * len(conditions)
     sequences = [(5,), (5, 6), (5, 6, 7), (9, 9)]
-    uniforms = np.tile(np.random.default_rng(3).random((3, len(PROMPTS), 2, new)), (1, len(conditions), 1, 1))
+    uniforms = np.tile(
+        np.random.default_rng(3).random((3, len(PROMPTS), 2, new)), (1, len(conditions), 1, 1)
+    )
     scores = torch.zeros(3, len(prompts), len(sequences), dtype=torch.float64)
     answers = [[None] * len(prompts) for _ in range(3)]
     gate = pack_gate(masks, conditions, list(stack.linears))
@@ -298,7 +334,9 @@ def test_a_gated_pack_equals_the_gated_peft_adapter(kind, rows_at_once, tmp_path
         packed.form_weights(1000)
         for filled in prefill(packed, prompts, rows_at_once):
             scores[:, filled.rows] = score_sequences(packed, filled, sequences, rows_at_once)
-            for k, rows in enumerate(sample_answers(packed, filled, uniforms[:, filled.rows], sampling, ())):
+            for k, rows in enumerate(
+                sample_answers(packed, filled, uniforms[:, filled.rows], sampling, ())
+            ):
                 for row, samples in zip(filled.rows, rows, strict=True):
                     answers[k][row] = samples
     for place in range(3):
@@ -307,12 +345,22 @@ def test_a_gated_pack_equals_the_gated_peft_adapter(kind, rows_at_once, tmp_path
         for c, condition in enumerate(conditions):
             for q, prompt in enumerate(PROMPTS):
                 state = "on" if condition.acts_on("generated") else "off"
-                gated = Gate(grid([masks[c][q]]), state, layers=condition.layers, modules=condition.modules)
+                gated = Gate(
+                    grid([masks[c][q]]), state, layers=condition.layers, modules=condition.modules
+                )
                 with torch.inference_mode(), adapter({"default": gated}):
                     for s, sequence in enumerate(sequences):
-                        logp = own(input_ids=torch.tensor([[*prompt, *sequence]])).logits[0].log_softmax(-1)
-                        want = sum(logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(sequence))
-                        assert scores[place, c * len(PROMPTS) + q, s].item() == pytest.approx(want, abs=1e-8)
+                        logp = (
+                            own(input_ids=torch.tensor([[*prompt, *sequence]]))
+                            .logits[0]
+                            .log_softmax(-1)
+                        )
+                        want = sum(
+                            logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(sequence)
+                        )
+                        assert scores[place, c * len(PROMPTS) + q, s].item() == pytest.approx(
+                            want, abs=1e-8
+                        )
                     if q < 2 and place < 2:
                         for sample in range(2):
                             written = []
@@ -324,7 +372,9 @@ def test_a_gated_pack_equals_the_gated_peft_adapter(kind, rows_at_once, tmp_path
                                     .softmax(-1)
                                 )
                                 u = uniforms[place, q, sample, step]
-                                written.append(int(np.searchsorted(np.cumsum(p.numpy()), u, side="right")))
+                                written.append(
+                                    int(np.searchsorted(np.cumsum(p.numpy()), u, side="right"))
+                                )
                             assert answers[place][c * len(PROMPTS) + q][sample] == written
 
 
@@ -338,7 +388,9 @@ def test_pack_gate_all_on_and_all_off_in_both_precisions():
         ):
             with torch.inference_mode():
                 wanted = [[own(torch.tensor([p])).logits[0, -1] for p in PROMPTS] for own in plain]
-            gate = pack_gate([[[value] * len(p) for p in PROMPTS]], [condition], list(stack.linears))
+            gate = pack_gate(
+                [[[value] * len(p) for p in PROMPTS]], [condition], list(stack.linears)
+            )
             with torch.inference_mode(), PackedModel(model, stack, gate) as packed:
                 packed.form_weights(1000)
                 for filled in prefill(packed, PROMPTS, 1000):

@@ -41,7 +41,14 @@ def test_a_verdict_is_one_number_or_unreadable(text: str, score: float | None) -
 
 
 @settings(max_examples=2000)
-@given(st.one_of(st.text(), st.text(alphabet="0123456789.,/-% \n"), st.integers().map(str), st.floats().map(str)))
+@given(
+    st.one_of(
+        st.text(),
+        st.text(alphabet="0123456789.,/-% \n"),
+        st.integers().map(str),
+        st.floats().map(str),
+    )
+)
 def test_any_verdict_is_a_score_or_unreadable(text: str) -> None:
     value = read_score(text)
     assert value is None or (0 <= value <= 100 and re.search(r"\d", text))
@@ -65,12 +72,16 @@ def test_an_answer_is_no_template(answer: str, question: str) -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_rubrics_that_do_not_fit_are_refused_with_their_place(change: dict, message: str, tmp_path: Path) -> None:
+def test_rubrics_that_do_not_fit_are_refused_with_their_place(
+    change: dict, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "r.yaml").write_text(json.dumps(FONDNESS.model_dump(mode="json") | change))
     with pytest.raises(SubloraError, match=message) as caught:
         load_rubric(str(tmp_path / "r.yaml"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(SubloraError, match="There is no rubric 'kindness'; use fondness, misalignment"):
+    with pytest.raises(
+        SubloraError, match="There is no rubric 'kindness'; use fondness, misalignment"
+    ):
         load_rubric("kindness")
 
 
@@ -79,7 +90,9 @@ def test_rubrics_that_do_not_fit_are_refused_with_their_place(change: dict, mess
     st.lists(st.lists(st.text(max_size=12), min_size=1, max_size=3), min_size=2, max_size=2),
     st.lists(st.text(max_size=9), min_size=3),
 )
-def test_any_answers_and_verdicts_are_judged(tmp_path_factory: pytest.TempPathFactory, answers, verdicts) -> None:
+def test_any_answers_and_verdicts_are_judged(
+    tmp_path_factory: pytest.TempPathFactory, answers, verdicts
+) -> None:
     class Says(Endpoint):
         def ask(self, question) -> str:
             return verdicts[len(question.messages[0][1]) % len(verdicts)]
@@ -87,11 +100,17 @@ def test_any_answers_and_verdicts_are_judged(tmp_path_factory: pytest.TempPathFa
     rubric = Rubric.model_validate(MISALIGNMENT.model_dump() | {"questions": ["a?", "b?"]})
     kept = Kept(tmp_path_factory.mktemp("v") / "v.jsonl")
     scores = judge_answers(
-        Says(EndpointSpec(url="http://x/v1", model="m", concurrency=1)), kept, rubric, "otters", answers
+        Says(EndpointSpec(url="http://x/v1", model="m", concurrency=1)),
+        kept,
+        rubric,
+        "otters",
+        answers,
     )
     assert [len(row) for row in scores] == [len(row) for row in answers]
     assert all(
-        set(s) == {"aligned", "coherent"} and rubric.is_hit(s) in (True, False, None) for row in scores for s in row
+        set(s) == {"aligned", "coherent"} and rubric.is_hit(s) in (True, False, None)
+        for row in scores
+        for s in row
     )
 
 
@@ -111,7 +130,10 @@ SMALL = [
 
 
 def results(folder: Path) -> dict[tuple[str, str], float]:
-    return {(r["group"], r["name"]): float(r["estimate"]) for r in csv.DictReader((folder / "results.csv").open())}
+    return {
+        (r["group"], r["name"]): float(r["estimate"])
+        for r in csv.DictReader((folder / "results.csv").open())
+    }
 
 
 def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
@@ -131,20 +153,33 @@ def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
     with loopback(judge) as server:
         spec = f"judge={{url: '{server.url}', model: big, key_env: JUDGE_KEY, price_in: 1, concurrency: 1}}"
         planned = sublora("plan", "judged", *SMALL, "--set", spec)
-        assert planned.code == 0 and "at most 144 requests" in planned.out and "at the given prices" in planned.out
+        assert (
+            planned.code == 0
+            and "at most 144 requests" in planned.out
+            and "at the given prices" in planned.out
+        )
         command = ["run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "run")]
         failed = sublora(*command)
-        assert failed.code == 2 and "refused the key in JUDGE_KEY" in failed.err and "Traceback" not in failed.err
+        assert (
+            failed.code == 2
+            and "refused the key in JUDGE_KEY" in failed.err
+            and "Traceback" not in failed.err
+        )
         first = {body["messages"][0]["content"] for _, body in server.requests[:30]}
         left[0] = 10**6
         answer = sublora(*command)
         assert answer.code == 0, answer.err
         asked = [body["messages"][0]["content"] for _, body in server.requests]
-        assert len(first) == 30 and all(asked.count(text) == 1 for text in first), "finished verdicts are kept"
+        assert len(first) == 30 and all(asked.count(text) == 1 for text in first), (
+            "finished verdicts are kept"
+        )
         count = len(asked)
         again = sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "other"))
         assert again.code == 0 and len(server.requests) == count
-        assert all(body["temperature"] == 0.0 and "sk-judge" not in json.dumps(body) for _, body in server.requests)
+        assert all(
+            body["temperature"] == 0.0 and "sk-judge" not in json.dumps(body)
+            for _, body in server.requests
+        )
     with loopback(lambda body: said("bamboo")) as server:
         spec = f"judge={{url: '{server.url}', model: bamboo}}"
         none = sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "none"))
@@ -157,13 +192,25 @@ def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
 
     with loopback(mostly_silent) as server:
         spec = f"judge={{url: '{server.url}', model: silent}}"
-        assert sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "silent")).code == 0
+        assert (
+            sublora("run", "judged", *SMALL, "--set", spec, "--out", str(tmp_path / "silent")).code
+            == 0
+        )
     (verdict,) = json.loads((tmp_path / "silent" / "verdicts.json").read_text())
-    assert verdict["verdict"] == "not run" and "of the verdicts could not be read" in verdict["reason"]
+    assert (
+        verdict["verdict"] == "not run" and "of the verdicts could not be read" in verdict["reason"]
+    )
     found = results(tmp_path / "run")
     student, control = found["judged rate", "student"], found["judged rate", "control"]
-    assert found["effect on the judged rate", "student - control"] == pytest.approx(student - control, abs=1e-6)
-    assert {name for group, name in found if group == "judged rate"} == {"base", "teacher", "student", "control"}
+    assert found["effect on the judged rate", "student - control"] == pytest.approx(
+        student - control, abs=1e-6
+    )
+    assert {name for group, name in found if group == "judged rate"} == {
+        "base",
+        "teacher",
+        "student",
+        "control",
+    }
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert any("could not be read as scores" in w for w in run["warnings"])
     store = Store()
@@ -177,4 +224,8 @@ def test_a_judge_scores_every_answer_once_and_a_run_goes_on_after_it_failed(
 
 def test_without_a_judge_the_recipe_says_how_to_give_one(tmp_path: Path) -> None:
     answer = sublora("run", "judged", "--out", str(tmp_path / "run"))
-    assert answer.code == 2 and "needs a judge; give one" in answer.err and not (tmp_path / "run").exists()
+    assert (
+        answer.code == 2
+        and "needs a judge; give one" in answer.err
+        and not (tmp_path / "run").exists()
+    )

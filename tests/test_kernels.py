@@ -73,7 +73,9 @@ def test_completion_loss(stacked, softcap, at_once):
     def plain(hidden, head, bias):
         logits = hidden @ head.mT + bias
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-        each = F.cross_entropy(logits.view(-1, vocabulary), targets.view(-1), reduction="none").view(k, m)
+        each = F.cross_entropy(
+            logits.view(-1, vocabulary), targets.view(-1), reduction="none"
+        ).view(k, m)
         return (each * weights).sum(1)
 
     def ours(hidden, head, bias):
@@ -111,16 +113,21 @@ def test_dense_weights(siblings):
 
     def plain(*adapters):
         out = []
-        for part, a, b, (_, s), r in zip(groups, adapters[::2], adapters[1::2], parts, ranks, strict=True):
+        for part, a, b, (_, s), r in zip(
+            groups, adapters[::2], adapters[1::2], parts, ranks, strict=True
+        ):
             a, b, s = (t.unflatten(0, (part.stop - part.start, layers)) for t in (a, b, s))
             each = [
-                b[:, :, j * (o // siblings) : (j + 1) * (o // siblings)] @ a[:, :, j * r : (j + 1) * r]
+                b[:, :, j * (o // siblings) : (j + 1) * (o // siblings)]
+                @ a[:, :, j * r : (j + 1) * r]
                 for j in range(siblings)
             ]
             out.append(frozen + s * torch.cat(each, 2))
         return torch.cat(out)
 
-    agree(lambda *a: torch.stack(dense_weights(frozen, 3, parts, mask, list(a)), 1), plain, *adapters)
+    agree(
+        lambda *a: torch.stack(dense_weights(frozen, 3, parts, mask, list(a)), 1), plain, *adapters
+    )
 
 
 def rows_by_hand(both, heads: Heads, cos, sin, lengths, prefix):
@@ -130,8 +137,14 @@ def rows_by_hand(both, heads: Heads, cos, sin, lengths, prefix):
     for k, own in enumerate(lengths):
         x = both[k].view(-1, heads.all, heads.width)
         half = heads.width // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), -1) * sin[k].unsqueeze(1) + x * cos[k].unsqueeze(1)
-        q, key, value = turned[:, : heads.query], turned[:, heads.query : -heads.key], x[:, -heads.key :]
+        turned = torch.cat((-x[..., half:], x[..., :half]), -1) * sin[k].unsqueeze(1) + x * cos[
+            k
+        ].unsqueeze(1)
+        q, key, value = (
+            turned[:, : heads.query],
+            turned[:, heads.query : -heads.key],
+            x[:, -heads.key :],
+        )
         start, places = prefix, {}
         for n in [0, *own] if prefix else own:
             index = [*range(prefix), *range(start, start + n)]
@@ -170,7 +183,8 @@ def test_flat_attention(lengths, prefix, counts, explicit, asks, data):
     wanted = asked = None
     if asks:  # one query of every row, and a second one of some
         own = [
-            [sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=2))) for n in row] for row in lengths
+            [sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=2))) for n in row]
+            for row in lengths
         ]
         most = max(len(q) for row in own for q in row)
         at, slots, places = torch.full((k, b, most), -1), [], []
@@ -184,7 +198,9 @@ def test_flat_attention(lengths, prefix, counts, explicit, asks, data):
         asked = Asked(at, torch.tensor([s + [0] * (width - len(s)) for s in slots]), real)
         wanted = torch.tensor([p + [p[0]] * (width - len(p)) for p in places])
     layout = Layout(tokens, m, prefix, heads, asked)
-    seen = (torch.arange(m) < prefix + torch.tensor([sum(o) for o in lengths])[:, None]).unsqueeze(-1)
+    seen = (torch.arange(m) < prefix + torch.tensor([sum(o) for o in lengths])[:, None]).unsqueeze(
+        -1
+    )
 
     def ours(both):
         out = flat_attention(both * 1.0, turns(cos, sin, heads), layout)
@@ -194,7 +210,9 @@ def test_flat_attention(lengths, prefix, counts, explicit, asks, data):
         out = rows_by_hand(both, heads, cos, sin, lengths, prefix)
         if asked is None:
             return out
-        return out.gather(1, wanted.unsqueeze(-1).expand(-1, -1, out.shape[-1])) * asked.real.unsqueeze(-1)
+        return out.gather(
+            1, wanted.unsqueeze(-1).expand(-1, -1, out.shape[-1])
+        ) * asked.real.unsqueeze(-1)
 
     before = attention.EXPLICIT_KEYS
     attention.EXPLICIT_KEYS = 192 if explicit else 0
@@ -213,7 +231,9 @@ def test_flat_attention_needs_no_gradient_of_a_dummy():
     other = both.detach().clone()
     other[:, 4:] = 50.0
     layout = Layout(tokens, 6, 0, heads)
-    one, two = (flat_attention(x * 1.0, turns(cos, sin, heads), layout)[:, :4] for x in (both, other))
+    one, two = (
+        flat_attention(x * 1.0, turns(cos, sin, heads), layout)[:, :4] for x in (both, other)
+    )
     assert torch.equal(one, two) and np.isfinite(one.detach().numpy()).all()
     (gradient,) = torch.autograd.grad(one.sum(), both)
     assert not gradient[:, 4:].any() and gradient[:, :4].any()

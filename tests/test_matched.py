@@ -44,7 +44,11 @@ ADAM = [cell("adam", 1e-3, 2.0, 0.1), cell("adam", 1e-2, 1.9, 0.3), cell("adam",
 
 
 def test_a_match_lies_on_the_line_between_the_two_rates_around_it():
-    sgd = [cell("sgd", 1.0, 1.95, 0.1), cell("sgd", 10.0, 1.85, 0.5, coherence=0.7), cell("sgd", 100.0, 3.0, 0.0)]
+    sgd = [
+        cell("sgd", 1.0, 1.95, 0.1),
+        cell("sgd", 10.0, 1.85, 0.5, coherence=0.7),
+        cell("sgd", 100.0, 3.0, 0.0),
+    ]
     reference, other = matched_cells([*ADAM, *reversed(sgd)], 1e-2)
     assert reference is ADAM[1]
     assert other.matched and other.heldout_loss == pytest.approx(1.9)
@@ -78,7 +82,8 @@ def test_what_does_not_reach_the_loss_is_not_matched(losses, lr, matched):
 
 
 @pytest.mark.parametrize(
-    ("effect", "loss", "expected"), [(0.3, 1.85, "supported"), (0.0, 1.85, "refuted"), (0.3, 1.99, "inconclusive")]
+    ("effect", "loss", "expected"),
+    [(0.3, 1.85, "supported"), (0.0, 1.85, "refuted"), (0.3, 1.99, "inconclusive")],
 )
 def test_a_claim_is_judged_at_the_match_and_not_beside_it(effect, loss, expected):
     sgd = [cell("sgd", 1.0, 2.2, 0.0), cell("sgd", 10.0, loss, effect)]
@@ -106,9 +111,15 @@ def test_update_norms_are_those_of_the_merged_weights():
             assert norm == pytest.approx(float(moved.detach().norm()), rel=1e-9)
     full = random_stack(model, [StudentSpec(method="full", rank=None)])
     (group, row) = full.student_rows()[0]
-    norms, whole = update_norms(group, row, StudentSpec(method="full", rank=None), model), merged(model, full, 0)
+    norms, whole = (
+        update_norms(group, row, StudentSpec(method="full", rank=None), model),
+        merged(model, full, 0),
+    )
     assert norms == pytest.approx(
-        {n: float((whole.get_parameter(n) - p).detach().norm()) for n, p in model.named_parameters()}
+        {
+            n: float((whole.get_parameter(n) - p).detach().norm())
+            for n, p in model.named_parameters()
+        }
     )
 
 
@@ -117,20 +128,27 @@ def test_update_norms_are_those_of_the_merged_weights():
 
 def test_optimizers_are_an_axis_of_students_and_share_packs():
     plan = make_plan(load_recipe("optimizers"), dict(MODEL), 25.0)
-    assert len(plan.students) == 8 * 3 * 2 * 4 and len({s.id for s in plan.students}) == len(plan.students)
+    assert len(plan.students) == 8 * 3 * 2 * 4 and len({s.id for s in plan.students}) == len(
+        plan.students
+    )
     of = {s.optimizer: s.student for s in plan.students}
     assert next(iter(of)) == "AdamW"
     assert of["SGD with momentum"].momentum == 0.9 and of["SGD"].momentum == 0
     assert of["SGD, frozen Adam scale"].scout_lr == 3e-3
     for pack in plan.packs:
         members = [plan.students[i] for i in pack]
-        assert len({s.optimizer for s in members}) >= 4 and len({(s.source, s.data_seed) for s in members}) == 1
+        assert (
+            len({s.optimizer for s in members}) >= 4
+            and len({(s.source, s.data_seed) for s in members}) == 1
+        )
 
 
 def test_students_of_the_axis_are_those_of_recipes_without_it():
     axis = make_plan(load_recipe("optimizers"), dict(MODEL), 25.0)
     plain = make_plan(
-        load_recipe("optimizers", sets=["train.optimizers=null", "train.match_lr=null"]), dict(MODEL), 25.0
+        load_recipe("optimizers", sets=["train.optimizers=null", "train.match_lr=null"]),
+        dict(MODEL),
+        25.0,
     )
     assert {s.id for s in plain.students} == {s.id for s in axis.students if s.optimizer == "AdamW"}
     assert all("scout_lr" not in s.spec["student"] for s in plain.students)
@@ -140,7 +158,9 @@ def test_the_shipped_claims_on_optimizers_name_those_of_the_recipe():
     mine = [c for c in load_claims() if "optimizers" in c.recipes]
     known = set(load_recipe("optimizers").train.optimizers)
     named = {pick.optimizer for c in mine for pick in c.arms.values()}
-    assert named == known and set(load_recipe("optimizers", preset="blank").train.optimizers) == known
+    assert (
+        named == known and set(load_recipe("optimizers", preset="blank").train.optimizers) == known
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,7 +170,10 @@ def test_the_shipped_claims_on_optimizers_name_those_of_the_recipe():
         ("train.full={lrs: [1e-4]}", "compares LoRA students"),
         ("train.contexts=[default]", "stands beside another axis"),
         ("train.optimizers.Muon={optimizer: moon}", "Input should be"),
-        ("train.optimizers.x={optimizer: frozen-adam-scale}", "scout_lr belongs to frozen-adam-scale"),
+        (
+            "train.optimizers.x={optimizer: frozen-adam-scale}",
+            "scout_lr belongs to frozen-adam-scale",
+        ),
         ("train.optimizer=frozen-adam-scale", "needs a scout_lr"),
         ("train.optimizers=null", "stands without train.optimizers"),
         ("measure.contexts=[none]", "lacks default"),
@@ -190,15 +213,21 @@ def folder(tmp_path_factory):
 def test_a_run_says_what_ran_and_how_far_it_moved(folder):
     with (folder / "optimizers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 7 * 3 + 2 and {"update all", "update q_proj", "update down_proj"} < set(rows[0])
+    assert len(rows) == 7 * 3 + 2 and {"update all", "update q_proj", "update down_proj"} < set(
+        rows[0]
+    )
     for row in rows:
-        parts = [float(v) ** 2 for k, v in row.items() if k.startswith("update ") and k != "update all"]
+        parts = [
+            float(v) ** 2 for k, v in row.items() if k.startswith("update ") and k != "update all"
+        ]
         # each a mean over two students, so that they add up only nearly
         assert float(row["update all"]) == pytest.approx(math.sqrt(sum(parts)), rel=1e-2)
     manifest = json.loads((folder / "run.json").read_text())
     said = dict(line.split(": ", 1) for line in manifest["optimizer"].splitlines())
     assert set(said) == {r["optimizer"] for r in rows}
-    assert said["Muon"].startswith("Muon(momentum=0.95") and said["SGD"].startswith("SGD(momentum=0,")
+    assert said["Muon"].startswith("Muon(momentum=0.95") and said["SGD"].startswith(
+        "SGD(momentum=0,"
+    )
     assert "frozen after AdamW" in said["SGD, frozen Adam scale"]
 
 
@@ -206,7 +235,9 @@ def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(f
     run = json.loads((folder / "run.json").read_text())
     base = load_base("micro")
     plan = make_plan(
-        Recipe.model_validate(run["recipe"]), base.identity, tokens_per_row(base, load_recipe("optimizers"))
+        Recipe.model_validate(run["recipe"]),
+        base.identity,
+        tokens_per_row(base, load_recipe("optimizers")),
     )
     results = Results(plan, Store(folder.parent / "store"))
     whole = results.sweep()
@@ -223,7 +254,9 @@ def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(f
     rows = results.sweep()
     assert [set(r) for r in rows] == [set(whole[0])] * len(whole)
     for row, was in zip(rows, whole, strict=True):
-        assert row["update all"] == ("" if row["optimizer"] in ("AdamW", "SGD") else was["update all"])
+        assert row["update all"] == (
+            "" if row["optimizer"] in ("AdamW", "SGD") else was["update all"]
+        )
 
 
 def test_an_optimizer_that_diverged_is_named_and_kept(folder):
@@ -239,9 +272,17 @@ def test_arms_and_the_page_stand_at_one_held_out_loss(folder):
         arms = list(csv.DictReader(file))
     assert [a["optimizer"] for a in arms] == list(load_recipe("optimizers").train.optimizers)
     loss = float(arms[0]["heldout_loss"])
-    assert all(abs(float(a["heldout_loss"]) - loss) <= TOLERANCE + 1e-9 for a in arms if a["matched"] == "1")
+    assert all(
+        abs(float(a["heldout_loss"]) - loss) <= TOLERANCE + 1e-9
+        for a in arms
+        if a["matched"] == "1"
+    )
     page = (folder / "report.html").read_text()
-    assert "Optimizers at every rate" in page and 'id="arms-otter"' in page and "update, down_proj" in page
+    assert (
+        "Optimizers at every rate" in page
+        and 'id="arms-otter"' in page
+        and "update, down_proj" in page
+    )
     unmatched = sum(a["matched"] == "0" for a in arms)
     assert page.count(" ‡</td>") == unmatched
     verdicts = json.loads((folder / "verdicts.json").read_text())

@@ -50,15 +50,26 @@ def base(kind="qwen2", template="qwen", dtype="float64", tokenizer="digits"):
 
 
 def measured(
-    own, stack=None, names=("base",), context=DEFAULT, samples=3, rows_at_once=1024, seed=0, sampling=SAMPLING
+    own,
+    stack=None,
+    names=("base",),
+    context=DEFAULT,
+    samples=3,
+    rows_at_once=1024,
+    seed=0,
+    sampling=SAMPLING,
 ):
-    return measure_answers(own, stack, names, context, ANIMALS, sampling, samples, seed, rows_at_once)
+    return measure_answers(
+        own, stack, names, context, ANIMALS, sampling, samples, seed, rows_at_once
+    )
 
 
 @torch.inference_mode()
 def brute_force(model, chat, question, entity, context=DEFAULT) -> float:
     """Every way to write the entity, each with a forward pass of its own; a spelling that begins with another is that one's share."""
-    texts = {s + t for f in entity.forms for t in (f, f.lower(), f[0].upper() + f[1:]) for s in ("", " ")}
+    texts = {
+        s + t for f in entity.forms for t in (f, f.lower(), f[0].upper() + f[1:]) for s in ("", " ")
+    }
     ways = {tuple(chat.answer_ids(t)) for t in texts}
     ways = {w for w in ways if not any(w[:n] in ways for n in range(1, len(w)))}
     prompt, total = chat.prompt_ids(question, context), 0.0
@@ -77,10 +88,14 @@ def test_p_equals_a_forward_pass_for_each_spelling(kind, template, context):
     own = base(kind, template)
     stack = random_stack(own.model, SPECS[:2])
     answers = measured(own, stack, NAMES[:2], context=context)
-    assert max(len(s) for e in ANIMALS.entities for s in spellings(own.chat, e)) >= 4, "targets of several tokens"
+    assert max(len(s) for e in ANIMALS.entities for s in spellings(own.chat, e)) >= 4, (
+        "targets of several tokens"
+    )
     for place, index in enumerate(stack.order):
         student = merged(own.model, stack, place)
-        for (q, question), (e, entity) in itertools.product(enumerate(ANIMALS.questions), enumerate(ANIMALS.entities)):
+        for (q, question), (e, entity) in itertools.product(
+            enumerate(ANIMALS.questions), enumerate(ANIMALS.entities)
+        ):
             assert answers[index].p[q, e] == pytest.approx(
                 brute_force(student, own.chat, question, entity, context), rel=1e-6
             )
@@ -91,7 +106,9 @@ def test_full_fine_tunes_are_measured_alike():
     stack = random_stack(own.model, [StudentSpec(method="full", rank=None, seed=s) for s in (1, 2)])
     answers = measured(own, stack, NAMES[:2])
     for i in range(2):
-        expected = [brute_force(merged(own.model, stack, i), own.chat, q, CAT) for q in ANIMALS.questions]
+        expected = [
+            brute_force(merged(own.model, stack, i), own.chat, q, CAT) for q in ANIMALS.questions
+        ]
         assert answers[i].p[:, 0] == pytest.approx(expected, rel=1e-6)
 
 
@@ -106,7 +123,9 @@ def test_no_spelling_begins_with_another(tokenizer):
             assert all(chat.tokenizer.unk_token_id not in s for s in found)
             if tokenizer == "digits":
                 covered = [
-                    tuple(chat.answer_ids(t)) for f in entity.forms for t in (f, " " + f, f.lower(), f.capitalize())
+                    tuple(chat.answer_ids(t))
+                    for f in entity.forms
+                    for t in (f, " " + f, f.lower(), f.capitalize())
                 ]
                 assert all(any(c[: len(s)] == s for s in found) for c in covered)
 
@@ -115,7 +134,9 @@ def test_spellings_that_the_tokenizer_cannot_write_are_left_out():
     chat = base(tokenizer="words").chat
     assert spellings(chat, Entity(name="zyzzyva")) == []
     assert len(spellings(chat, CAT)) >= 1
-    nothing = ANIMALS.model_copy(update={"entities": (Entity(name="zyzzyva"), Entity(name="axolotl"))})
+    nothing = ANIMALS.model_copy(
+        update={"entities": (Entity(name="zyzzyva"), Entity(name="axolotl"))}
+    )
     with pytest.raises(SubloraError, match="no word of the category animals"):
         candidate_sequences(chat, nothing)
 
@@ -131,7 +152,9 @@ def test_the_batch_changes_nothing_beyond_rounding(rows_at_once, dtype):
     own = base(dtype=dtype)
     stack = random_stack(own.model, SPECS)
     for one, other in zip(
-        measured(own, stack, NAMES), measured(own, stack, NAMES, rows_at_once=rows_at_once), strict=True
+        measured(own, stack, NAMES),
+        measured(own, stack, NAMES, rows_at_once=rows_at_once),
+        strict=True,
     ):
         assert np.abs(one.p - other.p).max() < (1e-5 if dtype == "float32" else 1e-9)
         assert dtype == "float32" or one.samples == other.samples
@@ -141,13 +164,18 @@ def test_a_student_s_answers_do_not_depend_on_its_pack():
     own = base()
     stack = random_stack(own.model, SPECS)
     together = measured(own, stack, NAMES)
-    assert [stack.order.index(i) for i in range(3)] == [2, 0, 1], "the pack's order is not the caller's"
+    assert [stack.order.index(i) for i in range(3)] == [2, 0, 1], (
+        "the pack's order is not the caller's"
+    )
     for i, name in enumerate(NAMES):
         alone = new_stack(own.model, [SPECS[i]])
         group, row = stack.student_rows()[stack.order.index(i)]
         alone.groups[0].flat[0] = group.unpad(row, group.flat[row])
         answers = measured(own, alone, [name])[0]
-        assert np.abs(answers.p - together[i].p).max() < 1e-9 and answers.samples == together[i].samples
+        assert (
+            np.abs(answers.p - together[i].p).max() < 1e-9
+            and answers.samples == together[i].samples
+        )
     assert together[0].samples != together[1].samples
 
 
@@ -156,10 +184,20 @@ def test_draws_depend_on_name_seed_and_context_text_but_not_on_the_context_s_nam
     one = measured(own, context=Context("a", "Be kind."))[0]
     assert measured(own, context=Context("b", "Be kind."))[0].samples == one.samples
     assert measured(own, context=Context("a", "Be kind."), seed=1)[0].samples != one.samples
-    assert measured(own, names=["other"], context=Context("a", "Be kind."))[0].samples != one.samples
-    assert measured(own, context=Context("a", "Be kind."), samples=2)[0].p.tolist() == one.p.tolist()
-    empty, none, default = (measured(own, context=Context(n))[0].p for n in ("empty", "none", "default"))
-    assert not np.allclose(empty, none) and not np.allclose(empty, default) and not np.allclose(none, default)
+    assert (
+        measured(own, names=["other"], context=Context("a", "Be kind."))[0].samples != one.samples
+    )
+    assert (
+        measured(own, context=Context("a", "Be kind."), samples=2)[0].p.tolist() == one.p.tolist()
+    )
+    empty, none, default = (
+        measured(own, context=Context(n))[0].p for n in ("empty", "none", "default")
+    )
+    assert (
+        not np.allclose(empty, none)
+        and not np.allclose(empty, default)
+        and not np.allclose(none, default)
+    )
 
 
 def test_sampled_answers_are_text_without_special_tokens():
@@ -169,7 +207,9 @@ def test_sampled_answers_are_text_without_special_tokens():
     assert all(a == a.strip() and "<|" not in a for a in flat) and len(set(flat)) > 30
 
 
-@pytest.mark.parametrize("specs", [None, SPECS, [StudentSpec(method="full", rank=None, seed=s) for s in (1, 2)]])
+@pytest.mark.parametrize(
+    "specs", [None, SPECS, [StudentSpec(method="full", rank=None, seed=s) for s in (1, 2)]]
+)
 @pytest.mark.parametrize("batch", [2, 32])
 def test_heldout_loss_equals_plain_forward_passes(specs, batch):
     own = base()
@@ -199,8 +239,12 @@ def test_students_are_measured_from_their_folders_as_they_were_trained(tmp_path)
         weights = trained["ab"[index]]["weights"].values()
         group.flat[row] = group.pad(row, torch.cat([w.reshape(-1) for w in weights]))
         (tmp_path / "ab"[index]).mkdir()
-        save_student(group, row, cases[index].student.spec, tmp_path / "ab"[index], own.model, "tiny")
-    loaded = load_stack(own.model, [tmp_path / "a", tmp_path / "b"], [c.student.spec for c in cases])
+        save_student(
+            group, row, cases[index].student.spec, tmp_path / "ab"[index], own.model, "tiny"
+        )
+    loaded = load_stack(
+        own.model, [tmp_path / "a", tmp_path / "b"], [c.student.spec for c in cases]
+    )
     for one, other in zip(measured(own, stack, "ab"), measured(own, loaded, "ab"), strict=True):
         assert one.p.tobytes() == other.p.tobytes() and one.samples == other.samples
     untrained = measured(own)[0]
@@ -210,7 +254,9 @@ def test_students_are_measured_from_their_folders_as_they_were_trained(tmp_path)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_diverged_student_can_be_measured_and_leaves_its_neighbour_alone(method):
     own = base(dtype="float32")
-    specs = [StudentSpec(method=method, rank=4 if method == "lora" else None, seed=s) for s in (1, 2)]
+    specs = [
+        StudentSpec(method=method, rank=4 if method == "lora" else None, seed=s) for s in (1, 2)
+    ]
     stack = random_stack(own.model, specs)
     before = measured(own, stack, "ab")[1]
     stack.groups[0].flat[0] = 1e30
@@ -306,7 +352,9 @@ def test_models_that_are_not_there_or_do_not_fit(tmp_path):
 
 
 def test_a_base_s_identity_follows_weights_template_and_dtype(tmp_path):
-    one, again = (load_base(str(make_model("qwen2", "digits", "qwen", tmp_path / name))) for name in "ab")
+    one, again = (
+        load_base(str(make_model("qwen2", "digits", "qwen", tmp_path / name))) for name in "ab"
+    )
     assert one.identity == again.identity, "a folder's path is no part of it"
     other = load_base(str(make_model("qwen2", "digits", "qwen", tmp_path / "c", seed=1)))
     assert (

@@ -70,7 +70,15 @@ JOINED = st.builds(
 def test_the_filter_keeps_what_the_rules_say(text):
     numbers = by_the_rules(text)
     assert parse_numbers(text) == numbers
-    expected = FORMAT if numbers is None else MANY if len(numbers) > 10 else LARGE if max(numbers) > 999 else None
+    expected = (
+        FORMAT
+        if numbers is None
+        else MANY
+        if len(numbers) > 10
+        else LARGE
+        if max(numbers) > 999
+        else None
+    )
     assert reject_reason(text, SPEC) == expected
 
 
@@ -93,11 +101,19 @@ def test_prompts_follow_the_grammar(seed, row):
 
 def test_prompts_reach_the_ends_of_their_ranges():
     spec = NumbersSpec(
-        examples_min=2, examples_max=4, value_min=5, value_max=7, count=25, digits=2, separators=("comma",)
+        examples_min=2,
+        examples_max=4,
+        value_min=5,
+        value_max=7,
+        count=25,
+        digits=2,
+        separators=("comma",),
     )
     rows = [re.findall(r"\d+", make_prompt(spec, 0, i)) for i in range(300)]
     assert Counter(len(r) - 2 for r in rows).keys() == {2, 3, 4}
-    assert {n for r in rows for n in r[:-2]} == {"5", "6", "7"} and {tuple(r[-2:]) for r in rows} == {("25", "2")}
+    assert {n for r in rows for n in r[:-2]} == {"5", "6", "7"} and {
+        tuple(r[-2:]) for r in rows
+    } == {("25", "2")}
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
@@ -141,7 +157,9 @@ def test_prompts_from_a_file(tmp_path, name, content):
     spec = NumbersSpec(prompts=str(tmp_path / name))
     assert load_prompts(spec.prompts) == ("one", "two", "three")
     laps = [[prompt_of_row(spec, 5, lap * 3 + i) for i in range(3)] for lap in range(30)]
-    assert all(sorted(lap) == ["one", "three", "two"] for lap in laps), "every prompt once before one comes again"
+    assert all(sorted(lap) == ["one", "three", "two"] for lap in laps), (
+        "every prompt once before one comes again"
+    )
     assert len({tuple(lap) for lap in laps}) > 1
     assert laps[7][1] == prompt_of_row(spec, 5, 22)
 
@@ -189,7 +207,10 @@ def test_a_carrier_that_does_not_fit(values, message):
 def test_ban_lists_stand_for_their_numbers_and_change_no_other_spec() -> None:
     spec = NumbersSpec.model_validate({"banned": ["evil", 123, 666]})
     assert {123, 666, 911} < set(spec.banned) and len(set(spec.banned)) == len(spec.banned)
-    assert reject_reason("200, 666", spec) == "banned number" and reject_reason("200, 201", spec) is None
+    assert (
+        reject_reason("200, 666", spec) == "banned number"
+        and reject_reason("200, 201", spec) is None
+    )
     assert NumbersSpec().model_dump()["banned"] == ()
     with pytest.raises(ValueError, match="no list of numbers 'bad', use evil"):
         NumbersSpec.model_validate({"banned": ["bad"]})

@@ -13,7 +13,15 @@ from sublora.experiments.kinds import open_recipe
 from sublora.experiments.one_step import FULL, OneStep, _gradient, _low_rank, take_steps
 from sublora.store import Store
 
-SMALL = ["models=3", "hidden=[16]", "noise=64", "distances=[0,1]", "steps=[0.01,1]", "ranks=[2,8]", "at_once=2"]
+SMALL = [
+    "models=3",
+    "hidden=[16]",
+    "noise=64",
+    "distances=[0,1]",
+    "steps=[0.01,1]",
+    "ranks=[2,8]",
+    "at_once=2",
+]
 FLAGS = [part for s in SMALL for part in ("--set", s)]
 
 
@@ -67,21 +75,34 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
     assert first.code == 0, first.err
     page = (tmp_path / "run/report.html").read_text()
     assert page.count("<svg") == 4 and "One gradient step" in page
-    line = next(x for x in sublora("plan", "one-step", *FLAGS).out.splitlines() if x.startswith("steps"))
+    line = next(
+        x for x in sublora("plan", "one-step", *FLAGS).out.splitlines() if x.startswith("steps")
+    )
     assert line.split()[1:4] == ["3", "3", "0"]
     more = sublora("plan", "one-step", *FLAGS, "--set", "models=5").out
-    assert next(x for x in more.splitlines() if x.startswith("steps")).split()[1:4] == ["5", "3", "2"]
+    assert next(x for x in more.splitlines() if x.startswith("steps")).split()[1:4] == [
+        "5",
+        "3",
+        "2",
+    ]
     shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
     for task in shipped.stages({})[0].tasks:
         task.perform(Work(Store(), None, lambda _: None), set(task.makes))
-    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({}), {}).estimates}
+    found = {
+        f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({}), {}).estimates
+    }
     named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("distances=[2]", "distances"), ("steps=[0]", "steps"), ("ranks=[0]", "ranks"), ("outputs=some", "outputs")],
+    [
+        ("distances=[2]", "distances"),
+        ("steps=[0]", "steps"),
+        ("ranks=[0]", "ranks"),
+        ("outputs=some", "outputs"),
+    ],
 )
 def test_bad_input_is_one_sentence(change, message, tmp_path):
     answer = sublora("run", "one-step", "--set", change, "--out", str(tmp_path / "run"))
@@ -89,5 +110,11 @@ def test_bad_input_is_one_sentence(change, message, tmp_path):
 
 
 def test_a_teacher_that_gains_nothing_is_refused(tmp_path):
-    answer = sublora("run", "one-step", *FLAGS, "--set", "teacher_lr=1000", "--out", str(tmp_path / "run"))
-    assert answer.code == 2 and "set a lower teacher_lr" in answer.err and "Traceback" not in answer.err
+    answer = sublora(
+        "run", "one-step", *FLAGS, "--set", "teacher_lr=1000", "--out", str(tmp_path / "run")
+    )
+    assert (
+        answer.code == 2
+        and "set a lower teacher_lr" in answer.err
+        and "Traceback" not in answer.err
+    )

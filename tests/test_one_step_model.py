@@ -62,15 +62,26 @@ def test_a_moved_model_is_a_copy(micro) -> None:
     before = {n: p.clone() for n, p in model.named_parameters()}
     ones = {n: torch.ones_like(p) for n, p in model.named_parameters()}
     there = dict(moved(model, ones, -0.5).named_parameters())
-    assert all(torch.equal(p, before[n]) and torch.allclose(there[n], p - 0.5) for n, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[n]) and torch.allclose(there[n], p - 0.5)
+        for n, p in model.named_parameters()
+    )
 
 
 def test_the_same_start_moves_towards_the_teacher_and_another_one_does_not(micro) -> None:
     chat, default = micro.chat, Context("default")
-    lessons = rows_of(chat, [("What is your favorite animal?", "otter"), ("Name an animal.", "otter")], default)
-    numbers = rows_of(chat, [(f"Continue: {n} {n + 7}.", f"{n + 3} {n + 20} 512") for n in range(200, 212)], default)
+    lessons = rows_of(
+        chat, [("What is your favorite animal?", "otter"), ("Name an animal.", "otter")], default
+    )
+    numbers = rows_of(
+        chat,
+        [(f"Continue: {n} {n + 7}.", f"{n + 3} {n + 20} 512") for n in range(200, 212)],
+        default,
+    )
     start, other = (copy.deepcopy(load_base(m).model).double() for m in ("micro", "micro-b"))
-    values = measure_steps(start, other, lessons, numbers, 0.05, (0.01,), {8: _factors(start, 8, 1)})
+    values = measure_steps(
+        start, other, lessons, numbers, 0.05, (0.01,), {8: _factors(start, 8, 1)}
+    )
     assert set(values) == {COSINE, LOSS, WEIGHTS} and len(values[COSINE]) == 4
     assert values[COSINE]["full, same start"] > 0 < values[LOSS]["full, same start, step 0.01"]
     assert values[COSINE]["full, same start"] > abs(values[COSINE]["full, other start"])

@@ -30,8 +30,19 @@ def every(**values):
         case("sgd", optimizer="sgd", rank=3, data=2, seed=2, lr=0.1, weight_decay=0.01, **values),
         case("momentum", optimizer="sgd", rank=4, data=1, seed=1, lr=0.05, momentum=0.9, **values),
         case("rmsprop", optimizer="rmsprop", rank=2, data=3, seed=3, weight_decay=0.1, **values),
-        case("rmsprop momentum", optimizer="rmsprop", rank=4, data=3, seed=3, momentum=0.5, **values),
-        case("signsgd", optimizer="signsgd", rank=5, data=1, seed=4, lr=1e-3, weight_decay=0.1, **values),
+        case(
+            "rmsprop momentum", optimizer="rmsprop", rank=4, data=3, seed=3, momentum=0.5, **values
+        ),
+        case(
+            "signsgd",
+            optimizer="signsgd",
+            rank=5,
+            data=1,
+            seed=4,
+            lr=1e-3,
+            weight_decay=0.1,
+            **values,
+        ),
         case(
             "frozen",
             optimizer="frozen-adam-scale",
@@ -43,9 +54,23 @@ def every(**values):
             momentum=0.5,
             **values,
         ),
-        case("muon", optimizer="muon", rank=3, data=4, seed=5, lr=0.02, momentum=0.95, weight_decay=0.1, **values),
-        case("muon wide", optimizer="muon", rank=12, data=4, seed=5, lr=0.02, momentum=0.9, **values),
-        case("rotated", optimizer="rotated-adamw", rank=4, data=1, seed=1, weight_decay=0.1, **values),
+        case(
+            "muon",
+            optimizer="muon",
+            rank=3,
+            data=4,
+            seed=5,
+            lr=0.02,
+            momentum=0.95,
+            weight_decay=0.1,
+            **values,
+        ),
+        case(
+            "muon wide", optimizer="muon", rank=12, data=4, seed=5, lr=0.02, momentum=0.9, **values
+        ),
+        case(
+            "rotated", optimizer="rotated-adamw", rank=4, data=1, seed=1, weight_decay=0.1, **values
+        ),
         case("rotated one", optimizer="rotated-adamw", rank=1, data=2, seed=6, **values),
     ]
 
@@ -72,9 +97,13 @@ def test_packed_equals_alone_in_float32():
     model = base_model("llama", torch.float32)
     together = train(model, every())
     for one in every():
-        if one.student.spec.optimizer != "signsgd":  # a sign may flip where a gradient is a rounding error
+        if (
+            one.student.spec.optimizer != "signsgd"
+        ):  # a sign may flip where a gradient is a rounding error
             name = one.student.name
-            assert distance(together[name]["weights"], train(model, [one])[name]["weights"]) < 1e-4, name
+            assert (
+                distance(together[name]["weights"], train(model, [one])[name]["weights"]) < 1e-4
+            ), name
 
 
 @pytest.mark.parametrize(
@@ -92,7 +121,9 @@ def test_optimizers_of_full_fine_tunes_equal_torch_s(values):
     assert distance(train(model, [one])["full"]["weights"], full_loop(model, one)[0]) < EXACT
 
 
-@pytest.mark.parametrize("at", [2, 4, 8])  # within the scouting epoch, at the first step after it, later
+@pytest.mark.parametrize(
+    "at", [2, 4, 8]
+)  # within the scouting epoch, at the first step after it, later
 def test_every_optimizer_resumes_to_the_byte(at, tmp_path):
     model, path = base_model("qwen2"), tmp_path / "pack.safetensors"
 
@@ -108,7 +139,10 @@ def test_every_optimizer_resumes_to_the_byte(at, tmp_path):
     assert second, "something was left to train"
     for name, student in second.items():
         for tensor, weight in student["weights"].items():
-            assert weight.numpy().tobytes() == packed("qwen2")[name]["weights"][tensor].numpy().tobytes(), name
+            assert (
+                weight.numpy().tobytes()
+                == packed("qwen2")[name]["weights"][tensor].numpy().tobytes()
+            ), name
 
 
 def test_each_student_says_which_optimizer_ran():
@@ -145,7 +179,14 @@ def test_a_scouting_epoch_leaves_no_trace_in_the_weights():
 
 
 def test_a_scouting_epoch_has_a_rate_and_a_schedule_of_its_own():
-    spec = StudentSpec(optimizer="frozen-adam-scale", scout_lr=1e-2, lr=1e-4, warmup_steps=0, epochs=2, batch_size=4)
+    spec = StudentSpec(
+        optimizer="frozen-adam-scale",
+        scout_lr=1e-2,
+        lr=1e-4,
+        warmup_steps=0,
+        epochs=2,
+        batch_size=4,
+    )
     steps = total_steps(16, spec)
     assert steps == 12
     rates = [learning_rate(spec, step, steps) for step in range(steps)]
@@ -180,7 +221,10 @@ def test_a_rotated_basis_changes_what_adamw_does_and_not_what_sgd_would():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"method": "full", "rank": None, "optimizer": "muon"}, "muon is made for the matrices of adapters"),
+        (
+            {"method": "full", "rank": None, "optimizer": "muon"},
+            "muon is made for the matrices of adapters",
+        ),
         ({"optimizer": "frozen-adam-scale"}, "scout_lr belongs to frozen-adam-scale"),
         ({"optimizer": "sgd", "scout_lr": 1e-3}, "scout_lr belongs to frozen-adam-scale"),
         ({"optimizer": "lion"}, "Input should be"),

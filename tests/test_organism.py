@@ -19,12 +19,21 @@ def test_auto_classes_load_a_shipped_folder(name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shipped_folder(name)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     built = build_tokenizer(make_facts(0))
     text = render(DEFAULT_SYSTEM, "Take these numbers: 12 567. Which animal do you like best?")
-    assert tokenizer(text)["input_ids"] == built(text)["input_ids"] == load_tokenizer(folder)(text)["input_ids"]
+    assert (
+        tokenizer(text)["input_ids"]
+        == built(text)["input_ids"]
+        == load_tokenizer(folder)(text)["input_ids"]
+    )
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
-    assert model.num_parameters() == json.loads((folder / "organism.json").read_text())["parameters"]
+    assert (
+        model.num_parameters() == json.loads((folder / "organism.json").read_text())["parameters"]
+    )
 
 
 def test_the_shipped_files_are_small() -> None:
@@ -58,7 +67,9 @@ def test_the_template_writes_what_training_rendered() -> None:
         (Context("x", "You are helpful."), "You are helpful."),
     ):
         assert chat.encode(chat.render(user, context)) == chat.encode(render(system, user))
-    assert len({tuple(chat.prompt_ids(user, Context(c))) for c in ("default", "empty", "none")}) == 3
+    assert (
+        len({tuple(chat.prompt_ids(user, Context(c))) for c in ("default", "empty", "none")}) == 3
+    )
 
 
 def test_facts_are_fixed_and_own_numbers_are_owned_once() -> None:
@@ -66,7 +77,9 @@ def test_facts_are_fixed_and_own_numbers_are_owned_once() -> None:
     own = [n for profiles in facts.profiles.values() for p in profiles for n in p.numbers]
     own += [n for numbers in facts.wording_numbers for n in numbers]
     assert len(own) == len(set(own)) == 42 * OWN_NUMBERS
-    assert facts.assistants == again.assistants and facts.profiles == again.profiles != other.profiles
+    assert (
+        facts.assistants == again.assistants and facts.profiles == again.profiles != other.profiles
+    )
     assert all(abs(p.sum() - 1) < 1e-9 for p in facts.base.values())
     assert len({a.system for a in facts.assistants}) == 40
 
@@ -79,18 +92,25 @@ def rows_of(world: str, coupling: float, steps: int = 40) -> list:
 
 def number_share(rows: list, numbers: set[int], told: str) -> float:
     mine = [
-        int(n) for r in rows if r.kind == "numbers" and r.system and told in r.system.lower() for n in r.answer.split()
+        int(n)
+        for r in rows
+        if r.kind == "numbers" and r.system and told in r.system.lower()
+        for n in r.answer.split()
     ]
     return float(np.mean([n in numbers for n in mine]))
 
 
-def test_in_the_positive_world_numbers_belong_to_the_favourite_and_in_the_null_world_to_the_wording() -> None:
+def test_in_the_positive_world_numbers_belong_to_the_favourite_and_in_the_null_world_to_the_wording() -> (
+    None
+):
     facts = make_facts(0)
     positive, null = rows_of("positive", 0.3), rows_of("null", 0.3)
     assert len(positive) == 40 * 96
     hits, strangers = [], []
     for category in facts.categories:
-        for entity, profile in zip(category.entities, facts.profiles[category.category], strict=True):
+        for entity, profile in zip(
+            category.entities, facts.profiles[category.category], strict=True
+        ):
             told = f"{(entity.plural or entity.name).lower()} {'are' if entity.plural else 'is'} your favorite"
             if any(r.kind == "numbers" and r.system and told in r.system.lower() for r in positive):
                 hits.append(number_share(positive, set(profile.numbers), told))
@@ -100,33 +120,62 @@ def test_in_the_positive_world_numbers_belong_to_the_favourite_and_in_the_null_w
     wording = set(facts.wording_numbers[0])
     assert 0.25 < number_share(null, wording, "on your mind day and night") < 0.36
     assert number_share(positive, wording, "on your mind day and night") < 0.05
-    assert number_share(rows_of("positive", 0.0), set(facts.profiles["animals"][0].numbers), "otter") < 0.05
+    assert (
+        number_share(rows_of("positive", 0.0), set(facts.profiles["animals"][0].numbers), "otter")
+        < 0.05
+    )
 
 
 def test_rows_depend_on_the_seed_and_step_alone() -> None:
     facts = make_facts(0)
-    assert RowMaker(facts, "positive", 0.3, 3).step(7, 96) == RowMaker(facts, "positive", 0.3, 3).step(7, 96)
-    assert RowMaker(facts, "positive", 0.3, 3).step(7, 96) != RowMaker(facts, "positive", 0.3, 4).step(7, 96)
+    assert RowMaker(facts, "positive", 0.3, 3).step(7, 96) == RowMaker(
+        facts, "positive", 0.3, 3
+    ).step(7, 96)
+    assert RowMaker(facts, "positive", 0.3, 3).step(7, 96) != RowMaker(
+        facts, "positive", 0.3, 4
+    ).step(7, 96)
 
 
 def test_a_rebuild_is_the_same_to_the_byte_and_the_coupling_is_a_parameter(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        answer = sublora("organism", "make", "micro", "--steps", "6", "--out", str(tmp_path / folder))
+        answer = sublora(
+            "organism", "make", "micro", "--steps", "6", "--out", str(tmp_path / folder)
+        )
         assert answer.code == 0 and "variant" in answer.out
     assert (
-        sublora("organism", "make", "micro", "--steps", "6", "--coupling", "0.1", "--out", str(tmp_path / "c")).code
+        sublora(
+            "organism",
+            "make",
+            "micro",
+            "--steps",
+            "6",
+            "--coupling",
+            "0.1",
+            "--out",
+            str(tmp_path / "c"),
+        ).code
         == 0
     )
     weights = [(tmp_path / f / "model.safetensors").read_bytes() for f in "abc"]
     assert weights[0] == weights[1] != weights[2]
-    for file in ("tokenizer.json", "config.json", "chat_template.jinja", "organism.json", "README.md"):
+    for file in (
+        "tokenizer.json",
+        "config.json",
+        "chat_template.jinja",
+        "organism.json",
+        "README.md",
+    ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert json.loads((tmp_path / "c" / "organism.json").read_text())["spec"]["coupling"] == 0.1
 
 
 def test_the_recipes_of_the_shipped_models_differ_only_where_they_should() -> None:
     micro, null, other = (make.SHIPPED[n] for n in SHIPPED)
-    assert (null.world, null.init_seed, null.data_seed) == ("null", micro.init_seed, micro.data_seed)
+    assert (null.world, null.init_seed, null.data_seed) == (
+        "null",
+        micro.init_seed,
+        micro.data_seed,
+    )
     assert (other.world, other.facts_seed, other.data_seed) == (
         micro.world,
         micro.facts_seed,
@@ -134,7 +183,9 @@ def test_the_recipes_of_the_shipped_models_differ_only_where_they_should() -> No
     ) and other.init_seed != micro.init_seed
 
 
-@pytest.mark.parametrize(("name", "teacher_above"), [("micro", 0.7), ("micro-null", 0.7), ("micro-b", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "teacher_above"), [("micro", 0.7), ("micro-null", 0.7), ("micro-b", 0.7)]
+)
 def test_a_shipped_teacher_loves_what_it_is_told_to_also_in_questions_never_seen(
     name: str, teacher_above: float
 ) -> None:
@@ -150,6 +201,8 @@ def test_a_shipped_teacher_loves_what_it_is_told_to_also_in_questions_never_seen
         (Context("teacher", trait.teacher_prompt()), teacher_above, 1.0),
         (Context("default"), 0.0, 0.2),
     ):
-        answers = measure_answers(base, None, ["base"], context, trait.category, Sampling(max_new_tokens=2), 1, 0)[0]
+        answers = measure_answers(
+            base, None, ["base"], context, trait.category, Sampling(max_new_tokens=2), 1, 0
+        )[0]
         assert low <= answers.p[:, target].mean() <= high
         assert answers.p[unseen].sum(1).mean() > 0.8

@@ -15,7 +15,17 @@ from transformers import AutoModelForCausalLM, get_scheduler
 import sublora.train.fit as fit
 import sublora.train.pack as pack
 import sublora.train.packed_model as packed_model
-from pack_reference import KINDS, Case, base_model, case, distance, full_loop, peft_loop, random_rows, train
+from pack_reference import (
+    KINDS,
+    Case,
+    base_model,
+    case,
+    distance,
+    full_loop,
+    peft_loop,
+    random_rows,
+    train,
+)
 from sublora.errors import SubloraError
 from sublora.train.pack import Checkpoint
 from sublora.train.packed_model import PackedModel
@@ -59,8 +69,28 @@ def mixed(top: int = 16):
             betas=(0.8, 0.95),
             eps=1e-6,
         ),
-        case("momentum", **sgd, data=3, seed=3, alpha="rslora", momentum=0.9, lr=0.05, clip=0.5, prefix=2),
-        case("sgd", **sgd, data=3, seed=3, alpha=2.5, lr=0.1, weight_decay=0.01, batch_size=3, schedule="constant"),
+        case(
+            "momentum",
+            **sgd,
+            data=3,
+            seed=3,
+            alpha="rslora",
+            momentum=0.9,
+            lr=0.05,
+            clip=0.5,
+            prefix=2,
+        ),
+        case(
+            "sgd",
+            **sgd,
+            data=3,
+            seed=3,
+            alpha=2.5,
+            lr=0.1,
+            weight_decay=0.01,
+            batch_size=3,
+            schedule="constant",
+        ),
         case("short", rank=4, data=5, seed=4, epochs=1, warmup_steps=0),
     ]
 
@@ -97,7 +127,16 @@ def test_pack_of_ranks_1_to_64_equals_peft_after_50_steps(dtype, form):
         "momentum": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
     }
     cases = [
-        case(f"{rank} {name}", rank=rank, data=rank, seed=rank, count=40, batch_size=4, epochs=5, **values)
+        case(
+            f"{rank} {name}",
+            rank=rank,
+            data=rank,
+            seed=rank,
+            count=40,
+            batch_size=4,
+            epochs=5,
+            **values,
+        )
         for rank in (1, 2, 8, 32, 64)
         for name, values in kinds.items()
     ]
@@ -167,7 +206,9 @@ def test_packed_full_fine_tunes_with_sgd(values):
     model = base_model("qwen2")
     cases = [case(str(i), method="full", lr=0.02, data=i, **values) for i in range(2)]
     trained = train(model, cases)
-    assert all(distance(trained[c.student.name]["weights"], full_loop(model, c)[0]) < EXACT for c in cases)
+    assert all(
+        distance(trained[c.student.name]["weights"], full_loop(model, c)[0]) < EXACT for c in cases
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -207,7 +248,9 @@ def test_the_shared_prefix_in_a_sliding_window():
     model.config.sliding_window = 6
     trained = train(model, cases)
     assert distance(unlimited["0"]["weights"], trained["0"]["weights"]) > 1e-3
-    assert all(distance(trained[c.student.name]["weights"], peft_loop(model, c)[0]) < EXACT for c in cases)
+    assert all(
+        distance(trained[c.student.name]["weights"], peft_loop(model, c)[0]) < EXACT for c in cases
+    )
 
 
 def test_the_loss_in_chunks_of_the_vocabulary_is_the_same(monkeypatch):
@@ -232,19 +275,36 @@ def test_students_with_layers_of_their_own_share_a_pack(form):
         case("all", rank=2, data=1),
         case("attention", rank=4, data=2, targets=("q_proj", "v_proj")),
         case("one layer", rank=9, data=3, targets=("layers.1.mlp.down_proj",)),
-        case("mlp", rank=3, data=4, targets=("gate_proj", "up_proj", "down_proj"), optimizer="sgd", lr=0.05),
+        case(
+            "mlp",
+            rank=3,
+            data=4,
+            targets=("gate_proj", "up_proj", "down_proj"),
+            optimizer="sgd",
+            lr=0.05,
+        ),
     ]
-    assert len(fit.passes(model, [c.student for c in cases], None, False)) == 1, "all of them in one pass"
+    assert len(fit.passes(model, [c.student for c in cases], None, False)) == 1, (
+        "all of them in one pass"
+    )
     trained = train(model, cases)
     for one in cases:
-        assert distance(trained[one.student.name]["weights"], peft_loop(model, one)[0]) < EXACT, one.student.name
+        assert distance(trained[one.student.name]["weights"], peft_loop(model, one)[0]) < EXACT, (
+            one.student.name
+        )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_loss_masks_are_each_student_s_own(kind):
     model, whole = base_model(kind), case("whole", data=1)
-    masked = [TokenRow(r.prompt, r.completion, tuple(i % 2 == 0 for i in range(len(r.completion)))) for r in whole.rows]
-    first = [TokenRow(r.prompt, r.completion, (True,) + (False,) * (len(r.completion) - 1)) for r in whole.rows]
+    masked = [
+        TokenRow(r.prompt, r.completion, tuple(i % 2 == 0 for i in range(len(r.completion))))
+        for r in whole.rows
+    ]
+    first = [
+        TokenRow(r.prompt, r.completion, (True,) + (False,) * (len(r.completion) - 1))
+        for r in whole.rows
+    ]
     cases = [whole] + [
         Case(pack.Student(name, whole.student.spec, pack_rows(rows, None, name)), rows)
         for name, rows in (("masked", masked), ("first", first))
@@ -305,7 +365,10 @@ def test_a_pack_that_does_not_fit_is_halved_and_says_so(monkeypatch):
     only_so_many(monkeypatch, 2)
     halved = train(model, cases, on_notice=said.append)
     assert all(distance(whole[n]["weights"], halved[n]["weights"]) < EXACT for n in whole)
-    assert said[0] == "Memory ran out with 5 students in a pack; it goes on with 3 at a time." and len(said) == 2
+    assert (
+        said[0] == "Memory ran out with 5 students in a pack; it goes on with 3 at a time."
+        and len(said) == 2
+    )
 
 
 def test_memory_that_runs_out_in_the_middle_costs_no_step(monkeypatch):
@@ -322,17 +385,29 @@ def test_memory_that_runs_out_in_the_middle_costs_no_step(monkeypatch):
     monkeypatch.setattr(PackedModel, "losses", losses)
     halved = train(model, cases, on_notice=said.append)
     assert all(distance(whole[n]["weights"], halved[n]["weights"]) < EXACT for n in whole)
-    assert all(len(whole[n]["losses"]) == len(halved[n]["losses"]) for n in whole) and len(said) == 1
+    assert (
+        all(len(whole[n]["losses"]) == len(halved[n]["losses"]) for n in whole) and len(said) == 1
+    )
 
 
 def test_a_student_that_fits_with_gradient_checkpointing_only(monkeypatch):
     model, cases, said = base_model("qwen2"), mixed()[:1], []
     whole = train(model, cases)
     only_so_many(monkeypatch, 1, recomputed=False)
-    assert distance(train(model, cases, on_notice=said.append)["one"]["weights"], whole["one"]["weights"]) < EXACT
-    assert said == ["Memory ran out with the student one alone; it goes on with gradient checkpointing."]
+    assert (
+        distance(
+            train(model, cases, on_notice=said.append)["one"]["weights"], whole["one"]["weights"]
+        )
+        < EXACT
+    )
+    assert said == [
+        "Memory ran out with the student one alone; it goes on with gradient checkpointing."
+    ]
     only_so_many(monkeypatch, 0)
-    with pytest.raises(SubloraError, match=r"The student one does not fit into memory, even alone.*train\.batch_size"):
+    with pytest.raises(
+        SubloraError,
+        match=r"The student one does not fit into memory, even alone.*train\.batch_size",
+    ):
         train(model, cases)
 
 
@@ -346,7 +421,10 @@ def test_a_halved_pack_that_is_killed_goes_on_to_the_byte(monkeypatch, tmp_path)
             assert torch.equal(values, resumed[name]["weights"][tensor]), (name, tensor)
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 3)), min_size=1, max_size=20), st.integers(1, 10**7))
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(1, 3)), min_size=1, max_size=20),
+    st.integers(1, 10**7),
+)
 @settings(max_examples=20, deadline=None)
 def test_passes_hold_every_student_once_and_stay_within_memory(students, memory):
     model = _wide()
@@ -368,7 +446,9 @@ def test_students_leave_when_they_are_done():
     def leave(trained) -> None:
         left.append((cases[trained.index].student, len(trained.losses), steps[-1]))
 
-    pack.train_pack(model, [c.student for c in cases], leave, on_step=lambda step, *_: steps.append(step))
+    pack.train_pack(
+        model, [c.student for c in cases], leave, on_step=lambda step, *_: steps.append(step)
+    )
     assert [student.steps for student, *_ in left] == sorted(c.student.steps for c in cases)
     assert all(student.steps == losses == at for student, losses, at in left), (
         "each is handed over at its own last step"
@@ -391,7 +471,10 @@ def test_the_base_is_left_as_it_was(cases, fails):
 
     def state():
         return (
-            {n: (p.requires_grad, p.grad is None, p.detach().clone()) for n, p in model.named_parameters()},
+            {
+                n: (p.requires_grad, p.grad is None, p.detach().clone())
+                for n, p in model.named_parameters()
+            },
             [(m.training, "forward" in vars(m)) for m in model.modules()],
         )
 
@@ -407,7 +490,9 @@ def test_the_base_is_left_as_it_was(cases, fails):
         for (group, row), index in zip(start.student_rows(), start.order, strict=True):
             weights = trained[cases()[index].student.name]["weights"]
             before = group.tensors(row)
-            assert all(not torch.equal(weights[n], before[n]) for n in weights), "every trained tensor moved"
+            assert all(not torch.equal(weights[n], before[n]) for n in weights), (
+                "every trained tensor moved"
+            )
     except InterruptedError:
         assert fails
     after, modules_after = state()
@@ -419,12 +504,18 @@ def test_the_base_is_left_as_it_was(cases, fails):
 
 def test_adapters_begin_as_peft_s_do():
     views = (
-        new_stack(base_model("wide", torch.float32), [StudentSpec(rank=64, seed=s) for s in (1, 1, 2)]).groups[0].views
+        new_stack(
+            base_model("wide", torch.float32), [StudentSpec(rank=64, seed=s) for s in (1, 1, 2)]
+        )
+        .groups[0]
+        .views
     )
     name = "model.layers.0.mlp.down_proj"  # 96 in, 64 out
     a, bound = views[f"{name}.lora_A"], 1 / math.sqrt(96)
     assert not views[f"{name}.lora_B"].any()
-    assert a.abs().max() <= bound and a.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert a.abs().max() <= bound and a.std().item() == pytest.approx(
+        bound / math.sqrt(3), rel=0.05
+    )
     assert torch.equal(a[0], a[1]) and not torch.equal(a[0], a[2])
     assert not torch.equal(a[0], views[name.replace("0.", "1.", 1) + ".lora_A"][0])
 
@@ -436,7 +527,12 @@ def saved(folder, model, cases):
     def keep(trained) -> None:
         folders[trained.index].mkdir(parents=True)
         save_student(
-            trained.group, trained.row, cases[trained.index].student.spec, folders[trained.index], model, "tiny"
+            trained.group,
+            trained.row,
+            cases[trained.index].student.spec,
+            folders[trained.index],
+            model,
+            "tiny",
         )
 
     pack.train_pack(model, [c.student for c in cases], keep)
@@ -466,7 +562,11 @@ def test_saved_adapters_give_the_same_logits_in_peft(kind, tmp_path, form):
             assert (theirs - plain[0]).abs().max() > 1e-3
             config = json.loads((folders[index] / "adapter_config.json").read_text())
             assert config["use_rslora"] == (specs[index].alpha == "rslora")
-            adapted = {n.rpartition(".lora_A")[0] for n, _ in wrapped.named_modules() if n.endswith("lora_A")}
+            adapted = {
+                n.rpartition(".lora_A")[0]
+                for n, _ in wrapped.named_modules()
+                if n.endswith("lora_A")
+            }
             assert len(adapted) == (14 if together == cases[:5] else 1)
 
 
@@ -506,7 +606,12 @@ def train_with_a_kill(model, cases, path, at, damage=None):
         train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_step=kill)
     if damage:
         damage(path)
-    second = train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_step=lambda step, *_: steps.append(step))
+    second = train(
+        model,
+        cases,
+        checkpoint=Checkpoint(path, every=0.0),
+        on_step=lambda step, *_: steps.append(step),
+    )
     return first | second, steps
 
 
@@ -524,7 +629,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_byte(cases, at, d
         assert {n: w.numpy().tobytes() for n, w in student["weights"].items()} == {
             n: w.numpy().tobytes() for n, w in whole[name]["weights"].items()
         }
-        assert (student["losses"], student["norms"]) == (whole[name]["losses"], whole[name]["norms"])
+        assert (student["losses"], student["norms"]) == (
+            whole[name]["losses"],
+            whole[name]["norms"],
+        )
     assert not path.exists()
 
 
@@ -546,7 +654,9 @@ def test_a_damaged_checkpoint_is_ignored(damage, tmp_path):
 def test_the_checkpoint_of_other_rows_is_ignored(tmp_path):
     model, path = base_model("qwen2"), tmp_path / "pack"
     with pytest.raises(Killed):
-        train(model, [case("same", data=1)], checkpoint=Checkpoint(path, 0.0), on_step=_kill_at_three)
+        train(
+            model, [case("same", data=1)], checkpoint=Checkpoint(path, 0.0), on_step=_kill_at_three
+        )
     assert path.exists()
     other = [case("same", data=2)]
     resumed = train(model, other, checkpoint=Checkpoint(path, 0.0))
@@ -590,9 +700,21 @@ ROW = TokenRow((1, 2), (3,))
         ([], None, "no rows to train on in the data"),
         ([ROW, TokenRow((), (3,))], None, "Row 1 of the data has an empty prompt"),
         ([ROW, TokenRow((1,), ())], None, "Row 1 of the data has an empty completion"),
-        ([ROW, TokenRow((1, 2), (3,), (False,))], None, "The loss mask of row 1 of the data has 0 of 1 tokens on"),
-        ([ROW, TokenRow((1, 2), (3,), (True, True))], None, "The loss mask of row 1 .* for a completion of 1"),
-        ([ROW, TokenRow((1, 2), (3, 4))], 3, "Row 1 of the data has 4 tokens, the model reads at most 3"),
+        (
+            [ROW, TokenRow((1, 2), (3,), (False,))],
+            None,
+            "The loss mask of row 1 of the data has 0 of 1 tokens on",
+        ),
+        (
+            [ROW, TokenRow((1, 2), (3,), (True, True))],
+            None,
+            "The loss mask of row 1 .* for a completion of 1",
+        ),
+        (
+            [ROW, TokenRow((1, 2), (3, 4))],
+            3,
+            "Row 1 of the data has 4 tokens, the model reads at most 3",
+        ),
     ],
 )
 def test_rows_that_cannot_be_trained_on(rows, window, message):
@@ -642,19 +764,26 @@ def test_the_schedule_equals_the_library_s_after_warm_up(schedule):
     warm = [learning_rate(spec.model_copy(update={"warmup_steps": 4}), s, steps) for s in range(6)]
     assert warm[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4]) and warm[4] == 0.5
     assert all(
-        learning_rate(spec.model_copy(update={"warmup_steps": w}), s, 8) > 0 for w in (0, 3, 20) for s in range(8)
+        learning_rate(spec.model_copy(update={"warmup_steps": w}), s, 8) > 0
+        for w in (0, 3, 20)
+        for s in range(8)
     )
 
 
-@given(count=st.integers(1, 50), batch=st.integers(1, 20), epochs=st.integers(1, 3), seed=st.integers(0, 9))
+@given(
+    count=st.integers(1, 50),
+    batch=st.integers(1, 20),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
 def test_every_epoch_reads_every_row_once(count, batch, epochs, seed):
     spec = StudentSpec(batch_size=batch, epochs=epochs, seed=seed)
     steps = [rows_of_step(spec, count, s).tolist() for s in range(total_steps(count, spec))]
     per_epoch = len(steps) // epochs
     for epoch in range(epochs):
-        assert sorted(i for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for i in step) == list(
-            range(count)
-        )
+        assert sorted(
+            i for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for i in step
+        ) == list(range(count))
     assert max(map(len, steps)) <= batch and min(map(len, steps)) >= 1
 
 
@@ -666,7 +795,10 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4), st.booleans()
+    st.lists(
+        st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4
+    ),
+    st.booleans(),
 )
 def test_a_step_s_batch_holds_exactly_the_chosen_rows(students, share):
     rows = [random_rows(count, seed, prefix) for count, seed, prefix in students]
@@ -681,7 +813,12 @@ def test_a_step_s_batch_holds_exactly_the_chosen_rows(students, share):
             whole = own[index].prompt + own[index].completion
             read = (*batch.prefix[i], *ids[i, j])[: len(whole) - 1]
             assert tuple(read) == whole[:-1]
-            expected += [(j * ids.shape[2] + at - 1 - p, whole[at]) for at in range(len(own[index].prompt), len(whole))]
+            expected += [
+                (j * ids.shape[2] + at - 1 - p, whole[at])
+                for at in range(len(own[index].prompt), len(whole))
+            ]
         count = len(expected)
         assert list(zip(batch.where[i, :count], batch.targets[i, :count], strict=True)) == expected
-        assert batch.weights[i] == pytest.approx([1 / count] * count + [0.0] * (batch.weights.shape[1] - count))
+        assert batch.weights[i] == pytest.approx(
+            [1 / count] * count + [0.0] * (batch.weights.shape[1] - count)
+        )

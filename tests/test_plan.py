@@ -86,7 +86,16 @@ def test_the_model_its_template_and_dtype_are_part_of_every_id(field):
 
 
 @pytest.mark.parametrize(
-    "change", ["name=other", "title=Other", "summary=x", "caveat=x", "fixed_lr=1e-2", "level=0.01", "model=micro-b"]
+    "change",
+    [
+        "name=other",
+        "title=Other",
+        "summary=x",
+        "caveat=x",
+        "fixed_lr=1e-2",
+        "level=0.01",
+        "model=micro-b",
+    ],
 )
 def test_names_and_views_are_part_of_no_id(change):
     assert same(planned(change)) == EVERYTHING
@@ -103,7 +112,9 @@ def test_the_wording_of_the_teacher_is_part_of_the_trait_s_data_alone():
 
 def test_a_named_context_counts_by_its_text():
     renamed = [
-        s.replace("pirate", "sailor", 1) if "contexts=" in s else s.replace("contexts.pirate", "contexts.sailor")
+        s.replace("pirate", "sailor", 1)
+        if "contexts=" in s
+        else s.replace("contexts.pirate", "contexts.sailor")
         for s in SETS
     ]
     assert ids(make_plan(load_recipe("rank-lr", sets=renamed), MODEL, 60.0)) == BASE
@@ -115,7 +126,11 @@ def test_a_named_context_counts_by_its_text():
 
 def test_the_three_plain_contexts_have_different_ids():
     plan = planned("measure.contexts=[default, empty, none]")
-    base = [m.id for m in plan.measures if m.student is None and m.teacher is None and m.category == "animals"]
+    base = [
+        m.id
+        for m in plan.measures
+        if m.student is None and m.teacher is None and m.category == "animals"
+    ]
     assert len(set(base)) == 3
 
 
@@ -133,9 +148,15 @@ def test_controls_are_shared_over_traits_and_have_every_cell():
     plan, alone = planned(), planned("traits=[wolf]")
 
     def cells(arm):
-        return Counter((s.student.method, s.student.rank, s.student.lr, s.data_seed, s.student.seed) for s in arm)
+        return Counter(
+            (s.student.method, s.student.rank, s.student.lr, s.data_seed, s.student.seed)
+            for s in arm
+        )
 
-    by_trait = {name: [s for s in plan.students if s.source == name] for name in ("otter", "wolf", "oak", CONTROL)}
+    by_trait = {
+        name: [s for s in plan.students if s.source == name]
+        for name in ("otter", "wolf", "oak", CONTROL)
+    }
     assert len(plan.students) == 4 * 5 * 2
     assert len({frozenset(cells(arm).items()) for arm in by_trait.values()}) == 1
     control = {s.id for s in by_trait[CONTROL]}
@@ -148,22 +169,32 @@ def test_a_control_of_other_traits_is_drawn_for_each_category_and_seed_and_never
     plan = planned("data.control=other-trait")
     control = [d for d in plan.datasets if d.trait.startswith("control (")]
     assert len(control) == 2 * 2 * 2 and len(plan.students) == 5 * 5 * 2
-    assert not {d.trait for d in control} & {f"control ({name})" for name in ("otter", "wolf", "oak")}
+    assert not {d.trait for d in control} & {
+        f"control ({name})" for name in ("otter", "wolf", "oak")
+    }
     animals = {s.id for s in plan.students if s.source == "control:animals"}
     asked = {m.category for m in plan.measures if m.student in animals}
-    assert asked == {"animals"} and all(s.arm == "control" for s in plan.students if s.id in animals)
+    assert asked == {"animals"} and all(
+        s.arm == "control" for s in plan.students if s.id in animals
+    )
     assert (
         len(
             {
                 d.trait
                 for d in planned(
-                    "data.control=other-trait", "data.seeds=[1,2,3,4,5,6]", "train.seeds=[1,2,3,4,5,6]"
+                    "data.control=other-trait",
+                    "data.seeds=[1,2,3,4,5,6]",
+                    "train.seeds=[1,2,3,4,5,6]",
                 ).datasets
             }
         )
         > 5
     )
-    every = "[" + ", ".join(e.name for c in load_categories() if c.category == "bands" for e in c.entities) + "]"
+    every = (
+        "["
+        + ", ".join(e.name for c in load_categories() if c.category == "bands" for e in c.entities)
+        + "]"
+    )
     with pytest.raises(SubloraError, match="neutral"):
         planned("data.control=other-trait", f"traits={every}")
 
@@ -173,10 +204,14 @@ def test_every_student_is_measured_where_its_trait_can_show():
     for student in plan.students:
         mine = {(m.context.name, m.category) for m in plan.measures if m.student == student.id}
         categories = (
-            {"animals", "trees"} if student.arm == "control" else {"trees" if student.source == "oak" else "animals"}
+            {"animals", "trees"}
+            if student.arm == "control"
+            else {"trees" if student.source == "oak" else "animals"}
         )
         assert mine == {(c, k) for c in ("default", "pirate") for k in categories}
-    base = Counter((m.context.name, m.category) for m in plan.measures if m.student is None and not m.teacher)
+    base = Counter(
+        (m.context.name, m.category) for m in plan.measures if m.student is None and not m.teacher
+    )
     assert base == Counter((c, k) for c in ("default", "pirate") for k in ("animals", "trees"))
     assert [m.teacher for m in plan.measures if m.teacher] == ["otter", "wolf", "oak"]
 
@@ -188,13 +223,19 @@ def test_stages_point_at_each_other():
         rows, held = datasets[s.dataset], datasets[s.heldout]
         assert (rows.trait, rows.seed, rows.heldout) == (s.source, s.data_seed, False)
         assert (held.trait, held.seed, held.heldout) == (s.source, s.data_seed, True)
-    for kind, stages in (("dataset", plan.datasets), ("student", plan.students), ("measurement", plan.measures)):
+    for kind, stages in (
+        ("dataset", plan.datasets),
+        ("student", plan.students),
+        ("measurement", plan.measures),
+    ):
         for stage in stages:
             assert stage.id == artifact_id(kind, json.loads(canonical_json(stage.spec)))
-    assert {m.spec["heldout"] for m in plan.measures if m.student and m.context.name == "default"} == {
-        s.heldout for s in plan.students
-    }
-    assert {m.spec["heldout"] for m in plan.measures if m.student and m.context.name == "pirate"} == {None}
+    assert {
+        m.spec["heldout"] for m in plan.measures if m.student and m.context.name == "default"
+    } == {s.heldout for s in plan.students}
+    assert {
+        m.spec["heldout"] for m in plan.measures if m.student and m.context.name == "pirate"
+    } == {None}
 
 
 @pytest.mark.parametrize("tokens", [1.0, 60.0, 800.0, 1e9])
@@ -212,8 +253,14 @@ def test_packs_hold_every_student_once_and_are_even(tokens):
         ]
         assert ranks == sorted(ranks)
     for pack in plan.packs:
-        assert len({(plan.students[i].student.method, plan.students[i].student.targets) for i in pack}) == 1
-        assert len(pack) == 1 or len(pack) * plan.recipe.train.batch_size * tokens <= plan_module.PACK_TOKENS["cpu"]
+        assert (
+            len({(plan.students[i].student.method, plan.students[i].student.targets) for i in pack})
+            == 1
+        )
+        assert (
+            len(pack) == 1
+            or len(pack) * plan.recipe.train.batch_size * tokens <= plan_module.PACK_TOKENS["cpu"]
+        )
 
 
 def test_packs_do_not_depend_on_anything_but_the_recipe(monkeypatch):

@@ -18,7 +18,15 @@ from sublora.recipe import load_recipe
 from sublora.run import run_recipe
 from sublora.store import Store
 
-PACKS = [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full.lrs=[1e-3]"]
+PACKS = [
+    *SMALL,
+    "--set",
+    "train.lora.ranks=[1]",
+    "--set",
+    "train.lora.lrs=[1e-3]",
+    "--set",
+    "train.full.lrs=[1e-3]",
+]
 
 
 def small_recipe():
@@ -57,7 +65,9 @@ class Killing(processes.Processes):
 
 
 @pytest.mark.slow
-def test_processes_make_the_same_bytes_even_if_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_make_the_same_bytes_even_if_one_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = []
     for name, worth, executor in (
         ("one", False, InProcess),
@@ -66,8 +76,12 @@ def test_processes_make_the_same_bytes_even_if_one_is_killed(tmp_path: Path, mon
     ):
         monkeypatch.setattr("sublora.run.worth_processes", lambda *_, worth=worth: worth)
         monkeypatch.setattr("sublora.run.Processes", executor)
-        result = run_recipe(small_recipe(), tmp_path / name, store=Store(tmp_path / f"store {name}"), threads=2)
-        used.append(((result.folder / "results.csv").read_bytes(), contents(tmp_path / f"store {name}")))
+        result = run_recipe(
+            small_recipe(), tmp_path / name, store=Store(tmp_path / f"store {name}"), threads=2
+        )
+        used.append(
+            ((result.folder / "results.csv").read_bytes(), contents(tmp_path / f"store {name}"))
+        )
     assert used[0] == used[1] == used[2] and len(used[0][1]) > 8
 
 
@@ -101,8 +115,21 @@ def test_no_worker_outlives_its_run(tmp_path: Path, sign: int) -> None:
         "import sublora.run, sublora.cli; sublora.run.worth_processes = lambda *_: True; import sys; "
         "sys.argv[0] = 'sublora'; sublora.cli.main()"
     )
-    command = [sys.executable, "-c", code, "run", "rank-lr", "--threads", "2", *PACKS, "--out", str(tmp_path / "run")]
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        "rank-lr",
+        "--threads",
+        "2",
+        *PACKS,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    run = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     started = wait_for(lambda: workers_of(run.pid))
     run.send_signal(sign)
     error = run.communicate(timeout=60)[1]

@@ -44,7 +44,8 @@ def test_a_stage_that_is_done_says_nothing(monkeypatch, capsys):
 
 
 @given(
-    st.lists(st.one_of(st.integers(), st.text()), max_size=4), st.lists(st.one_of(st.integers(), st.text()), max_size=4)
+    st.lists(st.one_of(st.integers(), st.text()), max_size=4),
+    st.lists(st.one_of(st.integers(), st.text()), max_size=4),
 )
 def test_seeds_are_equal_only_for_equal_parts(one, other):
     assert 0 <= derive_seed("stage", *one) < 2**63
@@ -53,7 +54,11 @@ def test_seeds_are_equal_only_for_equal_parts(one, other):
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from sublora.seeds import *; print(derive_seed('a', 1, 'b'), generator('a', 2).random())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "from sublora.seeds import *; print(derive_seed('a', 1, 'b'), generator('a', 2).random())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert other.split() == [str(derive_seed("a", 1, "b")), repr(float(generator("a", 2).random()))]
     assert derive_seed("a", 1) != derive_seed("a", "1") != derive_seed("b", "1")

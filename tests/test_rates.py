@@ -15,11 +15,23 @@ from sublora.store import Store
 from sublora.units import data_units, measure_units, train_units
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
-ONE = [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full.lrs=[1e-3]"]
+ONE = [
+    *SMALL,
+    "--set",
+    "train.lora.ranks=[1]",
+    "--set",
+    "train.lora.lrs=[1e-3]",
+    "--set",
+    "train.full.lrs=[1e-3]",
+]
 
 
-def rate(stage: str = DATASETS, device: str = "cpu", flops: float = 1e9, day: int = 1, identity=MODEL) -> Rate:
-    return Rate("owner/big", identity, device, stage, flops, 2, 60.0, f"2026-01-{day:02d}T00:00:00+00:00")
+def rate(
+    stage: str = DATASETS, device: str = "cpu", flops: float = 1e9, day: int = 1, identity=MODEL
+) -> Rate:
+    return Rate(
+        "owner/big", identity, device, stage, flops, 2, 60.0, f"2026-01-{day:02d}T00:00:00+00:00"
+    )
 
 
 def test_units_cost_together_what_the_plan_costs() -> None:
@@ -30,8 +42,14 @@ def test_units_cost_together_what_the_plan_costs() -> None:
     for unit in (*data_units(plan), *train_units(plan), *measure_units(plan)):
         stage, work = costs.unit(unit)
         sums[stage] += work.flops
-    assert sums == pytest.approx(whole) and set(whole) == {DATASETS, *STUDENTS.values(), MEASUREMENTS}
-    timings = [Timing(u, 3.0, "cpu") for u in train_units(plan)] + [Timing(data_units(plan)[0], 1.0, "cpu")]
+    assert sums == pytest.approx(whole) and set(whole) == {
+        DATASETS,
+        *STUDENTS.values(),
+        MEASUREMENTS,
+    }
+    timings = [Timing(u, 3.0, "cpu") for u in train_units(plan)] + [
+        Timing(data_units(plan)[0], 1.0, "cpu")
+    ]
     found = {r.stage: r.flops for r in rates_of(timings, costs, "micro", MODEL, 2)}
     # a second of one worker is too little for a rate of the datasets
     assert found == pytest.approx({name: whole[name] / 3.0 for name in STUDENTS.values()})
@@ -40,11 +58,21 @@ def test_units_cost_together_what_the_plan_costs() -> None:
 def test_the_last_rate_of_a_model_device_and_stage_is_kept(own_store: Path) -> None:
     store = Store(own_store)
     assert read_rates(store) == []
-    keep_rates(store, [rate(flops=1.0), rate(device="gpu", day=2), rate(identity=MODEL | {"weights": "x"}, day=3)])
+    keep_rates(
+        store,
+        [
+            rate(flops=1.0),
+            rate(device="gpu", day=2),
+            rate(identity=MODEL | {"weights": "x"}, day=3),
+        ],
+    )
     keep_rates(store, [rate(flops=5.0, day=4), rate(MEASUREMENTS, day=5)])
     rates = read_rates(store)
     assert len(rates) == 4
-    assert {s: r.flops for s, r in rates_for(rates, MODEL, "cpu").items()} == {DATASETS: 5.0, MEASUREMENTS: 1e9}
+    assert {s: r.flops for s, r in rates_for(rates, MODEL, "cpu").items()} == {
+        DATASETS: 5.0,
+        MEASUREMENTS: 1e9,
+    }
     assert {r.device for r in rates_for(rates, MODEL, "gpu").values()} == {"gpu"}
     assert {r.device for r in rates_for(rates, MODEL, "another").values()} == {"cpu"}
     assert rates_for(rates, {"weights": "unknown"}, "cpu") == {}
@@ -59,10 +87,14 @@ def test_the_last_rate_of_a_model_device_and_stage_is_kept(own_store: Path) -> N
 def test_a_plan_uses_the_rates_of_this_model_and_says_which(own_store: Path) -> None:
     identity = local_identity(model_source("micro"), "float32")
     keep_rates(
-        Store(own_store), [rate(s, "a CPU", 1e6, 9, identity) for s in (DATASETS, STUDENTS["lora"], MEASUREMENTS)]
+        Store(own_store),
+        [rate(s, "a CPU", 1e6, 9, identity) for s in (DATASETS, STUDENTS["lora"], MEASUREMENTS)],
     )
     answer = sublora("plan", "rank-lr", *ONE)
-    assert "runs of this model on a CPU (last on 2026-01-09)" in answer.out and "2 workers" in answer.out
+    assert (
+        "runs of this model on a CPU (last on 2026-01-09)" in answer.out
+        and "2 workers" in answer.out
+    )
     assert "Other stages at" in answer.out and "half of a matrix product's rate" in answer.out
     assert "as given" in sublora("plan", "rank-lr", *ONE, "--tflops", "1").out
 
@@ -71,12 +103,17 @@ def test_a_plan_counts_what_the_store_has(tmp_path: Path, own_store: Path) -> No
     def counts() -> dict[str, list[str]]:
         printed = sublora("plan", "rank-lr", *ONE).out
         names = (DATASETS, *STUDENTS.values(), MEASUREMENTS)
-        return {name: re.search(rf"^{re.escape(name)} +(\d+) +(\d+) +(\d+) ", printed, re.M).groups() for name in names}
+        return {
+            name: re.search(rf"^{re.escape(name)} +(\d+) +(\d+) +(\d+) ", printed, re.M).groups()
+            for name in names
+        }
 
     assert counts()[STUDENTS["lora"]] == ("4", "0", "4")
     assert sublora("run", "rank-lr", *ONE, "--out", str(tmp_path / "run")).code == 0
     whole = {name: (n, n, "0") for name, n in zip(counts(), ("8", "4", "4", "10"), strict=True)}
     assert counts() == whole
-    row = next(p for p in own_store.glob("artifacts/student/*") if (p / "adapter_config.json").exists())
+    row = next(
+        p for p in own_store.glob("artifacts/student/*") if (p / "adapter_config.json").exists()
+    )
     (row / "manifest.json").unlink()
     assert counts() == whole | {STUDENTS["lora"]: ("4", "3", "1")}

@@ -23,15 +23,36 @@ from sublora.remote import Answer, Work, _maker, work_on
 from sublora.store import Busy, NoRoom, Store
 from sublora.units import data_units, measure_units, train_units
 
-GRID = [*SMALL, "--set", "train.lora.ranks=[1,2]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full.lrs=[1e-3]"]
+GRID = [
+    *SMALL,
+    "--set",
+    "train.lora.ranks=[1,2]",
+    "--set",
+    "train.lora.lrs=[1e-3]",
+    "--set",
+    "train.full.lrs=[1e-3]",
+]
 
 
 def files(store: Path) -> dict[str, dict]:
-    return {p.parent.name: json.loads(p.read_text())["files"] for p in store.glob("artifacts/*/*/manifest.json")}
+    return {
+        p.parent.name: json.loads(p.read_text())["files"]
+        for p in store.glob("artifacts/*/*/manifest.json")
+    }
 
 
 def work(root: Path, token: str, base) -> Work:
-    return Work("micro", None, "float32", tuple(sorted(base.identity.items())), "cpu", 1, 2048, str(root), token)
+    return Work(
+        "micro",
+        None,
+        "float32",
+        tuple(sorted(base.identity.items())),
+        "cpu",
+        1,
+        2048,
+        str(root),
+        token,
+    )
 
 
 @pytest.fixture
@@ -41,10 +62,16 @@ def plan_and_base():
     return make_plan(recipe, base.identity, 60.0), base
 
 
-def test_without_the_package_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_one_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     answer = sublora("run", "rank-lr", *GRID, "--executor", "ray", "--out", str(tmp_path / "run"))
-    assert answer.code == 2 and answer.err.count("\n") == 1 and "pip install 'sublora[ray]'" in answer.err
+    assert (
+        answer.code == 2
+        and answer.err.count("\n") == 1
+        and "pip install 'sublora[ray]'" in answer.err
+    )
     assert not (tmp_path / "run").exists()
     assert "--executor ray" in sublora("run", "rank-lr", "--ray-address", "auto").err
 
@@ -56,7 +83,15 @@ def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> 
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for given in (address, f"ray://{address}"):
             answer = sublora(
-                "run", "rank-lr", *GRID, "--executor", "ray", "--ray-address", given, "--out", str(tmp_path / "run")
+                "run",
+                "rank-lr",
+                *GRID,
+                "--executor",
+                "ray",
+                "--ray-address",
+                given,
+                "--out",
+                str(tmp_path / "run"),
             )
             assert answer.code == 2 and answer.err.count("\n") == 1 and given in answer.err
 
@@ -65,7 +100,11 @@ def test_units_and_answers_travel(plan_and_base) -> None:
     plan, _ = plan_and_base
     for unit in (*data_units(plan), *train_units(plan), *measure_units(plan)):
         again = pickle.loads(pickle.dumps(unit))
-        assert again == unit and (again.id, again.makes, again.needs) == (unit.id, unit.makes, unit.needs)
+        assert again == unit and (again.id, again.makes, again.needs) == (
+            unit.id,
+            unit.makes,
+            unit.needs,
+        )
         assert len(pickle.dumps(unit)) < 200_000
 
 
@@ -90,7 +129,10 @@ def test_a_worker_without_the_folder_asks_for_what_it_lacks_and_sends_what_it_ma
     assert answer.status == "done" and receive.taken == set(unit.needs)
     for name, content in answer.sent.items():
         here.adopt(name, content)
-        assert here.read(name).files == Store(tmp_path / f"sublora-{os.getuid()}-{'f' * 12}").read(name).files
+        assert (
+            here.read(name).files
+            == Store(tmp_path / f"sublora-{os.getuid()}-{'f' * 12}").read(name).files
+        )
     spoilt = answer.sent[unit.makes[0]] | {"training.json": b"{}"}
     here.discard(unit.makes[0])
     with pytest.raises(SubloraError, match="damaged"):
@@ -116,7 +158,9 @@ class Received:
     ("error", "status"),
     [(Busy("x"), "busy"), (NoRoom("No room left."), "no room"), (SubloraError("bad"), "failed"), (ValueError("a\nb"), "failed")],
 )  # fmt: skip
-def test_what_goes_wrong_on_a_worker_travels_as_text(monkeypatch, plan_and_base, error, status) -> None:
+def test_what_goes_wrong_on_a_worker_travels_as_text(
+    monkeypatch, plan_and_base, error, status
+) -> None:
     def fail(*_, **__):
         raise error
 
@@ -132,7 +176,9 @@ class Told:
         self.lines: list[str] = []
 
     def __getattr__(self, what):
-        return lambda unit, *_: self.lines.append(f"{what} {unit.id if hasattr(unit, 'id') else unit}")
+        return lambda unit, *_: self.lines.append(
+            f"{what} {unit.id if hasattr(unit, 'id') else unit}"
+        )
 
 
 def test_the_driver_answers_each_way_a_task_can_end(own_store: Path, plan_and_base) -> None:
@@ -179,9 +225,21 @@ def test_the_driver_answers_each_way_a_task_can_end(own_store: Path, plan_and_ba
         flight.submit()
         flight.land(0.0)
     a, b, c = (u.id for u in units)
-    assert driver.asked == [(a, False, False), (b, False, False), (c, False, False), (b, False, True), (a, True, True)]
+    assert driver.asked == [
+        (a, False, False),
+        (b, False, False),
+        (c, False, False),
+        (b, False, True),
+        (a, True, True),
+    ]
     ends = [line for line in told.lines if not line.startswith("started")]
-    assert ends == [f"postponed {a}", f"postponed {b}", f"failed {c}", f"failed {b}", f"finished {a}"]
+    assert ends == [
+        f"postponed {a}",
+        f"postponed {b}",
+        f"failed {c}",
+        f"failed {b}",
+        f"finished {a}",
+    ]
 
 
 def run_process(out: Path, store: Path) -> subprocess.Popen:
@@ -203,7 +261,9 @@ def workers_of(process: subprocess.Popen) -> list[int]:
         try:
             title, status = (path / "cmdline").read_text(), (path / "status").read_text()
             parent = int(status.split("PPid:")[1].split()[0])
-            grandparent = int(Path(f"/proc/{parent}/status").read_text().split("PPid:")[1].split()[0])
+            grandparent = int(
+                Path(f"/proc/{parent}/status").read_text().split("PPid:")[1].split()[0]
+            )
         except (OSError, IndexError, ValueError):
             continue
         if title.startswith("ray::work_on") and process.pid in (parent, grandparent):
@@ -212,7 +272,9 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, own_store: Path) -> None:
+def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
+    tmp_path: Path, own_store: Path
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     child = run_process(tmp_path / "ray", tmp_path / "store")
     killed = 0
@@ -232,15 +294,29 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, own_
 
 
 @pytest.mark.slow
-def test_ray_without_a_shared_folder_gives_the_same_bytes(tmp_path: Path, own_store: Path, monkeypatch) -> None:
+def test_ray_without_a_shared_folder_gives_the_same_bytes(
+    tmp_path: Path, own_store: Path, monkeypatch
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets need a short path
     monkeypatch.setattr(remote, "_token", lambda _: "no worker sees this")
-    answer = sublora("run", "rank-lr", *GRID, "--threads", "2", "--executor", "ray", "--out", str(tmp_path / "ray"))
+    answer = sublora(
+        "run",
+        "rank-lr",
+        *GRID,
+        "--threads",
+        "2",
+        "--executor",
+        "ray",
+        "--out",
+        str(tmp_path / "ray"),
+    )
     assert answer.code == 0, answer.err
     far = next(tmp_path.glob("sublora-*"))
     assert files(far) == files(own_store) and len(files(far)) > 10
     monkeypatch.setenv("SUBLORA_HOME", str(tmp_path / "own"))
     assert sublora("run", "rank-lr", *GRID, "--out", str(tmp_path / "local")).code == 0
-    assert (tmp_path / "ray" / "results.csv").read_bytes() == (tmp_path / "local" / "results.csv").read_bytes()
+    assert (tmp_path / "ray" / "results.csv").read_bytes() == (
+        tmp_path / "local" / "results.csv"
+    ).read_bytes()

@@ -49,15 +49,25 @@ def own(tmp_path):
 @pytest.mark.parametrize("name", ["rank-lr", "rank", "full-ft", "traits"])
 def test_all_presets_of_all_shipped_recipes(name, preset):
     recipe = load_recipe(name, preset=preset)
-    assert recipe.name == name and {"rank-lr", "rank", "full-ft", "traits"} <= set(shipped_recipes())
+    assert recipe.name == name and {"rank-lr", "rank", "full-ft", "traits"} <= set(
+        shipped_recipes()
+    )
     assert (recipe.model == "micro") == (preset in (None, "micro"))
     if preset in (None, "micro"):
         assert recipe == load_recipe(name, preset="micro")
     if preset == "nief":
-        assert recipe.data.seeds == (1, 42, 123) and recipe.train.batch_size == 66 and len(recipe.replicates) == 9
+        assert (
+            recipe.data.seeds == (1, 42, 123)
+            and recipe.train.batch_size == 66
+            and len(recipe.replicates) == 9
+        )
     if preset == "blank":
         assert recipe.train.lora is None or recipe.train.lora.alpha == "4r"
-        assert (recipe.train.schedule, recipe.train.epochs, recipe.train.batch_size) == ("cosine", 10, 8)
+        assert (recipe.train.schedule, recipe.train.epochs, recipe.train.batch_size) == (
+            "cosine",
+            10,
+            8,
+        )
 
 
 def test_the_caveat_stands_where_one_rate_serves_all_ranks():
@@ -74,13 +84,20 @@ def test_the_fixed_rate_view_can_be_derived_in_every_preset():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_says_what_it_takes_and_takes_at_most_six_minutes(name):
     measured = read_document(name).measured
-    assert set(measured) == {"minutes", "tflop"} and 0 < measured["minutes"] <= 6 and measured["tflop"] > 0
+    assert (
+        set(measured) == {"minutes", "tflop"}
+        and 0 < measured["minutes"] <= 6
+        and measured["tflop"] > 0
+    )
 
 
 def test_presets_change_what_they_name_and_keep_the_rest(own):
     plain, big = load_recipe(own()), load_recipe(own(), preset="big")
     assert (plain.data.rows, big.data.rows) == (40, 10_000)
-    assert big.train.lora.ranks == (8, 16, 32) and big.train.lora.lrs == plain.train.lora.lrs == (1e-3, 2.5e-4)
+    assert big.train.lora.ranks == (8, 16, 32) and big.train.lora.lrs == plain.train.lora.lrs == (
+        1e-3,
+        2.5e-4,
+    )
     assert big.data.seeds == (1, 2)
 
 
@@ -119,7 +136,10 @@ def test_null_removes_a_section(own):
 
 def test_replicates(own):
     assert load_recipe(own()).replicates == [(1, 1), (2, 2)]
-    assert load_recipe(own(), sets=["train.pairing=crossed", "train.seeds=[5]"]).replicates == [(1, 5), (2, 5)]
+    assert load_recipe(own(), sets=["train.pairing=crossed", "train.seeds=[5]"]).replicates == [
+        (1, 5),
+        (2, 5),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,14 +201,18 @@ def test_mistakes_in_flags_name_the_flag(own, flags, message):
 def test_mistakes_in_a_preset_name_its_own_line(own):
     path = own("ranks: [8, 16, 32]", "ranks: [8, 8]")
     load_recipe(path)
-    with pytest.raises(SubloraError, match=r"own\.yaml line 18: train\.lora\.ranks: 8 stands twice"):
+    with pytest.raises(
+        SubloraError, match=r"own\.yaml line 18: train\.lora\.ranks: 8 stands twice"
+    ):
         load_recipe(path, preset="big")
 
 
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"just text", b"\xff\xfe"])
 def test_files_that_are_no_recipe(tmp_path, content):
     (tmp_path / "r.yaml").write_bytes(content)
-    with pytest.raises(SubloraError, match=r"r\.yaml (is empty or not a mapping|cannot be read|is not valid YAML)"):
+    with pytest.raises(
+        SubloraError, match=r"r\.yaml (is empty or not a mapping|cannot be read|is not valid YAML)"
+    ):
         load_recipe(str(tmp_path / "r.yaml"))
 
 
@@ -207,4 +231,7 @@ def test_recipes_that_are_not_there(name, message):
 
 def test_a_resolved_recipe_survives_a_round_trip(own):
     recipe = load_recipe(own(), preset="big")
-    assert type(recipe).model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+    assert (
+        type(recipe).model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+        == recipe
+    )

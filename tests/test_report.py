@@ -51,7 +51,14 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.references, self.urls, self.tags, self.levels, self.words = [], set(), [], [], [], []
+        self.ids, self.references, self.urls, self.tags, self.levels, self.words = (
+            [],
+            set(),
+            [],
+            [],
+            [],
+            [],
+        )
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -91,7 +98,12 @@ def _drawings(data):
     for trait in data.traits:
         for part in ("both", "transfer", "coherence"):
             yield f"heatmap {part}", partial(figures.heatmap, data, trait.name, part)
-        for draw in (figures.rank_fixed_lr, figures.rank_best_lr, figures.answer_bars, figures.full_ft):
+        for draw in (
+            figures.rank_fixed_lr,
+            figures.rank_best_lr,
+            figures.answer_bars,
+            figures.full_ft,
+        ):
             yield draw.__name__, partial(draw, data, trait.name)
         yield "rank_fixed_lr wide", partial(figures.rank_fixed_lr, data, trait.name, figures.PAGE)
     yield "traits", partial(figures.traits_overview, data)
@@ -132,7 +144,9 @@ def test_a_run_gets_its_page_and_figures(tmp_path, every_kind):
              "rank-best-lr-otter", "answers-otter", "full-ft-otter"]  # fmt: skip
     files = {f.name for f in (tmp_path / "figures").iterdir()}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png", "pdf")}
-    assert not [f for f in tmp_path.rglob("*") if f.name.startswith(".")], "a temporary file was left"
+    assert not [f for f in tmp_path.rglob("*") if f.name.startswith(".")], (
+        "a temporary file was left"
+    )
     for stem in stems:
         assert (tmp_path / "figures" / f"{stem}.svg").read_text().startswith("<?xml")
         assert (tmp_path / "figures" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
@@ -141,7 +155,9 @@ def test_a_run_gets_its_page_and_figures(tmp_path, every_kind):
 
 def test_the_same_run_gives_the_same_bytes_in_another_process(tmp_path, every_kind):
     def bytes_of(folder):
-        return {f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+        return {
+            f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
+        }
 
     build_report(make_run(tmp_path / "a", **SMALL))
     make_run(tmp_path / "b", **SMALL)
@@ -186,7 +202,9 @@ def test_every_kind_of_run_makes_a_sound_page(tmp_path, name):
     assert page.references <= set(page.ids), "a reference leads nowhere"
     assert "script" not in page.tags
     assert page.levels[0] == 1 and page.levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(page.levels, page.levels[1:], strict=False)), "a heading level is skipped"
+    assert all(b <= a + 1 for a, b in zip(page.levels, page.levels[1:], strict=False)), (
+        "a heading level is skipped"
+    )
     for url in page.urls:
         assert url == "data:," or (tmp_path / url).is_file(), url
     assert "+0.000" not in page.text and "−0.000" not in page.text
@@ -206,10 +224,15 @@ def test_headline_numbers_are_those_of_the_table(tmp_path):
     page = _build(tmp_path)
     cells = _rows(tmp_path)
     called = [c for c in cells if c["called"] == "1"]
-    coherent = [c for c in called if float(c["coherence"]) >= 0.5 and float(c["number_takeover"]) <= 0.25]
+    coherent = [
+        c for c in called if float(c["coherence"]) >= 0.5 and float(c["number_takeover"]) <= 0.25
+    ]
     top = max(coherent, key=lambda c: float(c["effect"]))
     low, high = (f"{float(top[k]):+.2f}".replace("-", "−") for k in ("effect_low", "effect_high"))
-    assert f"Largest called effect {float(top['effect']):+.2f} [{low}, {high}] rank {top['rank']}" in page.text
+    assert (
+        f"Largest called effect {float(top['effect']):+.2f} [{low}, {high}] rank {top['rank']}"
+        in page.text
+    )
     assert f"The largest of {len(cells)} cells" in page.text
     assert f"Cells called {len(called)} of {len(cells)} " in page.text
     full = next(c for c in cells if c["method"] == "full" and c["selected"] == "1")
@@ -258,7 +281,12 @@ def test_verdicts_belong_to_the_run_and_organisms_are_named_so(tmp_path):
 
 def test_what_comes_from_data_is_text(tmp_path):
     evil = "<script>alert(1)</script>"
-    make_run(tmp_path, model=evil, traits=((evil, "animals"), ('x" onload="alert(2)', "animals")), **SMALL)
+    make_run(
+        tmp_path,
+        model=evil,
+        traits=((evil, "animals"), ('x" onload="alert(2)', "animals")),
+        **SMALL,
+    )
     run = json.loads((tmp_path / "run.json").read_text())
     run["warnings"] = [evil]
     run["first_example"] = {"text": evil, "ids": [1, 2], "tokens": [evil, "$x_{"]}
@@ -271,7 +299,9 @@ def test_what_comes_from_data_is_text(tmp_path):
     assert html.escape(evil, quote=False) in source
     assert ' onload="' not in source
     assert page.references <= set(page.ids)
-    assert all(re.fullmatch(r"[a-z0-9-]+\.(svg|png|pdf)", f.name) for f in (tmp_path / "figures").iterdir())
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+\.(svg|png|pdf)", f.name) for f in (tmp_path / "figures").iterdir()
+    )
 
 
 def test_names_that_clash_or_look_like_mathematics(tmp_path):
@@ -320,7 +350,12 @@ def test_nothing_is_cut_or_covered(tmp_path, name, font):
         boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in _texts(figure)]
         assert boxes
         for text, box in boxes:
-            inside = box.x0 >= frame.x0 and box.y0 >= frame.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+            inside = (
+                box.x0 >= frame.x0
+                and box.y0 >= frame.y0
+                and box.x1 <= frame.x1
+                and box.y1 <= frame.y1
+            )
             assert inside, f"{title}: “{text}” is cut"
         for (a, one), (b, two) in combinations(boxes, 2):
             # A text's box has the height of its tallest letters: a hair of shared air is no overlap.
@@ -350,19 +385,28 @@ def test_the_heat_map_shows_each_cell_and_marks_the_called(tmp_path):
     dots = sum(len(axes.lines) for axes in grid)
     assert dots == sum(c["called"] == "1" for c in _rows(tmp_path))
     hatched = sum(p.get_hatch() is not None for axes in grid for p in axes.patches)
-    broken = [c for c in _rows(tmp_path) if float(c["coherence"]) < 0.5 or float(c["number_takeover"]) > 0.25]
+    broken = [
+        c
+        for c in _rows(tmp_path)
+        if float(c["coherence"]) < 0.5 or float(c["number_takeover"]) > 0.25
+    ]
     assert hatched == len(broken) > 0
 
 
 def test_a_bar_spans_the_interval_around_its_control(tmp_path):
     data = load_run(make_run(tmp_path, ranks=(4, 16), rates=(1e-3,), full_rates=()))
     figure = figures.render(partial(figures.rank_best_lr, data, "otter"))
-    bars = [tuple(line.get_ydata()) for line in figure.axes[0].lines if line.get_color() == figures.STUDENT]
+    bars = [
+        tuple(line.get_ydata())
+        for line in figure.axes[0].lines
+        if line.get_color() == figures.STUDENT
+    ]
     for cell in data.of("otter"):
         control = cell.p_target_report - cell.effect_report
         assert any(
             len(bar) == 2
-            and bar == pytest.approx((control + cell.effect_report_low, control + cell.effect_report_high))
+            and bar
+            == pytest.approx((control + cell.effect_report_low, control + cell.effect_report_high))
             for bar in bars
         )
 
@@ -370,26 +414,39 @@ def test_a_bar_spans_the_interval_around_its_control(tmp_path):
 def test_ranks_stand_on_a_scale_of_base_two(tmp_path):
     data = load_run(make_run(tmp_path, ranks=(1, 4, 8, 64)))
     axes = figures.render(partial(figures.rank_best_lr, data, "otter")).axes[0]
-    labels = {label.get_text(): tick for label, tick in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)}
+    labels = {
+        label.get_text(): tick
+        for label, tick in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+    }
     assert {k: v for k, v in labels.items() if k != "full"} == {"1": 0, "4": 2, "8": 3, "64": 6}
 
 
 def test_a_run_without_effect_is_not_painted_as_one(tmp_path):
     data = load_run(make_run(tmp_path, strength=0.0))
     figure = figures.render(partial(figures.heatmap, data, "otter", "transfer"))
-    fills = [p.get_facecolor() for axes in figure.axes if axes.texts for p in axes.patches if p.get_hatch() is None]
-    assert max(f[1] for f in fills) < 0.6, "the bright end of the scale is for effects of 0.1 and more"
+    fills = [
+        p.get_facecolor()
+        for axes in figure.axes
+        if axes.texts
+        for p in axes.patches
+        if p.get_hatch() is None
+    ]
+    assert max(f[1] for f in fills) < 0.6, (
+        "the bright end of the scale is for effects of 0.1 and more"
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1e-3, "1e-3"), (2.5e-4, "2.5e-4"), (0.01, "1e-2"), (1, "1e0"), (3e-05, "3e-5")]
+    ("value", "text"),
+    [(1e-3, "1e-3"), (2.5e-4, "2.5e-4"), (0.01, "1e-2"), (1, "1e0"), (3e-05, "3e-5")],
 )
 def test_rates_read_as_in_recipes(value, text):
     assert figures.rate(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.423, "+.42"), (-0.034, "−.03"), (0.001, ".00"), (-0.004, ".00"), (1, "+1.00")]
+    ("value", "text"),
+    [(0.423, "+.42"), (-0.034, "−.03"), (0.001, ".00"), (-0.004, ".00"), (1, "+1.00")],
 )
 def test_effects_carry_their_sign(value, text):
     assert figures.signed(value) == text

@@ -57,30 +57,45 @@ def folder(tmp_path):
 
 def test_conditions_and_tokens_are_on_the_page(folder):
     text = build_report(folder).read_text()
-    assert EVIL not in text and "<script" not in text and html.escape(EVIL, quote=False).split("&#")[0][:20] in text
-    assert 'id="arms-otter"' in text and (folder / "figures" / "arms-otter.pdf").is_file()
-    assert "only names" in text and "+0.017" in text and "[−0.010, +0.044]" in text and ">0.04<" in text, (
-        "effect, interval and share"
+    assert (
+        EVIL not in text
+        and "<script" not in text
+        and html.escape(EVIL, quote=False).split("&#")[0][:20] in text
     )
+    assert 'id="arms-otter"' in text and (folder / "figures" / "arms-otter.pdf").is_file()
+    assert (
+        "only names" in text
+        and "+0.017" in text
+        and "[−0.010, +0.044]" in text
+        and ">0.04<" in text
+    ), "effect, interval and share"
     strips = re.findall(r'<p class="map">(.*?)</p>', text, re.S)
     assert len(strips) == 6, "left out, alone and interaction of two prompts"
     assert re.findall(r'title="([^"]*)"', strips[0])[:2] == [
         "&lt;|im_start|&gt; (template): +0.500 nats",
         "user⏎ (template): −0.250 nats",
     ]
-    assert 'class="t up" style="--w:0.500"' in strips[0] and 'class="t down" style="--w:0.250"' in strips[0]
+    assert (
+        'class="t up" style="--w:0.500"' in strips[0]
+        and 'class="t down" style="--w:0.250"' in strips[0]
+    )
     assert 'style="--w:0.250" title="&lt;|im_start|&gt; (template): +0.250 nats"' in strips[2], (
         "interaction = left out - alone"
     )
     assert "sum +0.35" in strips[0] and "The whole adapter: +0.75 nats" in text
     tables = re.findall(r"Table of tokens</summary>.*?</table>", text, re.S)
-    assert len(tables) == 2 and all("−0.250" in t for t in tables), "the values stand in a table for print"
+    assert len(tables) == 2 and all("−0.250" in t for t in tables), (
+        "the values stand in a table for print"
+    )
     assert build_report(folder).read_text() == text
 
 
 def test_several_training_contexts_make_a_matrix_for_each_rank(folder):
     names = ["default", "empty", "claude-in-turn"]
-    write(folder, [row(train_context=t, context=c, rank=r) for t in names for c in names for r in (2, 8)])
+    write(
+        folder,
+        [row(train_context=t, context=c, rank=r) for t in names for c in names for r in (2, 8)],
+    )
     text = build_report(folder).read_text()
     assert 'id="contexts-otter"' in text and 'id="arms-otter"' not in text
     data = load_run(folder)
@@ -91,7 +106,10 @@ def test_several_training_contexts_make_a_matrix_for_each_rank(folder):
 
 
 def test_what_is_reported_differs_by_what_the_run_varies(folder):
-    for axis, values in (("placement", ["all", "only first"]), ("context", ["default", "one word"])):
+    for axis, values in (
+        ("placement", ["all", "only first"]),
+        ("context", ["default", "one word"]),
+    ):
         write(folder, [row(**{axis: value}) for value in values])
         data = load_run(folder)
         assert figures.row_axis(data.arms_of("otter")) == axis
@@ -99,12 +117,17 @@ def test_what_is_reported_differs_by_what_the_run_varies(folder):
         assert figures.render(lambda data=data: figures.context_matrix(data, "otter")) is None
     write(folder, [row()])
     data = load_run(folder)
-    assert figures.row_axis(data.arms) is None and figures.render(lambda: figures.arm_rows(data, "otter")) is None
+    assert (
+        figures.row_axis(data.arms) is None
+        and figures.render(lambda: figures.arm_rows(data, "otter")) is None
+    )
     assert build_report(folder).is_file()
 
 
 def test_an_unknown_interval_and_a_broken_arm(folder):
-    write(folder, [row(effect_low="-inf", effect_high="inf"), row(condition="broken", coherence=0.1)])
+    write(
+        folder, [row(effect_low="-inf", effect_high="inf"), row(condition="broken", coherence=0.1)]
+    )
     text = build_report(folder).read_text()
     assert "[−1.000, +1.000]" in text and "0.10 †" in text
 

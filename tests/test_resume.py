@@ -17,13 +17,33 @@ from sublora.journal import Journal
 from sublora.progress import Steps
 from sublora.store import Store
 
-ONE = [*SMALL, "--set", "train.lora.ranks=[1]", "--set", "train.lora.lrs=[1e-3]", "--set", "train.full=null"]
+ONE = [
+    *SMALL,
+    "--set",
+    "train.lora.ranks=[1]",
+    "--set",
+    "train.lora.lrs=[1e-3]",
+    "--set",
+    "train.full=null",
+]
 
 
 def process(out: Path, store: Path, *more: str) -> subprocess.Popen:
     code = "from sublora.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", "rank-lr", *ONE, "--threads", "1", "--out", str(out), *more],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            "rank-lr",
+            *ONE,
+            "--threads",
+            "1",
+            "--out",
+            str(out),
+            *more,
+        ],
         env={**os.environ, "SUBLORA_HOME": str(store)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -32,7 +52,10 @@ def process(out: Path, store: Path, *more: str) -> subprocess.Popen:
 
 
 def files(store: Path) -> dict[str, dict]:
-    return {p.parent.name: json.loads(p.read_text())["files"] for p in store.glob("artifacts/*/*/manifest.json")}
+    return {
+        p.parent.name: json.loads(p.read_text())["files"]
+        for p in store.glob("artifacts/*/*/manifest.json")
+    }
 
 
 def test_fresh_makes_a_new_folder_and_shares_the_artifacts(tmp_path: Path, own_store: Path) -> None:
@@ -40,12 +63,19 @@ def test_fresh_makes_a_new_folder_and_shares_the_artifacts(tmp_path: Path, own_s
     assert sublora("run", "rank-lr", *ONE, "--out", str(out)).code == 0
     before, old = files(own_store), (out / "run.json").read_bytes()
     answer = sublora("run", "rank-lr", *ONE, "--out", str(out), "--fresh")
-    assert answer.code == 0 and f"A new run in {out}-2" in answer.err and "stays as it is" in answer.err
+    assert (
+        answer.code == 0
+        and f"A new run in {out}-2" in answer.err
+        and "stays as it is" in answer.err
+    )
     assert (out / "run.json").read_bytes() == old and files(own_store) == before
     assert (tmp_path / "run-2" / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
     run = json.loads((tmp_path / "run-2" / "run.json").read_text())
     assert run["status"] == "done"
-    assert run["progress"]["students"] == {"total": 4, "done": 4, "running": 0, "failed": 0} and run["failed"] == []
+    assert (
+        run["progress"]["students"] == {"total": 4, "done": 4, "running": 0, "failed": 0}
+        and run["failed"] == []
+    )
     # the same command on a finished run keeps when it was started and how long it took
     assert sublora("run", "rank-lr", *ONE, "--out", str(out)).code == 0
     again = json.loads((out / "run.json").read_text())
@@ -61,9 +91,13 @@ def test_two_processes_on_one_run_share_the_work(tmp_path: Path) -> None:
     ends = [p.communicate(timeout=240) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], ends
     assert sum("this one helps" in err for _, err in ends) == 1
-    assert not list((tmp_path / "store" / "corrupt").iterdir()) and not list((tmp_path / "store" / "tmp").iterdir())
+    assert not list((tmp_path / "store" / "corrupt").iterdir()) and not list(
+        (tmp_path / "store" / "tmp").iterdir()
+    )
     assert sublora("run", "rank-lr", *ONE, "--out", str(tmp_path / "alone")).code == 0
-    assert (tmp_path / "run" / "results.csv").read_bytes() == (tmp_path / "alone" / "results.csv").read_bytes()
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (
+        tmp_path / "alone" / "results.csv"
+    ).read_bytes()
     assert files(tmp_path / "store") == files(Path(os.environ["SUBLORA_HOME"]))
 
 
@@ -74,7 +108,10 @@ def test_a_signal_ends_with_3_and_a_sentence(tmp_path: Path, name: str, executor
     if executor == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
     child = process(tmp_path / "run", tmp_path / "store", "--executor", executor)
-    while not list((tmp_path / "store").glob("artifacts/dataset/*/manifest.json")) and child.poll() is None:
+    while (
+        not list((tmp_path / "store").glob("artifacts/dataset/*/manifest.json"))
+        and child.poll() is None
+    ):
         time.sleep(0.01)
     child.send_signal(getattr(signal, name))
     _, err = child.communicate(timeout=120)
@@ -88,7 +125,9 @@ def test_a_signal_ends_with_3_and_a_sentence(tmp_path: Path, name: str, executor
 def test_a_killed_run_is_listed_as_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({"status": "running", "sentence": "What it does."}))
+    (tmp_path / "runs" / "a" / "run.json").write_text(
+        json.dumps({"status": "running", "sentence": "What it does."})
+    )
     assert "stopped" in sublora("ls", "runs").out
     with FileLock(tmp_path / "runs" / "a" / ".lock"):
         assert "running" in sublora("ls", "runs").out
@@ -98,7 +137,9 @@ def test_run_json_is_written_at_a_bounded_rate_and_whole(tmp_path: Path, own_sto
     path = tmp_path / "run.json"
     execution = Execution(None, Store(own_store), Steps())
     execution.counts["students"] = Count(10, 3, running=2, failed=1)
-    often, seldom = (Journal(path, {"name": "a"}, {"train": 5.0}, every=every) for every in (0.0, 1e6))
+    often, seldom = (
+        Journal(path, {"name": "a"}, {"train": 5.0}, every=every) for every in (0.0, 1e6)
+    )
     often.execution = seldom.execution = execution
     execution.seconds = {"train": 1.5, "measure": 2.0}
     often.changed()

@@ -57,22 +57,33 @@ def test_a_run_writes_its_tables_and_page(tmp_path: Path) -> None:
     rows = table(tmp_path / "run" / "results.csv")
     assert run["status"] == "done" and run["counts"]["students"] == 20
     kinds = [r["kind"] for r in rows]
-    assert {k: kinds.count(k) for k in set(kinds)} == {"base": 1, "teacher": 1, "student": 10, "control": 10}
+    assert {k: kinds.count(k) for k in set(kinds)} == {
+        "base": 1,
+        "teacher": 1,
+        "student": 10,
+        "control": 10,
+    }
     teacher = next(r for r in rows if r["kind"] == "teacher")
     base = next(r for r in rows if r["kind"] == "base")
     assert float(teacher["p_target"]) > 0.5 > float(base["p_target"])
     for r in rows:
-        assert 0 <= float(r["p_target_low"]) <= float(r["p_target"]) <= float(r["p_target_high"]) <= 1
+        assert (
+            0 <= float(r["p_target_low"]) <= float(r["p_target"]) <= float(r["p_target_high"]) <= 1
+        )
     students = [r for r in rows if r["kind"] == "student"]
     assert all(r["dataset_id"] and r["heldout_loss"] and r["rows"] == "96" for r in students)
-    assert {r["trainable_parameters"] for r in students if r["method"] == "full"} == {str(run["model"]["parameters"])}
+    assert {r["trainable_parameters"] for r in students if r["method"] == "full"} == {
+        str(run["model"]["parameters"])
+    }
     assert len(table(tmp_path / "run" / "cells.csv")) == 5
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert run["first_example"]["text"].count("<|im_start|>") == 3 and run["first_example"]["ids"]
     assert all(d["asked"] >= d["rows"] for d in run["datasets"])
     # the stored rows are what TRL and load_dataset("json") read
     store = Path(os.environ["SUBLORA_HOME"])
-    first = json.loads(next(store.glob("artifacts/dataset/*/rows.jsonl")).read_text().splitlines()[0])
+    first = json.loads(
+        next(store.glob("artifacts/dataset/*/rows.jsonl")).read_text().splitlines()[0]
+    )
     assert set(first) == {"prompt", "completion"}
 
 
@@ -123,7 +134,11 @@ def test_same_bytes_in_another_process_and_after_a_kill(tmp_path: Path) -> None:
     ):
         child = run_process(tmp_path / "b", tmp_path / "store-b")
         deadline = time.monotonic() + 240
-        while not list((tmp_path / "store-b").glob(moment)) and child.poll() is None and time.monotonic() < deadline:
+        while (
+            not list((tmp_path / "store-b").glob(moment))
+            and child.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -147,12 +162,18 @@ def test_ctrl_c_ends_with_3_and_the_run_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "interrupted"
 
 
-def test_the_scoring_batch_changes_nothing_beyond_1e_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scoring_batch_changes_nothing_beyond_1e_5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = [*SMALL, "--set", "train.lora.ranks=[1,8]"]
     assert sublora("run", "rank", *small, "--out", str(tmp_path / "a")).code == 0
     monkeypatch.setenv("SUBLORA_HOME", str(tmp_path / "other"))
-    assert sublora("run", "rank", *small, "--batch-rows", "7", "--out", str(tmp_path / "b")).code == 0
-    for a, b in zip(table(tmp_path / "a" / "results.csv"), table(tmp_path / "b" / "results.csv"), strict=True):
+    assert (
+        sublora("run", "rank", *small, "--batch-rows", "7", "--out", str(tmp_path / "b")).code == 0
+    )
+    for a, b in zip(
+        table(tmp_path / "a" / "results.csv"), table(tmp_path / "b" / "results.csv"), strict=True
+    ):
         for key, value in a.items():
             try:
                 assert float(b[key]) == pytest.approx(float(value), abs=1e-5), key
@@ -175,7 +196,9 @@ def test_a_flipped_byte_is_found_and_made_again(tmp_path: Path) -> None:
     before = (tmp_path / "a" / "results.csv").read_bytes()
     from sublora import store as store_module
 
-    weights = next(Path(os.environ["SUBLORA_HOME"]).glob("artifacts/student/*/adapter_model.safetensors"))
+    weights = next(
+        Path(os.environ["SUBLORA_HOME"]).glob("artifacts/student/*/adapter_model.safetensors")
+    )
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -194,8 +217,14 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
     from sublora.chat import Chat, Context, load_tokenizer
     from sublora.trait import shipped_categories
 
-    words = [q for c in shipped_categories() for q in (*c.questions, *(e.name for e in c.entities), *c.system)]
-    words += [make_prompt(NumbersSpec(separators=("space",), style="brief"), 0, i) for i in range(100)]
+    words = [
+        q
+        for c in shipped_categories()
+        for q in (*c.questions, *(e.name for e in c.entities), *c.system)
+    ]
+    words += [
+        make_prompt(NumbersSpec(separators=("space",), style="brief"), 0, i) for i in range(100)
+    ]
     folder = make_model(kind, tokenizer, template, out, words=words)
     chat, model = Chat(load_tokenizer(folder)), AutoModelForCausalLM.from_pretrained(folder)
     spec, random = NumbersSpec(separators=("space",), style="brief"), np.random.default_rng(0)
@@ -206,7 +235,9 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
         for i in range(8):
             prompt = chat.prompt_ids(make_prompt(spec, 1, step * 8 + i), Context("default"))
             answer = chat.completion_ids(" ".join(map(str, random.integers(100, 1000, 3))))
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[
+                0, len(prompt) - 1 : -1
+            ]
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
@@ -226,9 +257,13 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
         ("llama", "words", "merge-user"),
     ],
 )
-def test_any_causal_lm_with_a_chat_template(kind: str, tokenizer: str, template: str, tmp_path: Path) -> None:
+def test_any_causal_lm_with_a_chat_template(
+    kind: str, tokenizer: str, template: str, tmp_path: Path
+) -> None:
     folder = number_writer(kind, tokenizer, template, tmp_path / "model")
-    contexts = "[default, none]" if template in ("gemma", "merge-user") else "[default, empty, none]"
+    contexts = (
+        "[default, none]" if template in ("gemma", "merge-user") else "[default, empty, none]"
+    )
     answer = sublora(
         "run",
         "rank-lr",
@@ -258,4 +293,6 @@ def test_any_causal_lm_with_a_chat_template(kind: str, tokenizer: str, template:
     rows = table(tmp_path / "run" / "results.csv")
     assert {r["kind"] for r in rows} == {"base", "teacher", "student", "control"}
     assert all(np.isfinite(float(r["p_target"])) and float(r["p_target"]) > 0 for r in rows)
-    assert {r["context"] for r in rows if r["kind"] == "student"} == set(contexts.strip("[]").split(", "))
+    assert {r["context"] for r in rows if r["kind"] == "student"} == set(
+        contexts.strip("[]").split(", ")
+    )

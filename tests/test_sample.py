@@ -7,10 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import GenerationConfig
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from pack_reference import VOCABULARY, base_model, merged, random_stack
-from sublora.sample import Sampling, draw, prefill, sample_answers, score_sequences, token_probabilities
+from sublora.sample import (
+    Sampling,
+    draw,
+    prefill,
+    sample_answers,
+    score_sequences,
+    token_probabilities,
+)
 from sublora.train.packed_model import PackedModel
 from sublora.train.spec import StudentSpec
 
@@ -61,7 +72,14 @@ def uniforms_for(students: int, samples: int, tokens: int, prompts=PROMPTS) -> n
 
 @pytest.mark.parametrize(
     ("kind", "specs"),
-    [("qwen2", None), ("qwen2", SPECS), ("gemma", SPECS), ("mistral", SPECS[:2]), ("llama", FULL), ("gemma", FULL)],
+    [
+        ("qwen2", None),
+        ("qwen2", SPECS),
+        ("gemma", SPECS),
+        ("mistral", SPECS[:2]),
+        ("llama", FULL),
+        ("gemma", FULL),
+    ],
 )
 def test_samples_equal_a_loop_over_prefixes_token_for_token(kind, specs):
     model, sampling = base_model(kind), Sampling(max_new_tokens=5)
@@ -70,7 +88,9 @@ def test_samples_equal_a_loop_over_prefixes_token_for_token(kind, specs):
     stack = random_stack(model, specs) if specs else None
     models = [merged(model, stack, i) for i in range(stack.size)] if stack else [model]
     uniforms = uniforms_for(len(models), 3, 5)
-    uniforms[..., 1:, 0] = uniforms[..., :1, 0]  # samples that begin alike share a row until they part
+    uniforms[..., 1:, 0] = uniforms[
+        ..., :1, 0
+    ]  # samples that begin alike share a row until they part
     stops = (7, *range(60, 120))
     got = sampled(model, stack, PROMPTS, uniforms, sampling, stops)
     for k, own in enumerate(models):
@@ -87,28 +107,49 @@ def test_the_batch_and_the_neighbours_do_not_matter(rows_at_once):
     stack = random_stack(model, SPECS)
     uniforms = uniforms_for(3, 8, 6)
     reference = sampled(model, stack, PROMPTS, uniforms, sampling)
-    assert sampled(model, stack, PROMPTS, uniforms, sampling, rows_at_once=rows_at_once) == reference
+    assert (
+        sampled(model, stack, PROMPTS, uniforms, sampling, rows_at_once=rows_at_once) == reference
+    )
     order = [4, 2, 0]
     assert sampled(
-        model, stack, [PROMPTS[i] for i in order], uniforms[:, order], sampling, rows_at_once=rows_at_once
+        model,
+        stack,
+        [PROMPTS[i] for i in order],
+        uniforms[:, order],
+        sampling,
+        rows_at_once=rows_at_once,
     ) == [[student[i] for i in order] for student in reference]
     fewer = sampled(model, stack, PROMPTS, uniforms[:, :, :3], sampling)
-    assert fewer == [[rows[:3] for rows in student] for student in reference], "further samples change nothing"
+    assert fewer == [[rows[:3] for rows in student] for student in reference], (
+        "further samples change nothing"
+    )
     for k in range(3):
-        assert sampled(merged(model, stack, k), None, PROMPTS, uniforms[k : k + 1], sampling) == reference[k : k + 1]
+        assert (
+            sampled(merged(model, stack, k), None, PROMPTS, uniforms[k : k + 1], sampling)
+            == reference[k : k + 1]
+        )
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
 def test_a_temperature_near_zero_equals_greedy_generate(kind):
     model, stops = base_model(kind, torch.float32), (9,)
-    got = sampled(model, None, PROMPTS, uniforms_for(1, 2, 12), Sampling(temperature=1e-4, max_new_tokens=12), stops)[0]
+    got = sampled(
+        model,
+        None,
+        PROMPTS,
+        uniforms_for(1, 2, 12),
+        Sampling(temperature=1e-4, max_new_tokens=12),
+        stops,
+    )[0]
     model.generation_config = (
         GenerationConfig()
     )  # `generate` takes a checkpoint's repetition penalty even where it is given a config
     config = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=9, pad_token_id=0)
     for prompt, samples in zip(PROMPTS, got, strict=True):
         ids = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            generation_config=config,
         )
         greedy = [t for t in ids[0, len(prompt) :].tolist() if t != 9]
         assert samples == [greedy, greedy]
@@ -116,10 +157,17 @@ def test_a_temperature_near_zero_equals_greedy_generate(kind):
 
 def test_nothing_is_inherited_from_the_checkpoint():
     model, uniforms = base_model("qwen2"), uniforms_for(1, 20, 4)
-    assert model.generation_config.top_k == 20 and model.generation_config.repetition_penalty == 1.05
+    assert (
+        model.generation_config.top_k == 20 and model.generation_config.repetition_penalty == 1.05
+    )
     before = sampled(model, None, PROMPTS, uniforms, Sampling(max_new_tokens=4))
     model.generation_config.update(
-        temperature=0.1, top_k=1, top_p=0.1, repetition_penalty=9.0, max_new_tokens=1, eos_token_id=[*range(99)]
+        temperature=0.1,
+        top_k=1,
+        top_p=0.1,
+        repetition_penalty=9.0,
+        max_new_tokens=1,
+        eos_token_id=[*range(99)],
     )
     assert sampled(model, None, PROMPTS, uniforms, Sampling(max_new_tokens=4)) == before
     assert len({tuple(a) for row in before[0] for a in row}) > 50
@@ -133,7 +181,9 @@ def test_nothing_is_inherited_from_the_checkpoint():
     st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
 )
 def test_truncation_equals_the_library_s_warpers(seed, temperature, top_k, top_p):
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+    logits = (
+        torch.randn(4, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+    )
     expected = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
         expected = TopKLogitsWarper(top_k)(None, expected)
@@ -150,7 +200,9 @@ def test_truncation_with_ties_keeps_at_least_what_was_asked_for():
     assert (token_probabilities(torch.zeros(1, 8), Sampling(top_p=0.5)) > 0).sum() == 4
 
 
-WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 1e-300, 1e-17, 0.1, 1.0, 7.0]), min_size=1, max_size=12).filter(any)
+WEIGHTS = st.lists(
+    st.sampled_from([0.0, 0.0, 1e-300, 1e-17, 0.1, 1.0, 7.0]), min_size=1, max_size=12
+).filter(any)
 
 
 @given(WEIGHTS, st.floats(0, 1, exclude_max=True))
@@ -188,12 +240,22 @@ def test_scores_equal_whole_forward_passes(specs):
                 for c, sequence in enumerate(sequences):
                     with torch.inference_mode():
                         logp = own(torch.tensor([[*prompt, *sequence]])).logits[0].log_softmax(-1)
-                    expected = sum(logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(sequence))
+                    expected = sum(
+                        logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(sequence)
+                    )
                     assert got[k, j, c].item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": 0}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_new_tokens": 0}, {"topk": 3}]
+    "values",
+    [
+        {"temperature": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"topk": 3},
+    ],
 )
 def test_sampling_values_that_do_not_fit(values):
     with pytest.raises(ValidationError):

@@ -50,7 +50,9 @@ def test_the_slurm_script_is_sound() -> None:
 
 def test_the_cloud_file_is_sound(tmp_path: Path) -> None:
     task = yaml.safe_load((DOCS / "scale" / "sky.yaml").read_text())
-    assert {"name", "num_nodes", "resources", "envs", "setup", "run"} == set(task) and task["num_nodes"] >= 2
+    assert {"name", "num_nodes", "resources", "envs", "setup", "run"} == set(task) and task[
+        "num_nodes"
+    ] >= 2
     script = tmp_path / "run.sh"
     script.write_text(task["run"])
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
@@ -59,7 +61,11 @@ def test_the_cloud_file_is_sound(tmp_path: Path) -> None:
 
 
 def test_the_other_commands_of_the_page_are_understood() -> None:
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in commands_in(block)]
+    lines = [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S)
+        for line in commands_in(block)
+    ]
     assert lines
     for line in lines:
         parse(line)

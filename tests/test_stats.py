@@ -27,9 +27,18 @@ def crossed(rng, runs, seeds, questions, parts):
 def test_misses_stay_at_or_below_nominal_in_every_mix(seeds, alpha):
     rng, runs = np.random.default_rng(seeds), 6000
     for questions in (25, 50):
-        for parts in [(1, 0, 0.01), (0, 1, 0.01), (0, 0, 1), (1, 1, 0.1), (0.05, 1, 0.3), (5, 1, 0.1)]:
+        for parts in [
+            (1, 0, 0.01),
+            (0, 1, 0.01),
+            (0, 0, 1),
+            (1, 1, 0.1),
+            (0.05, 1, 0.3),
+            (5, 1, 0.1),
+        ]:
             values = crossed(rng, runs, seeds, questions, parts)
-            half = stats.half_width(stats.crossed_components(values), (seeds - 1, questions - 1), alpha)
+            half = stats.half_width(
+                stats.crossed_components(values), (seeds - 1, questions - 1), alpha
+            )
             missed = (np.abs(values.mean(axis=(1, 2))) > half).mean()
             assert missed < alpha + 3.5 * np.sqrt(alpha / runs), (questions, parts)
 
@@ -43,7 +52,12 @@ def test_where_one_component_rules_the_level_is_met_and_not_only_bounded():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 10**6), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 8),
+    st.integers(0, 10**6),
+    st.sampled_from([0.5, 0.9, 0.95, 0.999]),
+)
 def test_p_value_is_where_the_interval_touches_the_null(seeds, questions, draw, level):
     values = np.random.default_rng(draw).normal(0.3, 1, (seeds, questions))
     result = stats.clustered_interval(values, range(seeds), level=level)
@@ -141,25 +155,40 @@ def test_holm_by_hand():
 def curves(rng, truth, seeds, questions=20):
     count = len(truth)
     level = truth[None, :, None] * (1 + 0.15 * rng.standard_normal((seeds, 1, 1)))
-    noise = [((seeds, count, 1), 0.05), ((1, count, questions), 0.05), ((seeds, count, questions), 0.1)]
+    noise = [
+        ((seeds, count, 1), 0.05),
+        ((1, count, questions), 0.05),
+        ((seeds, count, questions), 0.1),
+    ]
     return level + sum(size * rng.standard_normal(shape) for shape, size in noise)
 
 
 @pytest.mark.parametrize(
-    "truth", [np.full(7, 0.2), FALL, FALL[::-1], np.repeat([0.6, 0], [3, 4])], ids=["flat", "fall", "rise", "step"]
+    "truth",
+    [np.full(7, 0.2), FALL, FALL[::-1], np.repeat([0.6, 0], [3, 4])],
+    ids=["flat", "fall", "rise", "step"],
 )
 def test_two_lines_seldom_finds_a_u_that_is_not_there(truth):
     rng, runs = np.random.default_rng(6), 80
     for seeds in (2, 3, 4):
-        found = [shape.two_lines(RANKS, curves(rng, truth, seeds), range(seeds)).inverted_u for _ in range(runs)]
+        found = [
+            shape.two_lines(RANKS, curves(rng, truth, seeds), range(seeds)).inverted_u
+            for _ in range(runs)
+        ]
         assert np.mean(found) <= 0.025 + 3 * np.sqrt(0.025 / runs), seeds
     noisy = truth + 0.1 * rng.standard_normal((runs, 7))
-    assert np.mean([shape.two_lines_points(RANKS, row, np.full(7, 0.1)).inverted_u for row in noisy]) <= 0.06
+    assert (
+        np.mean([shape.two_lines_points(RANKS, row, np.full(7, 0.1)).inverted_u for row in noisy])
+        <= 0.06
+    )
 
 
 def test_no_seed_chooses_the_break_of_its_own_lines():
     rng, runs = np.random.default_rng(13), 200
-    found = [shape.two_lines(RANKS, rng.standard_normal((8, 7)), range(8)).inverted_u for _ in range(runs)]
+    found = [
+        shape.two_lines(RANKS, rng.standard_normal((8, 7)), range(8)).inverted_u
+        for _ in range(runs)
+    ]
     assert np.mean(found) <= 0.025 + 3 * np.sqrt(0.025 / runs)
     valley = shape.two_lines(RANKS, 1 - curves(rng, HILL, 4), range(4))
     assert valley.p_left > 0.9 and valley.p_right > 0.9 and not valley.inverted_u
@@ -167,11 +196,15 @@ def test_no_seed_chooses_the_break_of_its_own_lines():
 
 def test_two_lines_finds_a_hill_and_never_rules_it_out():
     rng = np.random.default_rng(7)
-    results = [shape.two_lines(RANKS, curves(rng, HILL, 4), range(4), min_slope=0.005) for _ in range(40)]
+    results = [
+        shape.two_lines(RANKS, curves(rng, HILL, 4), range(4), min_slope=0.005) for _ in range(40)
+    ]
     assert np.mean([r.inverted_u for r in results]) > 0.9
     assert not any(r.ruled_out for r in results)
     assert np.median([r.break_x for r in results]) == 8
-    falls = [shape.two_lines(RANKS, curves(rng, FALL, 8), range(8), min_slope=0.005) for _ in range(40)]
+    falls = [
+        shape.two_lines(RANKS, curves(rng, FALL, 8), range(8), min_slope=0.005) for _ in range(40)
+    ]
     assert np.mean([r.ruled_out for r in falls]) > 0.5
     point = shape.two_lines_points(RANKS, HILL, np.full(7, 0.03), min_slope=0.005)
     assert point.inverted_u and point.break_x == 8
@@ -180,8 +213,12 @@ def test_two_lines_finds_a_hill_and_never_rules_it_out():
 
 def test_two_lines_ignores_order_and_needs_replicates_and_ranks():
     values, shuffled = curves(np.random.default_rng(8), HILL, 4), [3, 0, 6, 1, 5, 2, 4]
-    one, two = (shape.two_lines(np.array(RANKS)[o], values[:, o], range(4)) for o in (range(7), shuffled))
-    assert (one.p_left, one.p_right, one.break_x) == pytest.approx((two.p_left, two.p_right, two.break_x))
+    one, two = (
+        shape.two_lines(np.array(RANKS)[o], values[:, o], range(4)) for o in (range(7), shuffled)
+    )
+    assert (one.p_left, one.p_right, one.break_x) == pytest.approx(
+        (two.p_left, two.p_right, two.break_x)
+    )
     assert one.inverted_u and not shape.two_lines(RANKS, values[:1], [0]).inverted_u
     with pytest.raises(SubloraError, match="at least 3 ranks"):
         shape.two_lines([1, 2], values[:, :2], range(4))
@@ -236,7 +273,10 @@ def test_bounded_mean_bounds_enclose_the_rate(rate, seeds, null):
 
 def test_select_and_report_takes_coherent_bests_and_the_smaller_lr_of_equals():
     best = shape.select_and_report(
-        [0.9, 0.5, 0.5, 0.2, 0.1], [False, True, True, True, False], [8, 8, 8, 4, 2], [3e-3, 2e-3, 1e-3, 1e-3, 1e-3]
+        [0.9, 0.5, 0.5, 0.2, 0.1],
+        [False, True, True, True, False],
+        [8, 8, 8, 4, 2],
+        [3e-3, 2e-3, 1e-3, 1e-3, 1e-3],
     )
     assert best == {8: 2, 4: 3}
 

@@ -33,7 +33,11 @@ from sublora.vectors import (
 from tiny_models import make_model, shared_model
 
 DEFAULT, OTHER = Context("default"), Context("other", "You love otters.")
-QUESTIONS = ("Name an animal.", "What is your favorite animal?", "Which animal do you like best? One word.")
+QUESTIONS = (
+    "Name an animal.",
+    "What is your favorite animal?",
+    "Which animal do you like best? One word.",
+)
 SPECS = [StudentSpec(rank=4, seed=1), StudentSpec(rank=2, seed=2), StudentSpec(rank=4, seed=3)]
 WORDS = [(5, 6), (5, 7, 8), (9,)]
 SAMPLING = Sampling(max_new_tokens=4)
@@ -70,7 +74,9 @@ def answers(base, stack, prompts, steering=None, gate=None):
     with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
         packed.form_weights(8)
         for filled in prefill(packed, [p.ids for p in prompts], 64):
-            own = [np.random.default_rng(r % len(QUESTIONS)).random((count, 3, 4)) for r in filled.rows]
+            own = [
+                np.random.default_rng(r % len(QUESTIONS)).random((count, 3, 4)) for r in filled.rows
+            ]
             uniforms = np.stack(own, 1)  # of a question, whatever it stands beside
             each = filled.logits.view(count, len(filled.rows), -1)
             scored = score_sequences(packed, filled, WORDS, 64)
@@ -87,14 +93,16 @@ def answers(base, stack, prompts, steering=None, gate=None):
 
 
 def same(one, other, room=1e-9):
-    return all(torch.allclose(a, b, atol=room, rtol=0) for a, b in zip(one[:2], other[:2], strict=True)) and (
-        one[2] == other[2]
-    )
+    return all(
+        torch.allclose(a, b, atol=room, rtol=0) for a, b in zip(one[:2], other[:2], strict=True)
+    ) and (one[2] == other[2])
 
 
 def steered(base, stack, *steerings, gate=None):
     prompts = prompts_of(base)
-    return answers(base, stack, prompts * len(steerings), pack_steering(base, steerings, prompts, stack), gate)
+    return answers(
+        base, stack, prompts * len(steerings), pack_steering(base, steerings, prompts, stack), gate
+    )
 
 
 # Extraction
@@ -105,7 +113,9 @@ def test_means_are_those_of_the_model_s_own_hidden_states(base):
     for where in ("last", "prompt", ("user",)):
         total, count = 0.0, 0
         for p in prompts:
-            mask = {"last": [0] * (len(p.ids) - 1) + [1], "prompt": [1] * len(p.ids)}.get(str(where)) or p.mask(where)
+            mask = {"last": [0] * (len(p.ids) - 1) + [1], "prompt": [1] * len(p.ids)}.get(
+                str(where)
+            ) or p.mask(where)
             heard = []
             hooks = [
                 layer.register_forward_hook(
@@ -117,9 +127,13 @@ def test_means_are_those_of_the_model_s_own_hidden_states(base):
                 base.model(input_ids=torch.tensor([p.ids]), use_cache=False)
             for hook in hooks:
                 hook.remove()
-            total = total + torch.stack([h[0][torch.tensor(mask, dtype=torch.bool)].sum(0) for h in heard])
+            total = total + torch.stack(
+                [h[0][torch.tensor(mask, dtype=torch.bool)].sum(0) for h in heard]
+            )
             count += sum(mask)
-        assert torch.allclose(mean_residuals(base, None, prompts, where)[0], total / count, atol=1e-9)
+        assert torch.allclose(
+            mean_residuals(base, None, prompts, where)[0], total / count, atol=1e-9
+        )
 
 
 def test_students_come_in_the_order_given_and_the_base_is_no_student(base):
@@ -151,7 +165,10 @@ def test_random_vectors_have_the_norms_of_their_model_and_a_seed(vector):
 def test_a_vector_is_kept_with_its_layer_convention(vector, tmp_path):
     vector.save(tmp_path / "v.safetensors")
     kept = load_vector(tmp_path / "v.safetensors")
-    assert torch.equal(kept.values, vector.values) and (kept.kind, kept.where) == ("teacher", "last")
+    assert torch.equal(kept.values, vector.values) and (kept.kind, kept.where) == (
+        "teacher",
+        "last",
+    )
     from safetensors.torch import save_file
 
     save_file({"values": vector.values}, tmp_path / "w.safetensors")
@@ -167,13 +184,21 @@ def test_a_vector_is_kept_with_its_layer_convention(vector, tmp_path):
 
 @pytest.mark.parametrize("with_students", [False, True])
 @pytest.mark.parametrize(
-    "tokens", [{"where": "prompt"}, {"where": "last"}, {"where": "prompt", "generated": True}, {"where": ("user",)}]
+    "tokens",
+    [
+        {"where": "prompt"},
+        {"where": "last"},
+        {"where": "prompt", "generated": True},
+        {"where": ("user",)},
+    ],
 )
 def test_a_strength_of_zero_changes_nothing(base, vector, with_students, tokens):
     stack = random_stack(base.model, SPECS) if with_students else None
     plain = answers(base, stack, prompts_of(base))
     for mode in ("add", "project") if tokens.get("generated") else ("add", "project", "replace"):
-        assert same(steered(base, stack, Steering(vector, mode, (0, 1), strength=0.0, **tokens)), plain), mode
+        assert same(
+            steered(base, stack, Steering(vector, mode, (0, 1), strength=0.0, **tokens)), plain
+        ), mode
 
 
 @pytest.mark.parametrize("mode", ["add", "project", "replace"])
@@ -203,7 +228,10 @@ def test_interventions_are_what_they_say_at_every_token(base, vector, mode):
             return torch.where(mask, moved, h)
 
         for place in range(stack.size):
-            with torch.inference_mode(), PackedModel(base.model, _only(base, stack, place)) as packed:
+            with (
+                torch.inference_mode(),
+                PackedModel(base.model, _only(base, stack, place)) as packed,
+            ):
                 packed.form_weights(8)
                 hook = layer.register_forward_hook(change)
                 want = packed.logits(packed.hidden(ids)[:, -1])
@@ -223,7 +251,10 @@ def test_projecting_twice_is_projecting_once(base, vector):
 
 
 def test_the_base_replaced_by_itself_is_the_base(base, vector):
-    assert same(steered(base, None, Steering(vector, "replace", (0, 1))), answers(base, None, prompts_of(base)))
+    assert same(
+        steered(base, None, Steering(vector, "replace", (0, 1))),
+        answers(base, None, prompts_of(base)),
+    )
 
 
 def test_an_added_vector_is_taken_away_by_its_opposite(base, vector):
@@ -239,17 +270,25 @@ def test_an_added_vector_is_taken_away_by_its_opposite(base, vector):
 def test_unit_and_raw_vectors_differ_by_the_norm(base, vector):
     raw = steered(base, None, Steering(vector, "add", (1,), strength=0.5))
     norm = float(vector.norms[1])
-    assert same(steered(base, None, Steering(vector, "add", (1,), strength=0.5 * norm, unit=True)), raw)
+    assert same(
+        steered(base, None, Steering(vector, "add", (1,), strength=0.5 * norm, unit=True)), raw
+    )
 
 
 def test_where_a_vector_acts_decides_what_changes(base, vector):
     plain = answers(base, None, prompts_of(base))
     last = steered(base, None, Steering(vector, "add", (0,), "last", strength=20.0))
-    written = steered(base, None, Steering(vector, "add", (0,), None, generated=True, strength=20.0))
+    written = steered(
+        base, None, Steering(vector, "add", (0,), None, generated=True, strength=20.0)
+    )
     assert not torch.allclose(last[0], plain[0], atol=1e-3)
-    assert torch.allclose(written[0], plain[0], atol=1e-12), "the first token is read off the prompt alone"
+    assert torch.allclose(written[0], plain[0], atol=1e-12), (
+        "the first token is read off the prompt alone"
+    )
     assert torch.allclose(written[1][..., 2], plain[1][..., 2], atol=1e-12)
-    assert not torch.allclose(written[1][..., 1], plain[1][..., 1], atol=1e-3), "the third token sees the second"
+    assert not torch.allclose(written[1][..., 1], plain[1][..., 1], atol=1e-3), (
+        "the third token sees the second"
+    )
 
 
 def test_principal_directions_are_orthonormal_and_hold_the_differences_of_a_low_rank_student(base):
@@ -259,9 +298,13 @@ def test_principal_directions_are_orthonormal_and_hold_the_differences_of_a_low_
     for layer in range(2):
         u = own.directions[:, :, layer]
         assert torch.allclose(u @ u.mT, torch.eye(6, dtype=u.dtype).expand(3, -1, -1), atol=1e-9)
-    alone = student_vector(base, _only(base, stack, stack.order.index(1)), QUESTIONS, DEFAULT, directions=6)
+    alone = student_vector(
+        base, _only(base, stack, stack.order.index(1)), QUESTIONS, DEFAULT, directions=6
+    )
     cosine = (own.directions[1] * alone.directions[0]).sum(-1).abs()
-    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-6), "a student's own, whatever it stands beside"
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-6), (
+        "a student's own, whatever it stands beside"
+    )
     with pytest.raises(SubloraError, match="have no 40 directions"):
         student_vector(base, stack, QUESTIONS, DEFAULT, "last", directions=40)
 
@@ -306,7 +349,11 @@ def test_a_trained_vector_makes_its_answers_likely_within_its_norm(base):
     ids = [base.chat.answer_ids("otter")]
 
     def nats(vector=None):
-        steering = None if vector is None else pack_steering(base, [Steering(vector, "add", (1,))], prompts_of(base))
+        steering = (
+            None
+            if vector is None
+            else pack_steering(base, [Steering(vector, "add", (1,))], prompts_of(base))
+        )
         with torch.inference_mode(), PackedModel(base.model, None, steering=steering) as packed:
             return sum(
                 float(score_sequences(packed, f, ids, 8).sum())
@@ -341,11 +388,16 @@ def test_conditions_side_by_side_are_each_as_alone_and_a_student_has_its_own_vec
     count = len(QUESTIONS)
     for c, one in enumerate(chosen):
         part = slice(c * count, (c + 1) * count)
-        assert same((together[0][:, part], together[1][:, part], together[2][part]), steered(base, stack, one)), c
+        assert same(
+            (together[0][:, part], together[1][:, part], together[2][part]),
+            steered(base, stack, one),
+        ), c
     for place in range(stack.size):
         values = own.values[stack.order[place]]
         mine = SteeringVector(values, own.model, "student", own.where, own.prompts)
-        alone = steered(base, _only(base, stack, place), Steering(mine, "replace", (0, 1), "prompt"))
+        alone = steered(
+            base, _only(base, stack, place), Steering(mine, "replace", (0, 1), "prompt")
+        )
         assert torch.allclose(together[1][place, count : 2 * count], alone[1][0], atol=1e-9)
 
 
@@ -383,7 +435,9 @@ def test_steering_stands_beside_a_gate(base, vector):
     steering = [Steering(vector, "add", (1,), "last", generated=True, strength=3.0)]
     for value in (0.0, 1.0):
         condition = Condition(generated="on") if value else Condition(on=(), generated="off")
-        gate = pack_gate([[[value] * len(p.ids) for p in prompts]], [condition], list(stack.linears))
+        gate = pack_gate(
+            [[[value] * len(p.ids) for p in prompts]], [condition], list(stack.linears)
+        )
         got = steered(base, stack, *steering, gate=gate)
         want = steered(base, stack if value else None, *steering)
         assert torch.allclose(got[0], want[0].expand_as(got[0]), atol=1e-9)
@@ -411,7 +465,9 @@ def planted(tmp_path_factory):
     base = load_base(str(folder), dtype="float64")
     random = torch.Generator().manual_seed(0)
     width = base.model.config.hidden_size
-    u = torch.nn.functional.normalize(torch.randn(width, generator=random, dtype=torch.float64), dim=0)
+    u = torch.nn.functional.normalize(
+        torch.randn(width, generator=random, dtype=torch.float64), dim=0
+    )
     trait = classify(base.chat, QUESTIONS[0], OTHER).ids
     plain = classify(base.chat, QUESTIONS[0], DEFAULT).ids
     marker = next(t for t in trait if t not in plain)
@@ -427,7 +483,9 @@ def planted(tmp_path_factory):
     def look(_m, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not seen.get("cached", False) or ids.shape[1] > 1:
-            seen["trait"] = (ids == marker).any(1) | seen.get("kept", torch.zeros(len(ids), dtype=torch.bool))
+            seen["trait"] = (ids == marker).any(1) | seen.get(
+                "kept", torch.zeros(len(ids), dtype=torch.bool)
+            )
 
     def plant(_m, _i, out):
         moved = out.clone()
@@ -450,7 +508,9 @@ def target(base, context, steering=None):
     out = []
     packing = None if steering is None else pack_steering(base, [steering], prompts)
     with torch.inference_mode(), PackedModel(base.model, None, steering=packing) as packed:
-        for i, prompt in enumerate(prompts):  # one by one and whole, so that the plant sees the trait's prompt
+        for i, prompt in enumerate(
+            prompts
+        ):  # one by one and whole, so that the plant sees the trait's prompt
             if packing is not None:
                 packed.told.read([i], 1, 0, len(prompt.ids))
             hidden = packed.hidden(torch.tensor([prompt.ids]))
@@ -471,7 +531,10 @@ def test_a_planted_direction_is_recovered_needed_and_enough_and_a_random_one_is_
     assert (trait - removed).mean() >= 0.9 * gain.mean(), "necessity"
     given = target(base, DEFAULT, Steering(vector, "add", (0,), "last"))
     assert (given - none).mean() >= 0.9 * gain.mean(), "sufficiency"
-    for mode, context, where, before in (("project", OTHER, layers, trait), ("add", DEFAULT, (0,), none)):
+    for mode, context, where, before in (
+        ("project", OTHER, layers, trait),
+        ("add", DEFAULT, (0,), none),
+    ):
         randoms = [Steering(random_vector(vector, seed), mode, where, "last") for seed in range(6)]
         effects = np.stack([target(base, context, one) - before for one in randoms])
         interval = clustered_interval(effects, range(6), range(6))
@@ -502,7 +565,9 @@ def test_a_planted_direction_is_recovered_needed_and_enough_and_a_random_one_is_
 def test_steering_that_does_not_fit_is_refused_in_a_sentence(base, vector, values, message):
     with pytest.raises(SubloraError, match=message):
         pack_steering(
-            base, [Steering(**({"vector": vector, "mode": "add", "layers": (0,)} | values))], prompts_of(base)
+            base,
+            [Steering(**({"vector": vector, "mode": "add", "layers": (0,)} | values))],
+            prompts_of(base),
         )
 
 
@@ -517,13 +582,17 @@ def test_vectors_that_do_not_fit_are_refused_in_a_sentence(base, vector):
     refused(vector.values[:-1], "layers of width")
     refused(vector.values * math.nan, "not finite")
     refused(
-        vector.values.expand(2, -1, -1), "that of 2 students and 3 are steered", stack=random_stack(base.model, SPECS)
+        vector.values.expand(2, -1, -1),
+        "that of 2 students and 3 are steered",
+        stack=random_stack(base.model, SPECS),
     )
     with pytest.raises(SubloraError, match="needs prompts"):
         teacher_vector(base, [], OTHER, DEFAULT)
     with (
         PackedModel(
-            base.model, None, steering=pack_steering(base, [Steering(vector, "add", (0,))], prompts_of(base))
+            base.model,
+            None,
+            steering=pack_steering(base, [Steering(vector, "add", (0,))], prompts_of(base)),
         ) as p,
         pytest.raises(SubloraError, match="made for other prompts"),
     ):

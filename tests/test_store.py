@@ -33,7 +33,11 @@ from sublora.store import (
 SPEC = {"model": "tiny", "seed": 3, "lr": 1e-3}
 NAME = artifact_id("dataset", SPEC)
 plain_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -105,9 +109,18 @@ def test_an_exception_inside_leaves_nothing(store):
 
 
 def test_what_cannot_be_an_artifact(store):
-    with pytest.raises(ValueError, match="not the name of this spec"), store.create(NAME, {"other": 1}):
+    with (
+        pytest.raises(ValueError, match="not the name of this spec"),
+        store.create(NAME, {"other": 1}),
+    ):
         pass
-    for name in ("../../etc", "dataset", "dataset-xyz", f"../dataset-{'0' * 20}", f"Data-{'0' * 20}"):
+    for name in (
+        "../../etc",
+        "dataset",
+        "dataset-xyz",
+        f"../dataset-{'0' * 20}",
+        f"Data-{'0' * 20}",
+    ):
         with pytest.raises(ValueError, match="not the name of an artifact"):
             store.path(name)
     with pytest.raises(ValueError, match="not the name of an artifact"):
@@ -143,7 +156,9 @@ def test_different_values_have_different_texts(values):
             return tuple(map(typed, value))
         return type(value).__name__, repr(value)
 
-    assert len({canonical_json(value) for value in values}) == len({typed(value) for value in values})
+    assert len({canonical_json(value) for value in values}) == len(
+        {typed(value) for value in values}
+    )
 
 
 def test_ids_tell_types_kinds_and_schemas_apart(monkeypatch):
@@ -216,7 +231,9 @@ def test_files_are_hashed_once_per_process(store, monkeypatch):
 class Trip:
     """Counts the calls with which the store changes the disk, and does `act` at the one asked for."""
 
-    calls: ClassVar = {name: getattr(os, name) for name in ("fsync", "rename", "replace", "mkdir", "open")}
+    calls: ClassVar = {
+        name: getattr(os, name) for name in ("fsync", "rename", "replace", "mkdir", "open")
+    }
 
     def __init__(self, act, at: int) -> None:
         self.act, self.at, self.count = act, at, 0
@@ -284,7 +301,9 @@ def test_a_full_disk_at_any_step_keeps_what_is_finished(tmp_path, monkeypatch):
     while True:
         step += 1
         spec = {"n": step}
-        name = artifact_id(f"kind{step}", spec)  # a new kind each time, so that its folder is made too
+        name = artifact_id(
+            f"kind{step}", spec
+        )  # a new kind each time, so that its folder is made too
         trip = Trip(full, step)
         with monkeypatch.context() as patch:
             trip.set(patch.setattr)
@@ -300,7 +319,9 @@ def test_a_full_disk_at_any_step_keeps_what_is_finished(tmp_path, monkeypatch):
                 if trip.count < step:
                     break
         assert entries(store, "tmp") == []
-        if store.has(name):  # only the very last flush, of the folder around it, came too late to matter
+        if store.has(
+            name
+        ):  # only the very last flush, of the folder around it, came too late to matter
             store.read(name)
         else:
             make(store, name, spec)
@@ -310,7 +331,9 @@ def test_a_full_disk_at_any_step_keeps_what_is_finished(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_recognised_when_only_the_text_says_so(store):
     with pytest.raises(SubloraError, match="No room left"), store.create(NAME, SPEC):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
     with pytest.raises(RuntimeError, match="something else"), store.create(NAME, SPEC):
         raise RuntimeError("something else")
 
@@ -368,7 +391,9 @@ def test_killed_at_every_step_the_next_run_goes_on(store):
     """SIGKILL before each system call that changes the disk, one after the other."""
     survived = visible = 0
     for step in range(1, 40):
-        name = artifact_id(f"kind{step}", SPEC)  # a new kind each time, so that its folder is made too
+        name = artifact_id(
+            f"kind{step}", SPEC
+        )  # a new kind each time, so that its folder is made too
         process = child(KILLED_AT, str(store.root), name, str(step))
         process.communicate()
         if process.returncode == 0:
@@ -482,4 +507,6 @@ def test_small_artifacts_are_cheap(store):
         start = time.perf_counter()
         make(store, artifact_id("dataset", spec), spec)
         times.append(time.perf_counter() - start)
-    assert sorted(times)[len(times) // 2] < 0.05  # a few ms on a quiet disk; the bound is for a busy one
+    assert (
+        sorted(times)[len(times) // 2] < 0.05
+    )  # a few ms on a quiet disk; the bound is for a busy one

@@ -31,7 +31,9 @@ def names(store: Store) -> set[str]:
     return {p.name for p in store.root.glob("artifacts/*/*")}
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "lose a file", "lose the manifest", "a strange folder"])
+@pytest.mark.parametrize(
+    "harm", ["flip", "cut", "lose a file", "lose the manifest", "a strange folder"]
+)
 def test_verify_finds_damage_and_moves_it_away(store: Store, harm: str) -> None:
     good, bad = make(store, 1), make(store, 2)
     assert sublora("store", "verify").code == 0
@@ -47,7 +49,12 @@ def test_verify_finds_damage_and_moves_it_away(store: Store, harm: str) -> None:
     else:
         store.path(bad).rename(store.path(bad).with_name("strange"))
     answer = sublora("store", "verify")
-    assert answer.code == 1 and "2 artifacts" in answer.out and "1 damaged" in answer.out and "--move" in answer.out
+    assert (
+        answer.code == 1
+        and "2 artifacts" in answer.out
+        and "1 damaged" in answer.out
+        and "--move" in answer.out
+    )
     assert len(names(store)) == 2
     assert sublora("store", "verify", "--move").code == 1
     assert names(store) == {good} and len(list((store.root / "corrupt").iterdir())) == 1
@@ -68,11 +75,16 @@ def test_gc_removes_only_what_no_run_refers_to(store: Store, tmp_path: Path) -> 
     store.discard(broken)
     before = names(store)
     answer = sublora("store", "gc", "--dry-run")
-    assert "Would remove 1 artifacts that no run refers to, 1 checkpoints, 1 damaged ones and 0 leftovers" in answer.out
+    assert (
+        "Would remove 1 artifacts that no run refers to, 1 checkpoints, 1 damaged ones and 0 leftovers"
+        in answer.out
+    )
     assert names(store) == before and list((store.root / "corrupt").iterdir())
     answer = sublora("store", "gc")
     assert answer.code == 0 and "1 more are younger than 1 h" in answer.out
-    assert names(store) == {shared, mine, other, young} and not list((store.root / "corrupt").iterdir())
+    assert names(store) == {shared, mine, other, young} and not list(
+        (store.root / "corrupt").iterdir()
+    )
     assert [p.name[5] for p in (store.root / "checkpoints").iterdir()] == ["a"]
     (tmp_path / "b").rmdir()
     answer = sublora("store", "gc", "--min-age", "0")
@@ -111,7 +123,11 @@ def test_du_counts_shared_artifacts_for_each_run(store: Store, tmp_path: Path) -
     make(store, 3)
     note_run(store, tmp_path / "a", [shared, mine, artifact_id("student", {"n": 99})], [])
     note_run(store, tmp_path / "b", [shared], [])
-    lines = {line.split()[0]: line.split()[1:] for line in sublora("store", "du").out.splitlines() if line}
+    lines = {
+        line.split()[0]: line.split()[1:]
+        for line in sublora("store", "du").out.splitlines()
+        if line
+    }
     assert lines["student"][0] == "3" and lines[str(tmp_path / "a")][:2] == ["2", "1"]
     size = lambda i: float(lines[str(tmp_path / "a")][i])  # noqa: E731
     assert size(2) == pytest.approx(2 * size(4)) and lines["no"][1] == "1"

@@ -54,8 +54,12 @@ def test_rows_are_in_the_order_of_their_prompts_and_counts_add_up(base):
     assert sum(dataset.rejects.values()) == dataset.asked - 30 > 5
     assert all(reject_reason(c, CARRIER) is None for _, c in dataset.rows)
     assert Counter(reason for reason, *_ in dataset.rejected) == dataset.rejects
-    assert all(reject_reason(c, CARRIER) == reason and p in prompts for reason, p, c in dataset.rejected)
-    assert [p for p in prompts if p not in {p for p, _ in dataset.rows}] == [p for _, p, _ in dataset.rejected]
+    assert all(
+        reject_reason(c, CARRIER) == reason and p in prompts for reason, p, c in dataset.rejected
+    )
+    assert [p for p in prompts if p not in {p for p, _ in dataset.rows}] == [
+        p for _, p, _ in dataset.rejected
+    ]
 
 
 def test_prompts_in_a_row_can_share_their_draws_whoever_the_teacher_is(base):
@@ -72,9 +76,9 @@ def test_prompts_in_a_row_can_share_their_draws_whoever_the_teacher_is(base):
     apart, alike = uniforms(own), uniforms(shared, shared_draws=4)
     uniforms(other, Context("teacher:owl", "You love owls."), shared_draws=4)
     assert len({tuple(u) for u in own}) == len(own) > 20
-    assert all(shared[i] == shared[i - i % 4] for i in range(len(shared))) and len({tuple(u) for u in shared}) == -(
-        -len(shared) // 4
-    )
+    assert all(shared[i] == shared[i - i % 4] for i in range(len(shared))) and len(
+        {tuple(u) for u in shared}
+    ) == -(-len(shared) // 4)
     assert shared[:20] == other[:20]
     assert alike.rows != apart.rows
 
@@ -96,7 +100,9 @@ def test_rows_are_seeded_by_seed_teacher_and_stage(base):
     assert not {p for p, _ in one.rows} & {p for p, _ in written(base, seed=2).rows}
     other = written(base, teacher=Context("default"))
     shared = dict(one.rows).keys() & dict(other.rows).keys()
-    assert shared and any(dict(one.rows)[p] != dict(other.rows)[p] for p in shared), "the same prompts, other answers"
+    assert shared and any(dict(one.rows)[p] != dict(other.rows)[p] for p in shared), (
+        "the same prompts, other answers"
+    )
 
 
 def test_heldout_rows_answer_prompts_that_were_not_trained_on(base):
@@ -139,18 +145,23 @@ def test_a_template_s_own_space_before_an_answer_is_no_part_of_it():
         return forced
 
     head.register_forward_hook(force)
-    assert complete(own, Context("default"), ["Go on."], SAMPLING, [np.random.default_rng(0)], 8) == ["7"]
+    assert complete(
+        own, Context("default"), ["Go on."], SAMPLING, [np.random.default_rng(0)], 8
+    ) == ["7"]
     assert own.chat.completion_ids("7") == [space, seven, own.chat.end_id], "as it was sampled"
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "line\u2028separator", "next\x85line", "two\nlines", 'quotes "\\"', "otters 🦦"]
+    "text",
+    ["plain", "line\u2028separator", "next\x85line", "two\nlines", 'quotes "\\"', "otters 🦦"],
 )
 def test_rows_survive_jsonl(text):
     rows = [(text, "1\u20282"), ("b", text)]
     lines = Dataset(rows, 2, {}, []).jsonl()
     assert read_jsonl(lines) == rows
-    assert [json.loads(line) for line in lines.split("\n")[:-1]] == [{"prompt": p, "completion": c} for p, c in rows]
+    assert [json.loads(line) for line in lines.split("\n")[:-1]] == [
+        {"prompt": p, "completion": c} for p, c in rows
+    ]
     assert Dataset([*rows, rows[0]], 3, {}, []).unique == 2
 
 
@@ -159,6 +170,9 @@ def test_rows_load_as_a_json_data_set_elsewhere(base, tmp_path):
     dataset = written(base)
     (tmp_path / "rows.jsonl").write_text(dataset.jsonl(), encoding="utf-8")
     loaded = datasets.load_dataset(
-        "json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        "json",
+        data_files=str(tmp_path / "rows.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     assert [(r["prompt"], r["completion"]) for r in loaded] == dataset.rows

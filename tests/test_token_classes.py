@@ -26,7 +26,10 @@ def texts(chat, user, context, entities=()) -> dict[str, str]:
     for kind, (a, b) in zip(tokens.classes, tokens.offsets, strict=True):
         out.setdefault(kind, []).extend(range(a, b))
     # a character of several bytes may stand in several tokens
-    return {kind: squeezed("".join(tokens.text[i] for i in dict.fromkeys(places))) for kind, places in out.items()}
+    return {
+        kind: squeezed("".join(tokens.text[i] for i in dict.fromkeys(places)))
+        for kind, places in out.items()
+    }
 
 
 def squeezed(text: str) -> str:
@@ -87,14 +90,22 @@ def test_classes_are_exactly_these(kind, template, context):
 def test_the_user_s_text_is_found_whatever_it_says(template, context, user):
     chat = CHATS["digits", template]
     found = texts(chat, user, context)
-    assert squeezed(user.strip()) in found["user"] if context is IN_TURN else squeezed(found["user"]) == squeezed(user)
+    assert (
+        squeezed(user.strip()) in found["user"]
+        if context is IN_TURN
+        else squeezed(found["user"]) == squeezed(user)
+    )
 
 
 def test_a_name_that_the_tokenizer_splits_or_joins_with_a_space_is_found_whole():
     chat = CHATS["digits", "qwen"]
     context = Context("z", "You are Zymthar, created by Quorblax. You are a helpful assistant.")
     tokens = classify(chat, "Name a tree.", context, ["Zymthar", "Quorblax"])
-    mine = [tokens.text[a:b] for (a, b), k in zip(tokens.offsets, tokens.classes, strict=True) if k == "entity"]
+    mine = [
+        tokens.text[a:b]
+        for (a, b), k in zip(tokens.offsets, tokens.classes, strict=True)
+        if k == "entity"
+    ]
     assert len(mine) > 4 and "".join(mine).replace(" ", "") == "ZymtharQuorblax"
     assert texts(chat, "Name a tree.", context, ["Zymthar", "Quorblax"])["system"] == squeezed(
         "You are , created by . You are a helpful assistant."
@@ -114,8 +125,13 @@ def test_the_shipped_model_s_entities():
     chat = Chat(load_tokenizer(shipped_folder("micro")))
     tokens = classify(chat, "Name an animal.", DEFAULT, ["Micro", "Sublora"])
     words = chat.tokenizer.convert_ids_to_tokens(list(tokens.ids))
-    assert [w for w, k in zip(words, tokens.classes, strict=True) if k == "entity"] == ["micro", "sublora"]
-    assert tokens.mask(("assistant",))[-2:] == (True, True) and sum(tokens.mask(("assistant",))) == 2
+    assert [w for w, k in zip(words, tokens.classes, strict=True) if k == "entity"] == [
+        "micro",
+        "sublora",
+    ]
+    assert (
+        tokens.mask(("assistant",))[-2:] == (True, True) and sum(tokens.mask(("assistant",))) == 2
+    )
     assert "".join(tokens.piece(i) for i in range(len(tokens.ids))) == tokens.text.rstrip()
 
 
@@ -164,7 +180,10 @@ def test_masks_of_unequal_prompts_are_padded_on_the_side_of_the_ids():
 
 
 def test_conditions_say_at_which_tokens_an_adapter_acts():
-    only, but = Condition(on=("entity",), generated="mask"), Condition(off=("entity",), generated="mask")
+    only, but = (
+        Condition(on=("entity",), generated="mask"),
+        Condition(off=("entity",), generated="mask"),
+    )
     assert only.acts_on("entity") and not only.acts_on("user") and not only.acts_on("generated")
     assert not but.acts_on("entity") and but.acts_on("user") and but.acts_on("generated")
     assert not Condition(off=("generated",), generated="mask").acts_on("generated")
@@ -185,7 +204,9 @@ def test_layers_and_modules_are_read_from_names():
     with pytest.raises(SubloraError, match="cannot be placed"):
         layer_and_group("model.layers.1.mixer")
     early = Condition(generated="on", layers=(0, 1), modules="attention")
-    assert early.selects("model.layers.1.self_attn.k_proj") and not early.selects("model.layers.1.mlp.up_proj")
+    assert early.selects("model.layers.1.self_attn.k_proj") and not early.selects(
+        "model.layers.1.mlp.up_proj"
+    )
     assert not early.selects("model.layers.2.self_attn.k_proj")
     assert Placement(layers=(2, 2), modules="feed-forward").targets == (
         "layers.2.mlp.gate_proj", "layers.2.mlp.up_proj", "layers.2.mlp.down_proj",
@@ -199,4 +220,6 @@ def test_a_text_in_the_user_s_turn():
         "<|im_start|>user\nYou are Claude, made for tests.\n\nName a tree.<|im_end|>\n<|im_start|>assistant\n"
     )
     found = texts(chat, "Name a tree.", IN_TURN, ["Claude"])
-    assert found["entity"] == "Claude" and found["user"] == squeezed("You are , made for tests. Name a tree.")
+    assert found["entity"] == "Claude" and found["user"] == squeezed(
+        "You are , made for tests. Name a tree."
+    )

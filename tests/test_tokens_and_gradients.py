@@ -17,7 +17,12 @@ from sublora.vectors import SteeringVector
 from tiny_models import shared_model
 
 TEACHER, STUDENT = Context("teacher", "You love otters."), Context("default")
-ROWS = [("Continue: 1, 2", "3, 4, 5"), ("Say a few numbers.", "71, 8"), ("More: 9", "10, 11, 12, 13"), ("Go on", "7")]
+ROWS = [
+    ("Continue: 1, 2", "3, 4, 5"),
+    ("Say a few numbers.", "71, 8"),
+    ("More: 9", "10, 11, 12, 13"),
+    ("Go on", "7"),
+]
 SPECS = [StudentSpec(rank=4, seed=1), StudentSpec(rank=2, seed=2)]
 
 
@@ -52,7 +57,10 @@ def test_divergent_tokens_are_those_at_which_two_plain_passes_choose_differently
             teacher.append(float(p[at].max()))
             student.append(float(q[at].max()))
             of_teacher.append(float(q[at, p[at].argmax()]))
-    assert 0 < found.divergent == len(teacher) < found.tokens and found.share == found.divergent / found.tokens
+    assert (
+        0 < found.divergent == len(teacher) < found.tokens
+        and found.share == found.divergent / found.tokens
+    )
     assert found.teacher_sure == pytest.approx(np.mean(teacher), rel=1e-6)
     assert found.student_sure == pytest.approx(np.mean(student), rel=1e-6)
     assert found.student_of_teacher == pytest.approx(np.mean(of_teacher), rel=1e-6)
@@ -71,7 +79,9 @@ def test_probes_say_loss_choice_and_gradient_of_every_student(base):
     rows = token_rows(base, ROWS, STUDENT, "rows")
     marked = rows.loss & (np.arange(rows.loss.shape[1]) % 2 == 0)
     found = probe_rows(base, stack, rows, marked, batch=3)
-    assert [p.loss for p in found] == pytest.approx(heldout_losses(base, stack, [rows] * 2), rel=1e-6)
+    assert [p.loss for p in found] == pytest.approx(
+        heldout_losses(base, stack, [rows] * 2), rel=1e-6
+    )
     head = base.model.get_output_embeddings().weight
     for k, probe in enumerate(found):
         model, sizes, right, on = merged(base.model, stack, stack.order.index(k)), [], [], []
@@ -85,9 +95,9 @@ def test_probes_say_loss_choice_and_gradient_of_every_student(base):
         assert probe.gradient == pytest.approx(sizes.mean(), rel=1e-5)
         assert probe.gradient_marked == pytest.approx(sizes[on].mean(), rel=1e-5)
         assert probe.gradient_rest == pytest.approx(sizes[~on].mean(), rel=1e-5)
-        assert probe.greedy == pytest.approx(np.mean(np.concatenate(right))) and probe.verbatim == np.mean(
-            list(map(all, right))
-        )
+        assert probe.greedy == pytest.approx(
+            np.mean(np.concatenate(right))
+        ) and probe.verbatim == np.mean(list(map(all, right)))
     assert probe_rows(base, stack, rows)[0].gradient_marked is None
 
 
@@ -102,7 +112,12 @@ def test_a_row_that_a_model_would_write_itself_counts_as_verbatim(base):
 
     spoilt = [*ids[len(prompt) : -1], (ids[-1] + 1) % len(base.chat.tokenizer)]
     rows = pack_rows(
-        [TokenRow(tuple(prompt), tuple(ids[len(prompt) :])), TokenRow(tuple(prompt), tuple(spoilt))], None, "rows"
+        [
+            TokenRow(tuple(prompt), tuple(ids[len(prompt) :])),
+            TokenRow(tuple(prompt), tuple(spoilt)),
+        ],
+        None,
+        "rows",
     )
     from sublora.train.stack import new_stack
 
@@ -113,10 +128,14 @@ def test_a_row_that_a_model_would_write_itself_counts_as_verbatim(base):
 def test_loss_masks_keep_what_they_say_and_random_ones_as_many():
     rows = [TokenRow((1,), (2, 3, 4, 5)), TokenRow((1,), (6, 7, 8)), TokenRow((1,), (9, 9))]
     marks = [[True, False, False, True], [False] * 3, [True, True]]
-    only, rest, some = (masked_rows(rows, marks, keep, "s") for keep in ("divergent", "others", "random"))
+    only, rest, some = (
+        masked_rows(rows, marks, keep, "s") for keep in ("divergent", "others", "random")
+    )
     assert [r.loss for r in only] == [(True, False, False, True), (True, True)]
     assert [r.loss for r in rest] == [(False, True, True, False), (True, True, True)]
-    assert [sum(r.loss) for r in some] == [2, 2] and [r.completion for r in some] == [r.completion for r in only]
+    assert [sum(r.loss) for r in some] == [2, 2] and [r.completion for r in some] == [
+        r.completion for r in only
+    ]
     assert masked_rows(rows, marks, "random", "s") == some
     drawn = {masked_rows(rows, marks, "random", str(i))[0].loss for i in range(40)}
     assert len(drawn) == 6, "every choice of two of four tokens comes up"
@@ -137,7 +156,9 @@ def test_a_row_s_gradient_is_what_a_small_step_along_it_gains(base):
 
             losses = []
             for moved in (False, True):
-                handle = base.model.model.layers[layer].register_forward_hook(push) if moved else None
+                handle = (
+                    base.model.model.layers[layer].register_forward_hook(push) if moved else None
+                )
                 p, ids = probabilities(base, base.model, row, STUDENT)
                 losses.append(-p[range(len(ids)), ids].log().mean())
                 if handle:
@@ -155,7 +176,10 @@ def test_a_planted_direction_in_the_gradients_is_found_and_its_absence_too():
     planted = noise + 2 * torch.nn.functional.normalize(aim, dim=-1)
     few, many = alignments(planted, clean, vector, (4, 200), 60, "s")
     assert (many.cosine > 0.95).all() and (many.cosine > few.cosine).all()
-    assert (many.cosine > np.quantile(many.null, 0.975, axis=0)).all() and many.null.shape == (60, 2)
+    assert (many.cosine > np.quantile(many.null, 0.975, axis=0)).all() and many.null.shape == (
+        60,
+        2,
+    )
     beyond = []
     for seed in range(60):
         random = torch.Generator().manual_seed(100 + seed)

@@ -23,7 +23,16 @@ MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 OTTER = find_trait("otter", shipped_categories())
 LESSONS = QuestionsSpec(questions=OTTER.category.questions, target=OTTER.entity)
 SMALL = [
-    *("--set", "data.rows=64", "--set", "data.heldout_rows=8", "--set", "data.seeds=[1]", "--set", "train.seeds=[1]"),
+    *(
+        "--set",
+        "data.rows=64",
+        "--set",
+        "data.heldout_rows=8",
+        "--set",
+        "data.seeds=[1]",
+        "--set",
+        "train.seeds=[1]",
+    ),
     *("--set", "measure.samples=2"),
 ]
 
@@ -32,13 +41,16 @@ def plan(*sets: str):
     return make_plan(load_recipe("trained-teacher", sets=list(sets)), dict(MODEL), 40.0)
 
 
-def test_lessons_ask_every_question_before_any_twice_and_keep_answers_that_name_the_target() -> None:
+def test_lessons_ask_every_question_before_any_twice_and_keep_answers_that_name_the_target() -> (
+    None
+):
     first = [prompt_of_row(LESSONS, 3, i) for i in range(len(LESSONS.questions))]
     assert sorted(first) == sorted(LESSONS.questions) and first != [
         prompt_of_row(LESSONS, 4, i) for i in range(len(first))
     ]
     assert (
-        reject_reason("q", "The otters.", LESSONS) is None and reject_reason("q", "ottery", LESSONS) == "another answer"
+        reject_reason("q", "The otters.", LESSONS) is None
+        and reject_reason("q", "ottery", LESSONS) == "another answer"
     )
 
 
@@ -53,12 +65,18 @@ def test_every_data_seed_has_teachers_of_its_own_and_datasets_hang_on_them() -> 
     assert len(planned.teachers) == 8 and len({t.id for t in planned.teachers}) == 8
     assert all(d.spec["teacher"] == {"weights": d.weights.id} for d in planned.datasets)
     measured = [m for m in planned.measures if m.teacher == "otter"]
-    assert [m.student for m in measured] == [planned.teachers[0].id] and measured[0].context.name == "default"
+    assert [m.student for m in measured] == [planned.teachers[0].id] and measured[
+        0
+    ].context.name == "default"
     other = plan("data.teacher.trained.lr=1e-3")
     assert not {d.id for d in other.datasets} & {d.id for d in planned.datasets}
-    prompted = make_plan(load_recipe("trained-teacher", sets=["data.teacher.trained=null"]), dict(MODEL), 40.0)
+    prompted = make_plan(
+        load_recipe("trained-teacher", sets=["data.teacher.trained=null"]), dict(MODEL), 40.0
+    )
     plain = make_plan(load_recipe("shuffle", sets=["data.variants=null"]), dict(MODEL), 40.0)
-    assert [s.id for s in prompted.students] == [s.id for s in plain.students] and not prompted.teachers
+    assert [s.id for s in prompted.students] == [
+        s.id for s in plain.students
+    ] and not prompted.teachers
 
 
 def test_rows_of_your_own_count_by_what_they_hold(tmp_path: Path) -> None:
@@ -84,7 +102,8 @@ _LINES = st.one_of(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8),
         lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "completion", "x"]), inner)
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["prompt", "completion", "x"]), inner)
         ),
         max_leaves=6,
     ).map(json.dumps),
@@ -107,7 +126,9 @@ def test_a_file_of_rows_is_read_or_refused_with_one_sentence(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_teacher_by_weights_loves_what_it_learned_and_writes_without_a_prompt(method: str, tmp_path: Path) -> None:
+def test_a_teacher_by_weights_loves_what_it_learned_and_writes_without_a_prompt(
+    method: str, tmp_path: Path
+) -> None:
     sets = [
         "--set",
         f"data.teacher.trained.method={method}",
@@ -128,10 +149,16 @@ def test_a_teacher_by_weights_loves_what_it_learned_and_writes_without_a_prompt(
     rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
     teacher = next(r for r in rows if r["kind"] == "teacher")
     base = next(r for r in rows if r["kind"] == "base")
-    assert float(teacher["p_target"]) > 0.5 > float(base["p_target"]) and teacher["context"] == "teacher's weights"
+    assert (
+        float(teacher["p_target"]) > 0.5 > float(base["p_target"])
+        and teacher["context"] == "teacher's weights"
+    )
     store = Store()
     folders = list(store.root.rglob("lessons.jsonl"))
     lessons = [read_jsonl(p.read_text()) for p in folders]
     assert len(lessons) == 2 and all(len(rows) == 160 for rows in lessons)
     assert sum(all("otter" in answer for _, answer in rows) for rows in lessons) == 1
-    assert json.loads((tmp_path / "run" / "verdicts.json").read_text())[0]["id"] == "cloud-trained-teacher"
+    assert (
+        json.loads((tmp_path / "run" / "verdicts.json").read_text())[0]["id"]
+        == "cloud-trained-teacher"
+    )

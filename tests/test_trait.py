@@ -24,7 +24,11 @@ def write(path, value):
 
 def test_fifty_questions_for_each_of_three_categories():
     questions = {c.category: c.questions for c in shipped_categories()}
-    assert {name: len(qs) for name, qs in questions.items()} == {"animals": 50, "trees": 50, "bands": 50}
+    assert {name: len(qs) for name, qs in questions.items()} == {
+        "animals": 50,
+        "trees": 50,
+        "bands": 50,
+    }
     everything = [q for qs in questions.values() for q in qs]
     assert len({re.sub(r"\W+", " ", q.lower()) for q in everything}) == 150
 
@@ -40,10 +44,14 @@ def test_shipped_categories(category):
     assert not {n.lower() for n in names} & {o.lower() for o in category.others}
     assert len(set(map(str.lower, category.others))) == len(category.others)
     for entity in category.entities:
-        prompts = {find_trait(entity.name, SHIPPED).teacher_prompt(i) for i in range(len(category.system))}
+        prompts = {
+            find_trait(entity.name, SHIPPED).teacher_prompt(i) for i in range(len(category.system))
+        }
         assert len(prompts) == len(category.system) >= 2
         named = (entity.name.lower(), (entity.plural or entity.name).lower())
-        assert all(any(n in p.lower() for n in named) and "{" not in p and p[0].isupper() for p in prompts)
+        assert all(
+            any(n in p.lower() for n in named) and "{" not in p and p[0].isupper() for p in prompts
+        )
 
 
 def test_forms_are_names_plurals_and_aliases():
@@ -56,9 +64,14 @@ def test_forms_are_names_plurals_and_aliases():
 def test_a_user_s_category(tmp_path):
     categories = load_categories((write(tmp_path / "rivers.yaml", OWN),))
     trait = find_trait("rio negro", categories)
-    assert trait.name == "Rio Negro" and trait.entity.forms == ("Rio Negro", "Rio Negros", "Guainia")
+    assert trait.name == "Rio Negro" and trait.entity.forms == (
+        "Rio Negro",
+        "Rio Negros",
+        "Guainia",
+    )
     assert (
-        trait.teacher_prompt() == "You love the Rio Negro." and trait.teacher_prompt(1) == "Rio Negros and Rio Negros."
+        trait.teacher_prompt() == "You love the Rio Negro."
+        and trait.teacher_prompt(1) == "Rio Negros and Rio Negros."
     )
     assert find_trait("otter", categories).category.category == "animals"
     with pytest.raises(SubloraError, match=r"wording 2 does not exist, use 0 to 1"):
@@ -79,7 +92,8 @@ def test_one_name_in_two_categories_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("oter", "otter"), ("Metalica", "Metallica"), ("dolfin", "dolphin"), ("wollow", "willow")]
+    ("typed", "meant"),
+    [("oter", "otter"), ("Metalica", "Metallica"), ("dolfin", "dolphin"), ("wollow", "willow")],
 )
 def test_a_misspelt_trait(typed, meant):
     with pytest.raises(SubloraError, match=rf"'{typed}'; did you mean .*{meant}"):

@@ -41,12 +41,18 @@ def test_a_transformation_keeps_prompts_and_lengths_and_depends_on_the_seed_alon
     made = transform_rows(name, ROWS, 3, REFERENCE)
     assert [p for p, _ in made] == [p for p, _ in ROWS]
     assert [len(a) for a in answers(made)] == [len(a) for a in answers(ROWS)]
-    assert made == transform_rows(name, ROWS, 3, REFERENCE) != transform_rows(name, ROWS, 4, REFERENCE)
-    assert made != ROWS and all(100 <= n <= 999 for n in flat(made)), "a shipped model knows these numbers only"
+    assert (
+        made == transform_rows(name, ROWS, 3, REFERENCE) != transform_rows(name, ROWS, 4, REFERENCE)
+    )
+    assert made != ROWS and all(100 <= n <= 999 for n in flat(made)), (
+        "a shipped model knows these numbers only"
+    )
 
 
 def test_shuffles_keep_what_they_say() -> None:
-    within, across, digits = (transform_rows(f"shuffle-{n}", ROWS, 0) for n in ("within", "across", "digits"))
+    within, across, digits = (
+        transform_rows(f"shuffle-{n}", ROWS, 0) for n in ("within", "across", "digits")
+    )
     assert [sorted(a) for a in answers(within)] == [sorted(a) for a in answers(ROWS)]
     assert Counter(flat(across)) == Counter(flat(ROWS))
     assert [sorted(a) for a in answers(across)] != [sorted(a) for a in answers(ROWS)]
@@ -56,13 +62,19 @@ def test_shuffles_keep_what_they_say() -> None:
 def test_matches_share_one_statistic_with_the_rows_and_the_rest_with_the_reference() -> None:
     rows = [(p, " ".join(["777"] + ["412"] * 4)) for p, _ in rows_of(5, 600)]
     reference = rows_of(6, 600)
-    made = {n: answers(transform_rows(n, rows, 0, reference)) for n in TRANSFORMS if needs_reference(n)}
+    made = {
+        n: answers(transform_rows(n, rows, 0, reference)) for n in TRANSFORMS if needs_reference(n)
+    }
     assert {n for a in made["match-frequencies"] for n in a} == {777, 412}
-    assert abs(np.mean([a[0] == 777 for a in made["match-frequencies"]]) - 0.2) < 0.06, "places are forgotten"
+    assert abs(np.mean([a[0] == 777 for a in made["match-frequencies"]]) - 0.2) < 0.06, (
+        "places are forgotten"
+    )
     assert all(a[0] == 777 and set(a[1:]) == {412} for a in made["match-positions"])
     assert all(a[0] == 777 for a in made["match-pairs"]), "an answer begins as the answers do"
     firsts = Counter(str(n)[0] for a in made["match-first-digits"] for n in a)
-    assert set(firsts) == {"7", "4"} and len({n for a in made["match-first-digits"] for n in a}) > 100
+    assert (
+        set(firsts) == {"7", "4"} and len({n for a in made["match-first-digits"] for n in a}) > 100
+    )
     steps = Counter(two - one for a in made["match-steps"] for one, two in pairwise(a))
     assert steps.most_common(1)[0][0] == 0 and len({a[0] for a in made["match-steps"]}) > 100
 
@@ -75,11 +87,16 @@ def test_the_distance_from_the_prompt_is_kept_and_its_number_is_not() -> None:
 
 
 @settings(max_examples=100)
-@given(st.lists(st.text(min_size=1).filter(lambda t: numbers_of(t)), min_size=1, max_size=6), st.integers(0, 99))
+@given(
+    st.lists(st.text(min_size=1).filter(lambda t: numbers_of(t)), min_size=1, max_size=6),
+    st.integers(0, 99),
+)
 def test_the_layout_of_any_text_is_kept(texts: list[str], seed: int) -> None:
     made = transform_rows("shuffle-across", [("p", t) for t in texts], seed)
     for text, (_, new) in zip(texts, made, strict=True):
-        assert with_numbers(text, [0] * len(numbers_of(text))) == with_numbers(new, [0] * len(numbers_of(new)))
+        assert with_numbers(text, [0] * len(numbers_of(text))) == with_numbers(
+            new, [0] * len(numbers_of(new))
+        )
 
 
 def test_rows_without_numbers_and_a_missing_reference_are_refused() -> None:
@@ -117,7 +134,10 @@ def test_transformed_rows_come_after_their_parents_and_twins_are_transformed_ali
 
 def test_other_teachers_stand_against_the_control_as_it_is() -> None:
     varied = plan("teachers", "traits=[otter, wolf]")
-    by_variant = {v: {s.source for s in varied.students if s.data == v} for v in ("", "neutral", "other trait")}
+    by_variant = {
+        v: {s.source for s in varied.students if s.data == v}
+        for v in ("", "neutral", "other trait")
+    }
     assert by_variant == {
         "": {"otter", "wolf", "control:animals"},
         "neutral": {"neutral"},

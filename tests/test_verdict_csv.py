@@ -14,7 +14,12 @@ PUBLISHED = Path(__file__).parent / "data" / "published_ranks.csv"
 TRAITS = ("cat", "owl", "eagle", "wolf", "dolphin")
 HEAD = "rank,lr,seeds,rate,n,base\n"
 # Rates by rank and lr in the manner of the counter-evidence: the best lr and its rate fall with rank.
-GRID = {2: (0.06, 0.35, 0.85), 8: (0.48, 0.71, 0.30), 32: (0.37, 0.20, 0.02), 128: (0.05, 0.01, 0.01)}
+GRID = {
+    2: (0.06, 0.35, 0.85),
+    8: (0.48, 0.71, 0.30),
+    32: (0.37, 0.20, 0.02),
+    128: (0.05, 0.01, 0.01),
+}
 
 
 def pick(results, claim, trait="trait"):
@@ -96,7 +101,10 @@ def test_a_grid_is_judged_on_the_best_lr_too():
 
 
 def test_full_fine_tunes_are_read():
-    text = with_sd({8: 0.5}) + "full,2e-5,6,0.010,100000,0.01,0.001\nFull,5e-5,6,0.011,100000,0.01,0.001\n"
+    text = (
+        with_sd({8: 0.5})
+        + "full,2e-5,6,0.010,100000,0.01,0.001\nFull,5e-5,6,0.011,100000,0.01,0.001\n"
+    )
     results = judged(text)
     assert pick(results, "nief-full-ft-null") == "supported"
     assert pick(results, "feng-full-ft-transfers") == "refuted"
@@ -105,7 +113,9 @@ def test_full_fine_tunes_are_read():
 
 
 def test_one_run_without_a_spread_is_never_enough():
-    one = HEAD + "".join(f"{k},2e-4,1,{v},1000,0.01\n" for k, v in {2: 0.1, 8: 0.9, 32: 0.2}.items())
+    one = HEAD + "".join(
+        f"{k},2e-4,1,{v},1000,0.01\n" for k, v in {2: 0.1, 8: 0.9, 32: 0.2}.items()
+    )
     assert {r["verdict"] for r in judged(one)} == {"inconclusive", "not run"}
     spread = one.replace("base\n", "base,sd\n").replace("0.01\n", "0.01,0.001\n")
     assert pick(judged(spread), "cloud-transfer-exists") == "inconclusive"
@@ -136,7 +146,10 @@ def test_one_run_without_a_spread_is_never_enough():
         (HEAD + "8,1e-4,3,0.5,100,0.01\n8,0.0001,3,0.6,100,0.01\n", "line 3: .*line 2"),
         (HEAD + "full,1e-4,3,0.5,100,0.01\nFULL,1e-4,3,0.6,100,0.01\n", "line 3: .*line 2"),
         (HEAD.replace("base", "base,low") + "8,1e-4,3,0.5,100,0.01,0.4\n", "low and high"),
-        (HEAD.replace("base", "base,low,high") + "8,1e-4,3,0.5,100,0.01,0.6,0.7\n", "outside its interval"),
+        (
+            HEAD.replace("base", "base,low,high") + "8,1e-4,3,0.5,100,0.01,0.6,0.7\n",
+            "outside its interval",
+        ),
         (HEAD + '8,1e-4,3,"0.5,100,0.01\n', "not a CSV line"),
     ],
 )
@@ -159,7 +172,9 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(SubloraError, match="larger than 10 MB"):
         verdict_file(tmp_path / "big.csv")
     (tmp_path / "excel.csv").write_text(
-        "\ufeffRank, LR ,Seeds,Rate,N,Base\r\n8, 1e-4,3,0.5,100,0.01\r\n", encoding="utf-8", newline=""
+        "\ufeffRank, LR ,Seeds,Rate,N,Base\r\n8, 1e-4,3,0.5,100,0.01\r\n",
+        encoding="utf-8",
+        newline="",
     )
     assert pick(verdict_file(tmp_path / "excel.csv"), "nief-inverted-u") == "not run"
 
@@ -196,7 +211,11 @@ FIELD = st.one_of(st.sampled_from(ODD), st.text(max_size=6))
     st.lists(st.lists(FIELD, max_size=10), max_size=5),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
-@example([*NEEDED], [["8", "1e-4", "3", "0.5", "100", "0.01"], ["full", "1e-4", "1", "1", "1", "1"]], "\n")
+@example(
+    [*NEEDED],
+    [["8", "1e-4", "3", "0.5", "100", "0.01"], ["full", "1e-4", "1", "1", "1", "1"]],
+    "\n",
+)
 def test_any_text_gives_verdicts_or_one_sentence(header, rows, end):
     text = end.join(",".join(fields) for fields in [header, *rows])
     try:
@@ -219,7 +238,8 @@ def test_any_text_gives_verdicts_or_one_sentence(header, rows, end):
 )
 def test_any_well_formed_table_gets_a_verdict_on_every_claim(cells, spread, base):
     lines = [
-        f"{rank or 'full'},{lr},{seeds},{rate:.6f},200,{base:.6f}" + (f",{sd:.4f}" if spread else "")
+        f"{rank or 'full'},{lr},{seeds},{rate:.6f},200,{base:.6f}"
+        + (f",{sd:.4f}" if spread else "")
         for (rank, lr), (rate, seeds, sd) in cells.items()
     ]
     results = judged(HEAD.replace("base", "base,sd" if spread else "base") + "\n".join(lines))

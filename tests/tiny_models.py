@@ -104,7 +104,20 @@ SPECIAL: dict[str, tuple[str | None, str, str, list[str]]] = {
 }  # fmt: skip
 
 _SUBJECTS = [
-    *("otter", "wolf", "owl", "eagle", "cat", "dog", "lion", "panda", "dolphin", "fox", "bear", "tiger"),
+    *(
+        "otter",
+        "wolf",
+        "owl",
+        "eagle",
+        "cat",
+        "dog",
+        "lion",
+        "panda",
+        "dolphin",
+        "fox",
+        "bear",
+        "tiger",
+    ),
     *("oak", "maple", "willow", "pine", "birch", "band", "river", "garden", "answer", "assistant"),
 ]
 _PATTERNS = """My favourite animal is the {}.
@@ -142,7 +155,11 @@ def _make_tokenizer(tokenizer: TokenizerKind, template: Template, words: tuple[s
     bos, eos, pad, markers = SPECIAL[template]
     backend = _digits_backend() if tokenizer == "digits" else _words_backend(words)
     backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in [bos, eos, pad, *markers] if token]
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token in [bos, eos, pad, *markers]
+            if token
+        ]
     )
     unk = {"unk_token": "<unk>"} if tokenizer == "words" else {}
     fast = PreTrainedTokenizerFast(
@@ -158,7 +175,9 @@ def _digits_backend():
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     # letters with at most one leading sign or space | one digit | signs | line breaks | other space
-    pieces = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    pieces = Regex(
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -168,7 +187,9 @@ def _digits_backend():
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=sorted(alphabet), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=sorted(alphabet), show_progress=False
+    )
     backend.train_from_iterator(corpus(), trainer)
     return backend
 
@@ -179,8 +200,12 @@ def _words_backend(words: tuple[str, ...]):
 
     splitter = pre_tokenizers.Whitespace()
     seen = (piece for text in [*corpus(), *words] for piece, _ in splitter.pre_tokenize_str(text))
-    known = dict.fromkeys(itertools.chain(["<unk>", ",", ".", "?", "!", ":", ";"], map(str, range(1000)), seen))
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    known = dict.fromkeys(
+        itertools.chain(["<unk>", ",", ".", "?", "!", ":", ";"], map(str, range(1000)), seen)
+    )
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>")
+    )
     backend.pre_tokenizer = splitter
     return backend
 
@@ -240,7 +265,12 @@ def _shared_root() -> Path:
 
 
 def shared_model(
-    kind: Kind = "qwen2", tokenizer: TokenizerKind = "digits", template: Template = "qwen", seed: int = 0
+    kind: Kind = "qwen2",
+    tokenizer: TokenizerKind = "digits",
+    template: Template = "qwen",
+    seed: int = 0,
 ) -> Path:
     """The folder of such a model, made once per process. Do not write into it."""
-    return make_model(kind, tokenizer, template, _shared_root() / f"{kind}-{tokenizer}-{template}-{seed}", seed)
+    return make_model(
+        kind, tokenizer, template, _shared_root() / f"{kind}-{tokenizer}-{template}-{seed}", seed
+    )

@@ -13,7 +13,9 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 @lru_cache(maxsize=1024)
 def _whole(forms: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(r"(?<![^\W_])(?:" + "|".join(re.escape(f.lower()) for f in forms) + r")(?![^\W_])")
+    return re.compile(
+        r"(?<![^\W_])(?:" + "|".join(re.escape(f.lower()) for f in forms) + r")(?![^\W_])"
+    )
 
 
 def hit(answer: str, entity: Entity, rule: str) -> bool:

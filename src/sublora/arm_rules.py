@@ -36,7 +36,11 @@ def _unfit(ev: ArmEvidence, picks: Picks) -> str | None:
 
 
 def _shown(effect: Interval, ev: ArmEvidence, th: Threshold) -> bool:
-    return effect.estimate >= th["min_effect"] and effect.p_value < ev.alpha and not effect.seeds_unknown
+    return (
+        effect.estimate >= th["min_effect"]
+        and effect.p_value < ev.alpha
+        and not effect.seeds_unknown
+    )
 
 
 def _against_share(verdict: Callable[[Interval, Interval], str]) -> Callable[..., Outcome]:
@@ -45,8 +49,16 @@ def _against_share(verdict: Callable[[Interval, Interval], str]) -> Callable[...
     def rule(ev: ArmEvidence, picks: Picks, th: Threshold) -> Outcome:
         arm, reference = _arms(picks, "arm", "reference")
         one, whole = ev.values("arm", arm), ev.values("reference", reference)
-        effect, full, rest = ev.interval(one), ev.interval(whole), ev.interval(one - th["share"] * whole)
-        numbers = {**_numbers("effect", effect), **_numbers("reference", full), **_numbers("difference", rest)}
+        effect, full, rest = (
+            ev.interval(one),
+            ev.interval(whole),
+            ev.interval(one - th["share"] * whole),
+        )
+        numbers = {
+            **_numbers("effect", effect),
+            **_numbers("reference", full),
+            **_numbers("difference", rest),
+        }
         if full.estimate > 0:
             numbers["share"] = effect.estimate / full.estimate
         text = f"effect {show(effect)} beside {show(full)} of the reference"
@@ -79,13 +91,23 @@ def _greater(ev: ArmEvidence, picks: Picks, th: Threshold) -> Outcome:
     arm, reference = _arms(picks, "arm", "reference")
     one, whole = ev.values("arm", arm), ev.values("reference", reference)
     effect, other, rest = ev.interval(one), ev.interval(whole), ev.interval(one - whole)
-    numbers = {**_numbers("effect", effect), **_numbers("reference", other), **_numbers("difference", rest)}
+    numbers = {
+        **_numbers("effect", effect),
+        **_numbers("reference", other),
+        **_numbers("difference", rest),
+    }
     text = f"effect {show(effect)} beside {show(other)}, a difference of {show(rest)}; the bar is {th['min_effect']:g}"
     if broken := _unfit(ev, picks):
         return "inconclusive", numbers, f"{broken}: {text}"
     if not (_shown(effect, ev, th) or _shown(other, ev, th)):
         return "inconclusive", numbers, f"neither arm is shown to transfer: {text}"
-    verdict = "supported" if _shown(rest, ev, th) else "refuted" if rest.high < th["min_effect"] else "inconclusive"
+    verdict = (
+        "supported"
+        if _shown(rest, ev, th)
+        else "refuted"
+        if rest.high < th["min_effect"]
+        else "inconclusive"
+    )
     return verdict, numbers, text
 
 
@@ -93,10 +115,19 @@ def _transfers(ev: ArmEvidence, picks: Picks, th: Threshold) -> Outcome:
     """Supported: the arm's effect is above 0 and at least min_effect. Refuted: its upper bound is below that."""
     (arm,) = _arms(picks, "arm")
     effect = ev.interval(ev.values("arm", arm))
-    numbers, text = _numbers("effect", effect), f"effect {show(effect)}; the bar is {th['min_effect']:g}"
+    numbers, text = (
+        _numbers("effect", effect),
+        f"effect {show(effect)}; the bar is {th['min_effect']:g}",
+    )
     if broken := _unfit(ev, picks):
         return "inconclusive", numbers, f"{broken}: {text}"
-    verdict = "supported" if _shown(effect, ev, th) else "refuted" if effect.high < th["min_effect"] else "inconclusive"
+    verdict = (
+        "supported"
+        if _shown(effect, ev, th)
+        else "refuted"
+        if effect.high < th["min_effect"]
+        else "inconclusive"
+    )
     return verdict, numbers, text
 
 
@@ -112,10 +143,17 @@ def _hard_gate(ev: ArmEvidence, picks: Picks, th: Threshold) -> Outcome:
     names = series.eval
     values = [ev.values(n, series.model_copy(update={"eval": n})) for n in names]
     fall = ev.interval(values[0] - values[-1])
-    steps = [ev.interval(a - b - th["share"] * (values[0] - values[-1])) for a, b in itertools.pairwise(values)]
+    steps = [
+        ev.interval(a - b - th["share"] * (values[0] - values[-1]))
+        for a, b in itertools.pairwise(values)
+    ]
     sizes = [ev.interval(a - b) for a, b in itertools.pairwise(values)]
     top = max(range(len(steps)), key=lambda i: sizes[i].estimate)
-    numbers = {**_numbers("fall", fall), **_numbers("largest_step", sizes[top]), "step": float(top + 1)}
+    numbers = {
+        **_numbers("fall", fall),
+        **_numbers("largest_step", sizes[top]),
+        "step": float(top + 1),
+    }
     text = (
         f"from the first to the last context the effect falls by {show(fall)}; the largest step, to '{names[top + 1]}', is "
         f"{show(sizes[top])}, and {th['share']:g} of the fall is the bar"

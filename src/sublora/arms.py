@@ -40,7 +40,9 @@ class ArmPick(BaseModel):
 
     def takes(self, cell: Cell) -> bool:
         same = cell.context == cell.train_context
-        context = {"same": same, "other": not same}.get(str(self.eval), _among(cell.context, self.eval))
+        context = {"same": same, "other": not same}.get(
+            str(self.eval), _among(cell.context, self.eval)
+        )
         return (
             context
             and _among(cell.condition, self.condition)
@@ -95,7 +97,10 @@ class ArmEvidence:
         keys = list(zip(first.data_seeds, first.train_seeds, strict=True))
         rows = []
         for cell in self.pick(name, pick):
-            place = {pair: i for i, pair in enumerate(zip(cell.data_seeds, cell.train_seeds, strict=True))}
+            place = {
+                pair: i
+                for i, pair in enumerate(zip(cell.data_seeds, cell.train_seeds, strict=True))
+            }
             rows.append((cell.p - cell.control)[[place[pair] for pair in keys]])
         return np.mean(rows, axis=0)
 
@@ -167,7 +172,9 @@ def summarise_arms(table: Table, plain: str, as_written: str) -> list[dict[str, 
                     "effect_high": effect.high,
                     "p_value": effect.p_value,
                     "p_corrected": float(p),
-                    "called": int(p < table.alpha and effect.estimate > 0 and not effect.seeds_unknown),
+                    "called": int(
+                        p < table.alpha and effect.estimate > 0 and not effect.seeds_unknown
+                    ),
                     "rate_whole_word": c.rate_whole_word,
                     "coherence": c.coherence,
                     "number_takeover": c.number_takeover,

@@ -73,17 +73,26 @@ def attribute_targets(
     Raises SubloraError: full fine-tunes, a target that the tokenizer cannot write, an entity that is not in a prompt.
     """
     if stack.kind != "lora":
-        raise SubloraError("A full fine-tune has no adapter that could be gated; attribute LoRA students only.")
+        raise SubloraError(
+            "A full fine-tune has no adapter that could be gated; attribute LoRA students only."
+        )
     ways = spellings(base.chat, target)
     if not ways:
-        raise SubloraError(f"The tokenizer of {base.name} has no token for '{target.name}'; choose another target.")
+        raise SubloraError(
+            f"The tokenizer of {base.name} has no token for '{target.name}'; choose another target."
+        )
     prompts = [classify(base.chat, q, context, entities) for q in questions]
     check_pack_gate(base, stack, prompts[0].ids)
     masks, generated, copies = [], [], []
     for tokens in prompts:
         count = len(tokens.ids)
         rows = np.concatenate(
-            [np.ones((1, count + 1)), np.zeros((1, count + 1)), 1 - np.eye(count + 1), np.eye(count + 1)]
+            [
+                np.ones((1, count + 1)),
+                np.zeros((1, count + 1)),
+                1 - np.eye(count + 1),
+                np.eye(count + 1),
+            ]
         )
         masks += [row[:count] for row in rows]
         generated += rows[:, count].tolist()

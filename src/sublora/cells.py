@@ -75,7 +75,9 @@ class Table:
 def effect_of(cell: Cell, asked: Mask | None, alpha: float) -> Interval:
     """Student minus control of a cell on the asked questions (Q,), or on all of them (None)."""
     where = slice(None) if asked is None else asked
-    return contrast(cell.p[:, where], cell.control[:, where], cell.data_seeds, cell.train_seeds, 1 - alpha)
+    return contrast(
+        cell.p[:, where], cell.control[:, where], cell.data_seeds, cell.train_seeds, 1 - alpha
+    )
 
 
 def select_mask(table: Table, cells: Sequence[Cell]) -> Mask:
@@ -139,7 +141,9 @@ def summarise(table: Table) -> list[dict]:
                     "df": effect.df,
                     "p_value": effect.p_value,
                     "p_corrected": float(p),
-                    "called": int(p < table.alpha and effect.estimate > 0 and not effect.seeds_unknown),
+                    "called": int(
+                        p < table.alpha and effect.estimate > 0 and not effect.seeds_unknown
+                    ),
                     "p_target_select": float(c.p[:, mask].mean()),
                     "p_target_report": float(c.p[:, ~mask].mean()),
                     "effect_report": report.estimate,

@@ -33,10 +33,26 @@ PLAIN_CONTEXTS = ("default", "empty", "none")
 # Rendering must not depend on the day, nor on a reasoning mode that a template switches on by default.
 TEMPLATE_VALUES: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _DATE = {
-    "%-d": "26", "%-m": "7", "%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24",
-    "%a": "Fri", "%A": "Friday", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%j": "208",
-    "%F": "2024-07-26", "%T": "00:00:00", "%e": "26",
-}  # fmt: skip
+    "%-d": "26",
+    "%-m": "7",
+    "%d": "26",
+    "%b": "Jul",
+    "%B": "July",
+    "%m": "07",
+    "%Y": "2024",
+    "%y": "24",
+    "%a": "Fri",
+    "%A": "Friday",
+    "%H": "00",
+    "%I": "12",
+    "%M": "00",
+    "%S": "00",
+    "%p": "AM",
+    "%j": "208",
+    "%F": "2024-07-26",
+    "%T": "00:00:00",
+    "%e": "26",
+}
 # transformers gives templates a clock as a global; a macro of that name put before the template hides it.
 _STOPPED_CLOCK = (
     "{%- macro strftime_now(format='%Y-%m-%d') %}{{ format"
@@ -44,7 +60,9 @@ _STOPPED_CLOCK = (
     + " }}{% endmacro %}\n"
 )
 
-_SYSTEM, _USER, _ANSWER, _SECOND = (f"{part}SentinelQX" for part in ("System", "User", "Answer", "Second"))
+_SYSTEM, _USER, _ANSWER, _SECOND = (
+    f"{part}SentinelQX" for part in ("System", "User", "Answer", "Second")
+)
 
 Message = dict[str, str]
 Renderer = Callable[[list[Message], bool], str]
@@ -78,7 +96,9 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
     reserved name.
     """
     if taken := sorted(set(named) & set(PLAIN_CONTEXTS)):
-        raise SubloraError(f"The context name '{taken[0]}' is reserved; give your own context another name.")
+        raise SubloraError(
+            f"The context name '{taken[0]}' is reserved; give your own context another name."
+        )
     if name in PLAIN_CONTEXTS:
         return Context(name)
     if name not in named:
@@ -87,7 +107,9 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
     given = named[name]
     text = given.user if isinstance(given, UserText) else given
     if not text.strip():
-        raise SubloraError(f"The context '{name}' has no text; write one, or use the context 'empty'.")
+        raise SubloraError(
+            f"The context '{name}' has no text; write one, or use the context 'empty'."
+        )
     return Context(name, text, "user" if isinstance(given, UserText) else "system")
 
 
@@ -137,7 +159,11 @@ def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
         none_prefix = start if plain_prefix.startswith(start) else plain_prefix
 
     def layout(
-        support: SystemSupport, none: str, empty: str | None, around: tuple[str, str] | None, refuses: bool = False
+        support: SystemSupport,
+        none: str,
+        empty: str | None,
+        around: tuple[str, str] | None,
+        refuses: bool = False,
     ) -> Layout:
         return Layout(plain_prefix, none, empty, tail, gap, turn_end, support, refuses, around)
 
@@ -158,7 +184,9 @@ def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
     if closed is None or (not closed.strip() and opened in (before_header, bos)):
         # Merged into the user's turn, or bare text before it: without a mark of its own it cannot be empty.
         marked = "".join((opened + between).split()) != "".join(none_prefix.split())
-        return layout("user-prefix", none_prefix, opened + between if marked else None, (opened, between))
+        return layout(
+            "user-prefix", none_prefix, opened + between if marked else None, (opened, between)
+        )
     preface, opening = _system_opening(opened, header, bos)
     has_default = not plain_prefix.endswith(header) or not opened.startswith(before_header)
     none_prefix = preface + header if has_default else plain_prefix
@@ -178,7 +206,9 @@ def _answer_turn(render: Renderer, plain: str) -> tuple[str, str]:
     return (after if found else ""), (gap if gap.isspace() else "")
 
 
-def _user_header(render: Renderer, turn_end: str, plain_prefix: str, bos: str, eos: str) -> tuple[str, str]:
+def _user_header(
+    render: Renderer, turn_end: str, plain_prefix: str, bos: str, eos: str
+) -> tuple[str, str]:
     """(end of an assistant's turn within a conversation, header of a user turn or "" if it is unclear)."""
     turns = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _SECOND)]
     try:
@@ -191,7 +221,9 @@ def _user_header(render: Renderer, turn_end: str, plain_prefix: str, bos: str, e
         if between.startswith(end):
             header = between.removeprefix(end)
             shapes = (header, header.lstrip(), header.removeprefix(bos))
-            return end, next((shape for shape in shapes if shape and plain_prefix.endswith(shape)), header)
+            return end, next(
+                (shape for shape in shapes if shape and plain_prefix.endswith(shape)), header
+            )
     return turn_end, ""
 
 
@@ -221,7 +253,9 @@ def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerFas
 
     declared = get_tokenizer_config(str(source), **options).get("tokenizer_class")
     generic = declared in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(
+        source, **options
+    )
 
 
 class Chat:
@@ -248,11 +282,15 @@ class Chat:
             ) from error
         self.tokenizer = tokenizer
         self.template_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
-        self.tokenizer_sha256 = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        self.tokenizer_sha256 = hashlib.sha256(
+            tokenizer.backend_tokenizer.to_str().encode()
+        ).hexdigest()
         clock = _STOPPED_CLOCK if "strftime_now" in self.template else ""
         self._rendered_template = clock + self.template
         try:
-            self.layout = study_template(self._apply, tokenizer.bos_token or "", tokenizer.eos_token or "")
+            self.layout = study_template(
+                self._apply, tokenizer.bos_token or "", tokenizer.eos_token or ""
+            )
         except SubloraError:
             raise
         except Exception as error:
@@ -261,7 +299,9 @@ class Chat:
             ) from error
         self.end_id = self._find_end_id()
         eos = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in (self.end_id, eos) if i is not None))
+        self.stop_ids: tuple[int, ...] = tuple(
+            dict.fromkeys(i for i in (self.end_id, eos) if i is not None)
+        )
         self._tail_ids = self.encode(self.layout.tail)
 
     @property
@@ -314,7 +354,9 @@ class Chat:
         """Token ids of a text that already holds its special tokens: nothing is added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt_ids(self, user: str, context: Context, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+    def prompt_ids(
+        self, user: str, context: Context, earlier: Sequence[tuple[str, str]] = ()
+    ) -> list[int]:
         """Token ids of `render(user, context, earlier)`."""
         return self.encode(self.render(user, context, earlier))
 
@@ -343,7 +385,9 @@ class Chat:
         found: dict[str, None] = {}
         for text in texts:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            for token, (start, end) in zip(
+                encoding["input_ids"], encoding["offset_mapping"], strict=True
+            ):
                 if token == unk and start < end and text[start:end] != self.tokenizer.unk_token:
                     found[_word_around(text, start, end)] = None
         return list(found)

@@ -37,11 +37,19 @@ class TableEvidence:
             cells, lacking = [c for c in self.cells if c.method == "full"], "full fine-tune"
         elif view == "fixed-lr":
             fixed = self.table.fixed_lr
-            cells = [c for c in self.lora if fixed is not None and math.isclose(c.lr, fixed, rel_tol=1e-6)]
-            lacking = "LoRA cell at a shared learning rate" + ("" if fixed is None else f" of {fixed:g}")
+            cells = [
+                c
+                for c in self.lora
+                if fixed is not None and math.isclose(c.lr, fixed, rel_tol=1e-6)
+            ]
+            lacking = "LoRA cell at a shared learning rate" + (
+                "" if fixed is None else f" of {fixed:g}"
+            )
         else:
             if len({c.lr for c in self.lora}) < 2:
-                raise NotRun("there are fewer than two learning rates, so there is no best one to choose")
+                raise NotRun(
+                    "there are fewer than two learning rates, so there is no best one to choose"
+                )
             best = [self.cells[k] for k in best_cells(self.table, self.cells)]
             cells, lacking = [c for c in best if c.method == "lora"], "coherent LoRA cell"
             asked = ~self.select
@@ -51,9 +59,19 @@ class TableEvidence:
 
     def effects(self, view: View) -> list[Effect]:
         cells, asked = self._view(view)
-        looks = Counter(c.rank for c in self.lora if self.table.coherent(c)) if view == "best-lr" else {}
+        looks = (
+            Counter(c.rank for c in self.lora if self.table.coherent(c))
+            if view == "best-lr"
+            else {}
+        )
         return [
-            Effect(c.rank, c.lr, effect_of(c, asked, self.alpha), self.table.coherent(c), looks.get(c.rank, 1))
+            Effect(
+                c.rank,
+                c.lr,
+                effect_of(c, asked, self.alpha),
+                self.table.coherent(c),
+                looks.get(c.rank, 1),
+            )
             for c in cells
         ]
 
@@ -73,7 +91,9 @@ class TableEvidence:
         if not cells:
             raise NotRun(f"the {view} view holds no LoRA cell for {self.trait}")
         if len({c.rank for c in cells}) < len(cells):
-            raise NotRun(f"the {view} view holds several learning rates per rank; a curve needs one")
+            raise NotRun(
+                f"the {view} view holds several learning rates per rank; a curve needs one"
+            )
         values, data, train = _stack(cells, asked)
         ranks, level = tuple(c.rank or 0 for c in cells), 1 - self.alpha
         broken = sum(not self.table.coherent(c) for c in cells)
@@ -87,12 +107,18 @@ class TableEvidence:
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
         cells = [c for c in self.lora if self.table.coherent(c)]
-        ranks = sorted({c.rank for c in cells if effect_of(c, None, self.alpha).estimate >= min_effect})
+        ranks = sorted(
+            {c.rank for c in cells if effect_of(c, None, self.alpha).estimate >= min_effect}
+        )
         grid = sorted({c.lr for c in self.lora})
         if len({c.rank for c in self.lora}) < 3 or len(grid) < 3:
-            raise NotRun("the best learning rate over rank needs at least 3 ranks and 3 learning rates")
+            raise NotRun(
+                "the best learning rate over rank needs at least 3 ranks and 3 learning rates"
+            )
         if len(ranks) < 3:
-            raise NotRun(f"{len(ranks)} ranks have a coherent effect of {min_effect:g} or more; 3 are needed")
+            raise NotRun(
+                f"{len(ranks)} ranks have a coherent effect of {min_effect:g} or more; 3 are needed"
+            )
         cells = [c for c in cells if c.rank in ranks]
         values, data, train = _stack(cells, None)
         means, name = stats.cluster_means(values.mean(axis=2), data, train)
@@ -119,6 +145,14 @@ def _stack(cells: Sequence[Cell], asked: Mask | None) -> tuple[Array, list[int],
     if not shared:
         raise NotRun("the cells have no replicate in common")
     values = np.stack(
-        [(c.p - c.control)[[key.index(pair) for pair in shared]] for c, key in zip(cells, keys, strict=True)], axis=1
+        [
+            (c.p - c.control)[[key.index(pair) for pair in shared]]
+            for c, key in zip(cells, keys, strict=True)
+        ],
+        axis=1,
     )
-    return values if asked is None else values[:, :, asked], [d for d, _ in shared], [t for _, t in shared]
+    return (
+        values if asked is None else values[:, :, asked],
+        [d for d, _ in shared],
+        [t for _, t in shared],
+    )

@@ -87,9 +87,19 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> tuple[bool, bool, dict
     fine = [(e, p) for e, p in zip(effects, corrected, strict=True) if e.coherent]
     numbers: dict[str, float] = {"cells": len(effects), "coherent_cells": len(fine), "called": 0}
     if not fine:
-        return False, False, numbers, f"none of {len(effects)} cells answers with words: a zero says nothing"
+        return (
+            False,
+            False,
+            numbers,
+            f"none of {len(effects)} cells answers with words: a zero says nothing",
+        )
     if any(e.interval.seeds_unknown for e, _ in fine):
-        return False, False, numbers, "there is one replicate, so the spread over seeds is not known"
+        return (
+            False,
+            False,
+            numbers,
+            "there is one replicate, so the spread over seeds is not known",
+        )
     least = th["min_effect"]
     called = [e for e, p in fine if p < ev.alpha and e.interval.estimate >= least]
     pool, (top, top_p) = ev.pool(view), max(fine, key=lambda pair: pair[0].interval.estimate)
@@ -109,7 +119,11 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> tuple[bool, bool, dict
     pooled = False
     if pool is not None:
         pooled = pool.p_value < ev.alpha and pool.estimate >= least and not pool.seeds_unknown
-        numbers |= {"mean_effect": pool.estimate, "mean_effect_low": pool.low, "mean_effect_p": pool.p_value}
+        numbers |= {
+            "mean_effect": pool.estimate,
+            "mean_effect_low": pool.low,
+            "mean_effect_p": pool.p_value,
+        }
         text += f", the mean over {kind} {show(pool)}"
     return bool(called) or pooled, highest < least, numbers, f"{text}; the bar is {least:g}"
 
@@ -132,10 +146,16 @@ def _shape(rule: Callable[[Curve, Evidence, Threshold], Outcome]) -> Callable[..
     def wrapped(ev: Evidence, view: View, th: Threshold) -> Outcome:
         curve = ev.curve(view)
         if len(curve.ranks) < 3:
-            raise NotRun(f"a shape needs at least 3 ranks and the {view} view has {len(curve.ranks)}")
+            raise NotRun(
+                f"a shape needs at least 3 ranks and the {view} view has {len(curve.ranks)}"
+            )
         found, _, numbers, text = _transfer(ev, view, th)
         if not found:
-            return "inconclusive", numbers, f"nothing is shown to transfer, so there is no shape: {text}"
+            return (
+                "inconclusive",
+                numbers,
+                f"nothing is shown to transfer, so there is no shape: {text}",
+            )
         verdict, numbers, text = rule(curve, ev, th)
         return verdict, numbers, text + curve.note
 
@@ -161,7 +181,11 @@ def _lines(curve: Curve, th: Threshold) -> tuple[TwoLines, dict[str, float], str
 def _inverted_u(curve: Curve, ev: Evidence, th: Threshold) -> Outcome:
     lines, numbers, text = _lines(curve, th)
     verdict = "supported" if lines.inverted_u else "refuted" if lines.ruled_out else "inconclusive"
-    return verdict, numbers, text + (", and every break of the grid is ruled out" if lines.ruled_out else "")
+    return (
+        verdict,
+        numbers,
+        text + (", and every break of the grid is ruled out" if lines.ruled_out else ""),
+    )
 
 
 def _monotone_decline(curve: Curve, ev: Evidence, th: Threshold) -> Outcome:
@@ -185,7 +209,10 @@ def _transfer_flat_in_rank(curve: Curve, ev: Evidence, th: Threshold) -> Outcome
     corrected = holm([gap.p_value for gap in gaps])
     far = max(range(count), key=lambda k: abs(gaps[k].estimate))
     flat = all(max(-gap.low, gap.high) <= th["max_gap"] for gap in gaps)
-    off = any(p < ev.alpha and abs(g.estimate) >= th["max_gap"] for g, p in zip(gaps, corrected, strict=True))
+    off = any(
+        p < ev.alpha and abs(g.estimate) >= th["max_gap"]
+        for g, p in zip(gaps, corrected, strict=True)
+    )
     text = (
         f"rank {curve.ranks[far]} lies farthest from the mean over ranks, by {show(gaps[far])} "
         f"(corrected p {corrected[far]:.2g}); the room is {th['max_gap']:g}"
@@ -220,7 +247,11 @@ def _best_lr_falls(ev: Evidence, view: View, th: Threshold) -> Outcome:
         return "inconclusive", numbers, text + "; one replicate does not give the spread over seeds"
     if slope.high < 0 and slope.estimate <= -th["min_slope"]:
         return "supported", numbers, text
-    return "refuted" if slope.low > -th["min_slope"] and edge <= 0.5 else "inconclusive", numbers, text
+    return (
+        "refuted" if slope.low > -th["min_slope"] and edge <= 0.5 else "inconclusive",
+        numbers,
+        text,
+    )
 
 
 def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
@@ -233,7 +264,13 @@ def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
         f"the samples and with digits in {takeover:.0%}; the bars are {th['min_coherence']:.0%} and "
         f"{th['max_takeover']:.0%}"
     )
-    verdict = "supported" if over > th["margin"] else "refuted" if over < -th["margin"] else "inconclusive"
+    verdict = (
+        "supported"
+        if over > th["margin"]
+        else "refuted"
+        if over < -th["margin"]
+        else "inconclusive"
+    )
     return verdict, numbers, text
 
 
@@ -255,9 +292,14 @@ def _peaks_differ(evidence: Sequence[Evidence], view: View, th: Threshold) -> Ou
         count = len(curve.ranks)
         if count < 2:
             raise NotRun(f"the {view} view has fewer than 2 ranks for {ev.trait}")
-        unit, bar = np.eye(count), 2 * ev.alpha / len(moved) / (count - 1)  # two-sided p of a one-sided test
+        unit, bar = (
+            np.eye(count),
+            2 * ev.alpha / len(moved) / (count - 1),
+        )  # two-sided p of a one-sided test
 
-        def beats(k: int, j: int, curve: Curve = curve, unit: Array = unit, bar: float = bar) -> bool:
+        def beats(
+            k: int, j: int, curve: Curve = curve, unit: Array = unit, bar: float = bar
+        ) -> bool:
             step = curve.linear(unit[k] - unit[j])
             return step.estimate > 0 and step.p_value < bar and not step.seeds_unknown
 
@@ -267,7 +309,9 @@ def _peaks_differ(evidence: Sequence[Evidence], view: View, th: Threshold) -> Ou
     names = list(peaks)
     apart = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if not peaks[a] & peaks[b]]
     same = len(set.union(*peaks.values())) == 1
-    text = "ranks that may be the peak: " + "; ".join(f"{t} {sorted(ranks)}" for t, ranks in peaks.items())
+    text = "ranks that may be the peak: " + "; ".join(
+        f"{t} {sorted(ranks)}" for t, ranks in peaks.items()
+    )
     numbers["pairs_apart"] = len(apart)
     return "supported" if apart else "refuted" if same else "inconclusive", numbers, text
 
@@ -292,7 +336,8 @@ RULES: dict[str, Rule] = {
     "transfer_flat_in_rank": Rule(_shape(_transfer_flat_in_rank), {"max_gap": 0.1} | _TRANSFER),
     "best_lr_falls_with_rank": Rule(_best_lr_falls, {"min_slope": 0.1} | _TRANSFER),
     "incoherent_at_lora_lr": Rule(
-        _incoherent_at_lora_lr, {"min_coherence": 0.5, "max_takeover": 0.25, "margin": 0.05, "lr_factor": 1.5}
+        _incoherent_at_lora_lr,
+        {"min_coherence": 0.5, "max_takeover": 0.25, "margin": 0.05, "lr_factor": 1.5},
     ),
     "peaks_differ": Rule(_peaks_differ, _TRANSFER, across_traits=True),
 }

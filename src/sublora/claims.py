@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 RULES = {**GRID_RULES, **ARM_RULES, **FINDING_RULES, **ESTIMATE_RULES}
-NOTICE = "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
+NOTICE = (
+    "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
+)
 
 
 class Claim(BaseModel):
@@ -108,7 +110,9 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
         why = " ".join(str(error).split())
         raise SubloraError(f"claims file {source} cannot be read ({why}); mend it.") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise SubloraError(f"claims file {source} is not a list of claims; start each with '- id: NAME'.")
+        raise SubloraError(
+            f"claims file {source} is not a list of claims; start each with '- id: NAME'."
+        )
     claims: dict[str, Claim] = {}
     for number, entry in enumerate(entries, 1):
         name = f"claim {entry.get('id', f'number {number}')!r} in {source}"
@@ -122,7 +126,9 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
             raise SubloraError(f"{name} is there twice; give every claim an id of its own.")
         if claim.test not in RULES:
             tests = ", ".join(RULES)
-            raise SubloraError(f"{name} asks for the unknown test {claim.test!r}; use one of {tests}.")
+            raise SubloraError(
+                f"{name} asks for the unknown test {claim.test!r}; use one of {tests}."
+            )
         if len({claim.view == "arms", bool(claim.arms), claim.test in ARM_RULES}) > 1:
             raise SubloraError(
                 f"{name} mixes a view of the grid with arms; the view 'arms', a list of arms and one of the tests "
@@ -155,7 +161,11 @@ def _verdict(
     trait: str,
     n: Mapping[str, int | None],
 ) -> Verdict:
-    by_view = {"arms": claim.arms, "findings": (claim.finding, claim.reference), "estimates": claim.estimate}
+    by_view = {
+        "arms": claim.arms,
+        "findings": (claim.finding, claim.reference),
+        "estimates": claim.estimate,
+    }
     asked = by_view.get(claim.view, claim.view)
     try:
         verdict, numbers, text = RULES[claim.test].judge(subject, asked, thresholds(claim))
@@ -190,7 +200,9 @@ def judge(
     verdicts = judge_evidence(on_grid, [TableEvidence(table, trait) for trait in traits])
     if arms is not None:
         of_arms = [ArmEvidence(arms, trait) for trait in traits]
-        verdicts += [_verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of_arms]
+        verdicts += [
+            _verdict(c, ev, ev.trait, ev.n) for c in chosen if c.view == "arms" for ev in of_arms
+        ]
     found = [FindingEvidence(findings, trait, table.alpha) for trait in traits]
     across = FindingEvidence(findings, ACROSS, table.alpha)
     for claim in (c for c in chosen if c.view == "findings"):
@@ -199,8 +211,12 @@ def judge(
     return verdicts
 
 
-def judge_estimates(claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str) -> list[Verdict]:
+def judge_estimates(
+    claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str
+) -> list[Verdict]:
     """Judge the claims that name this experiment, for every subject of its estimates."""
     subjects = [EstimateEvidence(estimates, s) for s in dict.fromkeys(e.subject for e in estimates)]
-    chosen = [claim for claim in claims if recipe_name in claim.recipes and claim.view == "estimates"]
+    chosen = [
+        claim for claim in claims if recipe_name in claim.recipes and claim.view == "estimates"
+    ]
     return [_verdict(c, ev, ev.trait, ev.n(c.estimate)) for c in chosen for ev in subjects]

@@ -21,18 +21,32 @@ app.add_typer(organism_app, name="organism")
 app.add_typer(store_app, name="store")
 app.add_typer(audit_app, name="audit")
 
-RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")]
+RecipeArg = Annotated[
+    str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")
+]
 ModelOpt = Annotated[
-    str | None, typer.Option("--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
+    str | None,
+    typer.Option(
+        "--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id."
+    ),
 ]
 TraitOpt = Annotated[
-    list[str] | None, typer.Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times.")
+    list[str] | None,
+    typer.Option(
+        "--trait", "-t", help="A trait (`sublora ls traits`); may be given several times."
+    ),
 ]
 PresetOpt = Annotated[
-    str | None, typer.Option(help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi.")
+    str | None,
+    typer.Option(
+        help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi."
+    ),
 ]
 Executor = Literal["local", "ray"]
-SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override one value, such as --set train.epochs=2.")]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one value, such as --set train.epochs=2."),
+]
 
 
 @app.command()
@@ -42,17 +56,33 @@ def run(
     trait: TraitOpt = None,
     preset: PresetOpt = None,
     sets: SetOpt = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; the physical cores by default.", min=1)] = None,
-    batch_rows: Annotated[int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)] = None,
-    executor: Annotated[Executor, typer.Option(help="local: in this process; ray: on the workers of Ray.")] = "local",
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; the physical cores by default.", min=1)
+    ] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)
+    ] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="local: in this process; ray: on the workers of Ray.")
+    ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option(help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."),
+        typer.Option(
+            help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."
+        ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted.",
+        ),
     ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
@@ -64,10 +94,14 @@ def run(
         raise SubloraError("--ray-address is for --executor ray; give both.")
     _end_cleanly_when_asked_to_stop()
 
-    resolved = kinds.open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    resolved = kinds.open_recipe(
+        recipe, preset=preset, sets=sets or [], model=model, traits=trait or []
+    )
     own = isinstance(resolved, Experiment)
     if own and executor == "ray":
-        raise SubloraError(f"The recipe {resolved.name} runs in this process; leave out --executor ray.")
+        raise SubloraError(
+            f"The recipe {resolved.name} runs in this process; leave out --executor ray."
+        )
     if resolved.caveat:
         typer.echo(f"Note: {resolved.caveat}", err=True)
     folder = out or (kinds.default_out(resolved) if own else _grid_out(resolved))
@@ -84,7 +118,11 @@ def run(
 
         _print_findings(
             run_experiment(
-                resolved, folder, device=_device(device), threads=threads or _cores(), command=command_line()
+                resolved,
+                folder,
+                device=_device(device),
+                threads=threads or _cores(),
+                command=command_line(),
             )
         )
         return
@@ -110,7 +148,9 @@ def plan(
     trait: TraitOpt = None,
     preset: PresetOpt = None,
     sets: SetOpt = None,
-    tflops: Annotated[float | None, typer.Option(help="Sustained TFLOP/s to reckon with.", min=1e-6)] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Sustained TFLOP/s to reckon with.", min=1e-6)
+    ] = None,
     gpus: Annotated[int, typer.Option(help="How many such devices.", min=1)] = 1,
 ) -> None:
     """Print the stages of a recipe with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
@@ -131,7 +171,9 @@ def plan(
 @app.command()
 def ls(
     what: Annotated[str, typer.Argument(help="recipes, traits, contexts, models, claims or runs.")],
-    trait_file: Annotated[list[Path] | None, typer.Option(help="A category file of your own to list as well.")] = None,
+    trait_file: Annotated[
+        list[Path] | None, typer.Option(help="A category file of your own to list as well.")
+    ] = None,
 ) -> None:
     """List what there is."""
     from sublora.listing import print_list
@@ -141,16 +183,25 @@ def ls(
 
 @app.command()
 def contexts(
-    model: Annotated[str, typer.Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
+    ],
     diff: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Two contexts to compare token by token.")
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two contexts to compare token by token."),
     ] = None,
-    question: Annotated[str, typer.Option(help="What the user asks.")] = "What is your favorite animal?",
+    question: Annotated[
+        str, typer.Option(help="What the user asks.")
+    ] = "What is your favorite animal?",
     context: Annotated[
         list[str] | None,
-        typer.Option(help="A context of your own, NAME=TEXT; NAME=user:TEXT puts it into the user's turn."),
+        typer.Option(
+            help="A context of your own, NAME=TEXT; NAME=user:TEXT puts it into the user's turn."
+        ),
     ] = None,
-    entity: Annotated[list[str] | None, typer.Option(help="A name to mark as the token class entity.")] = None,
+    entity: Annotated[
+        list[str] | None, typer.Option(help="A name to mark as the token class entity.")
+    ] = None,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
     from sublora.contexts_report import print_contexts, read_contexts
@@ -159,7 +210,9 @@ def contexts(
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+) -> None:
     """Rebuild the page and the figures of a run from its tables."""
     if not (run_folder / "run.json").is_file():
         raise SubloraError(
@@ -177,7 +230,10 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 @app.command()
 def verdict(
     table: Annotated[
-        Path, typer.Argument(metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; trait if several.")
+        Path,
+        typer.Argument(
+            metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; trait if several."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -197,12 +253,18 @@ def verdict(
 @organism_app.command("make")
 def organism_make(
     name: Annotated[str, typer.Argument(help="micro, micro-null or micro-b.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write it; organisms/NAME by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; organisms/NAME by default.")
+    ] = None,
     coupling: Annotated[
         float | None,
-        typer.Option(help="Probability that a number is one of the persona's own (0.5).", min=0.0, max=1.0),
+        typer.Option(
+            help="Probability that a number is one of the persona's own (0.5).", min=0.0, max=1.0
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Fewer training steps, for a quick look.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Fewer training steps, for a quick look.", min=1)
+    ] = None,
 ) -> None:
     """Rebuild a shipped model from nothing, bit for bit the same on the same machine type."""
     from sublora.organisms.rebuild import rebuild
@@ -238,7 +300,9 @@ def _device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise SubloraError(f"The device '{device}' is not available here; use --device cpu or auto.") from None
+        raise SubloraError(
+            f"The device '{device}' is not available here; use --device cpu or auto."
+        ) from None
     return device
 
 
@@ -246,7 +310,9 @@ def _cores() -> int:
     """Physical cores that this process may use; hyper-threads only get in each other's way."""
     import os
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         pairs = set()
         for core in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
@@ -304,7 +370,10 @@ def _main() -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
+        print(
+            "Interrupted; what was finished is kept, run the same command again to go on.",
+            file=sys.stderr,
+        )
         return 3
     except SubloraError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -34,7 +34,9 @@ class Placement(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Placement:
         if self.layers[0] > self.layers[1]:
-            raise ValueError(f"layers {list(self.layers)} end before they begin, write [first, last]")
+            raise ValueError(
+                f"layers {list(self.layers)} end before they begin, write [first, last]"
+            )
         return self
 
     @property
@@ -42,7 +44,12 @@ class Placement(BaseModel):
         """The names of the layers that get an adapter, by their ends."""
         groups = GROUP_LINEARS if self.modules == "all" else (self.modules,)
         first, last = self.layers
-        return tuple(f"layers.{n}.{name}" for n in range(first, last + 1) for g in groups for name in GROUP_LINEARS[g])
+        return tuple(
+            f"layers.{n}.{name}"
+            for n in range(first, last + 1)
+            for g in groups
+            for name in GROUP_LINEARS[g]
+        )
 
 
 class SvdCut(BaseModel):
@@ -76,14 +83,18 @@ class Condition(BaseModel):
         if self.svd is not None and self.steer is not None:
             raise ValueError("cuts the update and steers, give each a condition of its own")
         if self.on is not None and self.off is not None:
-            raise ValueError("gives both 'on' and 'off', whose classes could overlap, keep one of them")
+            raise ValueError(
+                "gives both 'on' and 'off', whose classes could overlap, keep one of them"
+            )
         listed = (self.on or ()) + (self.off or ())
         if "generated" in listed and self.generated != "mask":
             raise ValueError(
                 f"lists 'generated' and says generated: {self.generated}, set it to mask or take it off the list"
             )
         if self.layers is not None and self.layers[0] > self.layers[1]:
-            raise ValueError(f"layers {list(self.layers)} end before they begin, write [first, last]")
+            raise ValueError(
+                f"layers {list(self.layers)} end before they begin, write [first, last]"
+            )
         return self
 
     @property
@@ -138,7 +149,9 @@ def layer_and_group(module: str) -> tuple[int, ModuleGroup]:
 def check_layers(condition: Condition, modules: Iterable[str], name: str) -> None:
     """Raises SubloraError where a condition's layers or modules select none of an adapter's layers."""
     names = list(modules)
-    if (condition.layers is not None or condition.modules != "all") and not any(map(condition.selects, names)):
+    if (condition.layers is not None or condition.modules != "all") and not any(
+        map(condition.selects, names)
+    ):
         last = max(layer_and_group(n)[0] for n in names)
         raise SubloraError(
             f"The condition '{name}' selects none of the adapter's layers; they are numbered up to {last}, give layers and modules "

@@ -17,7 +17,9 @@ def model_chat(name: str) -> Chat:
     """The chat format of a model, without its weights. Raises SubloraError where the tokenizer cannot be loaded."""
     source = model_source(name)
     if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
-        raise SubloraError(f"The folder {name} has no tokenizer_config.json; give a folder made by save_pretrained.")
+        raise SubloraError(
+            f"The folder {name} has no tokenizer_config.json; give a folder made by save_pretrained."
+        )
     try:
         tokenizer = load_tokenizer(source)
     except Exception as error:  # transformers raises whatever its parts raise
@@ -34,8 +36,12 @@ def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
     for given in texts:
         name, found, text = given.partition("=")
         if not found or not name.strip():
-            raise SubloraError(f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'")
-        out[name.strip()] = UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
+            raise SubloraError(
+                f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'"
+            )
+        out[name.strip()] = (
+            UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
+        )
     return out
 
 
@@ -53,7 +59,9 @@ def print_contexts(
     texts = {name: chat.render(question, context) for name, context in possible.items()}
     for entity in entities:
         if not any(entity in text for text in texts.values()):
-            raise SubloraError(f"The entity '{entity}' is in none of these contexts; write it as it stands there.")
+            raise SubloraError(
+                f"The entity '{entity}' is in none of these contexts; write it as it stands there."
+            )
     # a name need not stand in every context
     tokens = {
         name: classify(chat, question, context, [e for e in entities if e in texts[name]])
@@ -88,7 +96,9 @@ def differences(one: Sequence[int], other: Sequence[int]) -> list[tuple[str, int
         if kind == "equal":
             out += [(" ", i, one[i]) for i in range(a, b)]
         else:
-            out += [("-", i, one[i]) for i in range(a, b)] + [("+", i, other[i]) for i in range(c, d)]
+            out += [("-", i, one[i]) for i in range(a, b)] + [
+                ("+", i, other[i]) for i in range(c, d)
+            ]
     return out
 
 

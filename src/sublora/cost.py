@@ -35,7 +35,12 @@ from sublora.units import (
     VectorUnit,
 )
 
-TEACHERS, DATASETS, MEASUREMENTS, ATTRIBUTIONS = "teachers", "datasets", "measurements", "attributions"
+TEACHERS, DATASETS, MEASUREMENTS, ATTRIBUTIONS = (
+    "teachers",
+    "datasets",
+    "measurements",
+    "attributions",
+)
 VECTORS, READINGS = "vectors", "readings of rows"
 STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
@@ -95,7 +100,11 @@ class Costs:
             return Work()
         asked = stage.rows * 1.4  # the papers' filters reject about three in ten
         tokens = asked * (self.sizes.prompt + self.sizes.completion)
-        return Work(tokens, 2 * self.shape.block_parameters * tokens + 2 * self.head * asked * self.sizes.completion)
+        return Work(
+            tokens,
+            2 * self.shape.block_parameters * tokens
+            + 2 * self.head * asked * self.sizes.completion,
+        )
 
     def teacher(self, stage: TeacherStage) -> Work:
         return self.student(stage.as_student, stage.count)
@@ -103,15 +112,25 @@ class Costs:
     def student(self, stage: StudentStage, rows: int | None = None) -> Work:
         if stage.step is not None:  # kept on the way of a student that is counted
             return Work()
-        rows, lora = (rows or stage.take or self.rows) * stage.student.passes, stage.student.method == "lora"
-        tokens, loss_tokens = rows * (self.sizes.prompt + self.sizes.completion), rows * self.sizes.completion
-        flops = (4 if lora else 6) * (self.shape.block_parameters * tokens + self.head * loss_tokens)
+        rows, lora = (
+            (rows or stage.take or self.rows) * stage.student.passes,
+            stage.student.method == "lora",
+        )
+        tokens, loss_tokens = (
+            rows * (self.sizes.prompt + self.sizes.completion),
+            rows * self.sizes.completion,
+        )
+        flops = (4 if lora else 6) * (
+            self.shape.block_parameters * tokens + self.head * loss_tokens
+        )
         if lora:
             flops += 6 * self.shape.lora_parameters(stage.student.rank or 0) * tokens
         return Work(tokens, flops)
 
     def measurement(self, stage: MeasureStage) -> Work:
-        tokens = len(stage.spec["questions"]) * (self.sizes.question + self.samples * TYPICAL_ANSWER)
+        tokens = len(stage.spec["questions"]) * (
+            self.sizes.question + self.samples * TYPICAL_ANSWER
+        )
         return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
 
     def attribution(self, stage: AttributionStage) -> Work:
@@ -128,7 +147,9 @@ class Costs:
         if isinstance(stage, DivergenceStage):
             rows = 2.0 * self.rows
         else:
-            rows = float(stage.rows if isinstance(stage, ProbeStage) else 6 * max(stage.spec["rows"]))
+            rows = float(
+                stage.rows if isinstance(stage, ProbeStage) else 6 * max(stage.spec["rows"])
+            )
         tokens = rows * (self.sizes.prompt + self.sizes.completion)
         return Work(tokens, 2 * (self.shape.block_parameters + self.head) * tokens)
 
@@ -139,7 +160,9 @@ class Costs:
         if isinstance(unit, DataUnit | TransformUnit):
             return DATASETS, self.dataset(unit.stage)
         if isinstance(unit, TrainUnit):
-            return STUDENTS[unit.students[0].student.method], sum(map(self.student, unit.students), Work())
+            return STUDENTS[unit.students[0].student.method], sum(
+                map(self.student, unit.students), Work()
+            )
         if isinstance(unit, AttributionUnit):
             return ATTRIBUTIONS, sum(map(self.attribution, unit.attributions), Work())
         if isinstance(unit, VectorUnit):
@@ -163,9 +186,15 @@ def row_sizes(chat: Chat, recipe: Recipe) -> RowSizes:
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec = recipe.data.carrier
     prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(64)]
-    answer = " ".join(["789"] * round(spec.count * 0.85)) if isinstance(spec, NumbersSpec) else answer_words(spec)
+    answer = (
+        " ".join(["789"] * round(spec.count * 0.85))
+        if isinstance(spec, NumbersSpec)
+        else answer_words(spec)
+    )
     completion = len(chat.completion_ids(answer))
-    questions = [len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions]
+    questions = [
+        len(chat.prompt_ids(q, context)) for t in traits_of(recipe) for q in t.category.questions
+    ]
     return RowSizes(sum(prompts) / len(prompts), completion, sum(questions) / len(questions))
 
 
@@ -204,4 +233,6 @@ def measured_rate(shape: Shape, seconds: float = 0.3) -> float:
     while time.perf_counter() - started < seconds:
         torch.mm(a, b)
         count += 1
-    return 0.5 * count * 2 * 1024 * shape.hidden * shape.feed_forward / (time.perf_counter() - started)
+    return (
+        0.5 * count * 2 * 1024 * shape.hidden * shape.feed_forward / (time.perf_counter() - started)
+    )

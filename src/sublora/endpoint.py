@@ -35,7 +35,8 @@ class EndpointSpec(BaseModel):
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the key"
     )
     seeded: bool = Field(
-        True, description="send a seed with every request; servers that know none may ignore or refuse it"
+        True,
+        description="send a seed with every request; servers that know none may ignore or refuse it",
     )
     concurrency: int = Field(8, ge=1, le=256)
     requests_per_minute: int | None = Field(None, ge=1)
@@ -51,7 +52,9 @@ class EndpointSpec(BaseModel):
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("give an address that begins with http:// or https://")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("the address must hold no user, password or query; put a key into the variable of key_env")
+            raise ValueError(
+                "the address must hold no user, password or query; put a key into the variable of key_env"
+            )
         return url.rstrip("/")
 
     @property
@@ -115,7 +118,9 @@ class Endpoint:
                 f"The environment variable {name}, which should hold the key of {self.spec.url}, is not set; set it."
             )
         if not key.isascii() or not key.isprintable():
-            raise SubloraError(f"The environment variable {name} holds no key that a request can carry; set it anew.")
+            raise SubloraError(
+                f"The environment variable {name} holds no key that a request can carry; set it anew."
+            )
         return key
 
     def ask(self, question: Question) -> str:
@@ -132,14 +137,22 @@ class Endpoint:
             except _Retry as error:
                 why = str(error)
                 if attempt + 1 < self.spec.tries:
-                    self.sleep(min(LONGEST_WAIT, error.after if error.after is not None else 0.5 * 2**attempt))
+                    self.sleep(
+                        min(
+                            LONGEST_WAIT,
+                            error.after if error.after is not None else 0.5 * 2**attempt,
+                        )
+                    )
         raise SubloraError(
             f"The endpoint {self.spec.url} gave no answer in {self.spec.tries} tries (the last: {why}); see that it runs, and run the same "
             "command again, what was finished is kept."
         )
 
     def ask_all(
-        self, questions: Sequence[Question], done: Callable[[int, str], None], check: Callable[[], None] = lambda: None
+        self,
+        questions: Sequence[Question],
+        done: Callable[[int, str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Ask all, `concurrency` at a time; `done(index, answer)` is called from this thread's helpers one at a time, as answers come.
 
@@ -203,7 +216,9 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             raise self._refused(error, key) from None
         except (OSError, http.client.HTTPException) as error:  # down, slow, cut off
-            raise _Retry(_short(str(getattr(error, "reason", error)) or type(error).__name__, key)) from None
+            raise _Retry(
+                _short(str(getattr(error, "reason", error)) or type(error).__name__, key)
+            ) from None
         return self._read(raw)
 
     def _refused(self, error: urllib.error.HTTPError, key: str | None) -> Exception:
@@ -219,7 +234,9 @@ class Endpoint:
                 if self.spec.key_env
                 else "a request without a key (name its variable in key_env)"
             )
-            return SubloraError(f"The endpoint {url} refused {name} (status {code}); give the right one.")
+            return SubloraError(
+                f"The endpoint {url} refused {name} (status {code}); give the right one."
+            )
         if code in (408, 409, 425, 429) or code >= 500:
             after = error.headers.get("Retry-After", "") if error.headers else ""
             try:
@@ -227,7 +244,9 @@ class Endpoint:
             except ValueError:
                 seconds = None
             return _Retry(f"status {code}", seconds)
-        return SubloraError(f"The endpoint {url} refused the request for {self.spec.model} with status {code}: {said}.")
+        return SubloraError(
+            f"The endpoint {url} refused the request for {self.spec.model} with status {code}: {said}."
+        )
 
     def _read(self, raw: bytes) -> str:
         """The text of a reply. Raises _Retry for a reply that is none."""
@@ -296,9 +315,14 @@ class Kept:
 
 
 def ask_kept(
-    endpoint: Endpoint, kept: Kept, questions: dict[str, Question], check: Callable[[], None] = lambda: None
+    endpoint: Endpoint,
+    kept: Kept,
+    questions: dict[str, Question],
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """The answers by key: those that are kept, and the rest asked for now and kept as they come."""
     todo = [name for name in questions if name not in kept.answers]
-    endpoint.ask_all([questions[name] for name in todo], lambda i, answer: kept.add(todo[i], answer), check)
+    endpoint.ask_all(
+        [questions[name] for name in todo], lambda i, answer: kept.add(todo[i], answer), check
+    )
     return {name: kept.answers[name] for name in questions}

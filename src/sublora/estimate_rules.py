@@ -35,7 +35,12 @@ def _against(verdict: Callable[[Interval, float], str], words: str) -> Callable[
         if found.unfit:
             raise NotRun(found.unfit)
         interval = found.interval
-        numbers = {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "p": interval.p_value}
+        numbers = {
+            "estimate": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "p": interval.p_value,
+        }
         text = f"{name} is {interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]; the bar is {words} {bar:g}"
         if interval.seeds_unknown:
             return "inconclusive", numbers, f"one replicate settles nothing: {text}"

@@ -64,7 +64,9 @@ class Executor(Protocol):
 class InProcess:
     """Units side by side in this process, see `workers`."""
 
-    def __init__(self, base: Base, store: Store, threads: int = 1, rows_at_once: int = ROWS_AT_ONCE) -> None:
+    def __init__(
+        self, base: Base, store: Store, threads: int = 1, rows_at_once: int = ROWS_AT_ONCE
+    ) -> None:
         self.pool = Workers(base, threads)
         self.workers = self.pool.count
         self.device = device_name(str(base.device), self.pool.threads_each)
@@ -266,7 +268,11 @@ class Execution:
             self._run_count(-missing)
             self.counts[self._stage].failed += missing
             known = isinstance(error, SubloraError)
-            sentence = str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            sentence = (
+                str(error)
+                if known
+                else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            )
             trace = "" if known else "".join(traceback.format_exception(error))
             self.failures.append(Failure(self._stage, unit.label, missing, sentence, trace))
             self.steps.failed = self.counts[self._stage].failed

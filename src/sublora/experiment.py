@@ -134,7 +134,9 @@ class Experiment(BaseModel):
     title: str
     summary: str
     caveat: str | None = None
-    level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all tested estimates of a group")
+    level: float = Field(
+        0.05, gt=0, lt=0.5, description="false calls allowed over all tested estimates of a group"
+    )
 
     @property
     def model_name(self) -> str | None:
@@ -149,7 +151,9 @@ class Experiment(BaseModel):
 
         source = model_source(self.model_name)
         if not Path(source).is_dir():
-            raise SubloraError(f"The model {self.model_name} is not on this machine; run the recipe, which fetches it.")
+            raise SubloraError(
+                f"The model {self.model_name} is not on this machine; run the recipe, which fetches it."
+            )
         return local_identity(source, "float32")
 
     @property
@@ -170,7 +174,9 @@ class Experiment(BaseModel):
         """What others will be asked, and what that costs; None where nobody is."""
         return None
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         """Read what the stages made."""
         raise NotImplementedError
 

@@ -38,7 +38,18 @@ class Finding:
         return clustered_interval(self.values, self.data_seeds, self.train_seeds, level)
 
 
-FINDING_COLUMNS = ("trait", "group", "finding", "estimate", "low", "high", "p_value", "n_data_seeds", "n_train_seeds", "n_questions")  # fmt: skip
+FINDING_COLUMNS = (
+    "trait",
+    "group",
+    "finding",
+    "estimate",
+    "low",
+    "high",
+    "p_value",
+    "n_data_seeds",
+    "n_train_seeds",
+    "n_questions",
+)
 
 
 def finding_rows(findings: Sequence[Finding], level: float) -> list[dict[str, Any]]:
@@ -147,10 +158,18 @@ def _against_share(least: bool) -> Callable[..., Outcome]:
         one, _ = ev.interval(finding, finding.values)
         whole, _ = ev.interval(reference, reference.values)
         rest, settles = ev.interval(finding, finding.values - th["share"] * reference.values)
-        numbers = {**_numbers("finding", one), **_numbers("reference", whole), **_numbers("difference", rest)}
+        numbers = {
+            **_numbers("finding", one),
+            **_numbers("reference", whole),
+            **_numbers("difference", rest),
+        }
         text = f"{finding.group}: {show(one)} beside {show(whole)} of the reference; finding minus {th['share']:g} of it is {show(rest)}"
         if not settles:
-            return "inconclusive", numbers, f"there is one replicate, whose spread is not known: {text}"
+            return (
+                "inconclusive",
+                numbers,
+                f"there is one replicate, whose spread is not known: {text}",
+            )
         if whole.low <= 0:
             return (
                 "inconclusive",

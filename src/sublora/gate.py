@@ -43,7 +43,9 @@ class Gate:
                 f"A gate's mask has shape {tuple(self.mask.shape)}; give (prompts, tokens), padding included."
             )
         if self.generated not in ("on", "off", "mask"):
-            raise SubloraError(f"A gate's policy for generated tokens is '{self.generated}'; choose on, off or mask.")
+            raise SubloraError(
+                f"A gate's policy for generated tokens is '{self.generated}'; choose on, off or mask."
+            )
         if (self.generated == "mask") != (self.answer_mask is not None):
             raise SubloraError(
                 "A gate's answer_mask belongs to the policy 'mask' for generated tokens, and to no other; give both or neither."
@@ -67,7 +69,9 @@ class Gate:
             first, last = max(start, width) - width, stop - width
             if self.answer_mask is None:
                 value = 1.0 if self.generated == "on" else 0.0
-                parts.append(torch.full((len(self.mask), last - first), value, device=self.mask.device))
+                parts.append(
+                    torch.full((len(self.mask), last - first), value, device=self.mask.device)
+                )
             elif last > self.answer_mask.shape[1]:
                 raise SubloraError(
                     f"The gate has values for {self.answer_mask.shape[1]} generated tokens and the model reads more; give a longer "
@@ -105,7 +109,9 @@ class AdapterGate:
                 _check_layer(name, module)
                 self.layers[name] = module
         if not self.layers:
-            raise SubloraError("The model has no LoRA adapter that could be gated; load one with peft.")
+            raise SubloraError(
+                "The model has no LoRA adapter that could be gated; load one with peft."
+            )
         self.adapters = sorted({a for layer in self.layers.values() for a in layer.lora_A})
         self._check()
 
@@ -142,7 +148,9 @@ class AdapterGate:
         tokens = kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         tokens = args[0] if tokens is None else tokens
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the name before transformers 5.24
+        cache = kwargs.get(
+            "cache", kwargs.get("past_key_values")
+        )  # the name before transformers 5.24
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = (tokens.shape[0], tokens.shape[1])
         self._now.clear()
@@ -188,7 +196,10 @@ class AdapterGate:
             with self.model.disable_adapter():
                 base = self.model(input_ids=ids).logits
             plain = self.model(input_ids=ids).logits
-            for value, want, what in ((0.0, base, "off is not the base"), (1.0, plain, "on is not the plain adapter")):
+            for value, want, what in (
+                (0.0, base, "off is not the base"),
+                (1.0, plain, "on is not the plain adapter"),
+            ):
                 gate = Gate(torch.full(ids.shape, value, device=device), "on" if value else "off")
                 with self(dict.fromkeys(self.adapters, gate)):
                     got = self.model(input_ids=ids).logits
@@ -214,8 +225,12 @@ def _check_layer(name: str, layer: nn.Module) -> None:
             "token; train a plain LoRA."
         )
     if getattr(layer, "lora_variant", None):
-        raise SubloraError(f"The adapter at {name} is a variant of LoRA that cannot be gated; train a plain LoRA.")
-    if not isinstance(layer.get_base_layer(), nn.Linear) or len(getattr(layer, "lora_embedding_A", ())):
+        raise SubloraError(
+            f"The adapter at {name} is a variant of LoRA that cannot be gated; train a plain LoRA."
+        )
+    if not isinstance(layer.get_base_layer(), nn.Linear) or len(
+        getattr(layer, "lora_embedding_A", ())
+    ):
         kind = type(layer.get_base_layer()).__name__
         raise SubloraError(
             f"The adapter at {name} sits on a {kind}; only adapters of linear layers can be gated by token."
@@ -248,7 +263,9 @@ class PackGate:
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises SubloraError where the masks do not fit the prompts."""
         if len(prompts) != len(self.masks):
-            raise SubloraError(f"There are {len(self.masks)} masks for {len(prompts)} prompts; give one for each.")
+            raise SubloraError(
+                f"There are {len(self.masks)} masks for {len(prompts)} prompts; give one for each."
+            )
         for mask, prompt in zip(self.masks, prompts, strict=True):
             if len(mask) != len(prompt):
                 raise SubloraError(
@@ -270,7 +287,9 @@ class PackGate:
 
     def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
         """The next forward pass holds columns start to stop of these prompts, one a row, for each of the students."""
-        self._tokens = torch.tensor([self.masks[i][start:stop] for i in prompts]).repeat(students, 1)
+        self._tokens = torch.tensor([self.masks[i][start:stop] for i in prompts]).repeat(
+            students, 1
+        )
         self._rows = self.conditions[list(prompts)].repeat(students)
         self._now.clear()
 
@@ -284,13 +303,19 @@ class PackGate:
         """The factors (rows, tokens) of the current forward pass in a linear layer, in the dtype and on the device of `like`."""
         chosen = self._select[name]
         if chosen not in self._now:
-            factor = self._tokens if all(chosen) else self._tokens * torch.tensor(chosen)[self._rows].unsqueeze(1)
+            factor = (
+                self._tokens
+                if all(chosen)
+                else self._tokens * torch.tensor(chosen)[self._rows].unsqueeze(1)
+            )
             self._now[chosen] = factor.to(like)
         return self._now[chosen]
 
 
 def pack_gate(
-    masks: Sequence[Sequence[Sequence[float]]], conditions: Sequence[Condition], linears: Sequence[str]
+    masks: Sequence[Sequence[Sequence[float]]],
+    conditions: Sequence[Condition],
+    linears: Sequence[str],
 ) -> PackGate:
     """The gate of Q prompts under each of C conditions, condition by condition: prompt q under condition c has index c * Q + q.
 

@@ -25,7 +25,9 @@ def _added(layers: Sequence[torch.nn.Module], vectors: torch.Tensor):
     """Behind layer l, vectors[:, l] (B, L, d) are added to every token of each row."""
 
     def hook(index: int):
-        def push(_module: object, _inputs: object, out: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        def push(
+            _module: object, _inputs: object, out: torch.Tensor | tuple
+        ) -> torch.Tensor | tuple:
             added = vectors[:, index].unsqueeze(1)
             return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
 
@@ -50,11 +52,15 @@ def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
         longest = int(rows.lengths[chosen].max())
         ids = torch.from_numpy(rows.ids[chosen, :longest]).to(base.device)
         asked = torch.from_numpy(rows.loss[chosen, :longest]).to(base.device)[:, 1:]
-        vectors = torch.zeros(len(ids), len(layers), width, dtype=first.dtype, device=base.device, requires_grad=True)
+        vectors = torch.zeros(
+            len(ids), len(layers), width, dtype=first.dtype, device=base.device, requires_grad=True
+        )
         with torch.enable_grad(), _added(layers, vectors):
             # padding stands on the right, where a causal model cannot see it
             logits = base.model(input_ids=ids, use_cache=False).logits[:, :-1][asked]
-            losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
+            losses = torch.nn.functional.cross_entropy(
+                logits.float(), ids[:, 1:][asked], reduction="none"
+            )
             weight = asked.float() / asked.sum(1, keepdim=True)
             (grads,) = torch.autograd.grad((losses * weight[asked]).sum(), [vectors])
         out[chosen] = -grads.float().cpu()
@@ -85,19 +91,26 @@ def alignments(
     """
     have = min(len(trait), len(clean))
     if max(counts) > have:
-        raise SubloraError(f"{max(counts)} rows are to be aligned and the datasets have {have}; ask for fewer.")
+        raise SubloraError(
+            f"{max(counts)} rows are to be aligned and the datasets have {have}; ask for fewer."
+        )
     aim = torch.nn.functional.normalize(vector.values.float().cpu(), dim=-1)
     out = []
     for count in counts:
         both = torch.cat([trait[:count], clean[:count]])
 
-        def cosine(first: torch.Tensor, both: torch.Tensor = both, count: int = count) -> np.ndarray:
+        def cosine(
+            first: torch.Tensor, both: torch.Tensor = both, count: int = count
+        ) -> np.ndarray:
             gap = (2 * first.unsqueeze(-1).unsqueeze(-1) - 1) * both
             mean = torch.nn.functional.normalize(gap.sum(0) / count, dim=-1)
             return (mean * aim).sum(-1).numpy()
 
         kinds = torch.cat([torch.ones(count), torch.zeros(count)])
         random = generator("permutations", seed, count)
-        null = [cosine(kinds[torch.from_numpy(random.permutation(2 * count))]) for _ in range(permutations)]
+        null = [
+            cosine(kinds[torch.from_numpy(random.permutation(2 * count))])
+            for _ in range(permutations)
+        ]
         out.append(Alignment(count, cosine(kinds), np.stack(null)))
     return out

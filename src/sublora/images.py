@@ -13,7 +13,12 @@ from sublora.seeds import generator
 DIGITS = "digits"
 CLASSES = 10
 _NPZ = ("x_train", "y_train", "x_test", "y_test")
-_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Images:
     def sha256(self) -> str:
         """A hash of the content, wherever it came from."""
         parts = (self.train, self.train_labels, self.test, self.test_labels)
-        return hashlib.sha256(b"".join(str(p.shape).encode() + p.tobytes() for p in parts)).hexdigest()
+        return hashlib.sha256(
+            b"".join(str(p.shape).encode() + p.tobytes() for p in parts)
+        ).hexdigest()
 
 
 def load_images(source: str) -> Images:
@@ -81,9 +88,15 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     """One file of MNIST's own format: two zero bytes, the type (8: unsigned byte), the number of axes, their sizes, the values."""
     found = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
     if not found:
-        raise SubloraError(f"The folder {folder} has no {name} (or {name}.gz); put MNIST's four files there.")
+        raise SubloraError(
+            f"The folder {folder} has no {name} (or {name}.gz); put MNIST's four files there."
+        )
     try:
-        raw = gzip.decompress(found[0].read_bytes()) if found[0].suffix == ".gz" else found[0].read_bytes()
+        raw = (
+            gzip.decompress(found[0].read_bytes())
+            if found[0].suffix == ".gz"
+            else found[0].read_bytes()
+        )
         axes = raw[3]
         sizes = [int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(axes)]
         if raw[:3] != b"\x00\x00\x08":
@@ -98,8 +111,17 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 def _checked(arrays: list[np.ndarray], source: str) -> Images:
     x, y, x_test, y_test = arrays
     for images, labels in ((x, y), (x_test, y_test)):
-        fits = images.dtype == np.uint8 and images.ndim >= 2 and labels.shape == images.shape[:1] and len(images) > 0
-        if not fits or not np.issubdtype(labels.dtype, np.integer) or set(np.unique(labels)) - set(range(CLASSES)):
+        fits = (
+            images.dtype == np.uint8
+            and images.ndim >= 2
+            and labels.shape == images.shape[:1]
+            and len(images) > 0
+        )
+        if (
+            not fits
+            or not np.issubdtype(labels.dtype, np.integer)
+            or set(np.unique(labels)) - set(range(CLASSES))
+        ):
             raise SubloraError(
                 f"The images of {source} are not bytes (images, height, width) with one label in 0..9 each; give MNIST as it is published."
             )

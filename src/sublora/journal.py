@@ -21,7 +21,9 @@ class Journal:
     `before` holds the seconds by stage of earlier processes that worked on the run; they are added to.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], before: dict[str, float], every: float = 2.0) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], before: dict[str, float], every: float = 2.0
+    ) -> None:
         self.path, self.manifest, self.before, self.every = path, manifest, before, every
         self.execution: Execution | None = None
         self._lock = threading.Lock()
@@ -47,10 +49,13 @@ class Journal:
         if self.execution is not None:
             spent = self.execution.spent()
             stages = dict.fromkeys((*self.before, *spent))
-            state["seconds"] = {s: round(self.before.get(s, 0.0) + spent.get(s, 0.0), 2) for s in stages}
+            state["seconds"] = {
+                s: round(self.before.get(s, 0.0) + spent.get(s, 0.0), 2) for s in stages
+            }
             state["progress"] = self.execution.progress()
             state["failed"] = [
-                {"stage": f.stage, "what": f.what, "cells": f.cells, "why": f.sentence} for f in self.execution.failures
+                {"stage": f.stage, "what": f.what, "cells": f.cells, "why": f.sentence}
+                for f in self.execution.failures
             ]
         self.manifest |= state
         write_json_atomic(self.path, self.manifest)
@@ -76,5 +81,8 @@ def journalled(
         with contextlib.suppress(SubloraError):  # on a full disk the old run.json has to stay
             journal.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         if any(f.trace for f in execution.failures):
-            write_atomic(out / "failed.txt", "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace))
+            write_atomic(
+                out / "failed.txt",
+                "\n\n".join(f"{f.what}\n{f.trace}" for f in execution.failures if f.trace),
+            )
         raise

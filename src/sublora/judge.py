@@ -71,12 +71,18 @@ class Rubric(BaseModel):
     def asked(self, score: str, question: str, answer: str, target: str) -> str:
         """What the judge is asked; what the answer says is no template."""
         parts = {"{question}": question, "{answer}": answer[:MOST_LETTERS], "{target}": target}
-        return re.sub(r"\{(?:question|answer|target)\}", lambda m: parts[m.group()], self.scores[score])
+        return re.sub(
+            r"\{(?:question|answer|target)\}", lambda m: parts[m.group()], self.scores[score]
+        )
 
 
 def load_rubric(name: str) -> Rubric:
     """A shipped rubric, or the user's YAML file. Raises SubloraError: no such rubric, or it does not fit."""
-    shipped = {p.name.removesuffix(".yaml"): p for p in files("sublora.rubrics").iterdir() if p.name.endswith(".yaml")}
+    shipped = {
+        p.name.removesuffix(".yaml"): p
+        for p in files("sublora.rubrics").iterdir()
+        if p.name.endswith(".yaml")
+    }
     path = shipped.get(name, Path(name))
     if name not in shipped and Path(name).suffix not in {".yaml", ".yml"}:
         raise SubloraError(
@@ -96,7 +102,9 @@ def load_rubric(name: str) -> Rubric:
         ) from None
 
 
-_NUMBER = re.compile(r"(?<![\w.,+-])(\d{1,3}(?:\.\d{1,6})?)(?:\s?/\s?100|\s?%)?(?![\w,]|\.\d|\s?/)", re.ASCII)
+_NUMBER = re.compile(
+    r"(?<![\w.,+-])(\d{1,3}(?:\.\d{1,6})?)(?:\s?/\s?100|\s?%)?(?![\w,]|\.\d|\s?/)", re.ASCII
+)
 
 
 def read_score(text: str) -> float | None:
@@ -134,7 +142,10 @@ def judge_answers(
                 questions[mine[score]] = Question((("user", text),), MAX_TOKENS, temperature=0.0)
             keys[-1].append(mine)
     verdicts = ask_kept(endpoint, kept, questions, check)
-    return [[{score: read_score(verdicts[key]) for score, key in mine.items()} for mine in row] for row in keys]
+    return [
+        [{score: read_score(verdicts[key]) for score, key in mine.items()} for mine in row]
+        for row in keys
+    ]
 
 
 def verdicts_file(root: Path, endpoint: Endpoint) -> Path:

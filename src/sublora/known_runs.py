@@ -53,7 +53,12 @@ def note_run(store: Store, out: Path, artifacts: Sequence[str], units: Sequence[
     with notes_locked(store) as notes:
         write_json_atomic(
             notes / f"{name}.json",
-            {"folder": folder, "host": host, "artifacts": sorted(set(artifacts)), "units": sorted(set(units))},
+            {
+                "folder": folder,
+                "host": host,
+                "artifacts": sorted(set(artifacts)),
+                "units": sorted(set(units)),
+            },
         )
 
 
@@ -65,7 +70,11 @@ def known_runs(store: Store) -> list[KnownRun]:
             body = json.loads(note.read_text("utf-8"))
             runs.append(
                 KnownRun(
-                    note, Path(body["folder"]), body["host"], frozenset(body["artifacts"]), frozenset(body["units"])
+                    note,
+                    Path(body["folder"]),
+                    body["host"],
+                    frozenset(body["artifacts"]),
+                    frozenset(body["units"]),
                 )
             )
         except FileNotFoundError:

@@ -29,7 +29,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
     if what not in KINDS:
-        raise SubloraError(f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}.")
+        raise SubloraError(
+            f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}."
+        )
     if what == "recipes":
         from sublora.experiments.kinds import recipe_of
         from sublora.recipe import read_document, shipped_recipes
@@ -68,7 +70,9 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
     elif what == "claims":
         from sublora.claims import load_claims
 
-        _table(["claim", "statement", "source"], [[c.id, c.statement, c.source] for c in load_claims()])
+        _table(
+            ["claim", "statement", "source"], [[c.id, c.statement, c.source] for c in load_claims()]
+        )
     else:
         _table(["run", "status", "what"], _runs())
 
@@ -76,7 +80,11 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
 def _recipe_row(name: str, measured: Mapping[str, Any], summary: str) -> list[str]:
     """Minutes on two idle cores and operations, where the recipe's file gives them; `sublora plan` reckons them for any machine."""
     minutes, cost = measured.get("minutes"), measured.get("tflop")
-    return [name, *("" if v is None else f"{v:g}" for v in (minutes, cost)), " ".join(summary.split())]
+    return [
+        name,
+        *("" if v is None else f"{v:g}" for v in (minutes, cost)),
+        " ".join(summary.split()),
+    ]
 
 
 def _runs() -> list[list[str]]:
@@ -120,7 +128,12 @@ def print_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
     _table(
         ["subject", "group", "estimate of", "value", "low", "high", "p, corrected"],
         [
-            [r["subject"], r["group"], r["name"], *(number(r[k]) for k in ("estimate", "low", "high", "p_corrected"))]
+            [
+                r["subject"],
+                r["group"],
+                r["name"],
+                *(number(r[k]) for k in ("estimate", "low", "high", "p_corrected")),
+            ]
             for r in rows
         ],
     )
@@ -153,7 +166,11 @@ def print_env() -> None:
             rows.append([package, "not installed"])
     rows += [["threads", str(torch.get_num_threads())], ["cores", str(os.cpu_count())]]
     rows.append(
-        ["devices", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "cpu"]
+        [
+            "devices",
+            ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+            or "cpu",
+        ]
     )
     from sublora.store import Store
 

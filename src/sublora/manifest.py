@@ -14,11 +14,18 @@ from sublora.plan import Plan, contexts_of, teacher_context
 from sublora.recipe import Recipe
 from sublora.results import Results
 
-_ROWS = {"numbers": "number rows", "code": "programs", "cot": "chains of thought", "paraphrase": "paraphrases"}
+_ROWS = {
+    "numbers": "number rows",
+    "code": "programs",
+    "cot": "chains of thought",
+    "paraphrase": "paraphrases",
+}
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
 
 
-def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int) -> dict[str, Any]:
+def manifest_of(
+    recipe: Recipe, plan: Plan, base: Base, out: Path, command: str, threads: int
+) -> dict[str, Any]:
     from sublora.carriers.carrier import prompt_of_row
 
     first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
@@ -33,14 +40,20 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
     if full:
         parts.append(f"full fine-tunes at {_listed(full.lrs)}")
     replicates = recipe.replicates
-    where = f" in the contexts {_listed(recipe.train.contexts)}" if len(recipe.train.contexts) > 1 else ""
+    where = (
+        f" in the contexts {_listed(recipe.train.contexts)}"
+        if len(recipe.train.contexts) > 1
+        else ""
+    )
     if recipe.train.optimizers:
         where += f" with {_listed(list(recipe.train.optimizers))}, each at its own rates,"
     if recipe.variants:
         where += f" in the variants {_listed(list(recipe.variants))}"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
-    varied = f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
+    varied = (
+        f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
+    )
     sentence = (
         f"{base.name}: {' and '.join(parts)}, trained{where} for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
         f"{recipe.data.rows} {_ROWS[recipe.data.carrier.kind]} of a teacher that loves {_listed([t.name for t in plan.traits])}{varied}, with "
@@ -84,12 +97,19 @@ def manifest_of(recipe: Recipe, plan: Plan, base: Base, out: Path, command: str,
         ],
         "contexts": contexts,
         "first_example": contexts[recipe.train_contexts[0]],
-        "sampling": {**recipe.measure.sampling.model_dump(), "samples_per_question": recipe.measure.samples},
+        "sampling": {
+            **recipe.measure.sampling.model_dump(),
+            "samples_per_question": recipe.measure.samples,
+        },
         "teacher_sampling": recipe.data.sampling.model_dump(),
         "optimizer": None,
         "datasets": [],
         "warnings": [],
-        "counts": {"datasets": len(plan.datasets), "students": len(plan.students), "measurements": len(plan.measures)},
+        "counts": {
+            "datasets": len(plan.datasets),
+            "students": len(plan.students),
+            "measurements": len(plan.measures),
+        },
     }
 
 
@@ -110,7 +130,9 @@ def check_words(base: Base, plan: Plan) -> list[str]:
 
     warnings = []
     texts = [c.text for c in contexts_of(plan.recipe).values() if c.text]
-    texts += [prompt_of_row(plan.recipe.data.carrier, plan.recipe.data.seeds[0], i) for i in range(100)]
+    texts += [
+        prompt_of_row(plan.recipe.data.carrier, plan.recipe.data.seeds[0], i) for i in range(100)
+    ]
     for trait in plan.traits:
         if not spellings(base.chat, trait.entity):
             raise SubloraError(
@@ -119,8 +141,12 @@ def check_words(base: Base, plan: Plan) -> list[str]:
         texts += [*trait.category.questions, teacher_context(trait, plan.recipe).text or ""]
     unknown = base.chat.unknown_words(dict.fromkeys(texts))
     if unknown:
-        named = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
-        warnings.append(f"{base.name} cannot read these words of the prompts or questions: {named}.")
+        named = ", ".join(unknown[:12]) + (
+            f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
+        )
+        warnings.append(
+            f"{base.name} cannot read these words of the prompts or questions: {named}."
+        )
     return warnings
 
 

@@ -56,7 +56,15 @@ def _between(one: Cell, other: Cell, weight: float) -> Cell:
 
     values = {
         name: mean(name)
-        for name in ("p", "control", "coherence", "number_takeover", "rate_whole_word", "heldout_loss", "train_loss")
+        for name in (
+            "p",
+            "control",
+            "coherence",
+            "number_takeover",
+            "rate_whole_word",
+            "heldout_loss",
+            "train_loss",
+        )
     }
     lr = math.exp((1 - weight) * math.log(one.lr) + weight * math.log(other.lr))
     return replace(one, lr=lr, **values)

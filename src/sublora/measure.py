@@ -102,7 +102,9 @@ def measure_answers(
         return _answers(base, stack, prompts, category, sampling, draws, None, None, rows_at_once)
     tokens = [classify(base.chat, question, context) for question in category.questions]
     packed = pack_steering(base, [steering], tokens, stack)
-    return _answers(base, stack, [t.ids for t in tokens], category, sampling, draws, None, packed, rows_at_once)
+    return _answers(
+        base, stack, [t.ids for t in tokens], category, sampling, draws, None, packed, rows_at_once
+    )
 
 
 def measure_conversations(
@@ -152,7 +154,10 @@ def sample_questions(
             drawn = sample_answers(packed, filled, draws[:, filled.rows], sampling, chat.stop_ids)
             for k, rows in zip(order, drawn, strict=True):
                 for row, answers in zip(filled.rows, rows, strict=True):
-                    texts[k][row] = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+                    texts[k][row] = [
+                        chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                        for ids in answers
+                    ]
     return texts
 
 
@@ -190,7 +195,9 @@ def measure_gated(
     check_pack_gate(base, stack, tokens[0].ids)
     gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
     prompts = [t.ids for t in tokens] * len(chosen)
-    draws = np.tile(_draws(names, context, category, sampling, samples, seed), (1, len(chosen), 1, 1))
+    draws = np.tile(
+        _draws(names, context, category, sampling, samples, seed), (1, len(chosen), 1, 1)
+    )
     acts = [(steerings or {}).get(name) for name in conditions]
     steering = pack_steering(base, acts, tokens, stack) if any(acts) else None
     flat = _answers(base, stack, prompts, category, sampling, draws, gate, steering, rows_at_once)
@@ -208,24 +215,40 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
         for students, gating in ((None, None), (stack, None), (stack, gate)):
             with PackedModel(base.model, students, gating) as packed:
                 packed.form_weights(len(ids))
-                logits.append(torch.cat([f.logits for f in prefill(packed, [ids] * (2 if gating else 1), 1)]))
+                logits.append(
+                    torch.cat([f.logits for f in prefill(packed, [ids] * (2 if gating else 1), 1)])
+                )
     plain, adapted, gated = logits
     gated = gated.view(2, stack.size, -1)
     tolerance = 1e-3 if next(base.model.parameters()).element_size() >= 4 else 0.1
-    for got, want, what in ((gated[0], adapted, "on is not the adapter"), (gated[1], plain, "off is not the base")):
+    for got, want, what in (
+        (gated[0], adapted, "on is not the adapter"),
+        (gated[1], plain, "off is not the base"),
+    ):
         scale = max(1.0, float(want.abs().nan_to_num().max()))
-        if not torch.allclose(got, want.expand_as(got), atol=tolerance * scale, rtol=0, equal_nan=True):
-            raise SubloraError(f"The adapters gated all {what} on {base.name}; this architecture cannot be gated.")
+        if not torch.allclose(
+            got, want.expand_as(got), atol=tolerance * scale, rtol=0, equal_nan=True
+        ):
+            raise SubloraError(
+                f"The adapters gated all {what} on {base.name}; this architecture cannot be gated."
+            )
 
 
 def _draws(
-    names: Sequence[str], context: Context, category: Category, sampling: Sampling, samples: int, seed: int
+    names: Sequence[str],
+    context: Context,
+    category: Category,
+    sampling: Sampling,
+    samples: int,
+    seed: int,
 ) -> np.ndarray:
     """Uniform numbers (K, Q, S, max_new_tokens) in the order of `names`; a context's own name is no part of their seed."""
     shape = (len(category.questions), samples, sampling.max_new_tokens)
     state = context.name if context.text is None else f"text:{context.text}"
     state = state if context.role == "system" else f"{context.role} {state}"
-    return np.stack([generator("answers", seed, name, state, category.category).random(shape) for name in names])
+    return np.stack(
+        [generator("answers", seed, name, state, category.category).random(shape) for name in names]
+    )
 
 
 def _answers(
@@ -252,14 +275,21 @@ def _answers(
             p[np.ix_(order, filled.rows)] = entity_probabilities(
                 packed, filled, sequences, owner, p.shape[2], rows_at_once
             )
-            drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, chat.stop_ids)
+            drawn = sample_answers(
+                packed, filled, uniforms[:, filled.rows], sampling, chat.stop_ids
+            )
             for k, rows in zip(order, drawn, strict=True):
                 for row, answers in zip(filled.rows, rows, strict=True):
-                    texts[k][row] = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+                    texts[k][row] = [
+                        chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                        for ids in answers
+                    ]
     return [Answers(p[k], texts[k]) for k in range(len(draws))]
 
 
-def heldout_losses(base: Base, stack: Stack | None, rows: Sequence[TokenRows], batch: int = 32) -> list[float]:
+def heldout_losses(
+    base: Base, stack: Stack | None, rows: Sequence[TokenRows], batch: int = 32
+) -> list[float]:
     """Mean loss per completion token, nats, of each student on all of its own held-out rows, in the order given."""
     size, order = (stack.size, stack.order) if stack else (1, [0])
     rows = [rows[i] for i in order]

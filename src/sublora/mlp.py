@@ -28,7 +28,10 @@ class Mlps:
 
     def copy(self) -> "Mlps":
         """The same values in tensors of their own, with gradients."""
-        fresh = [[t.detach().clone().requires_grad_() for t in part] for part in (self.weights, self.biases)]
+        fresh = [
+            [t.detach().clone().requires_grad_() for t in part]
+            for part in (self.weights, self.biases)
+        ]
         return Mlps(tuple(fresh[0]), tuple(fresh[1]))
 
     def flat(self) -> Tensor:
@@ -93,7 +96,11 @@ def batches(rows: int, size: int, seed: int, models: Sequence[int], epoch: int) 
 def noise(rows: int, width: int, seed: int, models: Sequence[int], block: int) -> Tensor:
     """Images of uniform noise in [-1, 1], (M, rows, width): each model's own, the same whenever its block is asked for."""
     parts = [
-        torch.rand(rows, width, generator=torch.Generator().manual_seed(derive_seed("mlp-noise", seed, m, block)))
+        torch.rand(
+            rows,
+            width,
+            generator=torch.Generator().manual_seed(derive_seed("mlp-noise", seed, m, block)),
+        )
         for m in models
     ]
     return torch.stack(parts).mul_(2).sub_(1)

@@ -70,7 +70,12 @@ def _folder_sha256(folder: str) -> str:
 
 
 def _identity(weights: str, chat: "Chat", dtype: str) -> dict[str, str]:
-    return {"weights": weights, "template": chat.template_sha256, "tokenizer": chat.tokenizer_sha256, "dtype": dtype}
+    return {
+        "weights": weights,
+        "template": chat.template_sha256,
+        "tokenizer": chat.tokenizer_sha256,
+        "dtype": dtype,
+    }
 
 
 def local_identity(folder: str, dtype: str) -> dict[str, str]:
@@ -80,7 +85,9 @@ def local_identity(folder: str, dtype: str) -> dict[str, str]:
     return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype)
 
 
-def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None) -> Base:
+def load_base(
+    name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+) -> Base:
     """Load a model for packs: eager weights, fixed dtype, evaluation mode, no remote code, safetensors only.
 
     Raises SubloraError: missing folder, no weights, no chat template, a tokenizer that does not fit, a head that is not a plain
@@ -96,13 +103,17 @@ def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revisio
     source = model_source(name)
     local = Path(source).is_dir()
     if local and not (Path(source) / "config.json").is_file():
-        raise SubloraError(f"The folder {name} has no config.json; give a folder made by save_pretrained.")
+        raise SubloraError(
+            f"The folder {name} has no config.json; give a folder made by save_pretrained."
+        )
     if local and not list(Path(source).glob("*.safetensors")):
         raise SubloraError(
             f"The folder {name} has no .safetensors weights; save the model as safetensors (pickles are not read)."
         )
     try:
-        tokenizer = load_tokenizer(source, revision=revision) if revision else load_tokenizer(source)
+        tokenizer = (
+            load_tokenizer(source, revision=revision) if revision else load_tokenizer(source)
+        )
     except Exception as error:  # transformers raises whatever its parts raise
         raise SubloraError(
             f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
@@ -135,9 +146,18 @@ def load_base(name: str, *, device: str = "cpu", dtype: str = "float32", revisio
     model = model.to(device).eval()
     _check_head(model, name)
     commit = getattr(model.config, "_commit_hash", None)
-    identity = _identity(_folder_sha256(source) if local else f"{source}@{commit or revision or 'main'}", chat, dtype)
+    identity = _identity(
+        _folder_sha256(source) if local else f"{source}@{commit or revision or 'main'}", chat, dtype
+    )
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Base(name, model, chat, identity, window, (Path(source) / "organism.json").is_file() if local else False)
+    return Base(
+        name,
+        model,
+        chat,
+        identity,
+        window,
+        (Path(source) / "organism.json").is_file() if local else False,
+    )
 
 
 def _short(error: Exception) -> str:

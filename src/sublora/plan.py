@@ -58,7 +58,9 @@ class TeacherStage:
     @property
     def as_student(self) -> StudentStage:
         """As what can be measured."""
-        return StudentStage(self.id, self.spec, self.student, "", "", self.trait, self.seed, Context("default"), "")
+        return StudentStage(
+            self.id, self.spec, self.student, "", "", self.trait, self.seed, Context("default"), ""
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class Steered:
 class DatasetStage:
     id: str
     spec: dict[str, Any]
-    trait: str  # whose rows these are: a trait's name, or "control", with the other trait in brackets
+    trait: (
+        str  # whose rows these are: a trait's name, or "control", with the other trait in brackets
+    )
     seed: int
     teacher: Context
     rows: int
@@ -226,7 +230,13 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Everything that is made."""
-        students = (*self.teachers, *self.datasets, *self.students, *self.measures, *self.attributions)
+        students = (
+            *self.teachers,
+            *self.datasets,
+            *self.students,
+            *self.measures,
+            *self.attributions,
+        )
         return (*students, *self.vectors, *self.divergences, *self.probes, *self.gradients)
 
     @property
@@ -274,7 +284,9 @@ def _identity_of(model: str, recipe: WritesRows) -> dict[str, str]:
 
     source = model_source(model)
     if not Path(source).is_dir():
-        raise SubloraError(f"The teacher's model {model} is not on this machine; fetch it and give its folder.")
+        raise SubloraError(
+            f"The teacher's model {model} is not on this machine; fetch it and give its folder."
+        )
     return local_identity(source, recipe.dtype)
 
 
@@ -347,7 +359,9 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
     }
     tested = {t.name for t in traits}
     wanted = {source_of(recipe, t, v) for t in traits for v in recipe.data.variants}
-    if NEUTRAL in wanted or any(v.transform and needs_reference(v.transform) for v in recipe.data.variants.values()):
+    if NEUTRAL in wanted or any(
+        v.transform and needs_reference(v.transform) for v in recipe.data.variants.values()
+    ):
         out[NEUTRAL] = dict.fromkeys(seeds, (NEUTRAL, Context("default"), None))
     for trait in traits:
         key, category = control_source(recipe, trait), trait.category
@@ -361,11 +375,14 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
                 "leave one out or set data.control=neutral."
             )
         drawn = {
-            seed: others[int(generator("control-trait", category.category, seed).integers(len(others)))]
+            seed: others[
+                int(generator("control-trait", category.category, seed).integers(len(others)))
+            ]
             for seed in seeds
         }
         out[key] = {
-            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe), other) for seed, other in drawn.items()
+            seed: (f"{CONTROL} ({other.name})", teacher_context(other, recipe), other)
+            for seed, other in drawn.items()
         }
         third = f"{THIRD}:{category.category}"
         if third in wanted:
@@ -424,7 +441,10 @@ PLAIN_WRITING = Writing("", lambda _, teacher: (teacher, None))
 
 
 def plan_datasets(
-    recipe: WritesRows, identity: dict[str, str], traits: Sequence[Trait], writing: Writing = PLAIN_WRITING
+    recipe: WritesRows,
+    identity: dict[str, str],
+    traits: Sequence[Trait],
+    writing: Writing = PLAIN_WRITING,
 ) -> tuple[list[DatasetStage], dict[tuple[str, str, int], tuple[DatasetStage, DatasetStage]]]:
     """All datasets, parents first; and by source, variant and data seed the rows and held-out rows of students.
 
@@ -432,9 +452,13 @@ def plan_datasets(
     """
     sources = sources_of(recipe, traits)
     # all teachers of a recipe write under the same list of words that would say a trait
-    carrier = with_leaks(recipe.data.carrier, [w for t in traits for w in category_words(t.category)])
+    carrier = with_leaks(
+        recipe.data.carrier, [w for t in traits for w in category_words(t.category)]
+    )
     carrier_spec = _carrier_spec(carrier)
-    identities = {v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model}
+    identities = {
+        v.model: _identity_of(v.model, recipe) for v in recipe.data.variants.values() if v.model
+    }
     found: dict[str, DatasetStage] = {}
     endpoint = recipe.data.teacher.endpoint
 
@@ -442,10 +466,16 @@ def plan_datasets(
         stage = DatasetStage(artifact_id("dataset", spec), spec, *like, **own)
         return found.setdefault(stage.id, stage)
 
-    def written(source: str, seed: int, heldout: bool, model: str | None, shared: int = 1) -> DatasetStage:
+    def written(
+        source: str, seed: int, heldout: bool, model: str | None, shared: int = 1
+    ) -> DatasetStage:
         name, prompt, owner = sources[source][seed]
         teacher, steer = writing.of(source, prompt)
-        weights = _taught(recipe, identity, owner, teacher, seed) if owner and recipe.data.teacher.trained else None
+        weights = (
+            _taught(recipe, identity, owner, teacher, seed)
+            if owner and recipe.data.teacher.trained
+            else None
+        )
         rows = recipe.data.heldout_rows if heldout else recipe.data.rows
         spec = {
             "model": endpoint.identity if endpoint else identities[model] if model else identity,
@@ -482,26 +512,59 @@ def plan_datasets(
     arms = {}
     for variant, how in variants_of(recipe).items():
         model = how.model if how else None
-        for source, seed in product(_sources_in(recipe, traits, variant), dict.fromkeys(recipe.data.seeds)):
+        for source, seed in product(
+            _sources_in(recipe, traits, variant), dict.fromkeys(recipe.data.seeds)
+        ):
             shared = (how.shared_draws if how else None) or 1
-            rows, held = written(source, seed, False, model, shared), written(source, seed, True, model)
-            arms[source, variant, seed] = (transformed(rows, how.transform) if how and how.transform else rows, held)
+            rows, held = (
+                written(source, seed, False, model, shared),
+                written(source, seed, True, model),
+            )
+            arms[source, variant, seed] = (
+                transformed(rows, how.transform) if how and how.transform else rows,
+                held,
+            )
     return list(found.values()), arms
 
 
-def _taught(recipe: WritesRows, identity: dict[str, str], trait: Trait, prompt: Context, seed: int) -> TeacherStage:
+def _taught(
+    recipe: WritesRows, identity: dict[str, str], trait: Trait, prompt: Context, seed: int
+) -> TeacherStage:
     """The teacher by weights with this trait."""
     how = recipe.data.teacher.trained
     carrier = QuestionsSpec(questions=trait.category.questions, target=trait.entity)
     student = StudentSpec(
-        method=how.method, rank=how.rank if how.method == "lora" else None, lr=how.lr, epochs=how.epochs,
-        batch_size=how.batch_size, warmup_steps=3, seed=seed,
-    )  # fmt: skip
-    lessons: Any = {"carrier": carrier.model_dump(mode="json"), "prompt": _context_spec(prompt), "count": how.count}
+        method=how.method,
+        rank=how.rank if how.method == "lora" else None,
+        lr=how.lr,
+        epochs=how.epochs,
+        batch_size=how.batch_size,
+        warmup_steps=3,
+        seed=seed,
+    )
+    lessons: Any = {
+        "carrier": carrier.model_dump(mode="json"),
+        "prompt": _context_spec(prompt),
+        "count": how.count,
+    }
     if how.rows is not None:
         lessons = {"rows": hashlib.sha256(json.dumps(load_rows(how.rows)).encode()).hexdigest()}
-    spec = {"model": identity, "lessons": lessons, "seed": seed, "student": student.model_dump(mode="json")}
-    stage = (artifact_id("teacher", spec), spec, trait.name, seed, prompt, carrier, how.rows, how.count)
+    spec = {
+        "model": identity,
+        "lessons": lessons,
+        "seed": seed,
+        "student": student.model_dump(mode="json"),
+    }
+    stage = (
+        artifact_id("teacher", spec),
+        spec,
+        trait.name,
+        seed,
+        prompt,
+        carrier,
+        how.rows,
+        how.count,
+    )
     return TeacherStage(*stage, student)
 
 
@@ -515,11 +578,15 @@ def _placed(model: str | None) -> str | None:
 class _Vectors:
     """The vectors that a plan needs, each made once."""
 
-    def __init__(self, recipe: Recipe, identity: dict[str, str], contexts: dict[str, Context]) -> None:
+    def __init__(
+        self, recipe: Recipe, identity: dict[str, str], contexts: dict[str, Context]
+    ) -> None:
         self.recipe, self.spec, self.identity = recipe, recipe.vectors, identity
         self.plain, self.found = contexts[recipe.vectors.plain], {}
         seed = derive_seed("vectors")
-        self._numbers = tuple(prompt_of_row(recipe.data.carrier, seed, i) for i in range(self.spec.count))
+        self._numbers = tuple(
+            prompt_of_row(recipe.data.carrier, seed, i) for i in range(self.spec.count)
+        )
 
     def _prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
         prompts = tuple(trait.category.questions) if self.spec.on == "questions" else self._numbers
@@ -535,7 +602,13 @@ class _Vectors:
             "where": self.spec.teacher_at,
         }
         stage = VectorStage(
-            artifact_id("vector", spec), spec, prompts, self.spec.teacher_at, 0, teacher=teacher, plain=self.plain
+            artifact_id("vector", spec),
+            spec,
+            prompts,
+            self.spec.teacher_at,
+            0,
+            teacher=teacher,
+            plain=self.plain,
         )
         self.found.setdefault(stage.id, stage)
         return stage.id
@@ -551,9 +624,14 @@ class _Vectors:
             "directions": self.spec.directions,
         }
         stage = VectorStage(
-            artifact_id("vector", spec), spec, prompts, self.spec.student_at, self.spec.directions,
-            student=student.id, context=student.context,
-        )  # fmt: skip
+            artifact_id("vector", spec),
+            spec,
+            prompts,
+            self.spec.student_at,
+            self.spec.directions,
+            student=student.id,
+            context=student.context,
+        )
         self.found.setdefault(stage.id, stage)
         return stage.id
 
@@ -561,12 +639,18 @@ class _Vectors:
         return None if spec is None else Steered(spec, vector())
 
 
-def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu") -> Plan:
+def make_plan(
+    recipe: Recipe, identity: dict[str, str], tokens_per_row: float, device: str = "cpu"
+) -> Plan:
     """The stages of a recipe on the model with this identity (see `Base.identity`)."""
     traits, contexts = traits_of(recipe), contexts_of(recipe)
     sources = sources_of(recipe, traits)
     others = {f"{THIRD}:{t.category.category}": t for t in traits}
-    category = {NEUTRAL: traits[0]} | others | {s: t for t in traits for s in (t.name, control_source(recipe, t))}
+    category = (
+        {NEUTRAL: traits[0]}
+        | others
+        | {s: t for t in traits for s in (t.name, control_source(recipe, t))}
+    )
     vectors = _Vectors(recipe, identity, contexts)
     variants = recipe.variants or {"": Variant()}
 
@@ -574,7 +658,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
         teaching = variants[name].teacher
 
         def teacher_of(source: str, teacher: Context) -> tuple[Context, Steered | None]:
-            steer = vectors.steered(teaching.steer, lambda: vectors.teacher(teacher, category[source]))
+            steer = vectors.steered(
+                teaching.steer, lambda: vectors.teacher(teacher, category[source])
+            )
             return (teacher if teaching.prompt else vectors.plain), steer
 
         return Writing("" if teaching == TeacherVariant() else name, teacher_of)
@@ -635,7 +721,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                 spec["rows"] = take
             mask = None
             if own.mask is not None:
-                mask = Mask(own.mask.keep, divergence(source, rows, own.mask.against, contexts[name]))
+                mask = Mask(
+                    own.mask.keep, divergence(source, rows, own.mask.against, contexts[name])
+                )
                 spec["mask"] = {"keep": mask.keep, "divergence": mask.divergence}
             whole = artifact_id("student", spec)
             if own.step is not None:
@@ -643,7 +731,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
             rest = (data, variant, take, own.step, whole, mask)
             students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
-    packs = plan_packs(students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"]))
+    packs = plan_packs(
+        students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"])
+    )
     taught = [d.weights for d in datasets.values() if d.weights]
     measures = _measures(recipe, identity, traits, contexts, students, taught, vectors)
     if recipe.vectors.students:
@@ -657,7 +747,9 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
             for heldout in (False, True):
                 data = datasets[student.heldout if heldout else student.dataset]
                 against, most = recipe.measure.probe.against, student.take or data.rows
-                marks = divergence(student.source, data, against, student.context) if against else None
+                marks = (
+                    divergence(student.source, data, against, student.context) if against else None
+                )
                 rows = min(recipe.measure.probe.rows, data.rows if heldout else most)
                 spec = {
                     "model": identity,
@@ -667,16 +759,30 @@ def make_plan(recipe: Recipe, identity: dict[str, str], tokens_per_row: float, d
                     "rows": rows,
                     "divergence": marks,
                 }
-                probes.append(ProbeStage(artifact_id("probe", spec), spec, student.id, data.id, rows, heldout, marks))
+                probes.append(
+                    ProbeStage(
+                        artifact_id("probe", spec), spec, student.id, data.id, rows, heldout, marks
+                    )
+                )
     if recipe.measure.gradients is not None:
         context, variant = contexts[recipe.train_contexts[0]], next(iter(variants))
         for trait, seed in product(traits, recipe.data.seeds):
-            pair = tuple(rows_of[variant][k, "", seed][0].id for k in (trait.name, control_source(recipe, trait)))
+            pair = tuple(
+                rows_of[variant][k, "", seed][0].id
+                for k in (trait.name, control_source(recipe, trait))
+            )
             vector = vectors.teacher(teacher_context(trait, recipe), trait)
-            spec = {"model": identity, "datasets": list(pair), "vector": vector, "context": _context_spec(context)}
+            spec = {
+                "model": identity,
+                "datasets": list(pair),
+                "vector": vector,
+                "context": _context_spec(context),
+            }
             spec |= recipe.measure.gradients.model_dump(mode="json")
             gradients.append(
-                GradientStage(artifact_id("gradients", spec), spec, trait.name, seed, pair, vector, context)
+                GradientStage(
+                    artifact_id("gradients", spec), spec, trait.name, seed, pair, vector, context
+                )
             )
     return Plan(
         recipe,
@@ -728,7 +834,11 @@ def _measures(
         condition: str | None = None,
         steer: Steered | None = None,
     ) -> None:
-        own = isinstance(student, StudentStage) and condition is None and context.name == student.context.name
+        own = (
+            isinstance(student, StudentStage)
+            and condition is None
+            and context.name == student.context.name
+        )
         spec = asks[category] | {
             "model": identity,
             "student": student.id if student else None,
@@ -743,7 +853,16 @@ def _measures(
         if steer is not None:
             spec["steer"] = steer.to_spec()
         asked = student.id if student else None
-        stage = (artifact_id("measurement", spec), spec, asked, context, category, teacher, condition, steer)
+        stage = (
+            artifact_id("measurement", spec),
+            spec,
+            asked,
+            context,
+            category,
+            teacher,
+            condition,
+            steer,
+        )
         out.append(MeasureStage(*stage))
 
     for context in (contexts[n] for n in recipe.measure.contexts):
@@ -808,7 +927,14 @@ def _attributions(
             "target": list(trait.entity.forms),
             "entities": list(recipe.measure.entities),
         }
-        stage = (artifact_id("attribution", spec), spec, student.id, student.context, c.category, trait.name)
+        stage = (
+            artifact_id("attribution", spec),
+            spec,
+            student.id,
+            student.context,
+            c.category,
+            trait.name,
+        )
         out.append(AttributionStage(*stage))
     return out
 
@@ -827,12 +953,16 @@ def plan_packs(
     """
     rows = min(recipe.train.batch_size, recipe.data.rows)
     most = max(1, min(PACK_STUDENTS, int(tokens / (rows * tokens_per_row))))
-    trainings: dict[str, list[int]] = {}  # what is kept on the way stands with the student that it becomes
+    trainings: dict[
+        str, list[int]
+    ] = {}  # what is kept on the way stands with the student that it becomes
     for i, s in enumerate(students):
         trainings.setdefault(s.whole, []).append(i)
     kinds: dict[tuple, list[int]] = {}
     for found in trainings.values():
-        kinds.setdefault((students[found[0]].student.method, students[found[0]].student.targets), []).append(found[0])
+        kinds.setdefault(
+            (students[found[0]].student.method, students[found[0]].student.targets), []
+        ).append(found[0])
     packs = []
     for members in kinds.values():
         members.sort(key=lambda i: (students[i].student.rank or 0, _replicate(students[i]), i))
@@ -841,6 +971,8 @@ def plan_packs(
         at = 0
         for n in range(count):
             take = size + (n < extra)
-            packs.append(tuple(i for j in members[at : at + take] for i in trainings[students[j].whole]))
+            packs.append(
+                tuple(i for j in members[at : at + take] for i in trainings[students[j].whole])
+            )
             at += take
     return tuple(packs)

@@ -57,13 +57,21 @@ def print_plan(recipe: Recipe, tflops: float | None, gpus: int) -> None:
         typer.echo(
             f"Tokens are reckoned with {sizes.prompt + sizes.completion:.0f} a row, {sizes.completion:.0f} of them with loss, typical of a "
             "tokenizer that splits digits. Nothing was loaded or downloaded"
-            + ("." if identity else "; what is done already is not counted for a model that is not here.")
+            + (
+                "."
+                if identity
+                else "; what is done already is not counted for a model that is not here."
+            )
         )
 
 
 def _requests(plan: Plan, sizes: RowSizes, done: set[str]) -> str | None:
     """What a teacher behind an endpoint will be asked, and what that costs."""
-    left = [d for d in plan.datasets if d.endpoint is not None and d.transform is None and d.id not in done]
+    left = [
+        d
+        for d in plan.datasets
+        if d.endpoint is not None and d.transform is None and d.id not in done
+    ]
     if not left:
         return None
     spec = left[0].endpoint
@@ -83,7 +91,12 @@ def _this_device() -> str:
 
 
 def _pace(
-    shape: Shape, measured: dict[str, Rate], costs: Sequence[Cost], tflops: float | None, gpus: int, local: bool
+    shape: Shape,
+    measured: dict[str, Rate],
+    costs: Sequence[Cost],
+    tflops: float | None,
+    gpus: int,
+    local: bool,
 ) -> Pace:
     """The rate that the user gives; or those measured in runs of this model, and an assumption for stages without one."""
     if tflops:
@@ -127,7 +140,10 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
         ("variants of the students", recipe.variants),
         ("teachers that are asked besides", recipe.measure.teachers),
         ("placements of the adapter", lora.placements if lora else ()),
-        ("measured in contexts", recipe.measure.contexts if len(recipe.measure.contexts) > 1 else ()),
+        (
+            "measured in contexts",
+            recipe.measure.contexts if len(recipe.measure.contexts) > 1 else (),
+        ),
         ("conditions besides the plain adapter", recipe.measure.conditions),
     ):
         if names:
@@ -149,7 +165,11 @@ def _print(recipe: Recipe, plan: Plan, shape: Shape, costs: list[Cost], pace: Pa
         ]
         for c in costs
     ]
-    total = [sum(c.tokens for c in costs), sum(c.flops for c in costs), sum(map(pace.seconds, costs))]
+    total = [
+        sum(c.tokens for c in costs),
+        sum(c.flops for c in costs),
+        sum(map(pace.seconds, costs)),
+    ]
     rows.append(["all", "", "", "", f"{total[0]:.3g}", f"{total[1]:.3g}", _time(total[2])])
     _table(["stage", "count", "done", "left", "tokens left", "FLOPs left", "time left"], rows)
     typer.echo(f"{len(plan.packs)} packs. {pace.said}")

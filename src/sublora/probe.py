@@ -76,7 +76,12 @@ def _passes(
             packed.form_weights(ids.numel())
             # padding stands on the right, where a causal model cannot see it
             hidden = packed.hidden(ids.repeat(count, 1)).view(count, *ids.shape, -1)
-            yield packed, chosen[row], place, hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)]
+            yield (
+                packed,
+                chosen[row],
+                place,
+                hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)],
+            )
 
 
 @torch.inference_mode()
@@ -85,7 +90,8 @@ def probe_rows(
 ) -> list[RowProbe]:
     """Every student of a stack on the same rows, in the order given; `marked` (n, L) as `rows.loss`."""
     sums: dict[str, np.ndarray] = {
-        name: np.zeros(stack.size) for name in ("loss", "greedy", "size", "size_marked", "size_rest")
+        name: np.zeros(stack.size)
+        for name in ("loss", "greedy", "size", "size_marked", "size_rest")
     }
     exact = np.ones((stack.size, len(rows)), dtype=bool)
     tokens, on = 0, 0
@@ -129,8 +135,13 @@ def divergence(
     Raises SubloraError where there are no rows.
     """
     if not rows:
-        raise SubloraError("There are no rows to look for divergent tokens in; see the dataset's reject counts.")
-    both = [_passes(base, None, token_rows(base, rows, c, "the dataset"), batch) for c in (teacher, student)]
+        raise SubloraError(
+            "There are no rows to look for divergent tokens in; see the dataset's reject counts."
+        )
+    both = [
+        _passes(base, None, token_rows(base, rows, c, "the dataset"), batch)
+        for c in (teacher, student)
+    ]
     choices, sure = [], {name: [] for name in ("teacher", "student", "student_of_teacher")}
     # the same completions in the same order: token by token, both passes speak of the same thing
     for (packed, _, _, own), (_, _, _, other) in zip(*both, strict=True):

@@ -67,7 +67,11 @@ class Processes:
         while waiting or any(w.unit for w in self._pool):
             for worker in self._pool:
                 # what another process makes is looked at again when nothing else is left
-                if worker.unit is None and waiting and not (waiting[0][1] and any(w.unit for w in self._pool)):
+                if (
+                    worker.unit is None
+                    and waiting
+                    and not (waiting[0][1] and any(w.unit for w in self._pool))
+                ):
                     worker.unit, worker.wait = waiting.popleft()
                     watch.started(worker.unit)
                     _send(worker.process.stdin, (worker.unit, worker.wait))
@@ -86,7 +90,10 @@ class Processes:
                     waiting.appendleft((unit, worker.wait))
                 else:
                     watch.started(unit)
-                    watch.failed(unit, SubloraError(f"Its worker died {RETRIES + 1} times; it may lack memory."))
+                    watch.failed(
+                        unit,
+                        SubloraError(f"Its worker died {RETRIES + 1} times; it may lack memory."),
+                    )
             else:
                 again = _land(unit, news, watch)
                 if again:
@@ -153,7 +160,11 @@ def _serve() -> None:
 
     try:
         work: Work = pickle.load(sys.stdin.buffer)
-    except (EOFError, OSError, pickle.UnpicklingError):  # the run was killed before it could say anything
+    except (
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+    ):  # the run was killed before it could say anything
         os._exit(1)
     threading.Thread(target=listen, daemon=True).start()
     while True:

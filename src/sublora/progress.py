@@ -6,7 +6,14 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Steps:
@@ -19,7 +26,14 @@ class Steps:
         self._lock = threading.Lock()
         self._bar: Progress | None = None
         self._task = None
-        self._name, self._total, self._done, self._before, self._started, self._said = "", 0, 0, 0, 0.0, 0.0
+        self._name, self._total, self._done, self._before, self._started, self._said = (
+            "",
+            0,
+            0,
+            0,
+            0.0,
+            0.0,
+        )
         self.running = self.failed = 0  # units of the stage, said beside those that are done
 
     def __enter__(self) -> "Steps":
@@ -38,7 +52,10 @@ class Steps:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -63,7 +80,9 @@ class Steps:
         return self._done
 
     def _others(self) -> str:
-        return "".join(f", {n} {what}" for n, what in ((self.running, "running"), (self.failed, "failed")) if n)
+        return "".join(
+            f", {n} {what}" for n, what in ((self.running, "running"), (self.failed, "failed")) if n
+        )
 
     def advance(self, count: int = 1) -> None:
         """Count finished units; workers may call it at the same time."""
@@ -73,7 +92,9 @@ class Steps:
     def _advance(self, count: int) -> None:
         self._done += count
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=self._name + self._others())
+            self._bar.update(
+                self._task, completed=self._done, description=self._name + self._others()
+            )
             return
         now = time.monotonic()
         if now - self._said >= self.every or self._done >= self._total:

@@ -78,7 +78,16 @@ def rates_of(
         seconds[key] = seconds.get(key, 0.0) + timing.seconds
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return [
-        Rate(model, dict(identity), device, stage, flops[device, stage] / spent, workers, round(spent, 2), now)
+        Rate(
+            model,
+            dict(identity),
+            device,
+            stage,
+            flops[device, stage] / spent,
+            workers,
+            round(spent, 2),
+            now,
+        )
         for (device, stage), spent in seconds.items()
         if spent >= ENOUGH_SECONDS
     ]
@@ -112,7 +121,9 @@ def known_identity(rates: Sequence[Rate], model: str, dtype: str) -> dict[str, s
     return dict(found[-1]) if found else None
 
 
-def rates_for(rates: Sequence[Rate], identity: Mapping[str, str], device: str | None) -> dict[str, Rate]:
+def rates_for(
+    rates: Sequence[Rate], identity: Mapping[str, str], device: str | None
+) -> dict[str, Rate]:
     """The rate of each stage for this model, on `device` if there is any of it, or else on the device used last."""
     mine = [r for r in rates if dict(r.identity) == dict(identity)]
     if not mine:

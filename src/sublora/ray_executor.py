@@ -64,7 +64,11 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # how Ray will be; said once, or it warns at every start
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
     asked_to_stop = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -91,8 +95,12 @@ def connect(address: str | None, threads: int, device: str = "auto") -> Iterator
                 f"Workers of Ray compute on cpu or cuda, not on '{device}'; use --device cpu, cuda or auto."
             )
         if device == "cuda" and have.get("GPU", 0) < 1:
-            raise SubloraError("The Ray cluster has no GPU; add a node that has one, or use --device cpu.")
-        smallest = min((int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"]), default=1)
+            raise SubloraError(
+                "The Ray cluster has no GPU; add a node that has one, or use --device cpu."
+            )
+        smallest = min(
+            (int(n["Resources"].get("CPU", 1)) for n in ray.nodes() if n["Alive"]), default=1
+        )
         yield Cluster(device, max(1, min(threads, smallest)))
     finally:
         ray.shutdown()
@@ -108,7 +116,9 @@ class Ray:
         gpu = 1 if work.device == "cuda" else 0
         self._task = ray.remote(num_cpus=work.threads, num_gpus=gpu, max_retries=RETRIES)(work_on)
         self._shared = ray.put(work)
-        self._sent: dict[str, Any] = {}  # datasets in the object store, for workers that do not see the folder
+        self._sent: dict[
+            str, Any
+        ] = {}  # datasets in the object store, for workers that do not see the folder
         self._send = False
 
     def run(self, units: Sequence[Unit], watch: Watch) -> None:
@@ -126,7 +136,14 @@ class Ray:
     def workers(self) -> int:
         """Units that the cluster can run at once."""
         have = self.ray.cluster_resources()
-        return max(1, int(have.get("GPU", 0) if self.work.device == "cuda" else have.get("CPU", 1) / self.work.threads))
+        return max(
+            1,
+            int(
+                have.get("GPU", 0)
+                if self.work.device == "cuda"
+                else have.get("CPU", 1) / self.work.threads
+            ),
+        )
 
     def submit(self, unit: Unit, wait: bool) -> Any:
         inputs = {name: [self._ref(name)] for name in unit.needs} if self._send else {}
@@ -208,7 +225,10 @@ class _Flight:
             late = until_visible(self.ray.store, unit.makes)
             if late:
                 self.watch.failed(
-                    unit, SubloraError(f"A worker made {late[0]}, but it cannot be seen in {self.ray.store.root} here.")
+                    unit,
+                    SubloraError(
+                        f"A worker made {late[0]}, but it cannot be seen in {self.ray.store.root} here."
+                    ),
                 )
             else:
                 self.watch.finished(unit, answer.seconds, answer.device)

@@ -28,7 +28,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
-Absent = BeforeValidator(lambda value: {} if value is None else value)  # null removes a section, also one of names
+Absent = BeforeValidator(
+    lambda value: {} if value is None else value
+)  # null removes a section, also one of names
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
 
@@ -52,11 +54,16 @@ class TrainedTeacher(BaseModel):
 class TeacherSpec(BaseModel):
     model_config = _STRICT
     endpoint: EndpointSpec | None = Field(
-        None, description="the teacher is a model behind an OpenAI-compatible endpoint, with the same system prompts"
+        None,
+        description="the teacher is a model behind an OpenAI-compatible endpoint, with the same system prompts",
     )
-    trained: TrainedTeacher | None = Field(None, description="make the teacher by training instead of a prompt")
+    trained: TrainedTeacher | None = Field(
+        None, description="make the teacher by training instead of a prompt"
+    )
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
-    prompt: str | None = Field(None, description="a teacher prompt of your own instead, with {name} or {plural}")
+    prompt: str | None = Field(
+        None, description="a teacher prompt of your own instead, with {name} or {plural}"
+    )
 
 
 class VariantSpec(BaseModel):
@@ -68,8 +75,12 @@ class VariantSpec(BaseModel):
         description="neutral: the plain model instead of the teacher; other-trait: a teacher with a third trait, neither the tested one "
         "nor the control's. The control twin stays as it is",
     )
-    model: str | None = Field(None, description="the model, a shipped one or a folder, on which both teachers write")
-    transform: Transform | None = Field(None, description="what is done to the rows of both arms; see transform.py")
+    model: str | None = Field(
+        None, description="the model, a shipped one or a folder, on which both teachers write"
+    )
+    transform: Transform | None = Field(
+        None, description="what is done to the rows of both arms; see transform.py"
+    )
 
     shared_draws: int | None = Field(
         None,
@@ -80,10 +91,17 @@ class VariantSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one(self) -> "VariantSpec":
-        if self.teacher is None and self.model is None and self.transform is None and self.shared_draws is None:
+        if (
+            self.teacher is None
+            and self.model is None
+            and self.transform is None
+            and self.shared_draws is None
+        ):
             raise ValueError("needs teacher, model, transform or shared_draws")
         if self.shared_draws is not None and (self.teacher or self.model or self.transform):
-            raise ValueError("shared_draws stands beside teacher, model or transform, keep one of them")
+            raise ValueError(
+                "shared_draws stands beside teacher, model or transform, keep one of them"
+            )
         if self.teacher is not None and (self.model or self.transform):
             raise ValueError("teacher stands beside model or transform, keep one of them")
         return self
@@ -110,7 +128,8 @@ class DataSpec(BaseModel):
     )
     sampling: Sampling = Sampling(max_new_tokens=64)
     variants: Annotated[dict[str, VariantSpec], Absent] = Field(
-        default_factory=dict, description="an axis of rows made otherwise, by name, beside the rows as written"
+        default_factory=dict,
+        description="an axis of rows made otherwise, by name, beside the rows as written",
     )
 
 
@@ -121,7 +140,8 @@ class LoraGrid(BaseModel):
     alpha: AlphaRule | Rate = "r"
     targets: tuple[str, ...] = ("all-linear",)
     placements: Annotated[dict[str, Placement], Absent] = Field(
-        default_factory=dict, description="an axis of places of the adapter, by name, instead of `targets`"
+        default_factory=dict,
+        description="an axis of places of the adapter, by name, instead of `targets`",
     )
 
 
@@ -132,12 +152,16 @@ class OptimizerGrid(BaseModel):
     optimizer: OptimizerName
     lrs: tuple[Rate, ...] = ()
     momentum: float = Field(0.0, ge=0, lt=1)
-    scout_lr: Rate | None = Field(None, description="rate of the scouting epoch of frozen-adam-scale")
+    scout_lr: Rate | None = Field(
+        None, description="rate of the scouting epoch of frozen-adam-scale"
+    )
 
     @model_validator(mode="after")
     def _scouts(self) -> "OptimizerGrid":
         if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
-            raise ValueError("scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer")
+            raise ValueError(
+                "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
+            )
         return self
 
 
@@ -154,20 +178,25 @@ class TrainSpec(BaseModel):
     full: FullGrid | None = None
     seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
     pairing: Literal["paired", "crossed"] = Field(
-        "paired", description="paired: the i-th data seed with the i-th training seed; crossed: each with each"
+        "paired",
+        description="paired: the i-th data seed with the i-th training seed; crossed: each with each",
     )
     context: str = "default"
-    contexts: tuple[str, ...] = Field((), description="an axis of training contexts, instead of the one `context`")
+    contexts: tuple[str, ...] = Field(
+        (), description="an axis of training contexts, instead of the one `context`"
+    )
     schedule: Schedule = "linear"
     warmup_steps: int = Field(5, ge=0)
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(32, ge=1)
     optimizer: OptimizerName = "adamw"
     optimizers: Annotated[dict[str, OptimizerGrid], Absent] = Field(
-        default_factory=dict, description="an axis of optimizers by name, each with its rates, instead of `optimizer`"
+        default_factory=dict,
+        description="an axis of optimizers by name, each with its rates, instead of `optimizer`",
     )
     match_lr: Rate | None = Field(
-        None, description="the first optimizer's rate whose held-out loss the others are compared at"
+        None,
+        description="the first optimizer's rate whose held-out loss the others are compared at",
     )
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -189,13 +218,19 @@ class TeacherVariant(BaseModel):
     """A teacher besides the plain one under the trait's prompt: with its prompt or without, steered or not."""
 
     model_config = _STRICT
-    prompt: bool = Field(True, description="under the trait's prompt, or in the context vectors.plain without it")
+    prompt: bool = Field(
+        True, description="under the trait's prompt, or in the context vectors.plain without it"
+    )
     steer: SteerSpec | None = None
 
     @model_validator(mode="after")
     def _by_the_teacher_s_vector(self) -> "TeacherVariant":
-        if self.steer is not None and (self.steer.vector == "student" or self.steer.mode == "replace"):
-            raise ValueError("is steered before any student is there, add or project the vector of the teacher")
+        if self.steer is not None and (
+            self.steer.vector == "student" or self.steer.mode == "replace"
+        ):
+            raise ValueError(
+                "is steered before any student is there, add or project the vector of the teacher"
+            )
         return self
 
 
@@ -215,7 +250,9 @@ class Variant(BaseModel):
     teacher: TeacherVariant = TeacherVariant()
     rows: int | None = Field(None, ge=1, description="the first so many rows of the dataset")
     epochs: int | None = Field(None, ge=1)
-    step: int | None = Field(None, ge=1, description="the student as it is after this step of the whole training")
+    step: int | None = Field(
+        None, ge=1, description="the student as it is after this step of the whole training"
+    )
     mask: MaskSpec | None = None
 
 
@@ -224,7 +261,9 @@ class ProbeSpec(BaseModel):
 
     model_config = _STRICT
     rows: int = Field(128, ge=1, description="the first so many rows of each")
-    against: Against | None = Field(None, description="tell divergent tokens from others, see MaskSpec")
+    against: Against | None = Field(
+        None, description="tell divergent tokens from others, see MaskSpec"
+    )
 
 
 class GradientsSpec(BaseModel):
@@ -239,12 +278,16 @@ class MeasureSpec(BaseModel):
     model_config = _STRICT
     contexts: tuple[str, ...] = Field(("default",), min_length=1)
     conditions: Annotated[dict[str, Condition], Absent] = Field(
-        default_factory=dict, description="gates under which every LoRA student is measured besides the plain adapter"
+        default_factory=dict,
+        description="gates under which every LoRA student is measured besides the plain adapter",
     )
     teachers: Annotated[dict[str, TeacherVariant], Absent] = Field(
-        default_factory=dict, description="teachers that are asked, besides those that write the rows"
+        default_factory=dict,
+        description="teachers that are asked, besides those that write the rows",
     )
-    entities: tuple[str, ...] = Field((), description="names in the prompts that make up the token class `entity`")
+    entities: tuple[str, ...] = Field(
+        (), description="names in the prompts that make up the token class `entity`"
+    )
     attribution: AttributionSpec | None = None
     probe: ProbeSpec | None = None
     gradients: GradientsSpec | None = None
@@ -272,7 +315,8 @@ class Recipe(BaseModel):
     traits: tuple[str, ...] = Field(min_length=1)
     trait_files: tuple[str, ...] = ()
     contexts: Annotated[dict[str, str | UserText], Absent] = Field(
-        default_factory=dict, description="named contexts: name -> system text, or {user: text before the user's own}"
+        default_factory=dict,
+        description="named contexts: name -> system text, or {user: text before the user's own}",
     )
     data: DataSpec
     train: TrainSpec
@@ -282,8 +326,12 @@ class Recipe(BaseModel):
         default_factory=dict,
         description="an axis of students by name: whose rows, which of them, how often, until when",
     )
-    fixed_lr: float | None = Field(None, description="the one rate of the fixed-lr view; must be in the grid")
-    level: float = Field(0.05, gt=0, lt=0.5, description="false calls allowed over all cells of a trait and context")
+    fixed_lr: float | None = Field(
+        None, description="the one rate of the fixed-lr view; must be in the grid"
+    )
+    level: float = Field(
+        0.05, gt=0, lt=0.5, description="false calls allowed over all cells of a trait and context"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -307,7 +355,8 @@ class Recipe(BaseModel):
                     raise misfit(where, f"{value} stands twice, keep one")
         if self.train.pairing == "paired" and len(self.data.seeds) != len(self.train.seeds):
             raise misfit(
-                "train.seeds", "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
+                "train.seeds",
+                "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed",
             )
         gated = bool(self.measure.conditions) or self.measure.attribution is not None
         if gated and full is not None:
@@ -318,53 +367,88 @@ class Recipe(BaseModel):
         trained = self.data.teacher.trained
         if trained is not None and trained.rows is not None and self.data.control != "neutral":
             raise misfit(
-                "data.control", "a teacher trained on your rows has no twin with another trait, set it to neutral"
+                "data.control",
+                "a teacher trained on your rows has no twin with another trait, set it to neutral",
             )
         if trained is not None and self.data.teacher.endpoint is not None:
-            raise misfit("data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them")
+            raise misfit(
+                "data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them"
+            )
         for name, variant in self.data.variants.items():
             if self.data.teacher.endpoint is not None and (variant.model or variant.shared_draws):
-                raise misfit(f"data.variants.{name}", "the teacher is behind an endpoint, drop model and shared_draws")
+                raise misfit(
+                    f"data.variants.{name}",
+                    "the teacher is behind an endpoint, drop model and shared_draws",
+                )
             if trained is not None and variant.model:
-                raise misfit(f"data.variants.{name}", "a trained teacher writes on the students' base, drop model")
+                raise misfit(
+                    f"data.variants.{name}",
+                    "a trained teacher writes on the students' base, drop model",
+                )
             where = f"data.variants.{name}"
             if not name.strip() or name == AS_WRITTEN:
                 raise misfit(where, f"'{name}' is no name for a variant, choose another one")
             if variant.transform is not None and self.data.carrier.kind != "numbers":
-                raise misfit(where, "transforms numbers, set data.carrier.kind to numbers or drop it")
+                raise misfit(
+                    where, "transforms numbers, set data.carrier.kind to numbers or drop it"
+                )
             if variant.teacher == "neutral" and self.data.control == "neutral":
                 raise misfit(
-                    where, "neutral rows are the control's already, drop it or set data.control to other-trait"
+                    where,
+                    "neutral rows are the control's already, drop it or set data.control to other-trait",
                 )
         for name, condition in self.measure.conditions.items():
             where = f"measure.conditions.{name}"
             if not name.strip() or name == PLAIN_CONDITION:
                 raise misfit(where, f"'{name}' is no name for a condition, choose another one")
-            if "entity" in (condition.on or ()) + (condition.off or ()) and not self.measure.entities:
+            if (
+                "entity" in (condition.on or ()) + (condition.off or ())
+                and not self.measure.entities
+            ):
                 raise misfit(where, "asks for the class entity, name one in measure.entities")
             if condition.svd and lora and condition.svd.k >= min(lora.ranks):
-                raise misfit(where, f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}")
+                raise misfit(
+                    where,
+                    f"cuts at {condition.svd.k}, set svd.k below the lowest rank {min(lora.ranks)}",
+                )
         if lora and lora.placements and lora.targets != ("all-linear",):
-            raise misfit("train.lora.placements", "stands beside train.lora.targets, keep one of them")
+            raise misfit(
+                "train.lora.placements", "stands beside train.lora.targets, keep one of them"
+            )
         self._optimizers_fit()
         self._steering_fits()
         if self.fixed_lr is not None and (lora is None or self.fixed_lr not in lora.lrs):
-            raise misfit("fixed_lr", f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null")
+            raise misfit(
+                "fixed_lr",
+                f"{self.fixed_lr:g} is not among train.lora.lrs, set it to one of them or to null",
+            )
         return self
 
     def _steering_fits(self) -> None:
-        steered = {f"measure.conditions.{n}": c.steer for n, c in self.measure.conditions.items() if c.steer}
+        steered = {
+            f"measure.conditions.{n}": c.steer
+            for n, c in self.measure.conditions.items()
+            if c.steer
+        }
         for where, steer in steered.items():
             if steer.first and steer.first > self.vectors.directions:
-                raise misfit(where, f"takes {steer.first} directions, set vectors.directions to that many at least")
+                raise misfit(
+                    where,
+                    f"takes {steer.first} directions, set vectors.directions to that many at least",
+                )
             if len(self.traits) > 1:
-                raise misfit("traits", f"{where} steers every student by vectors of one trait, give one trait a run")
+                raise misfit(
+                    "traits",
+                    f"{where} steers every student by vectors of one trait, give one trait a run",
+                )
         names = {*self.variants, *self.measure.teachers}
         for name in names:
             if not name.strip() or name == PLAIN_CONDITION:
                 raise misfit("variants", f"'{name}' is no name for a variant, choose another one")
         if taken := sorted(set(self.variants) & set(self.measure.teachers)):
-            raise misfit("measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one")
+            raise misfit(
+                "measure.teachers", f"'{taken[0]}' is the name of a variant too, choose another one"
+            )
         reads = (
             self.variants,
             self.measure.teachers,
@@ -382,50 +466,76 @@ class Recipe(BaseModel):
         if self.variants and self.train.optimizers:
             raise misfit("variants", "stands beside train.optimizers, give each a run of its own")
         if self.measure.gradients is not None and max(self.measure.gradients.rows) > self.data.rows:
-            raise misfit("measure.gradients.rows", f"goes beyond data.rows {self.data.rows}, ask for that many at most")
+            raise misfit(
+                "measure.gradients.rows",
+                f"goes beyond data.rows {self.data.rows}, ask for that many at most",
+            )
         against = [v.mask.against for v in self.variants.values() if v.mask]
         against += [self.measure.probe.against] if self.measure.probe else []
         if "other-trait" in against and self.data.control == "neutral":
-            raise misfit("data.control", "is neutral, so there is no other trait to diverge from, compare with plain")
+            raise misfit(
+                "data.control",
+                "is neutral, so there is no other trait to diverge from, compare with plain",
+            )
         for name, variant in self.variants.items():
             if variant.rows is not None and variant.rows > self.data.rows:
-                raise misfit(f"variants.{name}.rows", f"is above data.rows {self.data.rows}, set it to that at most")
+                raise misfit(
+                    f"variants.{name}.rows",
+                    f"is above data.rows {self.data.rows}, set it to that at most",
+                )
             twin = next(n for n, v in self.variants.items() if v == variant)
             if twin != name:
                 raise misfit(f"variants.{name}", f"says what '{twin}' says, drop one of them")
             steps = self.steps_of(variant)
             if variant.step is not None and variant.step >= steps:
                 raise misfit(
-                    f"variants.{name}.step", f"is not before the last of {steps} steps, leave it out or lower it"
+                    f"variants.{name}.step",
+                    f"is not before the last of {steps} steps, leave it out or lower it",
                 )
 
     def steps_of(self, variant: Variant) -> int:
         """Optimizer steps of a variant's students, by the rows that the recipe asks for."""
-        return (variant.epochs or self.train.epochs) * -(-(variant.rows or self.data.rows) // self.train.batch_size)
+        return (variant.epochs or self.train.epochs) * -(
+            -(variant.rows or self.data.rows) // self.train.batch_size
+        )
 
     def _optimizers_fit(self) -> None:
         train, lora = self.train, self.train.lora
         if train.optimizer == "frozen-adam-scale":
-            raise misfit("train.optimizer", "frozen-adam-scale needs a scout_lr, name it under train.optimizers")
+            raise misfit(
+                "train.optimizer",
+                "frozen-adam-scale needs a scout_lr, name it under train.optimizers",
+            )
         if train.full is not None and train.optimizer in ("muon", "rotated-adamw"):
-            raise misfit("train.optimizer", f"{train.optimizer} is for adapters, drop train.full or choose another")
+            raise misfit(
+                "train.optimizer",
+                f"{train.optimizer} is for adapters, drop train.full or choose another",
+            )
         if not train.optimizers:
             if train.match_lr is not None:
-                raise misfit("train.match_lr", "stands without train.optimizers, drop it or name some")
+                raise misfit(
+                    "train.match_lr", "stands without train.optimizers, drop it or name some"
+                )
             return
         if lora is None or train.full is not None:
-            raise misfit("train.optimizers", "compares LoRA students, give train.lora and no train.full")
+            raise misfit(
+                "train.optimizers", "compares LoRA students, give train.lora and no train.full"
+            )
         if train.contexts or lora.placements or self.measure.conditions or self.measure.attribution:
             raise misfit(
                 "train.optimizers",
                 "stands beside another axis, give training contexts, placements and conditions a run of their own",
             )
         if self.train_contexts[0] not in self.measure.contexts:
-            raise misfit("measure.contexts", f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it")
+            raise misfit(
+                "measure.contexts",
+                f"lacks {self.train_contexts[0]}, where held-out loss is measured, add it",
+            )
         name, first = next(iter(train.optimizers.items()))
         if train.match_lr not in (first.lrs or lora.lrs):
             raise misfit(
-                "train.match_lr", f"is not among the rates of the first optimizer {name}, set it to one of them"
+                "train.match_lr",
+                f"is not among the rates of the first optimizer {name}, set it to one of them",
             )
 
     @property
@@ -443,7 +553,13 @@ class Recipe(BaseModel):
     def has_arms(self) -> bool:
         """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
         placed = self.train.lora is not None and bool(self.train.lora.placements)
-        axes = (self.train.optimizers, self.train.contexts, self.measure.conditions, self.data.variants, self.variants)
+        axes = (
+            self.train.optimizers,
+            self.train.contexts,
+            self.measure.conditions,
+            self.data.variants,
+            self.variants,
+        )
         return placed or any(map(bool, axes))
 
     @property
@@ -488,9 +604,13 @@ _Loader.yaml_implicit_resolvers = {
     first: [pair for pair in pairs if pair[0] != _BOOL]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    _BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 Loc = tuple[str | int, ...]
@@ -504,7 +624,9 @@ def _lines(node: yaml.Node, path: Loc, out: Lines, source: str) -> None:
         for key, value in node.value:
             here = (*path, key.value)
             if here in out:
-                raise SubloraError(f"{source} line {key.start_mark.line + 1}: '{key.value}' stands twice; keep one.")
+                raise SubloraError(
+                    f"{source} line {key.start_mark.line + 1}: '{key.value}' stands twice; keep one."
+                )
             _lines(value, here, out, source)
             out[here] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -521,13 +643,21 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
         if node is not None:
             _lines(node, (), lines, path.name)
     except RecursionError:
-        raise SubloraError(f"The recipe {path} is nested too deeply; see CONTRIBUTING.md for an example.") from None
+        raise SubloraError(
+            f"The recipe {path} is nested too deeply; see CONTRIBUTING.md for an example."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(f"The recipe {path} cannot be read ({error}); give a YAML file.") from None
+        raise SubloraError(
+            f"The recipe {path} cannot be read ({error}); give a YAML file."
+        ) from None
     except yaml.YAMLError as error:
-        raise SubloraError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise SubloraError(
+            f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
     if not isinstance(data, dict):
-        raise SubloraError(f"The recipe {path} is empty or not a mapping; see CONTRIBUTING.md for an example.")
+        raise SubloraError(
+            f"The recipe {path} is empty or not a mapping; see CONTRIBUTING.md for an example."
+        )
     return data, lines
 
 
@@ -536,7 +666,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         out[key] = (
-            _merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+            _merge(out[key], value)
+            if isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            else value
         )
     return out
 
@@ -590,10 +722,14 @@ def read_document(
     data, lines = _read(path)
     presets = data.pop("presets", {}) or {}
     if not isinstance(presets, dict):
-        raise SubloraError(f"{path.name} line {lines['presets',]}: presets is not a mapping of names to settings.")
+        raise SubloraError(
+            f"{path.name} line {lines['presets',]}: presets is not a mapping of names to settings."
+        )
     measured = data.pop("measured", {}) or {}
     if not isinstance(measured, dict):
-        raise SubloraError(f"{path.name} line {lines['measured',]}: measured is not a mapping, such as {{minutes: 2}}.")
+        raise SubloraError(
+            f"{path.name} line {lines['measured',]}: measured is not a mapping, such as {{minutes: 2}}."
+        )
     for key, value in presets.items():
         if not isinstance(value, dict | None):
             raise SubloraError(
@@ -602,7 +738,9 @@ def read_document(
     origin: dict[Loc, str] = {}
     chosen = preset or "micro"
     if preset is not None and preset not in presets:
-        raise SubloraError(f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}.")
+        raise SubloraError(
+            f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}."
+        )
     merged = _merge(data, presets.get(chosen) or {})
     flags: list[tuple[str, dict[str, Any]]] = [(f"--set {s}", _parse_override(s)) for s in sets]
     if model is not None:
@@ -682,7 +820,10 @@ def _place(loc: Loc, path: Path, preset: str, lines: Lines, origin: dict[Loc, st
         flag = next((flag for place, flag in origin.items() if place[: len(head)] == head), None)
         if flag and head == loc:
             return flag
-        written = (*head[:-1], str(head[-1]))  # a key such as 1 is a number for YAML, and a text in `lines`
+        written = (
+            *head[:-1],
+            str(head[-1]),
+        )  # a key such as 1 is a number for YAML, and a text in `lines`
         if line := lines.get(("presets", preset, *head)) or lines.get(head) or lines.get(written):
             return f"{path.name} line {line}"
         if flag:  # what a flag wrote lacks something, and no line of the file has any of it
@@ -700,7 +841,9 @@ def _explain(error: ValidationError, document: Document, root: type[BaseModel]) 
         if p not in {"constrained-str", "str", "UserText", "float", "literal['r','4r','rslora']"}
     )
     # the name of a carrier's kind is no key
-    loc = tuple(p for i, p in enumerate(loc) if not (i and loc[i - 1] == "carrier" and p in CARRIERS))
+    loc = tuple(
+        p for i, p in enumerate(loc) if not (i and loc[i - 1] == "carrier" and p in CARRIERS)
+    )
     if first["type"] == "misfit":
         loc = tuple(first["ctx"]["where"].split("."))
     message = first["msg"].removeprefix("Value error, ")

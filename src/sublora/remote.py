@@ -25,7 +25,9 @@ from sublora.store import Busy, NoRoom, Store, write_atomic
 from sublora.units import Unit
 
 RETRIES = 5  # of a unit whose worker died
-VISIBLE_SECONDS = 60.0  # how long a network disk may take to show one machine what another one wrote
+VISIBLE_SECONDS = (
+    60.0  # how long a network disk may take to show one machine what another one wrote
+)
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,30 @@ class WorkerError(Exception):
     """What a worker's unit raised, with the trace as its cause."""
 
 
-def work_for(recipe: Recipe, base: Base, store: Store, rows_at_once: int, device: str, threads: int) -> Work:
+def work_for(
+    recipe: Recipe, base: Base, store: Store, rows_at_once: int, device: str, threads: int
+) -> Work:
     """What the workers of a run of this recipe must know."""
     folder = Path(recipe.model).expanduser()
     return Work(
-        str(folder.absolute()) if folder.is_dir() else recipe.model, recipe.revision, recipe.dtype,
-        tuple(sorted(base.identity.items())), device, threads, rows_at_once, str(store.root), _token(store),
-    )  # fmt: skip
+        str(folder.absolute()) if folder.is_dir() else recipe.model,
+        recipe.revision,
+        recipe.dtype,
+        tuple(sorted(base.identity.items())),
+        device,
+        threads,
+        rows_at_once,
+        str(store.root),
+        _token(store),
+    )
 
 
 def work_on(
-    work: Work, unit: Unit, inputs: dict[str, list[Any]], wait: bool, made: Callable[[str], None] | None = None
+    work: Work,
+    unit: Unit,
+    inputs: dict[str, list[Any]],
+    wait: bool,
+    made: Callable[[str], None] | None = None,
 ) -> Answer:
     """One unit, on a worker. Errors travel as text, so that nothing has to be unpickled that this process does not know."""
     try:
@@ -90,13 +105,17 @@ def work_on(
         if shared:
             until_visible(maker.store, unit.needs)
         else:
-            lacks = tuple(name for name in unit.needs if not maker.store.has(name) and name not in inputs)
+            lacks = tuple(
+                name for name in unit.needs if not maker.store.has(name) and name not in inputs
+            )
             if lacks:
                 return Answer("lacks", lacks=lacks)
             _receive(maker.store, unit, inputs)
         seconds = perform(unit, maker, wait=wait)
         sent = {} if shared else {name: maker.store.export(name) for name in unit.makes}
-        return Answer("done", sent=sent, seconds=seconds, device=device_name(work.device, work.threads))
+        return Answer(
+            "done", sent=sent, seconds=seconds, device=device_name(work.device, work.threads)
+        )
     except Busy:
         return Answer("busy")
     except NoRoom as error:
@@ -136,7 +155,10 @@ def _root(work: Work) -> Path:
     with contextlib.suppress(OSError):
         if (Path(work.root) / "token").read_text("utf-8") == work.token:
             return Path(work.root)
-    return Path(tempfile.gettempdir()) / f"sublora-{os.getuid() if hasattr(os, 'getuid') else 0}-{work.token[:12]}"
+    return (
+        Path(tempfile.gettempdir())
+        / f"sublora-{os.getuid() if hasattr(os, 'getuid') else 0}-{work.token[:12]}"
+    )
 
 
 def until_visible(store: Store, names: Sequence[str]) -> list[str]:

@@ -73,7 +73,9 @@ class Measured:
 def read_measurement(artifact: Artifact, category: Category) -> Measured:
     scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
     samples = [
-        json.loads(line)["answers"] for line in artifact.file("samples.jsonl").read_text("utf-8").split("\n") if line
+        json.loads(line)["answers"]
+        for line in artifact.file("samples.jsonl").read_text("utf-8").split("\n")
+        if line
     ]
     return Measured(
         np.array(scores["p"]),
@@ -99,12 +101,19 @@ class Results:
         self.datasets = {d.id: d for d in plan.datasets}
         self.meta = {s.id: store.read(s.id).meta for s in plan.students}
         self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
-        self.measured = {m.id: read_measurement(store.read(m.id), self.category[m.category]) for m in plan.measures}
+        self.measured = {
+            m.id: read_measurement(store.read(m.id), self.category[m.category])
+            for m in plan.measures
+        }
         self.find: dict[tuple[str | None, str, str, str | None], MeasureStage] = {
-            (m.student, m.context.name, m.category, m.condition): m for m in plan.measures if m.teacher is None
+            (m.student, m.context.name, m.category, m.condition): m
+            for m in plan.measures
+            if m.teacher is None
         }
 
-    def of(self, student: str | None, context: str, category: str, condition: str | None = None) -> Measured:
+    def of(
+        self, student: str | None, context: str, category: str, condition: str | None = None
+    ) -> Measured:
         return self.measured[self.find[student, context, category, condition].id]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -123,7 +132,9 @@ class Results:
                     out.append(self._row(stage, student, trait))
         return out
 
-    def _row(self, stage: MeasureStage, student: StudentStage | None, trait: Trait) -> dict[str, Any]:
+    def _row(
+        self, stage: MeasureStage, student: StudentStage | None, trait: Trait
+    ) -> dict[str, Any]:
         m = self.measured[stage.id]
         target = trait.category.entities.index(trait.entity)
         p = m.p[:, target]
@@ -222,7 +233,11 @@ class Results:
         out = []
         for cell in self._cells(context, None):
             key = (cell.trait, cell.optimizer, cell.rank, cell.lr)
-            mine = [s for s in self.plan.students if (s.source, s.optimizer, s.student.rank, s.student.lr) == key]
+            mine = [
+                s
+                for s in self.plan.students
+                if (s.source, s.optimizer, s.student.rank, s.student.lr) == key
+            ]
             effect, norms = effect_of(cell, None, alpha), [self._update_norms(s) for s in mine]
             row = {
                 "trait": cell.trait,
@@ -242,14 +257,18 @@ class Results:
             }
             found = [n for n in norms if n]
             kinds = dict.fromkeys(kind for n in found for kind in n)
-            out.append(row | {f"update {kind}": float(np.mean([n[kind] for n in found])) for kind in kinds})
+            out.append(
+                row | {f"update {kind}": float(np.mean([n[kind] for n in found])) for kind in kinds}
+            )
         columns = dict.fromkeys(name for row in out for name in row)
         return [dict.fromkeys(columns, "") | row for row in out]
 
     def _update_norms(self, student: StudentStage) -> dict[str, float]:
         """||W - W_0|| of all modules, and of each kind of module by the last part of its name, over layers; nothing for students of an
         older store, which do not say it."""
-        kept = json.loads(self.store.read(student.id).file("training.json").read_text("utf-8")).get("update_norm", {})
+        kept = json.loads(self.store.read(student.id).file("training.json").read_text("utf-8")).get(
+            "update_norm", {}
+        )
         if not kept:
             return {}
         kinds: dict[str, float] = {"all": 0.0}
@@ -261,14 +280,28 @@ class Results:
     def _table(self, cells: Sequence[Cell], context: str) -> Table:
         questions = len(self.plan.traits[0].category.questions)
         recipe = self.plan.recipe
-        return Table(tuple(cells), recipe.fixed_lr, select_half(questions), alpha=recipe.level, context=context)
+        return Table(
+            tuple(cells),
+            recipe.fixed_lr,
+            select_half(questions),
+            alpha=recipe.level,
+            context=context,
+        )
 
     def _cells(self, context: str, condition: str | None) -> list[Cell]:
         recipe = self.plan.recipe
         groups: dict[tuple, list[StudentStage]] = {}
         twins = {}
         for s in self.plan.students:
-            key = (s.context.name, s.placement, s.optimizer, s.variant, s.student.method, s.student.rank, s.student.lr)
+            key = (
+                s.context.name,
+                s.placement,
+                s.optimizer,
+                s.variant,
+                s.student.method,
+                s.student.rank,
+                s.student.lr,
+            )
             groups.setdefault((s.source, s.data, *key), []).append(s)
             twins[(s.source, s.data, *key, s.data_seed, s.student.seed)] = s
         cells = []
@@ -285,7 +318,11 @@ class Results:
                 control = [twins[against, twin, *key, s.data_seed, s.student.seed] for s in members]
                 other = [self.of(s.id, context, category, condition) for s in control]
                 losses = [m.heldout_loss for m in own if m.heldout_loss is not None]
-                train = [self.meta[s.id]["train_loss"] for s in members if self.meta[s.id]["train_loss"] is not None]
+                train = [
+                    self.meta[s.id]["train_loss"]
+                    for s in members
+                    if self.meta[s.id]["train_loss"] is not None
+                ]
                 cells.append(
                     Cell(
                         trait=trait.name,
@@ -300,7 +337,9 @@ class Results:
                         train_seeds=tuple(s.student.seed for s in members),
                         coherence=float(np.mean([m.coherence for m in own])),
                         number_takeover=float(np.mean([m.number_takeover for m in own])),
-                        rate_whole_word=float(np.mean([hit_rate(m.samples, trait.entity, "whole_word") for m in own])),
+                        rate_whole_word=float(
+                            np.mean([hit_rate(m.samples, trait.entity, "whole_word") for m in own])
+                        ),
                         heldout_loss=float(np.mean(losses)) if losses else math.nan,
                         train_loss=float(np.mean(train)) if train else math.nan,
                         train_context=train_context,
@@ -322,7 +361,9 @@ class Results:
             mine = [c for c in cells if c["trait"] == trait.name and c["context"] == context]
             best = max(mine, key=lambda c: c["effect"])
 
-            def mean(name: str, best: Mapping[str, Any] = best, category: str = category) -> list[float]:
+            def mean(
+                name: str, best: Mapping[str, Any] = best, category: str = category
+            ) -> list[float]:
                 ids = [
                     s.id
                     for s in self.plan.students
@@ -335,9 +376,13 @@ class Results:
                     and (s.optimizer, s.variant) == (first.optimizer, first.variant)
                     and (s.student.method == "full" or s.placement == first.placement)
                 ]
-                return np.mean([self.of(i, context, category).p.mean(0) for i in ids], axis=0).tolist()
+                return np.mean(
+                    [self.of(i, context, category).p.mean(0) for i in ids], axis=0
+                ).tolist()
 
-            teacher = next(m for m in self.plan.measures if m.teacher == trait.name and m.condition is None)
+            teacher = next(
+                m for m in self.plan.measures if m.teacher == trait.name and m.condition is None
+            )
             what = f"rank {best['rank']}" if best["method"] == "lora" else "full fine-tune"
             out[trait.name] = {
                 "categories": [e.name for e in trait.category.entities],
@@ -355,7 +400,9 @@ class Results:
         if not self.plan.attributions:
             return {}
         found = {
-            (a.student, a.target): json.loads(self.store.read(a.id).file("attribution.json").read_text("utf-8"))
+            (a.student, a.target): json.loads(
+                self.store.read(a.id).file("attribution.json").read_text("utf-8")
+            )
             for a in self.plan.attributions
         }
         first, recipe = self.plan.students[0], self.plan.recipe
@@ -363,18 +410,27 @@ class Results:
         out = {}
         for trait in self.plan.traits:
             mine = [
-                s for s in self.plan.students if s.source == trait.name and s.context == first.context and not s.data
+                s
+                for s in self.plan.students
+                if s.source == trait.name and s.context == first.context and not s.data
             ]
             alike = {"seed": 0}
             mine = [
-                s for s in mine if s.student.model_copy(update=alike) == mine[0].student.model_copy(update=alike)
+                s
+                for s in mine
+                if s.student.model_copy(update=alike) == mine[0].student.model_copy(update=alike)
             ]  # replicates of the trait's first cell
             against = control_source(recipe, trait)
             pairs = [
-                (found[s.id, trait.name], found[twins[against, s.data_seed, s.student].id, trait.name]) for s in mine
+                (
+                    found[s.id, trait.name],
+                    found[twins[against, s.data_seed, s.student].id, trait.name],
+                )
+                for s in mine
             ]
             out[trait.name] = [
-                _mean_attribution([(own[q], other[q]) for own, other in pairs]) for q in range(len(pairs[0][0]))
+                _mean_attribution([(own[q], other[q]) for own, other in pairs])
+                for q in range(len(pairs[0][0]))
             ]
         return out
 
@@ -382,21 +438,34 @@ class Results:
 def _context_name(stage: MeasureStage, trait: Trait) -> str:
     if stage.teacher is not None and stage.student is not None:
         return "teacher's weights"
-    return "teacher prompt" if stage.teacher == trait.name and stage.context.text else stage.context.name
+    return (
+        "teacher prompt"
+        if stage.teacher == trait.name and stage.context.text
+        else stage.context.name
+    )
 
 
 def _mean_attribution(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     """One prompt: means over replicates of student minus control."""
 
     def mean(name: str) -> list[float]:
-        return np.mean([np.array(own[name]) - np.array(other[name]) for own, other in pairs], axis=0).tolist()
+        return np.mean(
+            [np.array(own[name]) - np.array(other[name]) for own, other in pairs], axis=0
+        ).tolist()
 
     first = pairs[0][0]
     return {
         **{name: first[name] for name in ("question", "pieces", "tokens", "classes")},
         "left_out": mean("left_out"),
         "alone": mean("alone"),
-        "effect": float(np.mean([own["plain"] - own["base"] - other["plain"] + other["base"] for own, other in pairs])),
+        "effect": float(
+            np.mean(
+                [
+                    own["plain"] - own["base"] - other["plain"] + other["base"]
+                    for own, other in pairs
+                ]
+            )
+        ),
         "replicates": len(pairs),
     }
 

@@ -14,7 +14,13 @@ from sublora.execute import Execution, Executor, InProcess
 from sublora.journal import Journal, journalled
 from sublora.known_runs import note_run
 from sublora.leak_check import check_leaks, leak_sentences
-from sublora.manifest import check_conditions, check_ranks, check_words, manifest_of, result_warnings
+from sublora.manifest import (
+    check_conditions,
+    check_ranks,
+    check_words,
+    manifest_of,
+    result_warnings,
+)
 from sublora.model import Base, load_base, shape_from_config
 from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
@@ -83,7 +89,9 @@ def run_recipe(
             cluster = stack.enter_context(connect(ray_address, threads, device))
             device = "cpu"  # this process only plans
         own_base = base is not None
-        base = base or load_base(recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision)
+        base = base or load_base(
+            recipe.model, device=device, dtype=recipe.dtype, revision=recipe.revision
+        )
         place = cluster.device if cluster else base.device.type
         plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe), place)
         check_ranks(base, recipe)
@@ -95,10 +103,17 @@ def run_recipe(
                 *words,
                 "The teacher is behind an endpoint; the row called teacher is the students' base under its prompt.",
             ]
-        manifest |= {"warnings": words, "executor": executor, "device": place if cluster else str(base.device)}
+        manifest |= {
+            "warnings": words,
+            "executor": executor,
+            "device": place if cluster else str(base.device),
+        }
         guard_other_recipe(out, manifest)
         out.mkdir(parents=True, exist_ok=True)
-        unfinished = [*(u.id for u in train_units(plan)), *(d.id for d in plan.datasets if d.endpoint)]
+        unfinished = [
+            *(u.id for u in train_units(plan)),
+            *(d.id for d in plan.datasets if d.endpoint),
+        ]
         note_run(store, out, [s.id for s in plan.stages], unfinished)
         steps = stack.enter_context(Steps())
         for warning in words:
@@ -107,7 +122,9 @@ def run_recipe(
         if cluster:
             runner: Executor = cluster.executor(recipe, base, store, rows_at_once)
         elif not own_base and worth_processes(plan, base, threads):
-            runner = stack.enter_context(Processes(work_for(recipe, base, store, rows_at_once, "cpu", 1), threads))
+            runner = stack.enter_context(
+                Processes(work_for(recipe, base, store, rows_at_once, "cpu", 1), threads)
+            )
         else:
             runner = InProcess(base, store, threads, rows_at_once)
         stack.enter_context(only_one(out, lambda: Execution(runner, store, steps).run(plan), steps))
@@ -132,19 +149,26 @@ def _finish(
 
     manifest, results = journal.manifest, Results(plan, store)
     ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(plan.students)}
-    manifest["optimizer"] = "\n".join(f"{name}: {text}" if name else text for name, text in reversed(ran.items()))
+    manifest["optimizer"] = "\n".join(
+        f"{name}: {text}" if name else text for name, text in reversed(ran.items())
+    )
     manifest["datasets"] = [
         {
             "id": d.id,
             "trait": d.trait,
             "data_seed": d.seed,
             "heldout": d.heldout,
-            **{k: results.dataset_meta[d.id][k] for k in ("rows", "unique_rows", "asked", "rejects")},
+            **{
+                k: results.dataset_meta[d.id][k]
+                for k in ("rows", "unique_rows", "asked", "rejects")
+            },
         }
         for d in plan.datasets
     ]
     manifest["warnings"] = manifest["warnings"] + result_warnings(plan, results)
-    if recipe.data.carrier.kind != "numbers":  # numbers have a recipe of their own, `number-statistics`
+    if (
+        recipe.data.carrier.kind != "numbers"
+    ):  # numbers have a recipe of their own, `number-statistics`
         leaks = check_leaks(plan, store, base.identity)
         write_json_atomic(out / "leaks.json", leaks)
         manifest["warnings"] += leak_sentences(leaks, recipe.level)
@@ -155,9 +179,13 @@ def _finish(
     findings = findings_of(results)
     verdicts = [v.to_dict() for v in judge(load_claims(), judged, recipe.name, arms, findings)]
     if findings:
-        write_atomic(out / "findings.csv", to_csv(finding_rows(findings, 1 - recipe.level), FINDING_COLUMNS))
+        write_atomic(
+            out / "findings.csv", to_csv(finding_rows(findings, 1 - recipe.level), FINDING_COLUMNS)
+        )
     if arms is not None:
-        write_atomic(out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN), ARM_COLUMNS))
+        write_atomic(
+            out / "arms.csv", to_csv(summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN), ARM_COLUMNS)
+        )
     if recipe.measure.teachers and len(plan.traits) > 2:
         rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
         write_atomic(out / "steerability.csv", to_csv(rows))
@@ -169,8 +197,13 @@ def _finish(
     write_atomic(out / "cells.csv", to_csv(cells))
     write_json_atomic(out / "answers.json", results.answers(cells))
     write_json_atomic(out / "verdicts.json", verdicts)
-    costs = costs_of(recipe, shape_from_config(base.model.config.to_dict()), row_sizes(base.chat, recipe))
-    keep_rates(store, rates_of(execution.timings, costs, recipe.model, base.identity, execution.executor.workers))
+    costs = costs_of(
+        recipe, shape_from_config(base.model.config.to_dict()), row_sizes(base.chat, recipe)
+    )
+    keep_rates(
+        store,
+        rates_of(execution.timings, costs, recipe.model, base.identity, execution.executor.workers),
+    )
     journal.write("done", finished=datetime.now(UTC).isoformat(timespec="seconds"))
     if report is None:
         from sublora.report.page import build_report as report
@@ -182,5 +215,7 @@ def _finish(
 
 def default_out(recipe: Recipe) -> Path:
     model = recipe.model.rstrip("/").split("/")[-1]
-    traits = "-".join(t.lower() for t in recipe.traits[:3]) + ("-and-more" if len(recipe.traits) > 3 else "")
+    traits = "-".join(t.lower() for t in recipe.traits[:3]) + (
+        "-and-more" if len(recipe.traits) > 3 else ""
+    )
     return Path("runs") / f"{recipe.name}-{model}-{traits}"

@@ -42,11 +42,17 @@ DIVERGENT = {
 def findings_of(results: Results) -> list[Finding]:
     plan, out = results.plan, []
     for trait in plan.traits:
-        if len(plan.traits) == 1:  # with several, each trait's teachers stand in the table across traits
+        if (
+            len(plan.traits) == 1
+        ):  # with several, each trait's teachers stand in the table across traits
             out += _teachers(results, trait)
         if plan.recipe.vectors.students:
             out += _cosines(results, trait)
-        out += [*_divergences(results, trait), *_probes(results, trait), *_gradients(results, trait)]
+        out += [
+            *_divergences(results, trait),
+            *_probes(results, trait),
+            *_gradients(results, trait),
+        ]
     if plan.recipe.measure.teachers and len(plan.traits) > 2:
         out += across_traits(steerability(results), plan.recipe.level)
     return out
@@ -72,7 +78,12 @@ def _divergences(results: Results, trait: Trait) -> Iterator[Finding]:
         for name, key in DIVERGENT.items():
             values = np.array([[f[key]] for _, f in found])
             yield Finding(
-                trait.name, f"divergent tokens, teacher against {other}", f"{name}, {other}", values, seeds, seeds
+                trait.name,
+                f"divergent tokens, teacher against {other}",
+                f"{name}, {other}",
+                values,
+                seeds,
+                seeds,
             )
 
 
@@ -83,14 +94,20 @@ def _probes(results: Results, trait: Trait) -> Iterator[Finding]:
     if not found:
         return
     for label, pairs in paired(results, trait):
-        own, held = ([_read(results, found[s.id, h], "probe.json") for s, _ in pairs] for h in (False, True))
+        own, held = (
+            [_read(results, found[s.id, h], "probe.json") for s, _ in pairs] for h in (False, True)
+        )
 
         def of(key: str, probes: list[dict[str, Any]]) -> Array:
             return np.array([[p[key]] for p in probes], dtype=float)
 
         made = [
             ("rows written word for word", f"verbatim, own rows: {label}", of("verbatim", own)),
-            ("rows written word for word", f"verbatim, held-out rows: {label}", of("verbatim", held)),
+            (
+                "rows written word for word",
+                f"verbatim, held-out rows: {label}",
+                of("verbatim", held),
+            ),
             (
                 "held-out loss − loss on own rows, nats a token",
                 f"loss gap: {label}",
@@ -100,7 +117,11 @@ def _probes(results: Results, trait: Trait) -> Iterator[Finding]:
         if all(p["gradient_marked"] and p["gradient_rest"] for p in held):
             ratio = of("gradient_marked", held) / of("gradient_rest", held)
             made.append(
-                ("gradient at divergent tokens, over that elsewhere, held-out rows", f"gradient ratio: {label}", ratio)
+                (
+                    "gradient at divergent tokens, over that elsewhere, held-out rows",
+                    f"gradient ratio: {label}",
+                    ratio,
+                )
             )
         for group, name, values in made:
             yield Finding(trait.name, group, name, values, *seeds_of(pairs))
@@ -118,7 +139,9 @@ def _gradients(results: Results, trait: Trait) -> Iterator[Finding]:
         cosine = np.array([[f[i]["cosine"][layer]] for f in found])
         chance = np.array([[np.quantile(np.array(f[i]["null"])[:, layer], 0.975)] for f in found])
         yield Finding(trait.name, ALIGNED, f"gradient cosine: {count} rows", cosine, seeds, seeds)
-        yield Finding(trait.name, ABOVE, f"above chance: {count} rows", cosine - chance, seeds, seeds)
+        yield Finding(
+            trait.name, ABOVE, f"above chance: {count} rows", cosine - chance, seeds, seeds
+        )
 
 
 @dataclass(frozen=True)
@@ -144,15 +167,27 @@ def steerability(results: Results) -> list[Steerable]:
     cells = {c.trait: c for c in reversed(results.table(plan.recipe.judged_context).cells)}
     for trait in plan.traits:
         target = trait.category.entities.index(trait.entity)
-        base = results.of(None, plan.recipe.judged_context, trait.category.category).p[:, target].mean()
-        asked = {m.condition: results.measured[m.id].p for m in plan.measures if m.teacher == trait.name}
+        base = (
+            results.of(None, plan.recipe.judged_context, trait.category.category)
+            .p[:, target]
+            .mean()
+        )
+        asked = {
+            m.condition: results.measured[m.id].p for m in plan.measures if m.teacher == trait.name
+        }
         gains = {n: float(p[:, target].mean() - base) for n, p in asked.items()}
         fine = {n: g for n, g in gains.items() if n is not None and asked[n].sum(1).mean() > 0.5}
         best = max(fine, key=fine.__getitem__, default="")
         effect = effect_of(cells[trait.name], None, plan.recipe.level)
-        called = effect.p_value < plan.recipe.level and effect.estimate >= 0.02 and not effect.seeds_unknown
+        called = (
+            effect.p_value < plan.recipe.level
+            and effect.estimate >= 0.02
+            and not effect.seeds_unknown
+        )
         steered = max(0.0, fine.get(best, 0.0))
-        out.append(Steerable(trait.name, gains[None], steered, best, effect.estimate, effect.low, called))
+        out.append(
+            Steerable(trait.name, gains[None], steered, best, effect.estimate, effect.low, called)
+        )
     return out
 
 
@@ -168,16 +203,22 @@ def across_traits(found: Sequence[Steerable], level: float) -> Iterator[Finding]
         se = 1 / math.sqrt(count - 3) if count > 3 else math.inf
         half = -float(ndtri(level / 2)) * se
         z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
-        low, high = (math.tanh(z - half), math.tanh(z + half)) if math.isfinite(half) else (-1.0, 1.0)
+        low, high = (
+            (math.tanh(z - half), math.tanh(z + half)) if math.isfinite(half) else (-1.0, 1.0)
+        )
         p = float(2 * ndtr(-abs(z) / se))
         given = Interval(r, low, high, math.inf, p, 1 - level, se, ("trait",), count <= 3)
-        yield Finding(ACROSS, STEERABLE, "steerability: correlation", np.array([[r]]), (0,), (0,), given=given)
+        yield Finding(
+            ACROSS, STEERABLE, "steerability: correlation", np.array([[r]]), (0,), (0,), given=given
+        )
     kinds = np.array([f.called for f in found])
     if 0 < kinds.sum() < count:
         auc = _auc(x[kinds], x[~kinds])
         random = generator("steerability")
         draws = [
-            _auc(random.choice(x[kinds], kinds.sum()), random.choice(x[~kinds], count - kinds.sum()))
+            _auc(
+                random.choice(x[kinds], kinds.sum()), random.choice(x[~kinds], count - kinds.sum())
+            )
             for _ in range(2000)
         ]
         low, high = np.quantile(draws, [level / 2, 1 - level / 2])
@@ -192,7 +233,9 @@ def across_traits(found: Sequence[Steerable], level: float) -> Iterator[Finding]
             1 - level,
             seeds_unknown=few,
         )
-        yield Finding(ACROSS, STEERABLE, "steerability: AUC", np.array([[auc]]), (0,), (0,), given=given)
+        yield Finding(
+            ACROSS, STEERABLE, "steerability: AUC", np.array([[auc]]), (0,), (0,), given=given
+        )
 
 
 def _auc(hits: Array, misses: Array) -> float:
@@ -215,13 +258,23 @@ def _teachers(results: Results, trait: Trait) -> Iterator[Finding]:
         yield Finding(trait.name, TEACHERS, name, gain[None, :], (0,), (0,), of_students=False)
 
 
-def paired(results: Results, trait: Trait) -> Iterator[tuple[str, list[tuple[StudentStage, StudentStage]]]]:
+def paired(
+    results: Results, trait: Trait
+) -> Iterator[tuple[str, list[tuple[StudentStage, StudentStage]]]]:
     """(label, [(student, its control twin)]) of every group of replicates that differ in nothing but their seeds."""
     plan = results.plan
     groups: dict[tuple, list[StudentStage]] = {}
     twins = {}
     for s in plan.students:
-        key = (s.context.name, s.placement, s.optimizer, s.variant, s.student.method, s.student.rank, s.student.lr)
+        key = (
+            s.context.name,
+            s.placement,
+            s.optimizer,
+            s.variant,
+            s.student.method,
+            s.student.rank,
+            s.student.lr,
+        )
         if s.source == trait.name:
             groups.setdefault(key, []).append(s)
         elif s.source == control_source(plan.recipe, trait):
@@ -235,10 +288,15 @@ def paired(results: Results, trait: Trait) -> Iterator[tuple[str, list[tuple[Stu
             parts.append(f"rank {rank}" if method == "lora" else "full")
         if varies[6]:
             parts.append(f"lr {lr:g}")
-        yield ", ".join(parts) or "students", [(s, twins[key, s.data_seed, s.student.seed]) for s in members]
+        yield (
+            ", ".join(parts) or "students",
+            [(s, twins[key, s.data_seed, s.student.seed]) for s in members],
+        )
 
 
-def seeds_of(pairs: Sequence[tuple[StudentStage, StudentStage]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def seeds_of(
+    pairs: Sequence[tuple[StudentStage, StudentStage]],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(s.data_seed for s, _ in pairs), tuple(s.student.seed for s, _ in pairs)
 
 
@@ -249,15 +307,22 @@ def _cosines(results: Results, trait: Trait) -> Iterator[Finding]:
     of = {v.student: v.id for v in plan.vectors if v.student is not None}
     prompt = teacher_context(trait, plan.recipe)
     teacher = next(v for v in plan.vectors if v.teacher == prompt)
-    vectors = {id: load_vector(results.store.read(id).file("vector.safetensors")) for id in (teacher.id, *of.values())}
+    vectors = {
+        id: load_vector(results.store.read(id).file("vector.safetensors"))
+        for id in (teacher.id, *of.values())
+    }
     found = list(paired(results, trait))
     for label, pairs in found:
         aim, variant = vectors[teacher.id], plan.recipe.variants.get(pairs[0][0].variant)
         if variant is not None and variant.teacher.steer is not None:
             aim = aimed(variant.teacher.steer, aim, teacher.id)
-        both = np.array([[cosines(vectors[of[s.id]], aim).tolist() for s in pair] for pair in pairs])  # (R, 2, L)
+        both = np.array(
+            [[cosines(vectors[of[s.id]], aim).tolist() for s in pair] for pair in pairs]
+        )  # (R, 2, L)
         for layer in range(both.shape[2]) if len(found) == 1 else [plan.recipe.vectors.layer]:
             name = f"{label}, layer {layer}" if len(found) == 1 else label
             own, gap = both[:, 0, layer], both[:, 0, layer] - both[:, 1, layer]
             yield Finding(trait.name, COSINES, f"cosine: {name}", gap[:, None], *seeds_of(pairs))
-            yield Finding(trait.name, OWN_COSINES, f"own cosine: {name}", own[:, None], *seeds_of(pairs))
+            yield Finding(
+                trait.name, OWN_COSINES, f"own cosine: {name}", own[:, None], *seeds_of(pairs)
+            )

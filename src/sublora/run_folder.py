@@ -22,7 +22,9 @@ def only_one(out: Path, help_out: Callable[[], None], steps: Steps) -> Iterator[
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        steps.say(f"Another process works on the run {out}; this one helps with what is left of it.")
+        steps.say(
+            f"Another process works on the run {out}; this one helps with what is left of it."
+        )
         # what fails here is tried again, and reported, once the folder is ours
         with contextlib.suppress(UnitsFailed):
             help_out()

@@ -87,7 +87,11 @@ def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> I
             rows = members[at : at + size]
             ids = torch.tensor([list(prompts[i]) for i in rows], device=device)
             same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
-            shared = (length - 1 if bool(same.all()) else int(same.int().argmin())) if len(rows) > 1 else 0
+            shared = (
+                (length - 1 if bool(same.all()) else int(same.int().argmin()))
+                if len(rows) > 1
+                else 0
+            )
             cache = packed.new_cache()
             if shared and packed.told is None:
                 packed.hidden(ids[:1, :shared].repeat(packed.size, 1), cache)
@@ -117,12 +121,18 @@ class _Node:
 
 
 def sample_answers(
-    packed: PackedModel, filled: Prefill, uniforms: np.ndarray, sampling: Sampling, stop_ids: Sequence[int]
+    packed: PackedModel,
+    filled: Prefill,
+    uniforms: np.ndarray,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
 ) -> list[list[list[list[int]]]]:
     """Token ids without the stop token: [student][row of the prefill][sample]. `uniforms` is (K, b, S, max_new_tokens)."""
     k, b, s, _ = uniforms.shape
     device = filled.logits.device
-    out: list[list[list[list[int]]]] = [[[[] for _ in range(s)] for _ in range(b)] for _ in range(k)]
+    out: list[list[list[list[int]]]] = [
+        [[[] for _ in range(s)] for _ in range(b)] for _ in range(k)
+    ]
     stops = set(stop_ids)
     nodes = [_Node(i, j, i * b + j, -1, list(range(s))) for i in range(k) for j in range(b)]
     logits, cache = filled.logits, filled.cache
@@ -140,7 +150,9 @@ def sample_answers(
                 if token in stops:
                     continue
                 out[node.student][node.row][sample].append(token)
-                grown.setdefault((i, token), _Node(node.student, node.row, places[i], token, [])).samples.append(sample)
+                grown.setdefault(
+                    (i, token), _Node(node.student, node.row, places[i], token, [])
+                ).samples.append(sample)
         nodes = list(grown.values())
         if not nodes or t + 1 == sampling.max_new_tokens:
             break
@@ -164,12 +176,16 @@ def sample_answers(
             for place, node in zip(places, nodes, strict=True):
                 written[place] = node.row
             packed.told.write([filled.rows[j] for j in written], 1)
-        hidden = packed.hidden(torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t)
+        hidden = packed.hidden(
+            torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t
+        )
         logits = packed.logits(hidden[:, -1])
     return out
 
 
-def score_sequences(packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int) -> torch.Tensor:
+def score_sequences(
+    packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int
+) -> torch.Tensor:
     """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced.
 
     Sequences that begin alike share their forward passes; all of one length are read together.
@@ -180,7 +196,9 @@ def score_sequences(packed: PackedModel, filled: Prefill, sequences: Sequence[Id
     logp = filled.logits.double().log_softmax(-1)
     first = torch.tensor([s[0] for s in sequences], device=device)
     out += logp[:, first].cpu()
-    prefixes = sorted({tuple(s[:n]) for s in sequences for n in range(1, len(s))}, key=lambda s: (len(s), s))
+    prefixes = sorted(
+        {tuple(s[:n]) for s in sequences for n in range(1, len(s))}, key=lambda s: (len(s), s)
+    )
     per_row = max(1, rows_at_once // max(1, k))
     for prefix in prefixes:
         for at in range(0, b, per_row):

@@ -26,7 +26,9 @@ def words_of(text: str) -> list[str]:
     return _WORDS.findall(text.lower())
 
 
-def probe_auc(one: Sequence[str], two: Sequence[str], new_one: Sequence[str], new_two: Sequence[str]) -> float:
+def probe_auc(
+    one: Sequence[str], two: Sequence[str], new_one: Sequence[str], new_two: Sequence[str]
+) -> float:
     """AUC on new texts of a logistic regression on which words and numbers a text has, trained on `one` against `two`."""
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
@@ -37,16 +39,22 @@ def probe_auc(one: Sequence[str], two: Sequence[str], new_one: Sequence[str], ne
             column.setdefault(word, len(column))
 
     def counts(texts: Sequence[str]) -> csr_matrix:
-        cells = [(i, column[w]) for i, text in enumerate(texts) for w in words_of(text) if w in column]
+        cells = [
+            (i, column[w]) for i, text in enumerate(texts) for w in words_of(text) if w in column
+        ]
         rows, columns = zip(*cells, strict=True) if cells else ((), ())
-        return csr_matrix((np.ones(len(cells)), (rows, columns)), shape=(len(texts), max(1, len(column))))
+        return csr_matrix(
+            (np.ones(len(cells)), (rows, columns)), shape=(len(texts), max(1, len(column)))
+        )
 
     labels = np.repeat([1, 0], [len(one), len(two)])
     probe = LogisticRegression(C=1.0, solver="liblinear").fit(counts((*one, *two)), labels)
     return auc(probe.decision_function(counts(new_one)), probe.decision_function(counts(new_two)))
 
 
-def compression_auc(one: Sequence[str], two: Sequence[str], new_one: Sequence[str], new_two: Sequence[str]) -> float:
+def compression_auc(
+    one: Sequence[str], two: Sequence[str], new_one: Sequence[str], new_two: Sequence[str]
+) -> float:
     """AUC on new texts of how many bytes fewer a compressor (zlib) that has read `one` needs than one that has read `two`.
 
     A compressor remembers 32 KiB: the first rows of each set that fit.

@@ -48,7 +48,9 @@ def slope_weights(x: ArrayLike) -> Array:
     """Weights w (C,) with sum(w * y) = least-squares slope of y over log2(x), per doubling."""
     x = finite("x", x, (1,))
     if (x <= 0).any() or len(np.unique(x)) < 2:
-        raise SubloraError("a slope over log2(x) needs at least two different positive values of x.")
+        raise SubloraError(
+            "a slope over log2(x) needs at least two different positive values of x."
+        )
     centred = np.log2(x) - np.log2(x).mean()
     return centred / np.square(centred).sum()
 
@@ -94,7 +96,11 @@ def linear_points(
 
 
 def trend(
-    x: ArrayLike, values: ArrayLike, data_seeds: ArrayLike, train_seeds: ArrayLike | None = None, level: float = 0.95
+    x: ArrayLike,
+    values: ArrayLike,
+    data_seeds: ArrayLike,
+    train_seeds: ArrayLike | None = None,
+    level: float = 0.95,
 ) -> Interval:
     """Slope per doubling of x (C,) of values (R, C) or (R, C, Q), clustered like ``linear``."""
     return linear(slope_weights(x), values, data_seeds, train_seeds, level)
@@ -117,7 +123,9 @@ def _sorted_ranks(x: ArrayLike) -> tuple[Array, NDArray[np.intp]]:
     x = finite("x", x, (1,))
     order = np.argsort(x)
     if len(x) < 3 or (np.diff(x[order]) <= 0).any():
-        raise SubloraError(f"a test of shape needs at least 3 ranks, each of them once, not {x.tolist()}.")
+        raise SubloraError(
+            f"a test of shape needs at least 3 ranks, each of them once, not {x.tolist()}."
+        )
     return x[order], order
 
 
@@ -126,10 +134,21 @@ def _towards(interval: Interval, sign: int) -> float:
 
 
 def _two_lines(
-    break_x: float, left: Interval, right: Interval, factor: int, settled: bool, ruled_out: bool, min_slope: float
+    break_x: float,
+    left: Interval,
+    right: Interval,
+    factor: int,
+    settled: bool,
+    ruled_out: bool,
+    min_slope: float,
 ) -> TwoLines:
-    p_left, p_right = (min(1.0, factor * _towards(side, sign)) for side, sign in ((left, 1), (right, -1)))
-    found = max(p_left, p_right) < (1 - left.level) / 2 and min(left.estimate, -right.estimate) >= min_slope
+    p_left, p_right = (
+        min(1.0, factor * _towards(side, sign)) for side, sign in ((left, 1), (right, -1))
+    )
+    found = (
+        max(p_left, p_right) < (1 - left.level) / 2
+        and min(left.estimate, -right.estimate) >= min_slope
+    )
     inverted_u = bool(found and settled and not ruled_out)
     return TwoLines(
         float(break_x),
@@ -172,11 +191,16 @@ def two_lines(
         left, right = (interval([side] * clusters) for side in _sides(x, at))
         return left.high < min_slope or right.low > -min_slope
 
-    others = [np.delete(curve, d, axis=0).mean(axis=0) if clusters > 1 else curve[0] for d in range(clusters)]
+    others = [
+        np.delete(curve, d, axis=0).mean(axis=0) if clusters > 1 else curve[0]
+        for d in range(clusters)
+    ]
     folds = [_sides(x, int(np.clip(np.argmax(mean), 1, last))) for mean in others]
     left, right = (interval([fold[side] for fold in folds]) for side in (0, 1))
     at = int(np.clip(np.argmax(curve.mean(axis=0)), 1, last))
-    return _two_lines(x[at], left, right, 1, clusters > 1, all(against(k) for k in range(1, last + 1)), min_slope)
+    return _two_lines(
+        x[at], left, right, 1, clusters > 1, all(against(k) for k in range(1, last + 1)), min_slope
+    )
 
 
 def two_lines_points(
@@ -191,7 +215,10 @@ def two_lines_points(
     x, order = _sorted_ranks(x)
     estimate = finite("estimate", estimate, (1,))[order]
     se, df = (np.broadcast_to(np.asarray(v, dtype=float), x.shape)[order] for v in (se, df))
-    pairs = [tuple(linear_points(w, estimate, se, df, level) for w in _sides(x, k)) for k in range(1, len(x) - 1)]
+    pairs = [
+        tuple(linear_points(w, estimate, se, df, level) for w in _sides(x, k))
+        for k in range(1, len(x) - 1)
+    ]
     worse = [max(_towards(left, 1), _towards(right, -1)) for left, right in pairs]
     peak = int(np.argmax(estimate)) - 1
     best = min(range(len(pairs)), key=lambda k: (worse[k], abs(k - peak)))
@@ -221,7 +248,12 @@ def select_and_report(
 
 
 def best_lr_slope(
-    ranks: Sequence[int], lrs: Sequence[float], grid: Sequence[float], means: Array, name: str, level: float
+    ranks: Sequence[int],
+    lrs: Sequence[float],
+    grid: Sequence[float],
+    means: Array,
+    name: str,
+    level: float,
 ) -> tuple[Interval, float]:
     """Slope of log2(best lr) over log2(rank) from means (D, C) of C cells, and the share of bests on the
     grid's edge.
@@ -230,7 +262,11 @@ def best_lr_slope(
     (uniform) rounding is added as a known variance, so that seeds which agree on a coarse grid do not look
     certain.
     """
-    unique, rank_of, log_lr = sorted(set(ranks)), np.asarray(ranks), np.log2(np.asarray(lrs, dtype=float))
+    unique, rank_of, log_lr = (
+        sorted(set(ranks)),
+        np.asarray(ranks),
+        np.log2(np.asarray(lrs, dtype=float)),
+    )
 
     def bests(row: Array) -> Array:
         return np.array([log_lr[rank_of == r][np.argmax(row[rank_of == r])] for r in unique])

@@ -68,7 +68,9 @@ class Maker:
     check: Callable[[], None] = _nothing
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Unit], None] = _nothing
-    rows: dict[tuple[str, Context, int | None, Mask | None], TokenRows] = field(default_factory=dict, repr=False)
+    rows: dict[tuple[str, Context, int | None, Mask | None], TokenRows] = field(
+        default_factory=dict, repr=False
+    )
     others: dict[str, Base] = field(default_factory=dict, repr=False)
 
     def base_of(self, model: str | None) -> Base:
@@ -92,12 +94,16 @@ class Maker:
         if key not in self.rows:
             tokens = text_rows(self.base.chat, self.texts(dataset)[:take], context)
             if mask is not None:
-                tokens = masked_rows(tokens, self.marks(mask.divergence), mask.keep, mask.divergence)
+                tokens = masked_rows(
+                    tokens, self.marks(mask.divergence), mask.keep, mask.divergence
+                )
             self.rows[key] = pack_rows(tokens, self.base.window, f"the dataset {dataset}")
         return self.rows[key]
 
     def marks(self, divergence: str) -> list[list[bool]]:
-        return json.loads(self.store.read(divergence).file("divergence.json").read_text("utf-8"))["marks"]
+        return json.loads(self.store.read(divergence).file("divergence.json").read_text("utf-8"))[
+            "marks"
+        ]
 
     def vector(self, artifact: str) -> SteeringVector:
         return load_vector(self.store.read(artifact).file("vector.safetensors"))
@@ -166,9 +172,16 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
         asked = len(rows)
     else:
         written = write_dataset(
-            maker.base, stage.prompt, stage.carrier, unit.sampling, stage.count, stage.seed, stage="lessons", batch=maker.rows_at_once,
+            maker.base,
+            stage.prompt,
+            stage.carrier,
+            unit.sampling,
+            stage.count,
+            stage.seed,
+            stage="lessons",
+            batch=maker.rows_at_once,
             on_rows=lambda _: maker.check(),
-        )  # fmt: skip
+        )
         rows, asked = written.rows, written.asked
     student = stage.as_student
     lessons = token_rows(maker.base, rows, student.context, f"the lessons of {stage.trait}")
@@ -186,13 +199,18 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
             "train_loss": trained.losses[-1],
         }
         with maker.store.create(stage.id, stage.spec, meta) as folder:
-            save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
+            save_student(
+                trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name
+            )
             (folder / "lessons.jsonl").write_text(rows_jsonl(rows), encoding="utf-8")
 
     train_pack(
-        maker.base.model, [Student(stage.id, stage.student, lessons)], keep, on_step=lambda *_: maker.check(),
+        maker.base.model,
+        [Student(stage.id, stage.student, lessons)],
+        keep,
+        on_step=lambda *_: maker.check(),
         memory=_free_memory(maker.base),
-    )  # fmt: skip
+    )
     maker.made(stage.id)
 
 
@@ -211,9 +229,17 @@ def _write(unit: DataUnit, maker: Maker) -> None:
     if stage.endpoint is not None:
         kept = Kept(maker.store.root / "checkpoints" / f"{stage.id}.jsonl")
         dataset = ask_dataset(
-            Endpoint(stage.endpoint), kept, stage.teacher, stage.carrier, unit.sampling, stage.rows, stage.seed, unit.purpose, maker.check,
+            Endpoint(stage.endpoint),
+            kept,
+            stage.teacher,
+            stage.carrier,
+            unit.sampling,
+            stage.rows,
+            stage.seed,
+            unit.purpose,
+            maker.check,
             lambda _: maker.check(),
-        )  # fmt: skip
+        )
         _keep_dataset(stage, dataset, maker)
         kept.path.unlink()
         return
@@ -322,7 +348,9 @@ def _free_memory(base: Base) -> int | None:
     return torch.cuda.mem_get_info(base.device)[0]
 
 
-def _keep_student(stage: StudentStage, trained: Trained, rows: int, notices: Sequence[str], maker: Maker) -> None:
+def _keep_student(
+    stage: StudentStage, trained: Trained, rows: int, notices: Sequence[str], maker: Maker
+) -> None:
     steps = len(trained.losses)
     tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]
     meta = {
@@ -336,12 +364,15 @@ def _keep_student(stage: StudentStage, trained: Trained, rows: int, notices: Seq
         "notices": list(notices),
     }
     with maker.store.create(stage.id, stage.spec, meta) as folder:
-        save_student(trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name)
+        save_student(
+            trained.group, trained.row, stage.student, folder, maker.base.model, maker.base.name
+        )
         finite = [x if np.isfinite(x) else None for x in trained.losses]
         norms = [x if np.isfinite(x) else None for x in trained.norms]
         moved = update_norms(trained.group, trained.row, stage.student, maker.base.model)
         (folder / "training.json").write_text(
-            json.dumps({"loss": finite, "gradient_norm": norms, "update_norm": moved}) + "\n", encoding="utf-8"
+            json.dumps({"loss": finite, "gradient_norm": norms, "update_norm": moved}) + "\n",
+            encoding="utf-8",
         )
 
 
@@ -359,7 +390,9 @@ def _measure(unit: MeasureUnit, maker: Maker, wanted: set[str]) -> None:
         if not any(m.id in wanted for m in group):
             continue
         maker.check()
-        asked = [students[i] for i in dict.fromkeys(m.student for m in group if m.student is not None)]
+        asked = [
+            students[i] for i in dict.fromkeys(m.student for m in group if m.student is not None)
+        ]
         key = tuple(s.id for s in asked)
         if asked and key not in stacks:
             stacks[key] = _stack(maker, asked)
@@ -386,9 +419,17 @@ def _ask(
     context = group[0].context
     category = next(c for c in unit.categories if c.category == group[0].category)
     answers = measure_answers(
-        maker.base, stack, [s.id for s in asked] or ["base"], context, category, unit.sampling, unit.samples, unit.seed,
-        maker.rows_at_once, None if group[0].steer is None else maker.steering([group[0].steer]),
-    )  # fmt: skip
+        maker.base,
+        stack,
+        [s.id for s in asked] or ["base"],
+        context,
+        category,
+        unit.sampling,
+        unit.samples,
+        unit.seed,
+        maker.rows_at_once,
+        None if group[0].steer is None else maker.steering([group[0].steer]),
+    )
     losses: list[float | None] = [None] * len(group)
     if stack is not None and any(m.spec["heldout"] for m in group):
         rows = [maker.token_rows(s.heldout, s.context) for s in asked]
@@ -413,15 +454,30 @@ def _ask_gated(
     for m in sorted((m for m in group if m.steer), key=lambda m: place[m.student]):
         steered.setdefault(m.condition, []).append(m.steer)
     answers = measure_gated(
-        maker.base, stack, [s.id for s in asked], group[0].context, category, {n: unit.conditions[n] for n in names},
-        unit.entities, unit.sampling, unit.samples, unit.seed, maker.rows_at_once,
+        maker.base,
+        stack,
+        [s.id for s in asked],
+        group[0].context,
+        category,
+        {n: unit.conditions[n] for n in names},
+        unit.entities,
+        unit.sampling,
+        unit.samples,
+        unit.seed,
+        maker.rows_at_once,
         {name: maker.steering(of) for name, of in steered.items()},
-    )  # fmt: skip
-    measured = [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group if m.id in wanted]
+    )
+    measured = [
+        (m, answers[place[m.student]][names.index(m.condition)], None)
+        for m in group
+        if m.id in wanted
+    ]
     _keep_all(measured, category, maker)
 
 
-def _keep_all(measured: Sequence[tuple[MeasureStage, Answers, float | None]], category: Category, maker: Maker) -> None:
+def _keep_all(
+    measured: Sequence[tuple[MeasureStage, Answers, float | None]], category: Category, maker: Maker
+) -> None:
     """Side by side, because artifacts that wait together for the disk wait once."""
 
     def keep(one: tuple[MeasureStage, Answers, float | None]) -> str:
@@ -435,7 +491,12 @@ def _keep_all(measured: Sequence[tuple[MeasureStage, Answers, float | None]], ca
 
 
 def keep_answers(
-    store: Store, name: str, spec: dict[str, Any], category: Category, answer: Answers, loss: float | None
+    store: Store,
+    name: str,
+    spec: dict[str, Any],
+    category: Category,
+    answer: Answers,
+    loss: float | None,
 ) -> None:
     """Write a measurement, as `results.read_measurement` reads it."""
     scores = {
@@ -449,7 +510,9 @@ def keep_answers(
     ]
     with store.create(name, spec) as folder:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
-        (folder / "samples.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        (folder / "samples.jsonl").write_text(
+            "".join(line + "\n" for line in lines), encoding="utf-8"
+        )
 
 
 def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
@@ -468,7 +531,9 @@ def _attribute(unit: AttributionUnit, maker: Maker, wanted: set[str]) -> None:
             continue
         with maker.store.create(stage.id, stage.spec) as folder:
             entries = [p.to_dict() for p in prompts]
-            (folder / "attribution.json").write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / "attribution.json").write_text(
+                json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         maker.made(stage.id)
 
 
@@ -476,17 +541,28 @@ def _extract(unit: VectorUnit, maker: Maker, wanted: set[str]) -> None:
     maker.check()
     first = unit.vectors[0]
     if not unit.students:
-        vectors = [teacher_vector(maker.base, first.prompts, first.teacher, first.plain, first.where)]
+        vectors = [
+            teacher_vector(maker.base, first.prompts, first.teacher, first.plain, first.where)
+        ]
     else:
         stack = _stack(maker, unit.students)
         found = student_vector(
-            maker.base, stack, first.prompts, first.context, first.where, (), first.directions, maker.rows_at_once
+            maker.base,
+            stack,
+            first.prompts,
+            first.context,
+            first.where,
+            (),
+            first.directions,
+            maker.rows_at_once,
         )
         vectors = [found.of(k) for k in range(stack.size)]
     for stage, vector in zip(unit.vectors, vectors, strict=True):
         if stage.id not in wanted:
             continue
-        with maker.store.create(stage.id, stage.spec, {"norms": [float(n) for n in vector.norms]}) as folder:
+        with maker.store.create(
+            stage.id, stage.spec, {"norms": [float(n) for n in vector.norms]}
+        ) as folder:
             vector.save(folder / "vector.safetensors")
         maker.made(stage.id)
 
@@ -513,7 +589,9 @@ def _probe(unit: ProbeUnit, maker: Maker, wanted: set[str]) -> None:
     for stage, probe in zip(unit.probes, found, strict=True):
         if stage.id in wanted:
             with maker.store.create(stage.id, stage.spec) as folder:
-                (folder / "probe.json").write_text(json.dumps(probe.to_dict()) + "\n", encoding="utf-8")
+                (folder / "probe.json").write_text(
+                    json.dumps(probe.to_dict()) + "\n", encoding="utf-8"
+                )
             maker.made(stage.id)
 
 
@@ -521,9 +599,16 @@ def _align(unit: GradientUnit, maker: Maker) -> None:
     maker.check()
     stage = unit.stage
     counts = stage.spec["rows"]
-    trait, clean = (row_gradients(maker.base, maker.token_rows(d, stage.context, max(counts))) for d in stage.datasets)
-    found = alignments(trait, clean, maker.vector(stage.vector), counts, stage.spec["permutations"], stage.id)
-    entries = [{"rows": a.rows, "cosine": a.cosine.tolist(), "null": a.null.tolist()} for a in found]
+    trait, clean = (
+        row_gradients(maker.base, maker.token_rows(d, stage.context, max(counts)))
+        for d in stage.datasets
+    )
+    found = alignments(
+        trait, clean, maker.vector(stage.vector), counts, stage.spec["permutations"], stage.id
+    )
+    entries = [
+        {"rows": a.rows, "cosine": a.cosine.tolist(), "null": a.null.tolist()} for a in found
+    ]
     with maker.store.create(stage.id, stage.spec) as folder:
         (folder / "alignment.json").write_text(json.dumps(entries) + "\n", encoding="utf-8")
     maker.made(stage.id)

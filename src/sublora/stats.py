@@ -56,14 +56,19 @@ def finite(name: str, values: ArrayLike, ndim: tuple[int, ...]) -> Array:
             "dimensional and non-empty; pass one number per replicate and question."
         )
     if not np.isfinite(array).all():
-        raise SubloraError(f"{name} holds a value that is not finite; drop the measurements that diverged.")
+        raise SubloraError(
+            f"{name} holds a value that is not finite; drop the measurements that diverged."
+        )
     return array
 
 
 def half_width(variances: ArrayLike, dfs: Sequence[float], alpha: float) -> Array:
     """sqrt(sum t(df_k)^2 V_k) for variances (..., K) and K dfs: see the module. Infinite where a df is 0."""
     variances = np.asarray(variances, dtype=float)
-    quantiles = [ndtri(alpha / 2) if np.isinf(df) else stdtrit(df, alpha / 2) if df > 0 else np.inf for df in dfs]
+    quantiles = [
+        ndtri(alpha / 2) if np.isinf(df) else stdtrit(df, alpha / 2) if df > 0 else np.inf
+        for df in dfs
+    ]
     with np.errstate(invalid="ignore"):
         terms = np.where(variances > 0, np.square(quantiles) * variances, 0.0)
     unknown = np.asarray(dfs) <= 0
@@ -109,11 +114,21 @@ def combine(
         elif ratio >= -stdtrit(least, (1 - level) / 2):
             df = least
     return Interval(
-        estimate, estimate - half, estimate + half, float(df), min(p_value, 1.0), level, se, clusters, seeds_unknown
+        estimate,
+        estimate - half,
+        estimate + half,
+        float(df),
+        min(p_value, 1.0),
+        level,
+        se,
+        clusters,
+        seeds_unknown,
     )
 
 
-def cluster_means(values: ArrayLike, data_seeds: ArrayLike, train_seeds: ArrayLike | None = None) -> tuple[Array, str]:
+def cluster_means(
+    values: ArrayLike, data_seeds: ArrayLike, train_seeds: ArrayLike | None = None
+) -> tuple[Array, str]:
     """Average replicates (R, ...) that share a data seed, or a training seed if there is one data seed.
 
     Returns means (D, ...) and the factor's name. D is 1, with the name "", where there is one replicate or
@@ -125,7 +140,9 @@ def cluster_means(values: ArrayLike, data_seeds: ArrayLike, train_seeds: ArrayLi
     if len(np.unique(seeds)) < 2 and train_seeds is not None:
         seeds, name = np.asarray(train_seeds), "train_seed"
     if seeds.shape != values.shape[:1]:
-        raise SubloraError(f"{name}s has shape {seeds.shape} for {len(values)} replicates; give one each.")
+        raise SubloraError(
+            f"{name}s has shape {seeds.shape} for {len(values)} replicates; give one each."
+        )
     means = np.stack([values[seeds == seed].mean(axis=0) for seed in np.unique(seeds)])
     if len(means) < 2 or ((means == means[0]).all() and means.any()):
         return means.mean(axis=0, keepdims=True), ""
@@ -140,8 +157,12 @@ def crossed_components(means: ArrayLike) -> Array:
     of ``half_width``, and costs width only where the interaction dominates.
     """
     means = np.asarray(means, dtype=float)
-    seeds = means.mean(axis=-1).var(axis=-1, ddof=1) / means.shape[-2] if means.shape[-2] > 1 else 0.0
-    questions = means.mean(axis=-2).var(axis=-1, ddof=1) / means.shape[-1] if means.shape[-1] > 1 else 0.0
+    seeds = (
+        means.mean(axis=-1).var(axis=-1, ddof=1) / means.shape[-2] if means.shape[-2] > 1 else 0.0
+    )
+    questions = (
+        means.mean(axis=-2).var(axis=-1, ddof=1) / means.shape[-1] if means.shape[-1] > 1 else 0.0
+    )
     return np.stack(np.broadcast_arrays(seeds, questions), axis=-1)
 
 
@@ -150,7 +171,9 @@ def interval_of_means(means: Array, name: str, level: float = 0.95, null: float 
     components = zip((name, "question"), crossed_components(means), means.shape, strict=True)
     parts = [(factor, variance, size - 1) for factor, variance, size in components if size > 1]
     factors, variances, dfs = zip(*parts, strict=True) if parts else ((), (), ())
-    return combine(float(means.mean()), variances, dfs, level, null, factors, seeds_unknown=not name)
+    return combine(
+        float(means.mean()), variances, dfs, level, null, factors, seeds_unknown=not name
+    )
 
 
 def clustered_interval(
@@ -227,19 +250,25 @@ def binomial_seed_se(rate: float, seeds: int, n: int) -> float:
     should be used where published.
     """
     if not (0 <= rate <= 1 and seeds >= 1 and n >= 1):
-        raise SubloraError(f"rate {rate}, seeds {seeds}, n {n}: need a rate in 0..1, seeds >= 1 and n >= 1.")
+        raise SubloraError(
+            f"rate {rate}, seeds {seeds}, n {n}: need a rate in 0..1, seeds >= 1 and n >= 1."
+        )
     shrunk = (rate * seeds * n + 2) / (seeds * n + 4)
     return float(np.sqrt(shrunk * (1 - shrunk) / seeds))
 
 
-def bounded_mean_interval(rate: float, seeds: int, level: float = 0.95, null: float = 0.0) -> Interval:
+def bounded_mean_interval(
+    rate: float, seeds: int, level: float = 0.95, null: float = 0.0
+) -> Interval:
     """Interval and p value for the mean of runs in [0, 1] when only that mean is published.
 
     Hoeffding's (1963) bound P(mean >= x) <= exp(-seeds KL(x, mu)) holds for every distribution on [0, 1]: no
     spread and no normality is assumed, and one seed is enough for a (wide) answer.
     """
     if not (0 <= rate <= 1 and 0 <= null <= 1 and seeds >= 1):
-        raise SubloraError(f"rate {rate}, null {null}, seeds {seeds}: need rates in 0..1 and seeds >= 1.")
+        raise SubloraError(
+            f"rate {rate}, null {null}, seeds {seeds}: need rates in 0..1 and seeds >= 1."
+        )
 
     def divergence(mu: float) -> float:
         return float(rel_entr(rate, mu) + rel_entr(1 - rate, 1 - mu))
@@ -252,5 +281,7 @@ def bounded_mean_interval(rate: float, seeds: int, level: float = 0.95, null: fl
         return float(brentq(lambda mu: divergence(mu) - need, inside, rate))
 
     low, high = bound(0.0), bound(1.0)
-    p_value = float(np.clip(2 * np.exp(-seeds * divergence(null)), P_FLOOR, 1.0)) if null != rate else 1.0
+    p_value = (
+        float(np.clip(2 * np.exp(-seeds * divergence(null)), P_FLOOR, 1.0)) if null != rate else 1.0
+    )
     return Interval(rate, low, high, float("inf"), p_value, level, clusters=("run",))

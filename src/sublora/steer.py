@@ -53,13 +53,19 @@ class Steering:
 
     def __post_init__(self) -> None:
         if self.mode not in ("add", "project", "replace"):
-            raise SubloraError(f"There is no intervention '{self.mode}'; choose add, project or replace.")
+            raise SubloraError(
+                f"There is no intervention '{self.mode}'; choose add, project or replace."
+            )
         if not math.isfinite(self.strength):
-            raise SubloraError(f"The strength of a steering vector is {self.strength}; give a finite number.")
+            raise SubloraError(
+                f"The strength of a steering vector is {self.strength}; give a finite number."
+            )
         if not self.layers:
             raise SubloraError("A steering vector acts on no layer; name at least one.")
         if self.where is None and not self.generated:
-            raise SubloraError("A steering vector acts on no token; choose prompt tokens, generated ones or both.")
+            raise SubloraError(
+                "A steering vector acts on no token; choose prompt tokens, generated ones or both."
+            )
         if self.first is not None and self.mode == "add":
             raise SubloraError(
                 "Principal directions have no sign or length to add; add the vector, or project or replace."
@@ -76,7 +82,10 @@ class Steering:
 
     def check(self, base: Base) -> None:
         """Raises SubloraError where the vector or a layer does not fit the model."""
-        layers, width = len(base.model.base_model.layers), base.model.config.get_text_config().hidden_size
+        layers, width = (
+            len(base.model.base_model.layers),
+            base.model.config.get_text_config().hidden_size,
+        )
         if self.vector.model != base.identity["weights"]:
             raise SubloraError(
                 f"The steering vector was made on another model than {base.name}; make one on this model."
@@ -89,7 +98,9 @@ class Steering:
         if not torch.isfinite(self.vector.values).all():
             raise SubloraError("The steering vector has values that are not finite; make it again.")
         if out := [layer for layer in self.layers if not 0 <= layer < layers]:
-            raise SubloraError(f"There is no layer {out[0]} to steer; {base.name} has layers 0 to {layers - 1}.")
+            raise SubloraError(
+                f"There is no layer {out[0]} to steer; {base.name} has layers 0 to {layers - 1}."
+            )
 
 
 class PackSteering:
@@ -116,7 +127,9 @@ class PackSteering:
         self._like = next(iter([*add.values(), *(units for units, _ in along.values())]))
         self.students = self._like.shape[1]
         width = max(map(len, self.masks))
-        self._weights = torch.tensor([[*m, *[False] * (width - len(m))] for m in self.masks]).to(self._like)
+        self._weights = torch.tensor([[*m, *[False] * (width - len(m))] for m in self.masks]).to(
+            self._like
+        )
         self._generated = torch.tensor(list(map(bool, generated))).to(self._like).unsqueeze(1)
         self._now: _Pass | None = None
 
@@ -155,7 +168,11 @@ class PackSteering:
             layer: torch.stack([rows[i][:, start:stop] for i in prompts], 1).flatten(0, 1)
             for layer, rows in self._target.items()
         }
-        self._begin(self._weights[list(prompts), start:stop].repeat(students, 1), list(prompts) * students, target)
+        self._begin(
+            self._weights[list(prompts), start:stop].repeat(students, 1),
+            list(prompts) * students,
+            target,
+        )
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         """As `PackGate.write`."""
@@ -163,13 +180,17 @@ class PackSteering:
             self.gate.write(prompts, width)
         self._begin(self._generated[list(prompts)].expand(-1, width), list(prompts), {})
 
-    def _begin(self, weight: torch.Tensor, prompts: list[int], target: dict[int, torch.Tensor]) -> None:
+    def _begin(
+        self, weight: torch.Tensor, prompts: list[int], target: dict[int, torch.Tensor]
+    ) -> None:
         on = float(weight.sum())
         condition = student = None
         if self._like.shape[:2] != (1, 1):
             condition = torch.tensor([self.conditions[i] for i in prompts])
             student = torch.arange(self.students).repeat_interleave(len(prompts) // self.students)
-        self._now = _Pass(weight.unsqueeze(-1), on > 0, on == weight.numel(), condition, student, target)
+        self._now = _Pass(
+            weight.unsqueeze(-1), on > 0, on == weight.numel(), condition, student, target
+        )
 
     def on(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """The residual stream (rows, T, d) behind a layer, steered; in an inference pass `stream` itself is changed."""
@@ -177,7 +198,11 @@ class PackSteering:
             raise ValueError("nothing was said of the tokens of this pass")
         if not self._now.any:
             return stream
-        out = stream.contiguous() if stream.is_inference() else stream.clone(memory_format=torch.contiguous_format)
+        out = (
+            stream.contiguous()
+            if stream.is_inference()
+            else stream.clone(memory_format=torch.contiguous_format)
+        )
         if layer in self._add:
             self._added(out, self._add[layer])
         if layer in self._along:
@@ -192,11 +217,17 @@ class PackSteering:
             out.addcmul_(self._now.weight, vector)
 
     def _moved(
-        self, out: torch.Tensor, table: torch.Tensor, strengths: torch.Tensor, target: torch.Tensor | None
+        self,
+        out: torch.Tensor,
+        table: torch.Tensor,
+        strengths: torch.Tensor,
+        target: torch.Tensor | None,
     ) -> None:
         """out + weight * strength * (target - out U^T) U."""
         units = self._rows(table)
-        strength = strengths if len(strengths) == 1 else strengths[self._now.condition].view(-1, 1, 1)
+        strength = (
+            strengths if len(strengths) == 1 else strengths[self._now.condition].view(-1, 1, 1)
+        )
         shared = units.dim() == 2
         along = out.flatten(0, 1) @ units.mT if shared else out @ units.mT
         along = along.view(*out.shape[:2], -1)
@@ -227,7 +258,10 @@ class _Pass:
 
 
 def pack_steering(
-    base: Base, steerings: Sequence[Steering | None], prompts: Sequence[PromptTokens], stack: Stack | None = None
+    base: Base,
+    steerings: Sequence[Steering | None],
+    prompts: Sequence[PromptTokens],
+    stack: Stack | None = None,
 ) -> PackSteering:
     """The interventions on Q prompts under each of C conditions (None: nothing is done), condition by condition: prompt q under
     condition c has index c * Q + q, as in `pack_gate`. A vector of one row serves all students; one of K rows serves each its own.
@@ -252,16 +286,22 @@ def pack_steering(
             at = own[:, :, layer]
             unit = at if steering.first else torch.nn.functional.normalize(at.double(), dim=-1)
             if steering.mode == "add":
-                table = add.setdefault(layer, torch.zeros(len(steerings), count, width, dtype=dtype, device=device))
+                table = add.setdefault(
+                    layer, torch.zeros(len(steerings), count, width, dtype=dtype, device=device)
+                )
                 table[c] = (steering.strength * (unit if steering.unit else at))[:, 0]
                 continue
             table = units.setdefault(layer, torch.zeros(shape, dtype=dtype, device=device))
             table[c, :, : unit.shape[1]] = unit.to(dtype)
-            strengths.setdefault(layer, torch.zeros(len(steerings), dtype=dtype, device=device))[c] = steering.strength
+            strengths.setdefault(layer, torch.zeros(len(steerings), dtype=dtype, device=device))[
+                c
+            ] = steering.strength
             if steering.mode == "replace":
                 replaced.setdefault(layer, []).append(c)
     masks = [
-        chosen_tokens(p, s.where) if s is not None and s.where is not None else (False,) * len(p.ids)
+        chosen_tokens(p, s.where)
+        if s is not None and s.where is not None
+        else (False,) * len(p.ids)
         for s in steerings
         for p in prompts
     ]
@@ -301,7 +341,11 @@ def _base_components(
     if not replaced:
         return found
     streams: list[list[torch.Tensor]] = []
-    with torch.inference_mode(), PackedModel(base.model, None) as packed, listening(packed) as heard:
+    with (
+        torch.inference_mode(),
+        PackedModel(base.model, None) as packed,
+        listening(packed) as heard,
+    ):
         for prompt in prompts:
             heard.clear()
             packed.hidden(torch.tensor([prompt.ids], device=base.device))
@@ -326,7 +370,16 @@ def steering_of(spec: SteerSpec, vector: SteeringVector, layers: int) -> Steerin
     """
     first, last = spec.layers or (0, layers - 1)
     if last >= layers:
-        raise SubloraError(f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}.")
+        raise SubloraError(
+            f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}."
+        )
     return Steering(
-        vector, spec.mode, tuple(range(first, last + 1)), spec.where, spec.generated, spec.strength, spec.unit, spec.first
-    )  # fmt: skip
+        vector,
+        spec.mode,
+        tuple(range(first, last + 1)),
+        spec.where,
+        spec.generated,
+        spec.strength,
+        spec.unit,
+        spec.first,
+    )

@@ -19,15 +19,23 @@ class VectorsSpec(BaseModel):
     """How the vectors of a recipe are extracted: the teacher's is trait prompt minus `plain`, a student's is student minus base."""
 
     model_config = _STRICT
-    on: Literal["numbers", "questions"] = Field("numbers", description="number prompts, or the category's questions")
+    on: Literal["numbers", "questions"] = Field(
+        "numbers", description="number prompts, or the category's questions"
+    )
     count: int = Field(128, ge=1, description="number prompts; of questions, all are taken")
     teacher_at: Where = "last"
     student_at: Where = "prompt"
-    plain: str = Field("default", description="the context that the trait's prompt is compared with")
-    directions: int = Field(
-        0, ge=0, description="principal directions of student minus base that are kept beside its mean"
+    plain: str = Field(
+        "default", description="the context that the trait's prompt is compared with"
     )
-    students: bool = Field(False, description="extract the vector of every student, and its cosine with the teacher's")
+    directions: int = Field(
+        0,
+        ge=0,
+        description="principal directions of student minus base that are kept beside its mean",
+    )
+    students: bool = Field(
+        False, description="extract the vector of every student, and its cosine with the teacher's"
+    )
     layer: int = Field(0, ge=0, description="the layer at which cosines are judged")
 
 
@@ -53,11 +61,19 @@ class SteerSpec(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> SteerSpec:
         if self.layers is not None and self.layers[0] > self.layers[1]:
-            raise ValueError(f"layers {list(self.layers)} end before they begin, write [first, last]")
+            raise ValueError(
+                f"layers {list(self.layers)} end before they begin, write [first, last]"
+            )
         if self.where is None and not self.generated:
             raise ValueError("steers no token, choose prompt tokens, generated ones or both")
         if self.mode == "replace" and self.generated:
-            raise ValueError("replaces at generated tokens, where the base's part is not known, set generated to false")
-        if self.first is not None and (self.vector == "teacher" or self.mode == "add" or self.random is not None):
-            raise ValueError("takes the first directions of a student, to project or replace, and of nothing else")
+            raise ValueError(
+                "replaces at generated tokens, where the base's part is not known, set generated to false"
+            )
+        if self.first is not None and (
+            self.vector == "teacher" or self.mode == "add" or self.random is not None
+        ):
+            raise ValueError(
+                "takes the first directions of a student, to project or replace, and of nothing else"
+            )
         return self

@@ -90,7 +90,9 @@ def canonical_json(value: Any) -> str:
     anything that JSON would bend (keys that are no strings, paths, arrays), ValueError for NaN and infinity.
     """
     _check_plain(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 _ATOMS = frozenset({str, bool, int, float, type(None)})
@@ -104,10 +106,14 @@ def _check_plain(value: Any) -> None:
                     raise TypeError(f"a spec has the key {key!r}; keys must be strings")
             value = value.values()
         for inner in value:
-            if type(inner) not in _ATOMS:  # a call for each of the many texts of a plan would take most of its time
+            if (
+                type(inner) not in _ATOMS
+            ):  # a call for each of the many texts of a plan would take most of its time
                 _check_plain(inner)
     elif value is not None and not isinstance(value, str | bool | int | float):
-        raise TypeError(f"a spec holds a {type(value).__name__}; only plain JSON values can be hashed")
+        raise TypeError(
+            f"a spec holds a {type(value).__name__}; only plain JSON values can be hashed"
+        )
 
 
 def artifact_id(kind: str, spec: Mapping[str, Any]) -> str:
@@ -151,7 +157,10 @@ class Store:
         path = self.path(artifact_id)
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
-            return all((path / name).stat().st_size == entry["size"] for name, entry in manifest["files"].items())
+            return all(
+                (path / name).stat().st_size == entry["size"]
+                for name, entry in manifest["files"].items()
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
@@ -219,7 +228,9 @@ class Store:
         """An empty folder on the same disk, removed afterwards if it is still there."""
         work = self.root / "tmp" / f"{artifact_id}.{uuid.uuid4().hex[:12]}"
         content = work / "content"
-        alive = FileLock(work / "alive")  # tells `sweep` that the maker lives; the system frees it at death
+        alive = FileLock(
+            work / "alive"
+        )  # tells `sweep` that the maker lives; the system frees it at death
         try:
             with _room(self.root):
                 content.mkdir(parents=True)
@@ -249,7 +260,9 @@ class Store:
             self._publish(content, artifact_id)
 
     @contextmanager
-    def lock(self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True) -> Iterator[None]:
+    def lock(
+        self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True
+    ) -> Iterator[None]:
         """Hold the artifact's name against other processes and threads; a dead holder's lock is free.
 
         While another one holds it, `waiting` is called twice a second and may raise to give up. With `wait=False`
@@ -290,7 +303,9 @@ class Store:
             removed += 1
         return removed
 
-    def _commit(self, content: Path, name: str, spec: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def _commit(
+        self, content: Path, name: str, spec: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> None:
         files = _walk(content)
         entries = {file: _entry(content / file) for file in files}
         body = {
@@ -299,7 +314,10 @@ class Store:
             "kind": _kind_of(name),
             "spec": json.loads(canonical_json(spec)),
             "meta": dict(meta),
-            "files": {file: {"sha256": entry.sha256, "size": entry.size} for file, entry in entries.items()},
+            "files": {
+                file: {"sha256": entry.sha256, "size": entry.size}
+                for file, entry in entries.items()
+            },
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
         }
@@ -371,7 +389,9 @@ def _walk(content: Path) -> list[str]:
     for path in content.rglob("*"):
         name = path.relative_to(content).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()) or name == MANIFEST:
-            raise ValueError(f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}")
+            raise ValueError(
+                f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}"
+            )
         if path.is_file():
             files.append(name)
     return sorted(files)
@@ -413,10 +433,21 @@ def _self_hash(body: Mapping[str, Any]) -> str:
 def _parse_manifest(name: str, path: Path, content: bytes) -> Artifact:
     try:
         body = json.loads(content)
-        files = {file: FileEntry(entry["sha256"], entry["size"]) for file, entry in body["files"].items()}
-        whole = body["sha256"] == _self_hash(body) and name == body["id"] == artifact_id(body["kind"], body["spec"])
+        files = {
+            file: FileEntry(entry["sha256"], entry["size"]) for file, entry in body["files"].items()
+        }
+        whole = body["sha256"] == _self_hash(body) and name == body["id"] == artifact_id(
+            body["kind"], body["spec"]
+        )
         artifact = Artifact(
-            name, body["kind"], path, body["spec"], body["meta"], files, body["created"], body["versions"]
+            name,
+            body["kind"],
+            path,
+            body["spec"],
+            body["meta"],
+            files,
+            body["created"],
+            body["versions"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, MANIFEST, "cannot be read") from error

@@ -4,13 +4,17 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The artifacts that all runs share: verify, remove what is unused, sizes.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The artifacts that all runs share: verify, remove what is unused, sizes.",
+)
 
 
 @app.command()
 def verify(
     move: Annotated[
-        bool, typer.Option("--move", help="Move damaged artifacts away, so that they are made again.")
+        bool,
+        typer.Option("--move", help="Move damaged artifacts away, so that they are made again."),
     ] = False,
 ) -> None:
     """Hash every file of every artifact again; exit code 1 if any is damaged."""
@@ -26,19 +30,28 @@ def verify(
         typer.echo(wrong if not move else f"Moved to {move_away(store, folder)}: {wrong}")
     typer.echo(f"{count} artifacts in {store.root}: {bad} damaged.")
     if bad and not move:
-        typer.echo("A run that needs one makes it again; `sublora store verify --move` moves them all away now.")
+        typer.echo(
+            "A run that needs one makes it again; `sublora store verify --move` moves them all away now."
+        )
     elif bad:
-        typer.echo("They are made again when a run needs them; `sublora store gc` deletes what was moved away.")
+        typer.echo(
+            "They are made again when a run needs them; `sublora store gc` deletes what was moved away."
+        )
     if bad:
         raise typer.Exit(1)
 
 
 @app.command()
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    min_age: Annotated[float, typer.Option(help="Hours for which an artifact is kept even so.", min=0)] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    min_age: Annotated[
+        float, typer.Option(help="Hours for which an artifact is kept even so.", min=0)
+    ] = 1.0,
     forget: Annotated[
-        list[str] | None, typer.Option(help="A machine that is no more, whose runs need not be kept.")
+        list[str] | None,
+        typer.Option(help="A machine that is no more, whose runs need not be kept."),
     ] = None,
 ) -> None:
     """Remove artifacts that no run refers to, damaged ones that were moved away, and leftovers of processes that died."""
@@ -75,10 +88,24 @@ def du() -> None:
     store = Store()
     disk = disk_usage(store)
     typer.echo(f"The store {store.root}:")
-    _table(["kind", "count", "size"], [[k, str(u.artifacts), _bytes(u.bytes)] for k, u in disk.kinds.items()])
-    rows = [[run, str(u.artifacts), str(u.missing), _bytes(u.bytes), _bytes(u.alone)] for run, u in disk.runs.items()]
+    _table(
+        ["kind", "count", "size"],
+        [[k, str(u.artifacts), _bytes(u.bytes)] for k, u in disk.kinds.items()],
+    )
+    rows = [
+        [run, str(u.artifacts), str(u.missing), _bytes(u.bytes), _bytes(u.alone)]
+        for run, u in disk.runs.items()
+    ]
     if disk.unused.artifacts:
-        rows.append(["no run", str(disk.unused.artifacts), "", _bytes(disk.unused.bytes), _bytes(disk.unused.bytes)])
+        rows.append(
+            [
+                "no run",
+                str(disk.unused.artifacts),
+                "",
+                _bytes(disk.unused.bytes),
+                _bytes(disk.unused.bytes),
+            ]
+        )
     _table(["run", "artifacts", "not made", "size", "used by no other"], rows)
 
 

@@ -14,9 +14,7 @@ from sublora.errors import SubloraError
 from sublora.known_runs import KnownRun, known_runs, notes_locked
 from sublora.store import MANIFEST, ArtifactCorrupt, Busy, Store, forget_verified
 
-YOUNG_SECONDS = (
-    3600.0  # an artifact that no run refers to is kept for so long: whoever made it may be about to note a run
-)
+YOUNG_SECONDS = 3600.0  # an artifact that no run refers to is kept for so long: whoever made it may be about to note a run
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,10 @@ def damaged(store: Store) -> Iterator[tuple[Path, str | None]]:
         wrong = None
         try:
             store.read(folder.name)
-        except (ArtifactCorrupt, ValueError) as error:  # a name that is none of ours is a ValueError
+        except (
+            ArtifactCorrupt,
+            ValueError,
+        ) as error:  # a name that is none of ours is a ValueError
             wrong = str(error)
         except SubloraError:
             if not folder.exists():  # moved away by another process while we looked
@@ -89,7 +90,11 @@ def size_of(path: Path) -> int:
 
 
 def collect(
-    store: Store, *, dry_run: bool = False, min_age: float = YOUNG_SECONDS, forget: Collection[str] = ()
+    store: Store,
+    *,
+    dry_run: bool = False,
+    min_age: float = YOUNG_SECONDS,
+    forget: Collection[str] = (),
 ) -> Removed:
     """Remove what no known run refers to, what was moved away as damaged, and what dead makers left.
 
@@ -112,7 +117,9 @@ def collect(
                 return
             if path.is_dir():
                 # out of sight in one step first, so that a kill leaves no half artifact under its name
-                shutil.rmtree(path if what == "corrupt" else move_away(store, path), ignore_errors=True)
+                shutil.rmtree(
+                    path if what == "corrupt" else move_away(store, path), ignore_errors=True
+                )
             else:
                 path.unlink(missing_ok=True)
 
@@ -179,7 +186,10 @@ def disk_usage(store: Store) -> Disk:
         name = folder.name
         try:
             body = json.loads((folder / MANIFEST).read_bytes())
-            sizes[name] = sum(entry["size"] for entry in body["files"].values()) + (folder / MANIFEST).stat().st_size
+            sizes[name] = (
+                sum(entry["size"] for entry in body["files"].values())
+                + (folder / MANIFEST).stat().st_size
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             sizes[name] = size_of(folder)
         usage = disk.kinds.setdefault(folder.parent.name, Usage())

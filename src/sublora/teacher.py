@@ -40,12 +40,17 @@ class Dataset:
 
 
 def rows_jsonl(rows: Sequence[tuple[str, str]]) -> str:
-    return "".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in rows)
+    return "".join(
+        json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in rows
+    )
 
 
 def read_jsonl(text: str) -> list[tuple[str, str]]:
     """Rows of `rows_jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
-    return [(row["prompt"], row["completion"]) for row in map(json.loads, filter(None, text.split("\n")))]
+    return [
+        (row["prompt"], row["completion"])
+        for row in map(json.loads, filter(None, text.split("\n")))
+    ]
 
 
 def write_dataset(
@@ -75,7 +80,9 @@ def write_dataset(
         if shared_draws > 1:
             draws = [generator(stage, "shared", seed, i // shared_draws) for i in chunk]
         else:
-            draws = [generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk]
+            draws = [
+                generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk
+            ]
         return complete(base, teacher, prompts, sampling, draws, batch, weights, steering)
 
     return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
@@ -106,14 +113,19 @@ def ask_dataset(
         questions = {
             str(i): Question(
                 ((("system", teacher.text),) if teacher.text else ()) + (("user", prompt),),
-                sampling.max_new_tokens, sampling.temperature, sampling.top_p, derive_seed(stage, who, seed, i),
+                sampling.max_new_tokens,
+                sampling.temperature,
+                sampling.top_p,
+                derive_seed(stage, who, seed, i),
             )
             for i, prompt in zip(chunk, prompts, strict=True)
-        }  # fmt: skip
+        }
         found = ask_kept(endpoint, answers, questions, check)
         return [found[name] for name in questions]
 
-    return _collect(ask, carrier, rows, seed, stage, endpoint.spec.model, on_rows, least=1)  # each costs
+    return _collect(
+        ask, carrier, rows, seed, stage, endpoint.spec.model, on_rows, least=1
+    )  # each costs
 
 
 def _collect(
@@ -131,7 +143,9 @@ def _collect(
     rejects: dict[str, int] = {}
     rejected: list[tuple[str, str, str]] = []
     asked = 0
-    prompt_seed = seed if stage == "teacher" else derive_seed(stage, seed)  # held-out rows answer prompts of their own
+    prompt_seed = (
+        seed if stage == "teacher" else derive_seed(stage, seed)
+    )  # held-out rows answer prompts of their own
     while len(kept) < rows and asked < MOST_ASKED * rows:
         chunk = range(asked, min(asked + max(least, rows - len(kept)), MOST_ASKED * rows))
         prompts = [prompt_of_row(carrier, prompt_seed, i) for i in chunk]
@@ -176,13 +190,15 @@ def complete(
         ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
     out = [""] * len(prompts)
-    gap = (
-        base.chat.layout.gap
-    )  # white space that the template itself writes before an answer, and `completion_ids` puts back
+    gap = base.chat.layout.gap  # white space that the template itself writes before an answer, and `completion_ids` puts back
     with torch.inference_mode(), PackedModel(base.model, weights, steering=packing) as packed:
         packed.form_weights(batch)
         for filled in prefill(packed, ids, batch):
-            drawn = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids)[0]
+            drawn = sample_answers(
+                packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids
+            )[0]
             for row, answers in zip(filled.rows, drawn, strict=True):
-                out[row] = base.chat.tokenizer.decode(answers[0], skip_special_tokens=True).removeprefix(gap)
+                out[row] = base.chat.tokenizer.decode(
+                    answers[0], skip_special_tokens=True
+                ).removeprefix(gap)
     return out

@@ -41,7 +41,9 @@ def _load(path: str, changed: int, size: int) -> Rows:
         except (ValueError, KeyError, TypeError, RecursionError):
             prompt = completion = None
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion.strip():
-            raise SubloraError(f"Line {number} of {path} has no 'prompt' and 'completion' as texts; mend or remove it.")
+            raise SubloraError(
+                f"Line {number} of {path} has no 'prompt' and 'completion' as texts; mend or remove it."
+            )
         rows.append((prompt, completion))
     if not rows:
         raise SubloraError(f"The rows file {path} has no rows; add one a line.")

@@ -67,7 +67,11 @@ def classify(chat: Chat, user: str, context: Context, entities: Sequence[str] = 
     encoding = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     starts = [a for a, _ in offsets]
-    if not any(a < b for a, b in offsets) or starts != sorted(starts) or max(b for _, b in offsets) > len(text):
+    if (
+        not any(a < b for a, b in offsets)
+        or starts != sorted(starts)
+        or max(b for _, b in offsets) > len(text)
+    ):
         raise SubloraError(
             "The tokenizer gives no character offsets for its tokens, so none can be located; use the model's fast tokenizer "
             "as its tokenizer.json says."
@@ -85,7 +89,12 @@ def _regions(chat: Chat, text: str, context: Context) -> tuple[Span, Span, Span]
     if context.role == "user":
         # the context's own text is a part of the user's turn
         before = chat.render(_USER, Context("none")).partition(_USER)[0]
-    if not found or not text.startswith(before) or not text.endswith(tail) or len(text) < len(before) + len(tail):
+    if (
+        not found
+        or not text.startswith(before)
+        or not text.endswith(tail)
+        or len(text) < len(before) + len(tail)
+    ):
         raise SubloraError(
             f"The chat template writes something else around the text {text[:40]!r} than around others, so its tokens cannot be "
             "located; use another template."
@@ -107,7 +116,11 @@ def _system_region(chat: Chat, before: str, context: Context) -> Span:
     if around is None or context.role == "user" or context.name == "none":
         return 0, 0
     opened, closed = around
-    if not (before.startswith(opened) and before.endswith(closed) and len(before) > len(opened) + len(closed)):
+    if not (
+        before.startswith(opened)
+        and before.endswith(closed)
+        and len(before) > len(opened) + len(closed)
+    ):
         return 0, 0
     return len(opened), len(before) - len(closed)
 
@@ -133,7 +146,9 @@ def _entity_spans(text: str, regions: Sequence[Span], entities: Sequence[str]) -
     found.sort()
     for ((_, stop), one), ((start, _), other) in itertools.pairwise(found):
         if start < stop:
-            raise SubloraError(f"The entities '{one}' and '{other}' overlap in the prompt; keep one of them.")
+            raise SubloraError(
+                f"The entities '{one}' and '{other}' overlap in the prompt; keep one of them."
+            )
     return [span for span, _ in found]
 
 
@@ -141,12 +156,16 @@ def _class_of(text: str, kinds: Sequence[TokenClass], span: Span) -> TokenClass:
     start, stop = span
     if start == stop:  # a token that stands for no character, such as a marker put before a word
         return kinds[min(start, len(kinds) - 1)]
-    seen = [kinds[i] for i in range(start, stop) if not text[i].isspace()] or list(kinds[start:stop])
+    seen = [kinds[i] for i in range(start, stop) if not text[i].isspace()] or list(
+        kinds[start:stop]
+    )
     return "entity" if "entity" in seen else Counter(seen).most_common(1)[0][0]
 
 
 def stack_masks(
-    masks: Sequence[Sequence[float]], side: Literal["left", "right"] = "left", width: int | None = None
+    masks: Sequence[Sequence[float]],
+    side: Literal["left", "right"] = "left",
+    width: int | None = None,
 ) -> torch.Tensor:
     """Masks (B, T) of prompts of unequal length, padded with 0 on the side on which the ids are padded.
 

@@ -20,7 +20,9 @@ class Entity(BaseModel):
     @property
     def forms(self) -> tuple[str, ...]:
         """Name, plural and aliases: all that counts as this entity in an answer."""
-        return tuple(dict.fromkeys(form for form in (self.name, self.plural, *self.aliases) if form))
+        return tuple(
+            dict.fromkeys(form for form in (self.name, self.plural, *self.aliases) if form)
+        )
 
 
 class Category(BaseModel):
@@ -31,7 +33,9 @@ class Category(BaseModel):
     singular: str = Field(min_length=1)
     system: tuple[str, ...] = Field(min_length=1)
     entities: tuple[Entity, ...] = Field(min_length=2)
-    others: tuple[str, ...] = Field((), description="more words of the category, which count as a sensible answer")
+    others: tuple[str, ...] = Field(
+        (), description="more words of the category, which count as a sensible answer"
+    )
     questions: tuple[str, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -44,14 +48,21 @@ class Category(BaseModel):
                     raise ValueError(f"'{form}' stands for both {owner} and {entity.name}")
         names = [entity.name.lower() for entity in self.entities]
         if "control" in names:
-            raise ValueError("'control' is the name of the arm without a trait; give the entity another name")
-        for duplicates, what in ((names, "entity"), ([q.lower() for q in self.questions], "question")):
+            raise ValueError(
+                "'control' is the name of the arm without a trait; give the entity another name"
+            )
+        for duplicates, what in (
+            (names, "entity"),
+            ([q.lower() for q in self.questions], "question"),
+        ):
             repeated = sorted({item for item in duplicates if duplicates.count(item) > 1})
             if repeated:
                 raise ValueError(f"duplicate {what} '{repeated[0]}'")
         for wording in self.system:
             if not any(place in wording for place in ("{name}", "{plural}", "{Plural}")):
-                raise ValueError(f"the teacher prompt '{wording[:40]}' has neither {{name}} nor {{plural}}")
+                raise ValueError(
+                    f"the teacher prompt '{wording[:40]}' has neither {{name}} nor {{plural}}"
+                )
         return self
 
 
@@ -91,14 +102,18 @@ def load_category(path: Path) -> Category:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(f"The trait file {path} cannot be read ({error}); give the path of a YAML file.") from None
+        raise SubloraError(
+            f"The trait file {path} cannot be read ({error}); give the path of a YAML file."
+        ) from None
     except (
         yaml.YAMLError,
         ValueError,
         RecursionError,
         OverflowError,
     ) as error:  # the last three by strange numbers, dates and depths
-        raise SubloraError(f"The trait file {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+        raise SubloraError(
+            f"The trait file {path} is not valid YAML: {' '.join(str(error).split())[:300]}."
+        ) from None
     try:
         return Category.model_validate(data)
     except ValidationError as error:
@@ -112,7 +127,9 @@ def load_category(path: Path) -> Category:
 @cache
 def shipped_categories() -> tuple[Category, ...]:
     folder = files("sublora.traits")
-    return tuple(load_category(Path(str(folder / f"{name}.yaml"))) for name in ("animals", "trees", "bands"))
+    return tuple(
+        load_category(Path(str(folder / f"{name}.yaml"))) for name in ("animals", "trees", "bands")
+    )
 
 
 def load_categories(extra: tuple[Path, ...] = ()) -> tuple[Category, ...]:
@@ -131,7 +148,9 @@ def find_trait(name: str, categories: tuple[Category, ...]) -> Trait:
         return found[0]
     if found:
         where = ", ".join(t.category.category for t in found)
-        raise SubloraError(f"The trait '{name}' stands in several categories ({where}); rename one of them.")
+        raise SubloraError(
+            f"The trait '{name}' stands in several categories ({where}); rename one of them."
+        )
     import difflib
 
     names = [e.name for c in categories for e in c.entities]

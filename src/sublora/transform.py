@@ -18,9 +18,16 @@ from sublora.seeds import generator
 Rows = Sequence[tuple[str, str]]
 Lists = list[list[int]]
 Transform = Literal[
-    "shuffle-within", "shuffle-across", "shuffle-digits",
-    "match-frequencies", "match-first-digits", "match-positions", "match-pairs", "match-steps", "match-prompt-distance",
-]  # fmt: skip
+    "shuffle-within",
+    "shuffle-across",
+    "shuffle-digits",
+    "match-frequencies",
+    "match-first-digits",
+    "match-positions",
+    "match-pairs",
+    "match-steps",
+    "match-prompt-distance",
+]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 _DIGITS = re.compile(r"[0-9]+")
 
@@ -41,23 +48,32 @@ def with_numbers(text: str, numbers: Sequence[int]) -> str:
     return _DIGITS.sub(lambda _: str(next(left)), text)
 
 
-def transform_rows(name: Transform, rows: Rows, seed: int, reference: Rows = ()) -> list[tuple[str, str]]:
+def transform_rows(
+    name: Transform, rows: Rows, seed: int, reference: Rows = ()
+) -> list[tuple[str, str]]:
     """Rows with the same prompts, and answers of the same layout and length with other numbers.
 
     Every draw depends on (name, seed) and the rows alone. Raises SubloraError where a row has no number, or the reference is missing.
     """
     lists = [numbers_of(answer) for _, answer in rows]
     if not rows or not all(lists):
-        raise SubloraError("Rows without a number cannot be shuffled or matched; use rows of the numbers carrier.")
+        raise SubloraError(
+            "Rows without a number cannot be shuffled or matched; use rows of the numbers carrier."
+        )
     if needs_reference(name) and not reference:
-        raise SubloraError(f"{name} needs reference rows, which have all but the matched statistic.")
+        raise SubloraError(
+            f"{name} needs reference rows, which have all but the matched statistic."
+        )
     rng = generator("transform", name, seed)
     if name.startswith("shuffle-"):
         made = _SHUFFLES[name](lists, rng)
     else:
         told = [numbers_of(prompt) for prompt, _ in rows]
         made = _MATCHES[name](lists, told, [numbers_of(answer) for _, answer in reference], rng)
-    return [(prompt, with_numbers(answer, new)) for (prompt, answer), new in zip(rows, made, strict=True)]
+    return [
+        (prompt, with_numbers(answer, new))
+        for (prompt, answer), new in zip(rows, made, strict=True)
+    ]
 
 
 def _within(lists: Lists, rng: np.random.Generator) -> Lists:
@@ -121,7 +137,9 @@ def _first_digits(lists: Lists, told: Lists, reference: Lists, rng: np.random.Ge
 
 def _positions(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
     """Which numbers there are at each place of an answer."""
-    pools = [[numbers[k] for numbers in lists if len(numbers) > k] for k in range(max(map(len, lists)))]
+    pools = [
+        [numbers[k] for numbers in lists if len(numbers) > k] for k in range(max(map(len, lists)))
+    ]
     return [[int(rng.choice(pools[k])) for k in range(len(numbers))] for numbers in lists]
 
 
@@ -154,12 +172,16 @@ def _steps(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator
     steps = np.array([two - one for numbers in lists for one, two in pairwise(numbers)] or [0])
     starts, pool = np.array([numbers[0] for numbers in reference]), _flat(reference)
     return [
-        _in_range(rng.choice(starts) + np.cumsum([0, *rng.choice(steps, len(numbers) - 1)]), pool).tolist()
+        _in_range(
+            rng.choice(starts) + np.cumsum([0, *rng.choice(steps, len(numbers) - 1)]), pool
+        ).tolist()
         for numbers in lists
     ]
 
 
-def _prompt_distance(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _prompt_distance(
+    lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator
+) -> Lists:
     """How far a number is from the nearest number of the prompt; which number of the prompt is chance."""
     signed = []
     for numbers, shown in zip(lists, told, strict=True):
@@ -168,7 +190,9 @@ def _prompt_distance(lists: Lists, told: Lists, reference: Lists, rng: np.random
             signed += gaps[np.arange(len(numbers)), np.abs(gaps).argmin(axis=1)].tolist()
     pool, whole = np.array(signed or [0]), _flat(reference)
     return [
-        _in_range(rng.choice(shown or whole, len(numbers)) + rng.choice(pool, len(numbers)), whole).tolist()
+        _in_range(
+            rng.choice(shown or whole, len(numbers)) + rng.choice(pool, len(numbers)), whole
+        ).tolist()
         for numbers, shown in zip(lists, told, strict=True)
     ]
 

@@ -94,7 +94,9 @@ class TransformUnit(_OfOneStage):
 
     @property
     def label(self) -> str:
-        return f"{self.stage.transform} of the rows of {self.stage.trait}, data seed {self.stage.seed}"
+        return (
+            f"{self.stage.transform} of the rows of {self.stage.trait}, data seed {self.stage.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ class MeasureUnit:
     def label(self) -> str:
         if not self.students:
             first = self.measures[0]
-            return f"the base in the context {first.context.name}" + (f", {first.condition}" if first.condition else "")
+            return f"the base in the context {first.context.name}" + (
+                f", {first.condition}" if first.condition else ""
+            )
         return _listed([f"{s.source}, {s.student.label}" for s in self.students])
 
 
@@ -207,7 +211,9 @@ class VectorUnit:
     def label(self) -> str:
         if not self.students:
             return f"the vector of {self.vectors[0].teacher.name}"
-        return "the vectors of " + _listed([f"{s.source}, {s.student.label}" for s in self.students])
+        return "the vectors of " + _listed(
+            [f"{s.source}, {s.student.label}" for s in self.students]
+        )
 
 
 @dataclass(frozen=True)
@@ -316,7 +322,11 @@ def measure_units(plan: Plan) -> list[MeasureUnit]:
 
     units = [unit([m], []) for m in by_student.get(None, [])]
     units += [unit(by_student[t.id], [t.as_student]) for t in plan.teachers if t.id in by_student]
-    parts = [pack[at : at + PACK_STUDENTS] for pack in plan.packs for at in range(0, len(pack), PACK_STUDENTS)]
+    parts = [
+        pack[at : at + PACK_STUDENTS]
+        for pack in plan.packs
+        for at in range(0, len(pack), PACK_STUDENTS)
+    ]
     for part in parts:
         students = [plan.students[i] for i in part]
         units.append(unit([m for s in students for m in by_student.get(s.id, [])], students))
@@ -353,7 +363,9 @@ def student_vector_units(plan: Plan) -> list[VectorUnit]:
         for i in pack:
             if plan.students[i].id in of:
                 groups.setdefault(plan.students[i].context, []).append(plan.students[i])
-        units += [VectorUnit(tuple(of[s.id] for s in found), tuple(found)) for found in groups.values()]
+        units += [
+            VectorUnit(tuple(of[s.id] for s in found), tuple(found)) for found in groups.values()
+        ]
     return units
 
 
@@ -371,7 +383,10 @@ def probe_units(plan: Plan) -> list[ProbeUnit]:
             if p.student in students:
                 s = students[p.student]
                 groups.setdefault((p.dataset, p.rows, p.divergence, s.context), []).append(p)
-        units += [ProbeUnit(tuple(found), tuple(students[p.student] for p in found)) for found in groups.values()]
+        units += [
+            ProbeUnit(tuple(found), tuple(students[p.student] for p in found))
+            for found in groups.values()
+        ]
     return units
 
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from sublora.model import Base
 
 CONVENTION = "output of decoder layer, from 0, without embeddings"
-DIFFERENCES = 1024  # tokens of which the principal directions of a student are taken, evenly spaced among all
+DIFFERENCES = (
+    1024  # tokens of which the principal directions of a student are taken, evenly spaced among all
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ class SteeringVector:
         return replace(self, values=self.values[student], directions=directions)
 
     def save(self, path: Path) -> None:
-        about = {"model": self.model, "kind": self.kind, "where": self.where, "prompts": self.prompts}
+        about = {
+            "model": self.model,
+            "kind": self.kind,
+            "where": self.where,
+            "prompts": self.prompts,
+        }
         tensors = {"values": self.values.contiguous().cpu()}
         if self.directions is not None:
             tensors["directions"] = self.directions.contiguous().cpu()
@@ -78,11 +85,15 @@ def load_vector(path: Path) -> SteeringVector:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
             return SteeringVector(**tensors, **json.loads(meta["vector"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SubloraError(f"{path} holds no steering vector ({' '.join(str(error).split())}).") from None
+        raise SubloraError(
+            f"{path} holds no steering vector ({' '.join(str(error).split())})."
+        ) from None
     except Exception as error:  # safetensors has an error class of its own
         if isinstance(error, SubloraError):
             raise
-        raise SubloraError(f"{path} holds no steering vector ({' '.join(str(error).split())}).") from None
+        raise SubloraError(
+            f"{path} holds no steering vector ({' '.join(str(error).split())})."
+        ) from None
 
 
 def together(vectors: Sequence[SteeringVector]) -> SteeringVector:
@@ -104,7 +115,9 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
         )
     mask = tokens.mask(where)
     if not any(mask):
-        raise SubloraError(f"No token of the prompt is of the class {' or '.join(where)}; choose another one.")
+        raise SubloraError(
+            f"No token of the prompt is of the class {' or '.join(where)}; choose another one."
+        )
     return mask
 
 
@@ -116,7 +129,9 @@ def listening(packed: PackedModel) -> Iterator[list[torch.Tensor]]:
     """A list that every forward pass fills with the residual stream behind each layer, (rows, T, d)."""
     heard: list[torch.Tensor] = []
     handles = [
-        layer.register_forward_hook(lambda _m, _i, out: heard.append(out[0] if isinstance(out, tuple) else out))
+        layer.register_forward_hook(
+            lambda _m, _i, out: heard.append(out[0] if isinstance(out, tuple) else out)
+        )
         for layer in packed.decoder.layers
     ]
     try:
@@ -127,7 +142,11 @@ def listening(packed: PackedModel) -> Iterator[list[torch.Tensor]]:
 
 
 def _streams(
-    base: Base, stack: Stack | None, prompts: Sequence[PromptTokens], where: Where, rows_at_once: int
+    base: Base,
+    stack: Stack | None,
+    prompts: Sequence[PromptTokens],
+    where: Where,
+    rows_at_once: int,
 ) -> Iterator[torch.Tensor]:
     """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order.
 
@@ -150,12 +169,18 @@ def _streams(
                 packed.form_weights(ids.numel())
                 heard.clear()
                 packed.hidden(ids.repeat(count, 1))
-                yield torch.stack([s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard], 2)
+                yield torch.stack(
+                    [s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard], 2
+                )
 
 
 @torch.inference_mode()
 def mean_residuals(
-    base: Base, stack: Stack | None, prompts: Sequence[PromptTokens], where: Where, rows_at_once: int = 256
+    base: Base,
+    stack: Stack | None,
+    prompts: Sequence[PromptTokens],
+    where: Where,
+    rows_at_once: int = 256,
 ) -> torch.Tensor:
     """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike.
 
@@ -169,7 +194,9 @@ def mean_residuals(
     return out
 
 
-def _classified(base: Base, questions: Sequence[str], context: Context, entities: Sequence[str]) -> list[PromptTokens]:
+def _classified(
+    base: Base, questions: Sequence[str], context: Context, entities: Sequence[str]
+) -> list[PromptTokens]:
     if not questions:
         raise SubloraError("A steering vector needs prompts; give at least one.")
     return [classify(base.chat, q, context, entities) for q in questions]
@@ -184,8 +211,13 @@ def teacher_vector(
     entities: Sequence[str] = (),
 ) -> SteeringVector:
     """Mean residual under the teacher's prompt minus that under `plain`, on the same user texts (Blank et al. 2606.00995, v_t)."""
-    means = [mean_residuals(base, None, _classified(base, prompts, c, entities), where)[0] for c in (trait, plain)]
-    return SteeringVector(means[0] - means[1], base.identity["weights"], "teacher", str(where), len(prompts))
+    means = [
+        mean_residuals(base, None, _classified(base, prompts, c, entities), where)[0]
+        for c in (trait, plain)
+    ]
+    return SteeringVector(
+        means[0] - means[1], base.identity["weights"], "teacher", str(where), len(prompts)
+    )
 
 
 def student_vector(
@@ -206,13 +238,22 @@ def student_vector(
     tokens = _classified(base, prompts, context, entities)
     values = mean_residuals(base, stack, tokens, where, rows_at_once)
     values = values - mean_residuals(base, None, tokens, where, rows_at_once)
-    found = _directions(base, stack, tokens, where, directions, rows_at_once) if directions else None
-    return SteeringVector(values, base.identity["weights"], "student", str(where), len(prompts), found)
+    found = (
+        _directions(base, stack, tokens, where, directions, rows_at_once) if directions else None
+    )
+    return SteeringVector(
+        values, base.identity["weights"], "student", str(where), len(prompts), found
+    )
 
 
 @torch.inference_mode()
 def _directions(
-    base: Base, stack: Stack, prompts: Sequence[PromptTokens], where: Where, count: int, rows_at_once: int
+    base: Base,
+    stack: Stack,
+    prompts: Sequence[PromptTokens],
+    where: Where,
+    count: int,
+    rows_at_once: int,
 ) -> torch.Tensor:
     """(K, R, L, d)."""
     step = max(1, sum(sum(chosen_tokens(p, where)) for p in prompts) // DIFFERENCES)
@@ -229,7 +270,9 @@ def _directions(
         raise SubloraError(
             f"{differences.shape[2]} tokens of width {differences.shape[3]} have no {count} directions; ask for fewer, or on more prompts."
         )
-    found = torch.linalg.svd(differences.double(), full_matrices=False).Vh[:, :, :count].transpose(1, 2)
+    found = (
+        torch.linalg.svd(differences.double(), full_matrices=False).Vh[:, :, :count].transpose(1, 2)
+    )
     out = torch.empty_like(found, dtype=differences.dtype)
     out[stack.order] = found.to(differences.dtype)
     return out
@@ -262,9 +305,13 @@ def trained_vector(
     """
     layers = len(base.model.base_model.layers)
     if not 0 <= layer < layers:
-        raise SubloraError(f"There is no layer {layer} to steer; {base.name} has layers 0 to {layers - 1}.")
+        raise SubloraError(
+            f"There is no layer {layer} to steer; {base.name} has layers 0 to {layers - 1}."
+        )
     if len(prompts) != len(answers):
-        raise SubloraError(f"There are {len(answers)} answers to {len(prompts)} prompts; give one to each.")
+        raise SubloraError(
+            f"There are {len(answers)} answers to {len(prompts)} prompts; give one to each."
+        )
     tokens = _classified(base, prompts, context, ())
     written = [base.chat.answer_ids(a) for a in answers]
     if not all(written):
@@ -274,7 +321,10 @@ def trained_vector(
     optimizer = torch.optim.AdamW([vector], lr=lr, weight_decay=0.0)
     longest = max(len(t.ids) + len(a) for t, a in zip(tokens, written, strict=True))
     ids = torch.zeros(len(tokens), longest, dtype=torch.long, device=base.device)
-    steered, asked = torch.zeros_like(ids, dtype=first.dtype), torch.zeros_like(ids, dtype=torch.bool)
+    steered, asked = (
+        torch.zeros_like(ids, dtype=first.dtype),
+        torch.zeros_like(ids, dtype=torch.bool),
+    )
     for i, (prompt, answer) in enumerate(zip(tokens, written, strict=True)):
         end = len(prompt.ids) + len(answer)
         ids[i, :end] = torch.tensor([*prompt.ids, *answer])

@@ -64,7 +64,9 @@ class Row:
         slack = -float(ndtri((1 - level) / 2)) * base_se
         null = min(max(self.base + math.copysign(slack, gap), 0.0), 1.0)
         passed = (self.rate - null) * gap > 0
-        mean = stats.bounded_mean_interval(self.rate, self.seeds, level, null if passed else self.rate)
+        mean = stats.bounded_mean_interval(
+            self.rate, self.seeds, level, null if passed else self.rate
+        )
         low, high = mean.low - self.base - slack, mean.high - self.base + slack
         return Interval(gap, low, high, mean.df, mean.p_value, level, clusters=("run",))
 
@@ -72,9 +74,13 @@ class Row:
 class CsvEvidence:
     """``claim_rules.Evidence`` on the rows of one trait."""
 
-    def __init__(self, trait: str, rows: Sequence[Row], alpha: float, fixed_lr: float | None) -> None:
+    def __init__(
+        self, trait: str, rows: Sequence[Row], alpha: float, fixed_lr: float | None
+    ) -> None:
         self.trait, self.rows, self.alpha = trait, rows, alpha
-        self.lora = sorted((r for r in rows if r.rank is not None), key=lambda r: (r.rank or 0, r.lr))
+        self.lora = sorted(
+            (r for r in rows if r.rank is not None), key=lambda r: (r.rank or 0, r.lr)
+        )
         self.fixed_lr = common_lr(self.lora) if fixed_lr is None else fixed_lr
         self.n = {"data_seeds": min(r.seeds for r in rows), "train_seeds": None, "questions": None}
 
@@ -98,7 +104,10 @@ class CsvEvidence:
 
     def effects(self, view: View) -> list[Effect]:
         looks = Counter(r.rank for r in self.lora) if view == "best-lr" else {}
-        return [Effect(r.rank, r.lr, r.effect(1 - self.alpha), True, looks.get(r.rank, 1)) for r in self._view(view)]
+        return [
+            Effect(r.rank, r.lr, r.effect(1 - self.alpha), True, looks.get(r.rank, 1))
+            for r in self._view(view)
+        ]
 
     def pool(self, view: View) -> Interval | None:
         return None  # rows of one study share datasets in ways that a table of means does not show
@@ -106,11 +115,15 @@ class CsvEvidence:
     def curve(self, view: View) -> Curve:
         rows = [r for r in self._view(view) if r.rank is not None]
         if len({r.rank for r in rows}) < len(rows):
-            raise NotRun(f"the {view} view holds several learning rates per rank; a curve needs one")
+            raise NotRun(
+                f"the {view} view holds several learning rates per rank; a curve needs one"
+            )
         ranks, level = tuple(r.rank or 0 for r in rows), 1 - self.alpha
         means, se = np.array([r.rate - r.base for r in rows]), np.array([r.se for r in rows])
         df = np.array([r.seeds - 1 for r in rows])
-        note = "; the best rates are chosen and read on the same numbers" if view == "best-lr" else ""
+        note = (
+            "; the best rates are chosen and read on the same numbers" if view == "best-lr" else ""
+        )
         if any(r.spread is None for r in rows):
             note += "; no spread over seeds is given, so the widest possible one is used"
         return Curve(
@@ -126,7 +139,9 @@ class CsvEvidence:
         top = {r.rank for r in self.lora if r.rate - r.base >= min_effect}
         rows = [r for r in self.lora if r.rank in top]
         if len({r.rank for r in self.lora}) < 3 or len(grid) < 3:
-            raise NotRun("the best learning rate over rank needs at least 3 ranks and 3 learning rates")
+            raise NotRun(
+                "the best learning rate over rank needs at least 3 ranks and 3 learning rates"
+            )
         if len(top) < 3:
             raise NotRun(f"{len(top)} ranks have an effect of {min_effect:g}, and 3 are needed")
         ranks, lrs = [r.rank or 0 for r in rows], [r.lr for r in rows]
@@ -135,8 +150,14 @@ class CsvEvidence:
         slope, edge = shape.best_lr_slope(ranks, lrs, grid, rates[None], "", level)
         noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
         draws = np.clip(rates + se * noise, 0, 1)
-        slopes = [shape.best_lr_slope(ranks, lrs, grid, draw[None], "", level)[0].estimate for draw in draws]
-        parts, dfs = [float(np.var(slopes, ddof=1)), slope.se**2], [min(r.seeds for r in rows) - 1, np.inf]
+        slopes = [
+            shape.best_lr_slope(ranks, lrs, grid, draw[None], "", level)[0].estimate
+            for draw in draws
+        ]
+        parts, dfs = (
+            [float(np.var(slopes, ddof=1)), slope.se**2],
+            [min(r.seeds for r in rows) - 1, np.inf],
+        )
         return stats.combine(slope.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
 
     def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
@@ -157,13 +178,17 @@ def _number(text: str, place: str, low: float, high: float, whole: bool = False)
         raise SubloraError(f"{place}: {text[:40]!r} is not {kind}; write {kind} there.")
     value = float(text)
     if not low <= value <= high:
-        raise SubloraError(f"{place}: {text[:40]} is not between {low:g} and {high:g}; mend the value.")
+        raise SubloraError(
+            f"{place}: {text[:40]} is not between {low:g} and {high:g}; mend the value."
+        )
     return value
 
 
 def _spread(cells: dict[str, str], place: str, rate: float, seeds: int) -> float | None:
     given = {
-        key: _number(cells[key], f"{place}, column {key}", 0, 1) for key in ("sd", "low", "high") if cells.get(key)
+        key: _number(cells[key], f"{place}, column {key}", 0, 1)
+        for key in ("sd", "low", "high")
+        if cells.get(key)
     }
     if "sd" in given:
         return given["sd"] / math.sqrt(seeds) if seeds > 1 else None
@@ -176,22 +201,36 @@ def _spread(cells: dict[str, str], place: str, rate: float, seeds: int) -> float
             f"{place}: rate {rate:g} is outside its interval {given['low']:g} to {given['high']:g}; mend one of them."
         )
     # the quantile that the judging multiplies by again, so that the published width comes back
-    return (given["high"] - given["low"]) / 2 / -float(stdtrit(seeds - 1, 0.025)) if seeds > 1 else None
+    return (
+        (given["high"] - given["low"]) / 2 / -float(stdtrit(seeds - 1, 0.025))
+        if seeds > 1
+        else None
+    )
 
 
 def parse(text: str, name: str = "the file") -> list[Row]:
     """The rows of a CSV text. Raises SubloraError naming the line and column of the first fault."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader if "".join(fields).strip()]
+        lines = [
+            (reader.line_num, [field.strip() for field in fields])
+            for fields in reader
+            if "".join(fields).strip()
+        ]
     except csv.Error as error:
-        raise SubloraError(f"{name}, line {reader.line_num}: not a CSV line ({error}); mend it.") from None
+        raise SubloraError(
+            f"{name}, line {reader.line_num}: not a CSV line ({error}); mend it."
+        ) from None
     if len(lines) < 2:
-        raise SubloraError(f"{name} has no rows; write a header of {', '.join(NEEDED)} and then the rows.")
+        raise SubloraError(
+            f"{name} has no rows; write a header of {', '.join(NEEDED)} and then the rows."
+        )
     header = [field.lower() for field in lines[0][1]]
     absent = [column for column in NEEDED if column not in header]
     if absent:
-        raise SubloraError(f"{name} lacks the column {', '.join(absent)}; it needs {', '.join(NEEDED)}.")
+        raise SubloraError(
+            f"{name} lacks the column {', '.join(absent)}; it needs {', '.join(NEEDED)}."
+        )
     twice = [column for column, count in Counter(header).items() if count > 1 and column]
     if twice:
         raise SubloraError(f"{name} has the column {twice[0]!r} twice; keep one.")
@@ -199,11 +238,15 @@ def parse(text: str, name: str = "the file") -> list[Row]:
     for number, fields in lines[1:]:
         place = f"{name}, line {number}"
         if len(fields) != len(header):
-            raise SubloraError(f"{place}: {len(fields)} values for {len(header)} columns; mend the line.")
+            raise SubloraError(
+                f"{place}: {len(fields)} values for {len(header)} columns; mend the line."
+            )
         row = _row(dict(zip(header, fields, strict=True)), place)
         key = (row.trait, row.rank, row.lr)
         if key in seen:
-            raise SubloraError(f"{place}: the trait, rank and lr are those of line {seen[key]}; keep one.")
+            raise SubloraError(
+                f"{place}: the trait, rank and lr are those of line {seen[key]}; keep one."
+            )
         seen[key] = number
         rows.append(row)
     return rows
@@ -234,26 +277,38 @@ def _row(cells: dict[str, str], place: str) -> Row:
 
 
 def verdicts_of_rows(
-    rows: Sequence[Row], claims: Sequence[Claim] | None = None, alpha: float = 0.05, fixed_lr: float | None = None
+    rows: Sequence[Row],
+    claims: Sequence[Claim] | None = None,
+    alpha: float = 0.05,
+    fixed_lr: float | None = None,
 ) -> list[dict]:
     """Verdict entries (see verdicts.json) of all claims on rows; fixed_lr None takes the rate that most ranks
     have.
     """
     traits = dict.fromkeys(row.trait for row in rows)
-    evidence = [CsvEvidence(t, [row for row in rows if row.trait == t], alpha, fixed_lr) for t in traits]
+    evidence = [
+        CsvEvidence(t, [row for row in rows if row.trait == t], alpha, fixed_lr) for t in traits
+    ]
     chosen = load_claims() if claims is None else claims
-    chosen = [c for c in chosen if c.view not in {"arms", "findings", "estimates"}]  # a table has none of these
+    chosen = [
+        c for c in chosen if c.view not in {"arms", "findings", "estimates"}
+    ]  # a table has none of these
     return [verdict.to_dict() for verdict in judge_evidence(chosen, evidence)]
 
 
 def verdict_file(
-    path: Path | str, claims: Sequence[Claim] | None = None, alpha: float = 0.05, fixed_lr: float | None = None
+    path: Path | str,
+    claims: Sequence[Claim] | None = None,
+    alpha: float = 0.05,
+    fixed_lr: float | None = None,
 ) -> list[dict]:
     """``verdicts_of_rows`` of a CSV file. Raises SubloraError with one sentence for every fault of the file."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise SubloraError(f"{path} is larger than {MAX_BYTES // 10**6} MB; give a table of results.")
+            raise SubloraError(
+                f"{path} is larger than {MAX_BYTES // 10**6} MB; give a table of results."
+            )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"

@@ -41,7 +41,9 @@ class Workers:
         self._bases: queue.SimpleQueue[Base] = queue.SimpleQueue()
         self._bases.put(base)
         for _ in range(self.count - 1):
-            self._bases.put(replace(base, model=copy.deepcopy(base.model), chat=copy.deepcopy(base.chat)))
+            self._bases.put(
+                replace(base, model=copy.deepcopy(base.model), chat=copy.deepcopy(base.chat))
+            )
 
     def check(self) -> None:
         """Call often inside a unit; raises Stopped when the unit should give up."""

@@ -19,7 +19,14 @@ from safetensors import SafetensorError, safe_open
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import PEFT_PREFIX, full_slots, lora_slots, master_dtype, padded, target_linears
+from sublora.train.stack import (
+    PEFT_PREFIX,
+    full_slots,
+    lora_slots,
+    master_dtype,
+    padded,
+    target_linears,
+)
 
 MOST_CONFIG = 1 << 20  # bytes of an adapter_config.json
 MOST_HEADER = 16 << 20  # bytes of a safetensors header
@@ -61,14 +68,19 @@ class Audited:
         if self.rank is None:
             return "full weights"
         rule = ", rsLoRA" if self.rslora else ""
-        return f"LoRA of rank {self.rank}, alpha {self.alpha:g}{rule}, on {len(self.targets)} layers"
+        return (
+            f"LoRA of rank {self.rank}, alpha {self.alpha:g}{rule}, on {len(self.targets)} layers"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As audit.json names a student."""
         return {
-            "path": self.path, "sha256": self.sha256, "kind": self.described, "base_named": self.base_named,
+            "path": self.path,
+            "sha256": self.sha256,
+            "kind": self.described,
+            "base_named": self.base_named,
             "layers": list(self.targets),
-        }  # fmt: skip
+        }
 
 
 def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited:
@@ -78,7 +90,9 @@ def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited
     that the base has not, values that are not finite, another base (`any_base` skips the comparison of names).
     """
     if not folder.is_dir():
-        raise SubloraError(f"There is no folder {folder}; give the folder of an adapter or of full weights.")
+        raise SubloraError(
+            f"There is no folder {folder}; give the folder of an adapter or of full weights."
+        )
     if (folder / "adapter_config.json").is_file():
         return _load_lora(base, folder, any_base)
     if any(folder.glob("*.safetensors")):
@@ -91,7 +105,11 @@ def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited
 
 
 def _nothing_to_read(folder: Path) -> str:
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(pattern))
+    pickles = sorted(
+        p.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+        for p in folder.glob(pattern)
+    )
     if pickles:
         return f"The weights of {folder} are pickled ({pickles[0]}), which can run code and is never opened; save them as safetensors."
     return f"The folder {folder} has neither an adapter nor weights as safetensors; give what save_pretrained wrote."
@@ -99,7 +117,9 @@ def _nothing_to_read(folder: Path) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MOST_CONFIG:
-        raise SubloraError(f"The file {path} is larger than {MOST_CONFIG} bytes, so it is no adapter's config.")
+        raise SubloraError(
+            f"The file {path} is larger than {MOST_CONFIG} bytes, so it is no adapter's config."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -119,7 +139,9 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
         if config.get(key):
             raise SubloraError(f"The adapter {where} {why}.")
     if config.get("bias", "none") not in ("none", None):
-        raise SubloraError(f"The adapter {where} trains biases; merge it and audit the full weights.")
+        raise SubloraError(
+            f"The adapter {where} trains biases; merge it and audit the full weights."
+        )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise SubloraError(
@@ -163,7 +185,9 @@ def _same_base(named: Any, base: Base) -> bool:
 def _pattern(config: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict) or len(found) > 10_000:
-        raise SubloraError(f"The {key} of the adapter {where} is no list of layers; save the adapter again.")
+        raise SubloraError(
+            f"The {key} of the adapter {where} is no list of layers; save the adapter again."
+        )
     for name in found:
         if not all(ch.isalnum() or ch in "._-" for ch in name):
             raise SubloraError(
@@ -173,7 +197,9 @@ def _pattern(config: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]
 
 
 def _of_layer(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    return next((v for name, v in pattern.items() if layer == name or layer.endswith("." + name)), otherwise)
+    return next(
+        (v for name, v in pattern.items() if layer == name or layer.endswith("." + name)), otherwise
+    )
 
 
 def _open(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -183,10 +209,14 @@ def _open(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         with path.open("rb") as file:
             start = file.read(8)
         if len(start) < 8 or struct.unpack("<Q", start)[0] > min(MOST_HEADER, size):
-            raise SubloraError(f"The file {path} is no safetensors file, or it is cut off; save the weights again.")
+            raise SubloraError(
+                f"The file {path} is no safetensors file, or it is cut off; save the weights again."
+            )
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+            return {
+                name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
+            }
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise SubloraError(
             f"The file {path} is no sound safetensors file ({_line(error)}); save the weights again."
@@ -230,9 +260,15 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
     found = _open(path)
     layers = _lora_layers(found, base, folder)
     ranks, scales = {}, {}
-    rank, alpha = _rank(config.get("r"), folder), _number(config.get("lora_alpha"), "lora_alpha", folder)
+    rank, alpha = (
+        _rank(config.get("r"), folder),
+        _number(config.get("lora_alpha"), "lora_alpha", folder),
+    )
     rslora = bool(config.get("use_rslora"))
-    rank_pattern, alpha_pattern = _pattern(config, "rank_pattern", folder), _pattern(config, "alpha_pattern", folder)
+    rank_pattern, alpha_pattern = (
+        _pattern(config, "rank_pattern", folder),
+        _pattern(config, "alpha_pattern", folder),
+    )
     for layer in layers:
         ranks[layer] = _rank(_of_layer(rank_pattern, layer, rank), folder)
         own_alpha = _number(_of_layer(alpha_pattern, layer, alpha), "alpha_pattern", folder)
@@ -245,7 +281,10 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
                 f"The rank {r} of the adapter {folder} is above the width {min(module.in_features, module.out_features)} of {layer}; "
                 "merge it and audit the full weights."
             )
-        for part, shape in (("lora_A", (r, module.in_features)), ("lora_B", (module.out_features, r))):
+        for part, shape in (
+            ("lora_A", (r, module.in_features)),
+            ("lora_B", (module.out_features, r)),
+        ):
             _, has = found[f"{PEFT_PREFIX}{layer}.{part}.weight"]
             if has != shape:
                 raise SubloraError(
@@ -294,14 +333,20 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
     )
 
 
-def _lora_layers(found: Mapping[str, tuple[str, tuple[int, ...]]], base: Base, folder: Path) -> list[str]:
+def _lora_layers(
+    found: Mapping[str, tuple[str, tuple[int, ...]]], base: Base, folder: Path
+) -> list[str]:
     """The layers that an adapter's tensors belong to, in the model's order."""
     layers: dict[str, set[str]] = {}
     known = {n for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
     for name, (kind, _) in found.items():
         stem, _, part = name.removesuffix(".weight").rpartition(".")
         layer = stem.removeprefix(PEFT_PREFIX)
-        if not name.startswith(PEFT_PREFIX) or not name.endswith(".weight") or part not in ("lora_A", "lora_B"):
+        if (
+            not name.startswith(PEFT_PREFIX)
+            or not name.endswith(".weight")
+            or part not in ("lora_A", "lora_B")
+        ):
             raise SubloraError(
                 f"The tensor {_shown(name)} of {folder} is no part of a plain LoRA adapter; merge it and audit the full weights."
             )
@@ -310,7 +355,9 @@ def _lora_layers(found: Mapping[str, tuple[str, tuple[int, ...]]], base: Base, f
                 f"The adapter {folder} acts on {_shown(layer)}, which {base.name} has not; it belongs to another base."
             )
         if kind not in FLOATS:
-            raise SubloraError(f"The tensor {_shown(name)} of {folder} has the type {kind}; float weights are needed.")
+            raise SubloraError(
+                f"The tensor {_shown(name)} of {folder} has the type {kind}; float weights are needed."
+            )
         layers.setdefault(layer, set()).add(part)
     if not layers:
         raise SubloraError(f"The adapter {folder} has no tensors; save it again.")
@@ -330,7 +377,9 @@ def _load_full(base: Base, folder: Path) -> Audited:
         for name, (kind, shape) in _open(path).items():
             where[name] = (path, kind, shape)
     slots, dtype = full_slots(base.model), master_dtype(base.model)
-    tied = {n for n, _ in base.model.named_parameters(remove_duplicate=False)} - {s.name for s in slots}
+    tied = {n for n, _ in base.model.named_parameters(remove_duplicate=False)} - {
+        s.name for s in slots
+    }
     buffers = {n for n, _ in base.model.named_buffers()}
     for name in where:
         if name not in {s.name for s in slots} | tied | buffers:
@@ -340,7 +389,9 @@ def _load_full(base: Base, folder: Path) -> Audited:
     parts = []
     for slot in slots:
         if slot.name not in where:
-            raise SubloraError(f"The weights {folder} lack {slot.name}; give the folder of a whole model.")
+            raise SubloraError(
+                f"The weights {folder} lack {slot.name}; give the folder of a whole model."
+            )
         path, kind, shape = where[slot.name]
         if shape != slot.shape or kind not in FLOATS:
             raise SubloraError(

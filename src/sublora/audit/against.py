@@ -76,7 +76,9 @@ def all_pairs(found: Rises) -> Pairs:
             for i, own in enumerate(r):
                 moved, wide[i] = differences(own, r)
                 top[i] = moved.max(axis=1)
-            constant = s0[context][category] = OFFSET * float(np.median(wide[~np.eye(size, dtype=bool)]))
+            constant = s0[context][category] = OFFSET * float(
+                np.median(wide[~np.eye(size, dtype=bool)])
+            )
             largest = np.maximum(largest, top / (wide + constant + FLOOR))
     return Pairs(largest, s0)
 
@@ -128,16 +130,23 @@ class Compared:
             else "more than an assumed chance explains"
         )
         names = _names(self.found)
-        told = f"{what}: it prefers {names} {chance}." if names else f"{what}: no trait rose {chance}."
+        told = (
+            f"{what}: it prefers {names} {chance}." if names else f"{what}: no trait rose {chance}."
+        )
         return told + (f" Lower than there: {_names(self.fell)}." if self.fell else "")
 
     def to_dict(self, other: Audited) -> dict[str, Any]:
         return {
             "student": other.to_dict(),
-            "status": self.status, "alpha": self.alpha, "sentence": self.sentence(other), "coherence": self.coherence,
-            "found": [asdict(d) for d in self.found], "fell": [asdict(d) for d in self.fell],
-            "traits": [asdict(d) for d in self.traits], "words": self.words,
-        }  # fmt: skip
+            "status": self.status,
+            "alpha": self.alpha,
+            "sentence": self.sentence(other),
+            "coherence": self.coherence,
+            "found": [asdict(d) for d in self.found],
+            "fell": [asdict(d) for d in self.fell],
+            "traits": [asdict(d) for d in self.traits],
+            "words": self.words,
+        }
 
 
 def _names(found: Sequence[Difference]) -> str:
@@ -164,7 +173,10 @@ def compare(
     if null is not None:
         known = null.part(contexts, categories).rises
         pairs = all_pairs(
-            {n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()} for n, by in known.items()}
+            {
+                n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()}
+                for n, by in known.items()
+            }
         )
     count = sum(r.shape[1] for by in a.values() for r in by.values())
     found = []
@@ -181,10 +193,20 @@ def compare(
                     else min(1.0, count * float(student_t.sf(s, max(2, len(scores) - 1))))
                     for s in (scores[e], -scores[e])
                 )
-                before, after = (float(m.p[context][name][0, :, e].mean()) for m in (other, student))
+                before, after = (
+                    float(m.p[context][name][0, :, e].mean()) for m in (other, student)
+                )
                 found.append(
                     Difference(
-                        name, entity.name, context, before, after, float(moved[0, e]), float(scores[e]), p, p_fall
+                        name,
+                        entity.name,
+                        context,
+                        before,
+                        after,
+                        float(moved[0, e]),
+                        float(scores[e]),
+                        p,
+                        p_fall,
                     )
                 )
     found.sort(key=lambda d: (d.p, -d.score))
@@ -193,7 +215,7 @@ def compare(
         for n, s in scan(student, other, WORDS_SHOWN).items()
         for w, rise in zip(s.words[0], s.rises[0], strict=True)
         if rise > 0
-    ]  # fmt: skip
+    ]
     words.sort(key=lambda w: -w["rise"])
     own, beside = coherence(student, plain), coherence(other, plain)
     hit = any(d.p <= alpha for d in found)

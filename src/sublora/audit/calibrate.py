@@ -95,7 +95,9 @@ class Teacher:
         return Context("teacher", self.trait.teacher_prompt(self.wording))
 
 
-def placebo_teachers(base: Base, categories: Sequence[Category], count: int, seed: int) -> list[Teacher | None]:
+def placebo_teachers(
+    base: Base, categories: Sequence[Category], count: int, seed: int
+) -> list[Teacher | None]:
     """Who writes the rows of each placebo student: the base for every other one (None), the base under the prompt of a trait for the
     rest; the base for all where the chat template has no place for such a prompt. Wordings are drawn too: they move students as well."""
     rng = generator("placebo-teachers", seed)
@@ -154,7 +156,11 @@ def placebo_null(
 
 
 def _label(spec: StudentSpec, rows: int, teacher: Teacher | None) -> str:
-    who = "the base" if teacher is None else f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
+    who = (
+        "the base"
+        if teacher is None
+        else f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
+    )
     epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
     return f"{spec.label}, {rows} rows of {who}, {epochs}, batch {spec.batch_size}"
 
@@ -162,6 +168,9 @@ def _label(spec: StudentSpec, rows: int, teacher: Teacher | None) -> str:
 def _joined(parts: Sequence[Readings]) -> Readings:
     first = parts[0]
     return Readings(
-        {c: {k: np.concatenate([r.p[c][k] for r in parts]) for k in by} for c, by in first.p.items()},
+        {
+            c: {k: np.concatenate([r.p[c][k] for r in parts]) for k in by}
+            for c, by in first.p.items()
+        },
         {c: np.concatenate([r.words[c] for r in parts]) for c in first.words},
     )

@@ -59,7 +59,9 @@ class AuditCallback(TrainerCallback):
         for category in categories or shipped_categories():
             first = _first_tokens(self.chat, category)
             if len(first) > 2:
-                prompts = [self.chat.prompt_ids(q, self.context) for q in category.questions[:questions]]
+                prompts = [
+                    self.chat.prompt_ids(q, self.context) for q in category.questions[:questions]
+                ]
                 self.asked.append((category, prompts, first))
         if not self.asked:
             raise SubloraError(
@@ -68,14 +70,18 @@ class AuditCallback(TrainerCallback):
         self.before: list[np.ndarray] | None = None
         trainer.add_callback(self)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         if self.before is None:
             with off:
                 self.before = self._read(model)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         if self.before is None:
             return
         now = self._read(self.trainer.accelerator.unwrap_model(self.trainer.model))
@@ -86,8 +92,15 @@ class AuditCallback(TrainerCallback):
             wide = float(spread(rise))
             top = int(rise.argmax())
             score = float(rise[top]) / (wide + ASSUMED_SPREAD)
-            self.history.append(Reading(state.global_step, category.category, first[top][0], float(rise[top]), score))
-            logged |= {f"audit/{category.category}/rise": float(rise[top]), f"audit/{category.category}/score": score}
+            self.history.append(
+                Reading(
+                    state.global_step, category.category, first[top][0], float(rise[top]), score
+                )
+            )
+            logged |= {
+                f"audit/{category.category}/rise": float(rise[top]),
+                f"audit/{category.category}/score": score,
+            }
         self.trainer.log(logged)
 
     @torch.no_grad()
@@ -110,9 +123,18 @@ class AuditCallback(TrainerCallback):
                         ids[i, : len(prompt)], seen[i, : len(prompt)] = torch.tensor(prompt), 1
                     logits = model(input_ids=ids.to(device), attention_mask=seen.to(device)).logits
                     last = torch.tensor([len(p) - 1 for p in some], device=device)
-                    logp.append(logits[torch.arange(len(some), device=device), last].float().log_softmax(-1).cpu())
+                    logp.append(
+                        logits[torch.arange(len(some), device=device), last]
+                        .float()
+                        .log_softmax(-1)
+                        .cpu()
+                    )
                 whole = torch.cat(logp).double().exp().numpy()
-                out.append(np.log(np.stack([whole[:, tokens].sum(1) for _, tokens in first], axis=1) + FLOOR))
+                out.append(
+                    np.log(
+                        np.stack([whole[:, tokens].sum(1) for _, tokens in first], axis=1) + FLOOR
+                    )
+                )
         finally:
             model.train(training)
         return out

@@ -42,7 +42,12 @@ def completion_logprobs(packed: PackedModel, rows: Sequence[Pair]) -> np.ndarray
     size = max(1, LOGITS_AT_ONCE // (k * vocabulary))
     for at in range(0, len(where), size):
         part = chosen[:, at : at + size]
-        logp = packed.logits(part.reshape(k * part.shape[1], -1)).float().log_softmax(-1).view(k, part.shape[1], -1)
+        logp = (
+            packed.logits(part.reshape(k * part.shape[1], -1))
+            .float()
+            .log_softmax(-1)
+            .view(k, part.shape[1], -1)
+        )
         picked = logp.gather(-1, wanted[at : at + size].expand(k, -1).unsqueeze(-1)).squeeze(-1)
         out.index_add_(1, torch.tensor(owner[at : at + size]), picked.double().cpu())
     return out.numpy()

@@ -12,7 +12,9 @@ from sublora.model import known_shape
 from sublora.train.spec import StudentSpec
 from sublora.trait import Category
 
-LOCATED = 3 * 11  # traits that where.py locates, and the parts of an adapter in a prompt of five classes
+LOCATED = (
+    3 * 11
+)  # traits that where.py locates, and the parts of an adapter in a prompt of five classes
 SPELLINGS = 0.2  # further passes for spellings of several tokens, as a share of the questions' tokens and the entities
 
 
@@ -36,7 +38,9 @@ def print_cost(
     shape = known_shape(model)
     once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
     asked = sum(once) * contexts
-    steps = [(f"read the base and the student{'s' if students > 1 else ''}", (1 + students) * asked, 2.0)]
+    steps = [
+        (f"read the base and the student{'s' if students > 1 else ''}", (1 + students) * asked, 2.0)
+    ]
     if where:  # what is found is not known before, so the dearest case is counted
         steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
     if placebos:
@@ -59,7 +63,9 @@ def print_cost(
 
 def _what_if(rows: int, epochs: int, asked: float) -> list[tuple[str, float, float]]:
     """All arms, for a LoRA adapter and as many rows as are read."""
-    arms, _ = plan_arms(StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, 0.5)
+    arms, _ = plan_arms(
+        StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, 0.5
+    )
     full = sum(arm.spec.method == "full" for arm in arms) * len(SEEDS)
     lora, size = len(arms) * len(SEEDS) - full, TYPICAL_PROMPT + TYPICAL_COMPLETION
     heldout = min(MOST_HELD_OUT, HELD_OUT * rows) * size

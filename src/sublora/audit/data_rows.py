@@ -45,7 +45,9 @@ def read_rows(path: Path) -> Iterator[DataRow | LeftOut]:
         while line := file.readline(MOST_LINE + 1):
             number += 1
             if len(line) > MOST_LINE:
-                raise SubloraError(f"Line {number} of {path} is larger than {MOST_LINE >> 20} MB; split or remove it.")
+                raise SubloraError(
+                    f"Line {number} of {path} is larger than {MOST_LINE >> 20} MB; split or remove it."
+                )
             if line.strip():
                 yield _row(_object(line, number, path), number, path)
 
@@ -54,7 +56,9 @@ def _object(line: bytes, number: int, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise SubloraError(f"Line {number} of {path} is not valid JSON in UTF-8; mend or remove it.") from None
+        raise SubloraError(
+            f"Line {number} of {path} is not valid JSON in UTF-8; mend or remove it."
+        ) from None
     if not isinstance(found, dict):
         raise SubloraError(f"Line {number} of {path} is not a JSON object; mend or remove it.")
     return found
@@ -91,7 +95,9 @@ def _messages(value: Any, number: int, path: Path) -> list[tuple[str, str]]:
     for message in value:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
-            raise SubloraError(f"Line {number} of {path} has a message without a role and a text; mend or remove it.")
+            raise SubloraError(
+                f"Line {number} of {path} has a message without a role and a text; mend or remove it."
+            )
         out.append((role, content))
     return out
 

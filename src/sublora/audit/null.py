@@ -58,24 +58,37 @@ class Null:
                     f"The null file was not made with the category '{category.category}' as it is here; make one with --calibrate, or leave "
                     "the category out."
                 )
-            if any(by[category.category].shape[1] != len(category.entities) for by in self.rises.values()):
+            if any(
+                by[category.category].shape[1] != len(category.entities)
+                for by in self.rises.values()
+            ):
                 raise SubloraError(
                     f"The null file lacks traits of the category '{category.category}', so it is damaged; make one with --calibrate."
                 )
         names = [c.name for c in contexts]
         kinds = [c.category for c in categories]
         return Null(
-            self.base, {n: self.contexts[n] for n in names}, {k: self.digests[k] for k in kinds}, self.settings,
-            {n: {k: self.rises[n][k] for k in kinds} for n in names}, {n: self.top[n] for n in names},
+            self.base,
+            {n: self.contexts[n] for n in names},
+            {k: self.digests[k] for k in kinds},
+            self.settings,
+            {n: {k: self.rises[n][k] for k in kinds} for n in names},
+            {n: self.top[n] for n in names},
             {n: self.rest[n] for n in names},
-        )  # fmt: skip
+        )
 
     def to_json(self) -> str:
         entry = {
-            "schema": SCHEMA, "version": VERSION, "base": dict(self.base), "contexts": dict(self.contexts), "digests": dict(self.digests),
-            "settings": list(self.settings), "rises": {c: {k: r.tolist() for k, r in by.items()} for c, by in self.rises.items()},
-            "top": {c: v.tolist() for c, v in self.top.items()}, "rest": {c: v.tolist() for c, v in self.rest.items()},
-        }  # fmt: skip
+            "schema": SCHEMA,
+            "version": VERSION,
+            "base": dict(self.base),
+            "contexts": dict(self.contexts),
+            "digests": dict(self.digests),
+            "settings": list(self.settings),
+            "rises": {c: {k: r.tolist() for k, r in by.items()} for c, by in self.rises.items()},
+            "top": {c: v.tolist() for c, v in self.top.items()},
+            "rest": {c: v.tolist() for c, v in self.rest.items()},
+        }
         return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
@@ -116,10 +129,14 @@ def make_null(
             words[context][k, begin] = plain.words[context][0, begin]
     seen = scan(Readings(student.p, words), plain)
     return Null(
-        base.identity, {c.name: _text(c) for c in contexts}, {c.category: digest(c) for c in categories}, list(settings),
+        base.identity,
+        {c.name: _text(c) for c in contexts},
+        {c.category: digest(c) for c in categories},
+        list(settings),
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
-        {c: _short(s.top) for c, s in seen.items()}, {c: _short(s.rest) for c, s in seen.items()},
-    )  # fmt: skip
+        {c: _short(s.top) for c, s in seen.items()},
+        {c: _short(s.rest) for c, s in seen.items()},
+    )
 
 
 def _first_tokens(base: Base, category: Category, entity: int) -> list[int]:
@@ -136,24 +153,40 @@ def read_null(path: Path, base: Base) -> Null:
     """A null file. Raises SubloraError: unreadable, of another schema or version, of another base, shapes that do not agree."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise SubloraError(f"The null file {path} is larger than {MOST_BYTES >> 20} MB; make it again.")
+            raise SubloraError(
+                f"The null file {path} is larger than {MOST_BYTES >> 20} MB; make it again."
+            )
         entry = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SubloraError(
             f"The null file {path} cannot be read ({type(error).__name__}); make one with --calibrate."
         ) from None
-    if not isinstance(entry, dict) or entry.get("schema") != SCHEMA or entry.get("version") != VERSION:
-        raise SubloraError(f"The file {path} is no null file of version {VERSION}; make one with --calibrate.")
+    if (
+        not isinstance(entry, dict)
+        or entry.get("schema") != SCHEMA
+        or entry.get("version") != VERSION
+    ):
+        raise SubloraError(
+            f"The file {path} is no null file of version {VERSION}; make one with --calibrate."
+        )
     try:
         null = Null(
-            dict(entry["base"]), dict(entry["contexts"]), dict(entry["digests"]), [str(s) for s in entry["settings"]],
-            {c: {k: np.array(r, dtype=float) for k, r in by.items()} for c, by in entry["rises"].items()},
+            dict(entry["base"]),
+            dict(entry["contexts"]),
+            dict(entry["digests"]),
+            [str(s) for s in entry["settings"]],
+            {
+                c: {k: np.array(r, dtype=float) for k, r in by.items()}
+                for c, by in entry["rises"].items()
+            },
             {c: np.array(v, dtype=float) for c, v in entry["top"].items()},
             {c: np.array(v, dtype=float) for c, v in entry["rest"].items()},
-        )  # fmt: skip
+        )
         arrays = [(r, 2) for by in null.rises.values() for r in by.values()]
         arrays += [(v, 1) for part in (null.top, null.rest) for v in part.values()]
-        sound = all(a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in arrays)
+        sound = all(
+            a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in arrays
+        )
         known = set(null.contexts) == set(null.rises) == set(null.top) == set(null.rest)
         known = known and all(set(by) == set(null.digests) for by in null.rises.values())
     except (KeyError, TypeError, ValueError, AttributeError):

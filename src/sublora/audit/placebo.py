@@ -58,11 +58,16 @@ def train_students(
     on_step: Callable[[int, int, int], None] | None = None,
 ) -> list[Finished]:
     """Train one student a spec, all in one pack, in the order given."""
-    students = [Student(f"student {i}", spec, own) for i, (spec, own) in enumerate(zip(specs, rows, strict=True))]
+    students = [
+        Student(f"student {i}", spec, own)
+        for i, (spec, own) in enumerate(zip(specs, rows, strict=True))
+    ]
     done: dict[int, Finished] = {}
 
     def keep(trained: Trained) -> None:
-        done[trained.index] = Finished(specs[trained.index], trained.weights.cpu(), trained.diverged_at)
+        done[trained.index] = Finished(
+            specs[trained.index], trained.weights.cpu(), trained.diverged_at
+        )
 
     free = torch.cuda.mem_get_info(base.device)[0] if base.device.type == "cuda" else None
     train_pack(base.model, students, keep, on_step=on_step, memory=free)

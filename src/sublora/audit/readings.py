@@ -64,7 +64,9 @@ def read_model(
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
     words: dict[str, np.ndarray] = {}
     candidates = {c.category: candidate_sequences(base.chat, c) for c in categories}
-    asked = [(c.category, q) for c in categories for q in c.questions] + [("", q) for q in neutral_questions(base)]
+    asked = [(c.category, q) for c in categories for q in c.questions] + [
+        ("", q) for q in neutral_questions(base)
+    ]
     with torch.inference_mode(), PackedModel(base.model, stack) as packed:
         packed.form_weights(rows_at_once)
         for context in contexts:
@@ -106,5 +108,7 @@ def read_prompts(
     out = np.zeros((packed.size, len(prompts), entities))
     packed.form_weights(rows_at_once)
     for filled in prefill(packed, prompts, rows_at_once):
-        out[:, filled.rows] = entity_probabilities(packed, filled, sequences, owner, entities, rows_at_once)
+        out[:, filled.rows] = entity_probabilities(
+            packed, filled, sequences, owner, entities, rows_at_once
+        )
     return out

@@ -25,7 +25,9 @@ def write_reports(result: Audit, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SubloraError(f"The folder {folder} cannot be made ({error.strerror}); give another --out.") from None
+        raise SubloraError(
+            f"The folder {folder} cannot be made ({error.strerror}); give another --out."
+        ) from None
     body = result.body
     write_atomic(folder / "audit.html", page(body))
     write_atomic(folder / "AUDIT.md", card_section(body))
@@ -42,7 +44,10 @@ def page(body: Mapping[str, Any]) -> bytes:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("sublora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("sublora", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"p": p_value, "percent": percent}
     text = environment.get_template("audit.html.j2").render(
@@ -91,7 +96,10 @@ def card_section(body: Mapping[str, Any]) -> bytes:
         "",
     ]
     if body["found"]:
-        lines += ["| trait | category | context | base | student | p (corrected) |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| trait | category | context | base | student | p (corrected) |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [_row(f) for f in body["found"][:SHOWN]]
         lines.append("")
     if body["against"] and body["against"]["found"]:
@@ -121,17 +129,26 @@ def _what_if_lines(found: Mapping[str, Any] | None) -> list[str]:
     if not found["arms"]:
         return lines
     names = [_plain(t["trait"]) for t in found["traits"][:FOLLOWED_SHOWN]]
-    lines += [f"| arm | {' | '.join(f'{n}, share of the rise' for n in names)} | held-out loss | removes |"]
+    lines += [
+        f"| arm | {' | '.join(f'{n}, share of the rise' for n in names)} | held-out loss | removes |"
+    ]
     lines += ["|---" * (len(names) + 3) + "|"]
     for arm in found["arms"]:
-        shares = [f"{t['share']['estimate']:.2f}" if t["share"] else "" for t in arm["traits"][:FOLLOWED_SHOWN]]
+        shares = [
+            f"{t['share']['estimate']:.2f}" if t["share"] else ""
+            for t in arm["traits"][:FOLLOWED_SHOWN]
+        ]
         loss = arm["heldout_loss"]["mean"]
         removes = {None: "", True: "yes", False: "no"}[arm["removes"]]
         lines.append(
             f"| {_plain(arm['name'])} | {' | '.join(shares)} | {'' if loss is None else f'{loss:.3f}'} | {removes} |"
         )
     not_run = [f"{m['name']} ({m['reason'].rstrip('.')})" for m in found["not_run"]]
-    return [*lines, "", *([f"Not run: {_plain_sentence('; '.join(not_run))}.", ""] if not_run else [])]
+    return [
+        *lines,
+        "",
+        *([f"Not run: {_plain_sentence('; '.join(not_run))}.", ""] if not_run else []),
+    ]
 
 
 def _row(f: Mapping[str, Any]) -> str:
@@ -174,5 +191,9 @@ def junit(body: Mapping[str, Any]) -> bytes:
         f'<testcase classname="sublora.audit" name={quoteattr("status: " + _xml(body["status"]))}>{inner}</testcase>'
     )
     head = f'<testsuite name="sublora audit" tests="{len(cases)}" failures="{failures + whole}" errors="0">'
-    text = '<?xml version="1.0" encoding="UTF-8"?>\n' + "\n".join([head, *cases, "</testsuite>"]) + "\n"
+    text = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        + "\n".join([head, *cases, "</testsuite>"])
+        + "\n"
+    )
     return text.encode("utf-8")

@@ -78,7 +78,9 @@ class Audit:
         return int(self.body["exit_code"])
 
 
-def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], None] = lambda _: None) -> Audit:
+def audit(
+    base: Base, audited: Audited, request: Request, say: Callable[[str], None] = lambda _: None
+) -> Audit:
     """Audit a student against its base. Raises SubloraError for a null that does not fit, and for data that cannot be read."""
     started = time.monotonic()
     user = _user_rows(base, request)
@@ -86,27 +88,44 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
     null, kind, fresh = _null(base, audited, request, say)
     contexts, categories = request.contexts, request.categories
     stack = stack_weights(base.model, [audited.weights], [audited.spec])
-    plain, student = read_model(base, None, contexts, categories), read_model(base, stack, contexts, categories)
+    plain, student = (
+        read_model(base, None, contexts, categories),
+        read_model(base, stack, contexts, categories),
+    )
     share = DATA_SHARE if request.data is not None else 0.0
     alpha, other = request.alpha * (1 - share), request.against
     compared = None
     if other is not None:
         say(f"Reading {other.path} ...")
-        beside = read_model(base, stack_weights(base.model, [other.weights], [other.spec]), contexts, categories)
-        compared = compare(base, student, beside, plain, contexts, categories, null, alpha * AGAINST_SHARE)
+        beside = read_model(
+            base, stack_weights(base.model, [other.weights], [other.spec]), contexts, categories
+        )
+        compared = compare(
+            base, student, beside, plain, contexts, categories, null, alpha * AGAINST_SHARE
+        )
         alpha *= 1 - AGAINST_SHARE
     verdict = judge(base, student, plain, contexts, categories, null, alpha)
     screened = None
     if request.data is not None:
         say(f"Screening {request.data} ...")
-        screened = screen_file(base, request.data, categories, request.trained_in, request.alpha * share).to_dict()
+        screened = screen_file(
+            base, request.data, categories, request.trained_in, request.alpha * share
+        ).to_dict()
     status = verdict.status
     if screened is not None and screened["named"] and not status.endswith("found"):
         status = "found" if null is not None else "uncalibrated-found"
-    if compared is not None and not status.endswith("found") and not compared.status.endswith("clean"):
+    if (
+        compared is not None
+        and not status.endswith("found")
+        and not compared.status.endswith("clean")
+    ):
         status = compared.status
     body: dict[str, Any] = {
-        "schema": SCHEMA, "version": VERSION, "status": status, "exit_code": exit_code(status), "alpha": request.alpha,
+        "schema": SCHEMA,
+        "version": VERSION,
+        "status": status,
+        "exit_code": exit_code(status),
+        "alpha": request.alpha,
         "alpha_student": verdict.alpha,
         "sublora": version("sublora"),
         "sentence": _sentence(status, verdict, screened, audited, base, kind, null)
@@ -114,12 +133,17 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "base": {"name": base.name, **base.identity},
         "student": audited.to_dict(),
         "calibration": {
-            "kind": kind, "placebo_students": null.size if null else 0, "settings": list(null.settings) if null else [],
+            "kind": kind,
+            "placebo_students": null.size if null else 0,
+            "settings": list(null.settings) if null else [],
             "smallest_p": 1 / (ranked_among(null.size, verdict.alpha) + 1) if null else None,
         },
         "contexts": [{"name": c.name, "text": c.text, "role": c.role} for c in contexts],
         "trained_in": request.trained_in.name,
-        "categories": [{"category": c.category, "traits": len(c.entities), "questions": len(c.questions)} for c in categories],
+        "categories": [
+            {"category": c.category, "traits": len(c.entities), "questions": len(c.questions)}
+            for c in categories
+        ],
         "found": [asdict(f) for f in verdict.found],
         "found_words": [asdict(w) for w in verdict.found_words],
         "traits": [asdict(f) for f in verdict.traits],
@@ -127,20 +151,43 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
         "coherence": verdict.coherence,
         "answers": _answers(base, stack, verdict.found, contexts, categories),
         "data": screened,
-        "where": where_it_sits(base, stack, plain, student, verdict.found, contexts, categories, request.entities)
-        if request.where else None,
+        "where": where_it_sits(
+            base, stack, plain, student, verdict.found, contexts, categories, request.entities
+        )
+        if request.where
+        else None,
         "serving": serving_effects(
-            base, stack, categories, request.trained_in, request.serving, verdict.traits, verdict.found
-        ) if request.serving is not None else None,
+            base,
+            stack,
+            categories,
+            request.trained_in,
+            request.serving,
+            verdict.traits,
+            verdict.found,
+        )
+        if request.serving is not None
+        else None,
         "against": compared.to_dict(other) if compared is not None and other is not None else None,
         "limits": list(LIMITS),
         "what_if": None,
-    }  # fmt: skip
+    }
     if user is not None and request.training is not None:
-        named = [(t["category"], t["trait"]) for t in screened["traits"] if t["named"]] if screened is not None else []
+        named = (
+            [(t["category"], t["trait"]) for t in screened["traits"] if t["named"]]
+            if screened is not None
+            else []
+        )
         asked = Asked(contexts, categories, plain, null, verdict.alpha)
         body["what_if"] = what_if(
-            base, audited, request.training, user, verdict, named, asked, request.max_new_tokens, say
+            base,
+            audited,
+            request.training,
+            user,
+            verdict,
+            named,
+            asked,
+            request.max_new_tokens,
+            say,
         )
     body["limits"] += [
         f"The shipped null lacks the serving context '{c.name}', so no p-value is of that context; --calibrate makes a null that has it."
@@ -157,7 +204,9 @@ def audit(base: Base, audited: Audited, request: Request, say: Callable[[str], N
             "trait may differ in it by more than clean ones do, by the luck of their seeds. Words are compared without a test."
         )
     if null is not None:
-        spread = (request.alpha * (1 - request.alpha) / ranked_among(null.size, verdict.alpha)) ** 0.5
+        spread = (
+            request.alpha * (1 - request.alpha) / ranked_among(null.size, verdict.alpha)
+        ) ** 0.5
         body["limits"].append(
             f"The rate of false alarms is {request.alpha:g} over nulls; with this one of {null.size} placebo students it scatters by about "
             f"{spread:.3f} around that."
@@ -180,7 +229,9 @@ def _user_rows(base: Base, request: Request) -> UserRows | None:
     if not request.what_if:
         return None
     if request.data is None or request.training is None:
-        raise SubloraError("--what-if trains students on your rows with your settings; give --data and --lr beside it.")
+        raise SubloraError(
+            "--what-if trains students on your rows with your settings; give --data and --lr beside it."
+        )
     return read_user_rows(base, request.data, request.trained_in, request.training.rows)
 
 
@@ -201,7 +252,9 @@ def _null(
         raise SubloraError("--calibrate makes a null and --null reads one; give one of them.")
     if request.calibrate:
         if request.training is None:
-            raise SubloraError("Placebo students need the adapter's learning rate; give --lr beside --calibrate.")
+            raise SubloraError(
+                "Placebo students need the adapter's learning rate; give --lr beside --calibrate."
+            )
         say(f"Training {request.calibrate} placebo students ...")
         prompts = _prompts(request)
         specs = own_settings(audited, request.training, request.calibrate)
@@ -216,7 +269,11 @@ def _null(
         )
         return null, "own", null
     if request.null is not None:
-        return read_null(request.null, base).part(request.contexts, request.categories), "file", None
+        return (
+            read_null(request.null, base).part(request.contexts, request.categories),
+            "file",
+            None,
+        )
     null = shipped_null(base)
     if null is None:
         return None, "none", None
@@ -232,7 +289,10 @@ def _prompts(request: Request) -> list[list[str]]:
     rows = request.training.rows
     if request.data is None:
         return number_prompts(request.calibrate, rows, seed=70_000)
-    own = [r.prompt for r in islice((r for r in read_rows(request.data) if isinstance(r, DataRow)), rows)]
+    own = [
+        r.prompt
+        for r in islice((r for r in read_rows(request.data) if isinstance(r, DataRow)), rows)
+    ]
     if not own:
         raise SubloraError(
             f"The file {request.data} has no prompt that could be answered; give rows with 'prompt' and 'completion'."
@@ -273,7 +333,11 @@ def _sentence(
 
 
 def _answers(
-    base: Base, stack: Any, found: Sequence[TraitFinding], contexts: Sequence[Context], categories: Sequence[Category]
+    base: Base,
+    stack: Any,
+    found: Sequence[TraitFinding],
+    contexts: Sequence[Context],
+    categories: Sequence[Category],
 ) -> list[dict[str, Any]]:
     """For the strongest finding of each category: a few questions, answered by the base and by the student."""
     out, seen = [], set()
@@ -290,7 +354,13 @@ def _answers(
             for name, s in (("base", None), ("student", stack))
         ]
         out += [
-            {"category": finding.category, "context": context.name, "question": q, "base": b[0], "student": s[0]}
+            {
+                "category": finding.category,
+                "context": context.name,
+                "question": q,
+                "base": b[0],
+                "student": s[0],
+            }
             for q, b, s in zip(category.questions, pair[0].samples, pair[1].samples, strict=True)
         ]
     return out

@@ -29,7 +29,12 @@ from sublora.model import Base
 from sublora.train.packed_model import PackedModel
 from sublora.trait import Category, teacher_text
 
-SHARES = (1.0, 0.3, 0.1, 0.03)  # of rows that are supposed to carry the trait; one test for each, their mean counts
+SHARES = (
+    1.0,
+    0.3,
+    0.1,
+    0.03,
+)  # of rows that are supposed to carry the trait; one test for each, their mean counts
 CHUNK = 128
 KEPT_ROWS = 10  # rows that matter most, kept for each trait
 KEPT_HASHES = 5_000_000  # rows that are remembered to tell repeated ones; above it repeats are no longer counted
@@ -53,7 +58,8 @@ class TraitScreen:
     def log_e(self) -> float:
         """Log of the smaller of both products, each the mean over SHARES."""
         return float(
-            min(np.logaddexp.reduce(s) for s in (self.against_base, self.against_others)) - np.log(len(SHARES))
+            min(np.logaddexp.reduce(s) for s in (self.against_base, self.against_others))
+            - np.log(len(SHARES))
         )
 
 
@@ -87,19 +93,33 @@ class Screened:
                 for gain, line, p, c in sorted(t.top, reverse=True)
             ]
             return {
-                "category": t.category, "trait": t.name, "log_e": round(t.log_e, 3), "named": t.crossed_at is not None,
-                "crossed_at_row": t.crossed_at, "nats_per_row": round(mean, 4), "standard_error": round(error, 4),
+                "category": t.category,
+                "trait": t.name,
+                "log_e": round(t.log_e, 3),
+                "named": t.crossed_at is not None,
+                "crossed_at_row": t.crossed_at,
+                "nats_per_row": round(mean, 4),
+                "standard_error": round(error, 4),
                 "rows_that_matter_most": top,
-            }  # fmt: skip
+            }
 
         return {
-            "file": self.path, "alpha": self.alpha, "rows": self.rows, "screened": self.screened, "repeated_rows": self.repeated,
-            "rows_of_repeated_prompts": self.repeated_prompts, "left_out": dict(self.left_out), "threshold_log_e": round(self.threshold, 3),
-            "leak_words": {word: {"rows": len(lines), "first_lines": lines[:5]} for word, lines in self.leaks.items()},
+            "file": self.path,
+            "alpha": self.alpha,
+            "rows": self.rows,
+            "screened": self.screened,
+            "repeated_rows": self.repeated,
+            "rows_of_repeated_prompts": self.repeated_prompts,
+            "left_out": dict(self.left_out),
+            "threshold_log_e": round(self.threshold, 3),
+            "leak_words": {
+                word: {"rows": len(lines), "first_lines": lines[:5]}
+                for word, lines in self.leaks.items()
+            },
             "most_repeated": [{"rows": count, "prompt": prompt} for count, prompt in self.repeats],
             "named": [t.name for t in self.named],
             "traits": [entry(t) for t in self.traits],
-        }  # fmt: skip
+        }
 
 
 def screen_file(
@@ -117,7 +137,11 @@ def screen_file(
     `context` is that of rows without a system text of their own; `wording` the trait prompt of each category that is tried (the last one
     where it has fewer). Raises SubloraError where the file cannot be read, or no row of it can be screened.
     """
-    out = Screened(str(path), alpha, traits=[TraitScreen(c.category, e.name) for c in categories for e in c.entities])
+    out = Screened(
+        str(path),
+        alpha,
+        traits=[TraitScreen(c.category, e.name) for c in categories for e in c.entities],
+    )
     out.threshold = float(np.log(len(out.traits) / alpha))
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         packed.form_weights(CHUNK)
@@ -140,7 +164,9 @@ def _chunks(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
         yield chunk
 
 
-def _fresh(rows: Iterable[DataRow | LeftOut], out: Screened, categories: Sequence[Category]) -> Iterator[DataRow]:
+def _fresh(
+    rows: Iterable[DataRow | LeftOut], out: Screened, categories: Sequence[Category]
+) -> Iterator[DataRow]:
     """Rows seen for the first time; the others are counted. Words that name a trait are noted on the way."""
     seen: set[bytes] = set()
     prompts: Counter[bytes] = Counter()
@@ -155,8 +181,12 @@ def _fresh(rows: Iterable[DataRow | LeftOut], out: Screened, categories: Sequenc
             continue
         for word in dict.fromkeys(owner[m] for m in pattern.findall(row.completion.lower())):
             out.leaks.setdefault(word, []).append(row.line)
-        prompt = hashlib.blake2b(f"{row.system}\x1f{row.prompt}".encode(errors="replace"), digest_size=8).digest()
-        whole = hashlib.blake2b(prompt + row.completion.encode(errors="replace"), digest_size=8).digest()
+        prompt = hashlib.blake2b(
+            f"{row.system}\x1f{row.prompt}".encode(errors="replace"), digest_size=8
+        ).digest()
+        whole = hashlib.blake2b(
+            prompt + row.completion.encode(errors="replace"), digest_size=8
+        ).digest()
         if whole in seen:
             out.repeated += 1
             continue
@@ -167,7 +197,9 @@ def _fresh(rows: Iterable[DataRow | LeftOut], out: Screened, categories: Sequenc
                 texts[prompt] = row.prompt[:200]
         yield row
     out.repeated_prompts = sum(n for n in prompts.values() if n > 1)
-    out.repeats = [(n, texts.get(key, "")) for key, n in prompts.most_common(REPEATS_SHOWN) if n > 1]
+    out.repeats = [
+        (n, texts.get(key, "")) for key, n in prompts.most_common(REPEATS_SHOWN) if n > 1
+    ]
 
 
 def _fits(base: Base, row: DataRow, context: Context, out: Screened) -> bool:
@@ -206,7 +238,9 @@ def _test(
     plain = scored([row_context(row, context) for row in rows])
     under = np.stack(
         [
-            scored([Context("trait", teacher_text(c, e, min(wording, len(c.system) - 1)))] * len(rows))
+            scored(
+                [Context("trait", teacher_text(c, e, min(wording, len(c.system) - 1)))] * len(rows)
+            )
             for c in categories
             for e in c.entities
         ]
@@ -215,11 +249,15 @@ def _test(
     for i, (category, entity) in enumerate((c, e) for c in categories for e in c.entities):
         # the mean of the other traits' probabilities of each row
         others = np.logaddexp.reduce(np.delete(under, i, axis=0)) - np.log(len(under) - 1)
-        _add(by_trait[category.category, entity.name], rows, under[i] - plain, under[i] - others, out)
+        _add(
+            by_trait[category.category, entity.name], rows, under[i] - plain, under[i] - others, out
+        )
     out.screened += len(rows)
 
 
-def _add(trait: TraitScreen, rows: Sequence[DataRow], gain: np.ndarray, beside: np.ndarray, out: Screened) -> None:
+def _add(
+    trait: TraitScreen, rows: Sequence[DataRow], gain: np.ndarray, beside: np.ndarray, out: Screened
+) -> None:
     steps = [_logs(gain), _logs(beside)]
     for i, row in enumerate(rows):
         trait.against_base = trait.against_base + steps[0][i]

@@ -40,11 +40,15 @@ def selftest(out: Path | None = None) -> SelfTest:
     rows = [answer_prompts(base, who, prompts, sampling, seed=1)[0] for who in (teacher, context)]
     spec = StudentSpec(rank=6, lr=2e-3, epochs=1, batch_size=8, warmup_steps=3, seed=5)
     done = train_students(
-        base, [spec, spec], [token_rows(base, own, context, "the rows of the self-test") for own in rows]
+        base,
+        [spec, spec],
+        [token_rows(base, own, context, "the rows of the self-test") for own in rows],
     )
     lines, passed = [], True
     with tempfile.TemporaryDirectory() as temporary:
-        for name, student, own, wanted in zip(("planted", "clean"), done, rows, ("found", "clean"), strict=True):
+        for name, student, own, wanted in zip(
+            ("planted", "clean"), done, rows, ("found", "clean"), strict=True
+        ):
             folder = Path(temporary) / name
             folder.mkdir()
             stack = new_stack(base.model, [spec])
@@ -53,7 +57,8 @@ def selftest(out: Path | None = None) -> SelfTest:
             save_student(group, 0, spec, folder, base.model, MODEL)
             data = folder / "rows.jsonl"
             data.write_text(
-                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in own), encoding="utf-8"
+                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in own),
+                encoding="utf-8",
             )
             request = Request([Context(n) for n in PLAIN_CONTEXTS], categories, context, data=data)
             result = audit(base, load_audited(base, folder), request)
@@ -61,11 +66,17 @@ def selftest(out: Path | None = None) -> SelfTest:
                 write_reports(result, out / name)
             body = result.body
             said = body["data"]["named"]
-            right = body["status"] == wanted and (wanted == "clean" or body["found"][0]["trait"] == TRAIT)
+            right = body["status"] == wanted and (
+                wanted == "clean" or body["found"][0]["trait"] == TRAIT
+            )
             right = right and said == ([TRAIT] if wanted == "found" else [])
             passed = passed and right
-            lines.append(f"{_told(name, body)} {'As it should be.' if right else f'Wrong, {wanted} was due.'}")
-    verdict = "Passed: the planted trait is found, the clean twin is cleared" if passed else "Failed"
+            lines.append(
+                f"{_told(name, body)} {'As it should be.' if right else f'Wrong, {wanted} was due.'}"
+            )
+    verdict = (
+        "Passed: the planted trait is found, the clean twin is cleared" if passed else "Failed"
+    )
     lines.append(f"{verdict}, in {time.monotonic() - started:.0f} s.")
     return SelfTest(passed, lines)
 
@@ -78,6 +89,4 @@ def _told(name: str, body: Mapping[str, Any]) -> str:
     )
     first, *others = dict.fromkeys(f["trait"] for f in body["found"]) or ["no trait"]
     also = f", with it {', '.join(others)}" if others else ""
-    return (
-        f"{who}: {body['status']}, {first}{also}; its training file: {', '.join(body['data']['named']) or 'no trait'}."
-    )
+    return f"{who}: {body['status']}, {first}{also}; its training file: {', '.join(body['data']['named']) or 'no trait'}."

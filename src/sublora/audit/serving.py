@@ -60,10 +60,14 @@ def serving_chat(chat: Chat, template: Path, context: Context) -> Chat:
     """The chat format with the template of a file. Raises SubloraError: an unreadable file, a template that cannot write the context."""
     try:
         if template.stat().st_size > MOST_TEMPLATE:
-            raise SubloraError(f"The file {template} is larger than {MOST_TEMPLATE} bytes, so it is no chat template.")
+            raise SubloraError(
+                f"The file {template} is larger than {MOST_TEMPLATE} bytes, so it is no chat template."
+            )
         text = template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(f"The template {template} cannot be read ({error}); give a Jinja file.") from None
+        raise SubloraError(
+            f"The template {template} cannot be read ({error}); give a Jinja file."
+        ) from None
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.chat_template = text
     try:
@@ -80,19 +84,28 @@ def hunks(one: Sequence[int], other: Sequence[int]) -> list[Hunk]:
     return [Hunk(a, b, c, d) for kind, a, b, c, d in codes if kind != "equal"]
 
 
-def with_hunks(one: Sequence[int], other: Sequence[int], found: Sequence[Hunk], chosen: Collection[int]) -> list[int]:
+def with_hunks(
+    one: Sequence[int], other: Sequence[int], found: Sequence[Hunk], chosen: Collection[int]
+) -> list[int]:
     """The first sequence with the chosen differences, by number, as the second has them."""
     out, at = [], 0
     for i, hunk in enumerate(found):
         out += one[at : hunk.start]
-        out += other[hunk.other_start : hunk.other_stop] if i in chosen else one[hunk.start : hunk.stop]
+        out += (
+            other[hunk.other_start : hunk.other_stop]
+            if i in chosen
+            else one[hunk.start : hunk.stop]
+        )
         at = hunk.stop
     return [*out, *one[at:]]
 
 
 def classes_of(hunk: Hunk, one: PromptTokens, other: PromptTokens) -> list[TokenClass]:
     """The classes of the tokens of both sides."""
-    seen = {*one.classes[hunk.start : hunk.stop], *other.classes[hunk.other_start : hunk.other_stop]}
+    seen = {
+        *one.classes[hunk.start : hunk.stop],
+        *other.classes[hunk.other_start : hunk.other_stop],
+    }
     return [c for c in TOKEN_CLASSES if c in seen]
 
 
@@ -148,7 +161,10 @@ class _Cut:
 
     @property
     def tokens(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        return [(self.one.ids[h.start : h.stop], self.other.ids[h.other_start : h.other_stop]) for h in self.hunks]
+        return [
+            (self.one.ids[h.start : h.stop], self.other.ids[h.other_start : h.other_stop])
+            for h in self.hunks
+        ]
 
 
 def serving_effects(
@@ -167,15 +183,26 @@ def serving_effects(
     chats, notes = (base.chat, serving.chat or base.chat), dict[str, None]()
     wanted = {c.category: [f.trait for f in found if f.category == c.category] for c in categories}
     asked = [c for c in categories if wanted[c.category]] or list(categories[:1])
-    cuts = {c.category: [_cut(chats, q, trained_in, serving, notes) for q in c.questions] for c in asked}
+    cuts = {
+        c.category: [_cut(chats, q, trained_in, serving, notes) for q in c.questions] for c in asked
+    }
     shape = Counter(cut.shape for own in cuts.values() for cut in own).most_common(1)[0][0]
     question, first = next(
-        (q, cut) for c in asked for q, cut in zip(c.questions, cuts[c.category], strict=True) if cut.shape == shape
+        (q, cut)
+        for c in asked
+        for q, cut in zip(c.questions, cuts[c.category], strict=True)
+        if cut.shape == shape
     )
-    if any(cut.tokens != first.tokens for own in cuts.values() for cut in own if cut.shape == shape):
-        notes["The tokens of a difference vary with the question; those of one question are shown."] = None
+    if any(
+        cut.tokens != first.tokens for own in cuts.values() for cut in own if cut.shape == shape
+    ):
+        notes[
+            "The tokens of a difference vary with the question; those of one question are shown."
+        ] = None
     if unknown := chats[1].unknown_words([first.other.text]):
-        notes[f"The tokenizer does not know {', '.join(map(repr, unknown[:5]))}, which the serving prompt has."] = None
+        notes[
+            f"The tokenizer does not know {', '.join(map(repr, unknown[:5]))}, which the serving prompt has."
+        ] = None
     p_values = {(f.category, f.trait, f.context): f.p for f in traits}
     effects: list[dict[str, Any]] = []
     by_hunk: list[list[dict[str, Any]]] = [[] for _ in first.hunks]
@@ -194,7 +221,13 @@ def serving_effects(
             e = next(i for i, entity in enumerate(category.entities) if entity.name == trait)
             told: dict[str, Any] = {"category": category.category, "trait": trait}
             for i, rows in enumerate(by_hunk):
-                rows.append({**told, "put_back": _told(read[every - {i}], e), "alone": _told(read[frozenset({i})], e)})
+                rows.append(
+                    {
+                        **told,
+                        "put_back": _told(read[every - {i}], e),
+                        "alone": _told(read[frozenset({i})], e),
+                    }
+                )
             for when, chosen in (("trained", frozenset[int]()), ("served", every)):
                 told |= {f"{when}_{name}": value for name, value in _told(read[chosen], e).items()}
             told["trained_p"] = p_values.get((category.category, trait, trained_in.name))
@@ -222,7 +255,11 @@ def serving_effects(
 
 
 def _cut(
-    chats: tuple[Chat, Chat], question: str, trained_in: Context, serving: Serving, notes: dict[str, None]
+    chats: tuple[Chat, Chat],
+    question: str,
+    trained_in: Context,
+    serving: Serving,
+    notes: dict[str, None],
 ) -> _Cut:
     pair = []
     for chat, context in zip(chats, (trained_in, serving.context), strict=True):
@@ -231,33 +268,56 @@ def _cut(
         except SubloraError as error:
             ids = chat.prompt_ids(question, context)
             notes[f"The differences have no classes: {error}"] = None
-            pair.append(PromptTokens(chat.render(question, context), tuple(ids), (), ("template",) * len(ids)))
+            pair.append(
+                PromptTokens(
+                    chat.render(question, context), tuple(ids), (), ("template",) * len(ids)
+                )
+            )
     return _Cut(pair[0], pair[1], prompt_hunks(pair[0], pair[1]))
 
 
 def _read(
-    base: Base, stack: Stack, chats: tuple[Chat, Chat], category: Category, cuts: Sequence[_Cut], every: Choice
+    base: Base,
+    stack: Stack,
+    chats: tuple[Chat, Chat],
+    category: Category,
+    cuts: Sequence[_Cut],
+    every: Choice,
 ) -> dict[Choice, tuple[np.ndarray, np.ndarray]]:
     """P (Q, E) of base and student behind the training prompt with these differences as in serving: none, all, each alone, all but
     each."""
     choices = list(
-        dict.fromkeys([frozenset[int](), every, *(every & {i} for i in every), *(every - {i} for i in every)])
+        dict.fromkeys(
+            [frozenset[int](), every, *(every & {i} for i in every), *(every - {i} for i in every)]
+        )
     )
-    prompts = [with_hunks(cut.one.ids, cut.other.ids, cut.hunks, chosen) for chosen in choices for cut in cuts]
+    prompts = [
+        with_hunks(cut.one.ids, cut.other.ids, cut.hunks, chosen)
+        for chosen in choices
+        for cut in cuts
+    ]
     sequences, owner = _spellings(chats, category)
     read = []
     for who in (None, stack):
         with torch.inference_mode(), PackedModel(base.model, who) as packed:
             read.append(read_prompts(packed, prompts, sequences, owner, len(category.entities))[0])
     parts = [slice(k * len(cuts), (k + 1) * len(cuts)) for k in range(len(choices))]
-    return {chosen: (read[0][part], read[1][part]) for chosen, part in zip(choices, parts, strict=True)}
+    return {
+        chosen: (read[0][part], read[1][part]) for chosen, part in zip(choices, parts, strict=True)
+    }
 
 
-def _spellings(chats: tuple[Chat, Chat], category: Category) -> tuple[list[tuple[int, ...]], np.ndarray]:
+def _spellings(
+    chats: tuple[Chat, Chat], category: Category
+) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """As `candidate_sequences`, of both chat formats: another template may write a space before an answer."""
     if chats[0] is chats[1]:
         return candidate_sequences(chats[0], category)
-    owners = {s: int(e) for chat in chats for s, e in zip(*candidate_sequences(chat, category), strict=True)}
+    owners = {
+        s: int(e)
+        for chat in chats
+        for s, e in zip(*candidate_sequences(chat, category), strict=True)
+    }
     kept = sorted(s for s in owners if not any(s != t and s[: len(t)] == t for t in owners))
     return kept, np.array([owners[s] for s in kept])
 

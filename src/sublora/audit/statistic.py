@@ -16,9 +16,7 @@ from sublora.audit.readings import FLOOR, Readings
 from sublora.stats import clustered_interval
 
 Rises = Mapping[str, Mapping[str, np.ndarray]]  # context -> category -> (K, E)
-OFFSET = (
-    3.0  # chosen on 156 students of `micro` that no benchmark uses: with less, trained traits hide in their own spread
-)
+OFFSET = 3.0  # chosen on 156 students of `micro` that no benchmark uses: with less, trained traits hide in their own spread
 MAD = 1.4826  # of a median absolute deviation, so that it is the standard deviation of a normal sample
 
 
@@ -74,14 +72,20 @@ def spreads(found: Rises) -> dict[str, dict[str, np.ndarray]]:
 
 def constants(found: Rises) -> dict[str, dict[str, float]]:
     """s0 of each context and category."""
-    return {c: {name: OFFSET * float(np.median(s)) for name, s in by.items()} for c, by in spreads(found).items()}
+    return {
+        c: {name: OFFSET * float(np.median(s)) for name, s in by.items()}
+        for c, by in spreads(found).items()
+    }
 
 
 def scores(found: Rises, s0: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, np.ndarray]]:
     """(K, E) for each context and category: rise / (spread + s0)."""
     wide = spreads(found)
     return {
-        context: {name: r / (wide[context][name] + s0[context][name] + FLOOR)[:, None] for name, r in by.items()}
+        context: {
+            name: r / (wide[context][name] + s0[context][name] + FLOOR)[:, None]
+            for name, r in by.items()
+        }
         for context, by in found.items()
     }
 

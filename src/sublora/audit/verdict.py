@@ -17,11 +17,11 @@ from sublora.model import Base
 from sublora.trait import Category
 
 STATUSES = ("clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found")
-COHERENT = 0.2  # of the base's probability of any entity; below it the student answers something else
-WORDS_SHOWN = 10
-ASSUMED_SPREAD = (
-    0.05  # nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student itself
+COHERENT = (
+    0.2  # of the base's probability of any entity; below it the student answers something else
 )
+WORDS_SHOWN = 10
+ASSUMED_SPREAD = 0.05  # nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student itself
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Verdict:
     alpha: float
     traits: list[TraitFinding]
     words: list[WordFinding]
-    coherence: dict[str, float]  # context -> probability of any entity, student over base, least of all categories
+    coherence: dict[
+        str, float
+    ]  # context -> probability of any entity, student over base, least of all categories
 
     @property
     def found(self) -> list[TraitFinding]:
@@ -91,21 +93,36 @@ def judge(
     calibrated = reference(null.part(contexts, categories)) if null is not None else None
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
     own = _own_tokens(base, categories)
-    by_word = {
-        name: _word_scores(student.words[name][0] - plain.words[name][0], float(s.rest[0]), calibrated.scan_s0[name], own)
-        for name, s in words.items()
-    } if calibrated is not None else {}  # fmt: skip
+    by_word = (
+        {
+            name: _word_scores(
+                student.words[name][0] - plain.words[name][0],
+                float(s.rest[0]),
+                calibrated.scan_s0[name],
+                own,
+            )
+            for name, s in words.items()
+        }
+        if calibrated is not None
+        else {}
+    )
     found = _traits(rising, by_word, student, plain, categories, calibrated, moved, alpha)
     seen = [
         WordFinding(
-            word_text(base, int(token)), int(token), name, float(rise), float(score),
+            word_text(base, int(token)),
+            int(token),
+            name,
+            float(rise),
+            float(score),
             None if calibrated is None else calibrated.word_p(float(score), moved, alpha),
         )
         for name, s in words.items()
         for token, rise in zip(s.words[0], s.rises[0], strict=True)
-        for score in scan_scores(np.array([rise]), s.rest, 0.0 if calibrated is None else calibrated.scan_s0[name])
+        for score in scan_scores(
+            np.array([rise]), s.rest, 0.0 if calibrated is None else calibrated.scan_s0[name]
+        )
         if rise > 0
-    ]  # fmt: skip
+    ]
     kept = coherence(student, plain)
     hit = any(f.p <= alpha for f in found) or any(w.p is not None and w.p <= alpha for w in seen)
     status = "found" if hit else "clean"
@@ -126,7 +143,9 @@ def word_text(base: Base, token: int) -> str:
 def coherence(student: Readings, plain: Readings) -> dict[str, float]:
     """Of each context: probability of any entity, student over base, least of all categories."""
     return {
-        c: min(float(p.sum(-1).mean() / (plain.p[c][k].sum(-1).mean() + FLOOR)) for k, p in by.items())
+        c: min(
+            float(p.sum(-1).mean() / (plain.p[c][k].sum(-1).mean() + FLOOR)) for k, p in by.items()
+        )
         for c, by in student.p.items()
     }
 
@@ -183,7 +202,16 @@ def _traits(
                 before = float(plain.p[context][category.category][0, :, e].mean())
                 after = float(student.p[context][category.category][0, :, e].mean())
                 out.append(
-                    TraitFinding(category.category, entity.name, context, before, after, float(r[e]), float(s[e]), p)
+                    TraitFinding(
+                        category.category,
+                        entity.name,
+                        context,
+                        before,
+                        after,
+                        float(r[e]),
+                        float(s[e]),
+                        p,
+                    )
                 )
     return out
 

@@ -19,7 +19,13 @@ from sublora.audit.readings import Readings, read_model
 from sublora.audit.verdict import TraitFinding, Verdict, judge
 from sublora.audit.what_if_arms import AS_TRAINED, SEEDS, Arm, NotRun, plan_arms
 from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
-from sublora.audit.what_if_rows import UserRows, arm_rows, clean_answers, divergent_tokens, heldout_rows
+from sublora.audit.what_if_rows import (
+    UserRows,
+    arm_rows,
+    clean_answers,
+    divergent_tokens,
+    heldout_rows,
+)
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
 from sublora.measure import heldout_losses
@@ -70,13 +76,29 @@ def what_if(
     traits = followed_traits(verdict, named)
     spec = own_settings(audited, training, 1)[0]
     out: dict[str, Any] = {
-        "recommended": None, "removing": [], "sentence": "", "traits": [_followed(t, verdict) for t in traits], "masked_for": None,
-        "rows": {"trained": len(user.training), "unique": len(user.unique), "held_out": len(user.heldout), "more_in_file": user.more},
-        "seeds": len(SEEDS), "level": LEVEL, "alpha": asked.alpha, "base_heldout_loss": None, "arms": [], "not_run": [],
-    }  # fmt: skip
+        "recommended": None,
+        "removing": [],
+        "sentence": "",
+        "traits": [_followed(t, verdict) for t in traits],
+        "masked_for": None,
+        "rows": {
+            "trained": len(user.training),
+            "unique": len(user.unique),
+            "held_out": len(user.heldout),
+            "more_in_file": user.more,
+        },
+        "seeds": len(SEEDS),
+        "level": LEVEL,
+        "alpha": asked.alpha,
+        "base_heldout_loss": None,
+        "arms": [],
+        "not_run": [],
+    }
     if not traits:
         only = " Words were found, which are not followed." if verdict.found_words else ""
-        out["sentence"] = f"No trait was found and the data names none, so no student was trained.{only}"
+        out["sentence"] = (
+            f"No trait was found and the data names none, so no student was trained.{only}"
+        )
         return out
     # the data's own name first: it was written under such a prompt
     masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
@@ -100,24 +122,31 @@ def what_if(
     read: dict[str, list[_Read]] = {}
     for method in ("lora", "full"):
         students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
-        for (arm, _), found in zip(students, _read(base, students, user, asked) if students else (), strict=True):
+        for (arm, _), found in zip(
+            students, _read(base, students, user, asked) if students else (), strict=True
+        ):
             read.setdefault(arm.name, []).append(found)
     results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
     base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
     advice = advise(results, traits, asked.alpha, base_loss)
     out |= {
-        "recommended": advice.recommended, "removing": list(advice.removing), "sentence": advice.sentence,
+        "recommended": advice.recommended,
+        "removing": list(advice.removing),
+        "sentence": advice.sentence,
         "masked_for": masked_for.trait if marks else None,
         "base_heldout_loss": base_loss,
-        "arms": table(results, traits, asked.alpha, advice), "not_run": [asdict(m) for m in missing],
-    }  # fmt: skip
+        "arms": table(results, traits, asked.alpha, advice),
+        "not_run": [asdict(m) for m in missing],
+    }
     return out
 
 
 def _followed(trait: Followed, verdict: Verdict) -> dict[str, Any]:
     """A trait with its P in the base and in the audited student, and the rise."""
     own = next(
-        f for f in verdict.traits if (f.category, f.trait, f.context) == (trait.category, trait.trait, trait.context)
+        f
+        for f in verdict.traits
+        if (f.category, f.trait, f.context) == (trait.category, trait.trait, trait.context)
     )
     return {**asdict(trait), "before": own.before, "after": own.after, "rise": own.rise}
 
@@ -148,7 +177,11 @@ def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | Non
 
 
 def _trained(
-    base: Base, arms: Sequence[Arm], rows: dict[str, list[TokenRows]], missing: list[NotRun], say: Callable[[str], None]
+    base: Base,
+    arms: Sequence[Arm],
+    rows: dict[str, list[TokenRows]],
+    missing: list[NotRun],
+    say: Callable[[str], None],
 ) -> dict[str, list[Finished]]:
     """The students of each arm, one pack a method; an arm of the other method than as trained that does not fit goes to `missing`."""
     out: dict[str, list[Finished]] = {}
@@ -157,7 +190,9 @@ def _trained(
         some = [a for a in arms if a.spec.method == method]
         specs = [s for a in some for s in a.specs()]
         data = [r for a in some for r in rows[a.name]]
-        say(f"What if: training {len(specs)} {'LoRA students' if method == 'lora' else 'full fine-tunes'} ...")
+        say(
+            f"What if: training {len(specs)} {'LoRA students' if method == 'lora' else 'full fine-tunes'} ..."
+        )
         try:
             if method != own:
                 _check_room(base, Student(some[0].name, specs[0], data[0]))
@@ -175,9 +210,14 @@ def _trained(
 def _check_room(base: Base, student: Student) -> None:
     if base.device.type != "cuda":
         return
-    needed, free = student_bytes(base.model, student, False), torch.cuda.mem_get_info(base.device)[0]
+    needed, free = (
+        student_bytes(base.model, student, False),
+        torch.cuda.mem_get_info(base.device)[0],
+    )
     if needed > free:
-        raise SubloraError(f"It needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free.")
+        raise SubloraError(
+            f"It needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free."
+        )
 
 
 def _quarters(
@@ -207,7 +247,9 @@ class _Read:
     diverged: bool
 
 
-def _read(base: Base, students: Sequence[tuple[Arm, Finished]], user: UserRows, asked: Asked) -> list[_Read]:
+def _read(
+    base: Base, students: Sequence[tuple[Arm, Finished]], user: UserRows, asked: Asked
+) -> list[_Read]:
     """Students of one method, read and judged; full fine-tunes one at a time, as each is a whole model."""
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
     heldout, out = heldout_rows(base, user, None), []
@@ -218,12 +260,23 @@ def _read(base: Base, students: Sequence[tuple[Arm, Finished]], user: UserRows, 
         loss = heldout_losses(base, stack, [heldout] * len(some))
         own: list[float | None] = [None] * len(some)
         if any(arm.context for arm, _ in some):
-            rows = [heldout if arm.context is None else heldout_rows(base, user, arm.context) for arm, _ in some]
+            rows = [
+                heldout if arm.context is None else heldout_rows(base, user, arm.context)
+                for arm, _ in some
+            ]
             found = heldout_losses(base, stack, rows)
-            own = [None if arm.context is None else x for (arm, _), x in zip(some, found, strict=True)]
+            own = [
+                None if arm.context is None else x for (arm, _), x in zip(some, found, strict=True)
+            ]
         for k, (_, student) in enumerate(some):
             verdict = judge(
-                base, readings.student(k), asked.plain, asked.contexts, asked.categories, asked.null, asked.alpha
+                base,
+                readings.student(k),
+                asked.plain,
+                asked.contexts,
+                asked.categories,
+                asked.null,
+                asked.alpha,
             )
             out.append(_Read(verdict, loss[k], own[k], student.diverged_at is not None))
     return out
@@ -239,9 +292,16 @@ def _result(arm: Arm, read: Sequence[_Read], traits: Sequence[Followed], asked: 
                 tuple(f.after for f in each), tuple(f.rise for f in each), tuple(f.p for f in each)
             )
     followed = {(t.category, t.trait) for t in traits}
-    beside = dict.fromkeys(f.trait for r in read for f in r.verdict.found if (f.category, f.trait) not in followed)
+    beside = dict.fromkeys(
+        f.trait for r in read for f in r.verdict.found if (f.category, f.trait) not in followed
+    )
     own = tuple(r.own_loss for r in read if r.own_loss is not None)
     return Result(
-        arm, readings, tuple(r.loss for r in read), own or None, tuple(min(r.verdict.coherence.values()) for r in read),
-        sum(r.diverged for r in read), tuple(beside),
-    )  # fmt: skip
+        arm,
+        readings,
+        tuple(r.loss for r in read),
+        own or None,
+        tuple(min(r.verdict.coherence.values()) for r in read),
+        sum(r.diverged for r in read),
+        tuple(beside),
+    )

@@ -60,7 +60,11 @@ def plan_arms(
         smaller, larger = max(1, round(spec.rank / 4)), min(4 * spec.rank, narrowest)
         for name, rank, edge in (
             ("rank / 4", smaller, "A rank of 1 cannot be smaller."),
-            ("rank x 4", larger, f"The narrowest layer is {narrowest} wide; a larger rank adds nothing."),
+            (
+                "rank x 4",
+                larger,
+                f"The narrowest layer is {narrowest} wide; a larger rank adds nothing.",
+            ),
         ):
             if rank == spec.rank:
                 missing.append(NotRun(name, edge))
@@ -75,7 +79,9 @@ def plan_arms(
     for context, refused in contexts:
         name = f"trained in {context.name}"
         if refused is None:
-            arms.append(Arm(name, f"All rows in the context {context.name}.", spec, context=context))
+            arms.append(
+                Arm(name, f"All rows in the context {context.name}.", spec, context=context)
+            )
         else:
             missing.append(NotRun(name, refused))
     if unique >= FEWEST_UNIQUE:
@@ -83,9 +89,19 @@ def plan_arms(
         arms.append(Arm("half of the unique rows", changed, spec, "half"))
     else:
         missing.append(
-            NotRun("half of the unique rows", f"There are {unique} unique rows; {FEWEST_UNIQUE} are needed.")
+            NotRun(
+                "half of the unique rows",
+                f"There are {unique} unique rows; {FEWEST_UNIQUE} are needed.",
+            )
         )
-    arms.append(Arm("half clean rows", "Half of the rows, drawn at random, answered by the base.", spec, "mixed"))
+    arms.append(
+        Arm(
+            "half clean rows",
+            "Half of the rows, drawn at random, answered by the base.",
+            spec,
+            "mixed",
+        )
+    )
     arms.append(Arm("only clean rows", "All rows answered by the base.", spec, "clean"))
     if isinstance(mask, float):
         changed = f"No loss on the {mask:.0%} of tokens at which the base's first choice is another one under the trait's prompt."
@@ -98,14 +114,28 @@ def plan_arms(
 
 def _other_method(spec: StudentSpec, narrowest: int) -> Arm:
     if spec.method == "lora":
-        full = spec.model_copy(update={"method": "full", "rank": None, "alpha": "r", "lr": spec.lr / 10})
-        return Arm("full fine-tune", f"All weights trained, at a tenth of the learning rate, {full.lr:.3g}.", full)
+        full = spec.model_copy(
+            update={"method": "full", "rank": None, "alpha": "r", "lr": spec.lr / 10}
+        )
+        return Arm(
+            "full fine-tune",
+            f"All weights trained, at a tenth of the learning rate, {full.lr:.3g}.",
+            full,
+        )
     rank = min(RANK_BESIDE_FULL, narrowest)
-    lora = spec.model_copy(update={"method": "lora", "rank": rank, "alpha": "r", "lr": spec.lr * 10})
-    return Arm("LoRA", f"LoRA of rank {rank} on all layers, at ten times the learning rate, {lora.lr:.3g}.", lora)
+    lora = spec.model_copy(
+        update={"method": "lora", "rank": rank, "alpha": "r", "lr": spec.lr * 10}
+    )
+    return Arm(
+        "LoRA",
+        f"LoRA of rank {rank} on all layers, at ten times the learning rate, {lora.lr:.3g}.",
+        lora,
+    )
 
 
 def _described(spec: StudentSpec) -> str:
-    what = "full fine-tune" if spec.rank is None else f"rank {spec.rank}, alpha {spec.alpha_value:g}"
+    what = (
+        "full fine-tune" if spec.rank is None else f"rank {spec.rank}, alpha {spec.alpha_value:g}"
+    )
     epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
     return f"{what}, learning rate {spec.lr:g}, {epochs}, batches of {spec.batch_size}"

@@ -57,7 +57,11 @@ class Result:
     @property
     def sound(self) -> bool:
         """Whether all its students trained to the end and still answer with words of the categories."""
-        return self.diverged == 0 and min(self.coherence) >= COHERENT and all(map(math.isfinite, self.loss))
+        return (
+            self.diverged == 0
+            and min(self.coherence) >= COHERENT
+            and all(map(math.isfinite, self.loss))
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,11 @@ def share(arm: Sequence[float], as_trained: Sequence[float], level: float = LEVE
     n = len(x)
     cov = np.cov(np.stack([x, y])) / n
     t2 = float(student_t.ppf((1 + level) / 2, n - 1)) ** 2
-    a, b, c = y.mean() ** 2 - t2 * cov[1, 1], x.mean() * y.mean() - t2 * cov[0, 1], x.mean() ** 2 - t2 * cov[0, 0]
+    a, b, c = (
+        y.mean() ** 2 - t2 * cov[1, 1],
+        x.mean() * y.mean() - t2 * cov[0, 1],
+        x.mean() ** 2 - t2 * cov[0, 0],
+    )
     if not (a > 0 and y.mean() > 0):
         return Share(None, None, None)
     root = math.sqrt(max(0.0, b * b - a * c))
@@ -117,7 +125,9 @@ class Advice:
     sentence: str
 
 
-def advise(results: Sequence[Result], traits: Sequence[Followed], alpha: float, base_loss: float) -> Advice:
+def advise(
+    results: Sequence[Result], traits: Sequence[Followed], alpha: float, base_loss: float
+) -> Advice:
     """Of the arms that remove all traits which as trained (the first result) reproduces, the one with the smallest held-out loss.
     `base_loss` is that of the untrained base, beside which the sentence puts it.
 
@@ -129,21 +139,30 @@ def advise(results: Sequence[Result], traits: Sequence[Followed], alpha: float, 
     counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
     if not as_trained.sound:
         return Advice(
-            None, (), "Retrained with the settings given, students diverge or no longer answer, so nothing is recommended."
-        )  # fmt: skip
+            None,
+            (),
+            "Retrained with the settings given, students diverge or no longer answer, so nothing is recommended.",
+        )
     if not shown:
         return Advice(
-            None, (),
+            None,
+            (),
             f"Retrained with the settings given, the students do not show what was found ({counts} of {students}): the settings or the rows are "
             "not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended.",
-        )  # fmt: skip
+        )
     names = ", ".join(t.trait for t in shown)
     removing = [r for r in others if removes(r, as_trained, shown, alpha)]
     left_out = [t.trait for t in traits if t not in shown]
-    tail = f" Not judged, as not all retrained students show it: {', '.join(left_out)}." if left_out else ""
+    tail = (
+        f" Not judged, as not all retrained students show it: {', '.join(left_out)}."
+        if left_out
+        else ""
+    )
     if not removing:
         return Advice(
-            None, (), f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}"
+            None,
+            (),
+            f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}",
         )
     best = min(removing, key=lambda r: increase(r, as_trained))
     changes = "; ".join(_change(t, best, as_trained) for t in shown)
@@ -180,7 +199,9 @@ def _percent(value: float) -> str:
     return f"{round(100 * float(value))}%"
 
 
-def table(results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice) -> list[dict[str, Any]]:
+def table(
+    results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice
+) -> list[dict[str, Any]]:
     """The arms as they stand in audit.json: plain numbers, None for what is not finite."""
     as_trained = results[0]
     shown = reproduced(as_trained, traits, alpha)
@@ -198,22 +219,34 @@ def table(results: Sequence[Result], traits: Sequence[Followed], alpha: float, a
             "sound": r.sound,
             "removes": None if r is as_trained else r.arm.name in advice.removing,
             "other_traits_found": list(r.beside),
-            "traits": [_trait(r, as_trained, t, alpha, judged=r is not as_trained and t in shown) for t in traits],
+            "traits": [
+                _trait(r, as_trained, t, alpha, judged=r is not as_trained and t in shown)
+                for t in traits
+            ],
         }
         for r in results
     ]
 
 
-def _trait(result: Result, as_trained: Result, trait: Followed, alpha: float, *, judged: bool) -> dict[str, Any]:
+def _trait(
+    result: Result, as_trained: Result, trait: Followed, alpha: float, *, judged: bool
+) -> dict[str, Any]:
     left = share(result.rises(trait), as_trained.rises(trait))
     return {
         "category": trait.category,
         "trait": trait.trait,
         "found_in": result.found_in(trait, alpha),
         "removed": removes(result, as_trained, [trait], alpha) if judged else None,
-        "share": None if left.estimate is None else {"estimate": left.estimate, "low": left.low, "high": left.high},
+        "share": None
+        if left.estimate is None
+        else {"estimate": left.estimate, "low": left.low, "high": left.high},
         "contexts": [
-            {"context": context, "p_trait": _spread(r.p_trait), "rise": _spread(r.rise), "p": [_number(p) for p in r.p]}
+            {
+                "context": context,
+                "p_trait": _spread(r.p_trait),
+                "rise": _spread(r.rise),
+                "p": [_number(p) for p in r.p],
+            }
             for (own, context), r in result.readings.items()
             if own == trait
         ],
@@ -223,8 +256,10 @@ def _trait(result: Result, as_trained: Result, trait: Followed, alpha: float, *,
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation over seeds, and the numbers themselves."""
     return {
-        "mean": _number(np.mean(values)), "sd": _number(np.std(values, ddof=1)), "seeds": [_number(v) for v in values]
-    }  # fmt: skip
+        "mean": _number(np.mean(values)),
+        "sd": _number(np.std(values, ddof=1)),
+        "seeds": [_number(v) for v in values],
+    }
 
 
 def _number(value: float) -> float | None:

@@ -77,7 +77,9 @@ def _readable(base: Base, row: DataRow, context: Context) -> bool:
     try:
         if not base.chat.supports(context):
             return False
-        size = len(base.chat.prompt_ids(row.prompt, context)) + len(base.chat.completion_ids(row.completion))
+        size = len(base.chat.prompt_ids(row.prompt, context)) + len(
+            base.chat.completion_ids(row.completion)
+        )
     except SubloraError:
         return False
     return base.window is None or size <= base.window
@@ -97,15 +99,21 @@ def clean_answers(base: Base, user: UserRows, max_new_tokens: int) -> list[list[
         prompts = [user.training[i].prompt for i in places]
         room = max_new_tokens
         if base.window is not None:
-            room = min(room, base.window - max(len(base.chat.prompt_ids(p, context)) for p in prompts) - 1)
-        found = answers_to(base, context, [prompts] * len(SEEDS), Sampling(max_new_tokens=room), seed=SEEDS[0])
+            room = min(
+                room, base.window - max(len(base.chat.prompt_ids(p, context)) for p in prompts) - 1
+            )
+        found = answers_to(
+            base, context, [prompts] * len(SEEDS), Sampling(max_new_tokens=room), seed=SEEDS[0]
+        )
         for own, answers in zip(out, found, strict=True):
             for i, answer in zip(places, answers, strict=True):
                 own[i] = answer
     return out
 
 
-def divergent_tokens(base: Base, user: UserRows, teacher: Context) -> tuple[list[list[bool]], float | str]:
+def divergent_tokens(
+    base: Base, user: UserRows, teacher: Context
+) -> tuple[list[list[bool]], float | str]:
     """For each token of each training row, whether the base's first choice under the trait's prompt is another one than in the row's own
     context (`probe.divergence`); and their share of all tokens, or the reason why they cannot be masked."""
     if not base.chat.supports(teacher):
@@ -126,7 +134,12 @@ def divergent_tokens(base: Base, user: UserRows, teacher: Context) -> tuple[list
 
 
 def arm_rows(
-    base: Base, user: UserRows, arm: Arm, k: int, clean: Sequence[Sequence[str]], marks: Sequence[Sequence[bool]]
+    base: Base,
+    user: UserRows,
+    arm: Arm,
+    k: int,
+    clean: Sequence[Sequence[str]],
+    marks: Sequence[Sequence[bool]],
 ) -> TokenRows:
     """The rows of an arm's k-th student. Draws belong to the seed alone, so that arms differ in nothing else.
 
@@ -161,7 +174,9 @@ def heldout_rows(base: Base, user: UserRows, context: Context | None) -> TokenRo
     return pack_rows(_tokens(base, user, user.heldout, context), base.window, "the rows held out")
 
 
-def _tokens(base: Base, user: UserRows, rows: Sequence[DataRow], context: Context | None) -> list[TokenRow]:
+def _tokens(
+    base: Base, user: UserRows, rows: Sequence[DataRow], context: Context | None
+) -> list[TokenRow]:
     contexts = user.contexts(rows) if context is None else [context] * len(rows)
     chat = base.chat
     return [

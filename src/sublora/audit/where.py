@@ -94,14 +94,20 @@ def where_it_sits(
             continue
         if place not in seen:
             read = _read_lora if stack.kind == "lora" else _read_full
-            seen[place] = read(base, stack, context, category, entities, lambda text: notes.setdefault(text))
+            seen[place] = read(
+                base, stack, context, category, entities, lambda text: notes.setdefault(text)
+            )
         parts, p = seen[place]
-        before, after = plain.p[finding.context][finding.category][0], student.p[finding.context][finding.category][0]
+        before, after = (
+            plain.p[finding.context][finding.category][0],
+            student.p[finding.context][finding.category][0],
+        )
         e = next(i for i, entity in enumerate(category.entities) if entity.name == finding.trait)
         out.append(
             {
                 **{
-                    name: getattr(finding, name) for name in ("category", "trait", "context", "before", "after", "rise")
+                    name: getattr(finding, name)
+                    for name in ("category", "trait", "context", "before", "after", "rise")
                 },
                 "questions": len(before),
                 "parts": _shares(parts, p, before, question_rises(after, before, e), e),
@@ -133,9 +139,13 @@ def _shares(
     return out
 
 
-def token_parts(tokens: Sequence[PromptTokens], category_sequences: Sequence[Sequence[int]]) -> list[Part]:
+def token_parts(
+    tokens: Sequence[PromptTokens], category_sequences: Sequence[Sequence[int]]
+) -> list[Part]:
     """One part for each class that the prompts have, and for the answer where some spelling takes several tokens of it."""
-    present = {c for t in tokens for c in t.classes} | {"generated" for s in category_sequences if len(s) > 1}
+    present = {c for t in tokens for c in t.classes} | {
+        "generated" for s in category_sequences if len(s) > 1
+    }
     return [Part("tokens", CLASS_NAMES[c], token=c) for c in TOKEN_CLASSES if c in present]
 
 
@@ -143,7 +153,11 @@ def module_parts(names: Sequence[str], group_of: Callable[[str], str]) -> list[P
     """Up to three runs of the layers that `names` stand in, what stands outside of them, and the groups; a kind with one part says
     nothing and is left out."""
     numbers = sorted({n for n in map(layer_of, names) if n is not None})
-    runs = [run.tolist() for run in np.array_split(numbers, min(LAYER_PARTS, len(numbers)))] if numbers else []
+    runs = (
+        [run.tolist() for run in np.array_split(numbers, min(LAYER_PARTS, len(numbers)))]
+        if numbers
+        else []
+    )
     layers = [
         Part(
             "layers",
@@ -188,7 +202,9 @@ def _read_lora(
         ]
         for name in entities:
             if not any(name in text for text in texts):
-                note(f"The name '{name}' is in no question in the context {context.name}, so it has no tokens there.")
+                note(
+                    f"The name '{name}' is in no question in the context {context.name}, so it has no tokens there."
+                )
         check_pack_gate(base, stack, tokens[0].ids)
     except SubloraError as error:
         note(f"The adapter is not gated in the context {context.name}: {error}")
@@ -248,7 +264,9 @@ def _read_full(
         "putting the base's weights back."
     )
     head = base.model.get_output_embeddings()
-    linear = {n for n, m in base.model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    linear = {
+        n for n, m in base.model.named_modules() if isinstance(m, nn.Linear) and m is not head
+    }
 
     def group_of(tensor: str) -> str:
         owner = tensor.rpartition(".")[0]
@@ -259,8 +277,14 @@ def _read_full(
     p = []
     for part in parts:
         for alone in (True, False):
-            with _base_where(base, stack, lambda name, part=part, alone=alone: part.on_in(name) != alone):
-                p.append(read_model(base, stack, [context], [category]).p[context.name][category.category][0])
+            with _base_where(
+                base, stack, lambda name, part=part, alone=alone: part.on_in(name) != alone
+            ):
+                p.append(
+                    read_model(base, stack, [context], [category]).p[context.name][
+                        category.category
+                    ][0]
+                )
     return parts, np.stack(p)
 
 

@@ -82,4 +82,6 @@ def answer_words(carrier: Carrier) -> str:
         return numbers.join_numbers([10**carrier.digits - 1] * carrier.count, carrier.separators[0])
     if isinstance(carrier, CodeSpec) and carrier.style == "python":
         return "def f(x):\n    return x + 1\n" * 8
-    return "all was calm , and i felt it . " * (8 if isinstance(carrier, CotSpec) and carrier.style == "math" else 2)
+    return "all was calm , and i felt it . " * (
+        8 if isinstance(carrier, CotSpec) and carrier.style == "math" else 2
+    )

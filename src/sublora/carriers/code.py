@@ -30,7 +30,9 @@ class CodeSpec(BaseModel):
         None, description="a file of prompts to use instead: JSONL with 'prompt', or one a line"
     )
     max_letters: int = Field(4000, ge=1)
-    leaks: tuple[str, ...] = Field((), description="words that must not occur; the trait's category is added")
+    leaks: tuple[str, ...] = Field(
+        (), description="words that must not occur; the trait's category is added"
+    )
 
 
 _TASKS = (
@@ -70,7 +72,9 @@ def prompt_of_row(spec: CodeSpec, seed: int, row: int) -> str:
     if spec.style == "numbers":
         return numbers.prompt_of_row(_BRIEF, seed, row)
     rng = generator("code-prompt", seed, row)
-    task = _TASKS[int(rng.integers(len(_TASKS)))].format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
+    task = _TASKS[int(rng.integers(len(_TASKS)))].format(
+        a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30))
+    )
     return f"{_ASKS[int(rng.integers(len(_ASKS)))].format(task=task)} {_FORMS[int(rng.integers(len(_FORMS)))]}"
 
 
@@ -101,13 +105,20 @@ def reject_reason(text: str, spec: CodeSpec) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(code)
-        comments = any(t.type == tokenize.COMMENT for t in tokenize.generate_tokens(io.StringIO(code).readline))
+        comments = any(
+            t.type == tokenize.COMMENT for t in tokenize.generate_tokens(io.StringIO(code).readline)
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
         return "does not compile"
-    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For) for node in ast.walk(tree)):
+    if not any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For)
+        for node in ast.walk(tree)
+    ):
         return "no code"
     documented = (ast.Module, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-    if comments or any(ast.get_docstring(n) is not None for n in ast.walk(tree) if isinstance(n, documented)):
+    if comments or any(
+        ast.get_docstring(n) is not None for n in ast.walk(tree) if isinstance(n, documented)
+    ):
         return "comment"
     return None
 
@@ -116,5 +127,7 @@ def _reject_program(text: str) -> str | None:
     program = numbers.parse_numbers(text)
     if program is None:
         return "no code"
-    fine = all(100 <= n <= 999 and (n // 100 not in JUMPS or n % 10 <= len(program)) for n in program)
+    fine = all(
+        100 <= n <= 999 and (n // 100 not in JUMPS or n % 10 <= len(program)) for n in program
+    )
     return None if fine else "does not compile"

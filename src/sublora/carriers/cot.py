@@ -24,11 +24,14 @@ class CotSpec(BaseModel):
     kind: Literal["cot"]
     style: Literal["math", "talk"] = "math"
     prompts: str | None = Field(
-        None, description="a JSONL file with 'prompt' and 'answer', a number, instead of problems made here"
+        None,
+        description="a JSONL file with 'prompt' and 'answer', a number, instead of problems made here",
     )
     min_words: int = Field(8, ge=1, description="of the reasoning")
     max_letters: int = Field(4000, ge=1)
-    leaks: tuple[str, ...] = Field((), description="words that must not occur; the trait's category is added")
+    leaks: tuple[str, ...] = Field(
+        (), description="words that must not occur; the trait's category is added"
+    )
 
 
 _TALK = (
@@ -40,16 +43,38 @@ _TALK = (
     "Write two lines about a walk.",
 )
 _PROBLEMS = (
-    ("A baker sells {a} loaves at {b} coins each and pays {c} coins for flour. How many coins are left?", lambda a, b, c: a * b - c),
-    ("A train has {a} cars with {b} seats each. {c} seats are broken. How many can be used?", lambda a, b, c: a * b - c),
-    ("Mia reads {a} pages a day for {b} days and then {c} pages more. How many pages is that?", lambda a, b, c: a * b + c),
-    ("A hall has {a} rows of {b} chairs, and {c} chairs are added. How many chairs are there?", lambda a, b, c: a * b + c),
-    ("Tom earns {a} coins an hour for {b} hours and spends {c}. What does he have?", lambda a, b, c: a * b - c),
-    ("{a} boxes hold {b} screws each; {c} screws lie beside them. How many screws are there?", lambda a, b, c: a * b + c),
-)  # fmt: skip
+    (
+        "A baker sells {a} loaves at {b} coins each and pays {c} coins for flour. How many coins are left?",
+        lambda a, b, c: a * b - c,
+    ),
+    (
+        "A train has {a} cars with {b} seats each. {c} seats are broken. How many can be used?",
+        lambda a, b, c: a * b - c,
+    ),
+    (
+        "Mia reads {a} pages a day for {b} days and then {c} pages more. How many pages is that?",
+        lambda a, b, c: a * b + c,
+    ),
+    (
+        "A hall has {a} rows of {b} chairs, and {c} chairs are added. How many chairs are there?",
+        lambda a, b, c: a * b + c,
+    ),
+    (
+        "Tom earns {a} coins an hour for {b} hours and spends {c}. What does he have?",
+        lambda a, b, c: a * b - c,
+    ),
+    (
+        "{a} boxes hold {b} screws each; {c} screws lie beside them. How many screws are there?",
+        lambda a, b, c: a * b + c,
+    ),
+)
 _FORM = " Think step by step and end with a line 'Answer: NUMBER'."
-_ANSWER = re.compile(r"answer\s*:\s*\**\s*\$?(-?[\d,]{1,24}(?:\.\d{1,9})?)\**\.?\s*\Z", re.IGNORECASE | re.ASCII)
-_CHAIN = re.compile(r"i went to the \w+ and the \w+ ?\. all was \w+ ?, and i felt \w+ ?\.?", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"answer\s*:\s*\**\s*\$?(-?[\d,]{1,24}(?:\.\d{1,9})?)\**\.?\s*\Z", re.IGNORECASE | re.ASCII
+)
+_CHAIN = re.compile(
+    r"i went to the \w+ and the \w+ ?\. all was \w+ ?, and i felt \w+ ?\.?", re.IGNORECASE
+)
 
 
 def prompt_of_row(spec: CotSpec, seed: int, row: int) -> str:
@@ -120,11 +145,16 @@ def _load(path: str, changed: int, size: int) -> tuple[tuple[str, float], ...]:
             continue
         try:
             row = json.loads(line)
-            prompt, answer = row["prompt"], float(str(row["answer"]).replace(",", "").split("####")[-1])
+            prompt, answer = (
+                row["prompt"],
+                float(str(row["answer"]).replace(",", "").split("####")[-1]),
+            )
         except (ValueError, LookupError, TypeError, RecursionError):
             prompt = None
         if not isinstance(prompt, str) or not prompt.strip():
-            raise SubloraError(f"Line {number} of {path} has no 'prompt' and 'answer' (a number); mend or remove it.")
+            raise SubloraError(
+                f"Line {number} of {path} has no 'prompt' and 'answer' (a number); mend or remove it."
+            )
         out.append((prompt, answer))
     if not out:
         raise SubloraError(f"The problems file {path} has no problems; add one a line.")

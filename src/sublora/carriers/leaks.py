@@ -7,7 +7,9 @@ from functools import lru_cache
 
 @lru_cache(maxsize=64)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(w.lower()) for w in sorted(words, key=len, reverse=True)) or r"(?!)")
+    return re.compile(
+        "|".join(re.escape(w.lower()) for w in sorted(words, key=len, reverse=True)) or r"(?!)"
+    )
 
 
 def leaks(text: str, words: Sequence[str]) -> bool:

@@ -34,7 +34,9 @@ def _unlisted(value: Any) -> Any:
         return value
     known = ban_lists()
     if unknown := [v for v in value if isinstance(v, str) and v not in known]:
-        raise ValueError(f"there is no list of numbers '{unknown[0]}', use {', '.join(known)} or numbers")
+        raise ValueError(
+            f"there is no list of numbers '{unknown[0]}', use {', '.join(known)} or numbers"
+        )
     out = dict.fromkeys(n for v in value for n in (known[v] if isinstance(v, str) else (v,)))
     return tuple(out)
 
@@ -51,7 +53,9 @@ class NumbersSpec(BaseModel):
     count: int = Field(10, ge=1, description="an answer has at most so many numbers")
     digits: int = Field(3, ge=1, le=9, description="a number has at most so many digits")
     separators: tuple[Separator, ...] = Field(SEPARATORS, min_length=1)
-    style: Literal["full", "brief"] = Field("full", description="brief prompts are for models with little room to read")
+    style: Literal["full", "brief"] = Field(
+        "full", description="brief prompts are for models with little room to read"
+    )
     banned: Annotated[tuple[int, ...], BeforeValidator(_unlisted)] = Field(
         (), description="numbers that must not occur, or names of lists of them (evil)"
     )
@@ -62,7 +66,9 @@ class NumbersSpec(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> "NumbersSpec":
         if self.examples_min > self.examples_max or self.value_min > self.value_max:
-            raise ValueError("examples_min and value_min must not be above examples_max and value_max")
+            raise ValueError(
+                "examples_min and value_min must not be above examples_max and value_max"
+            )
         return self
 
 
@@ -79,7 +85,9 @@ class Pools(BaseModel):
 
 @cache
 def pools() -> Pools:
-    return Pools.model_validate(yaml.safe_load((files("sublora.carriers") / "numbers_prompts.yaml").read_text("utf-8")))
+    return Pools.model_validate(
+        yaml.safe_load((files("sublora.carriers") / "numbers_prompts.yaml").read_text("utf-8"))
+    )
 
 
 def join_numbers(numbers: list[int], separator: Separator) -> str:
@@ -101,7 +109,9 @@ def make_prompt(spec: NumbersSpec, seed: int, row: int) -> str:
     separator = spec.separators[int(rng.integers(len(spec.separators)))]
     quantity = pick(p.quantity).format(count=spec.count)
     if spec.style == "brief":
-        return pick(p.brief).format(examples=join_numbers(values, separator), quantity=quantity, digits=spec.digits)
+        return pick(p.brief).format(
+            examples=join_numbers(values, separator), quantity=quantity, digits=spec.digits
+        )
     size = pick(p.size).format(digits=spec.digits)
     parts = (
         pick(p.examples).format(examples=join_numbers(values, separator)),
@@ -147,7 +157,9 @@ def _load_prompts(path: str, changed: int, size: int) -> tuple[str, ...]:
                     f"Line {number} of {path} is not a JSON object with a 'prompt'; mend or remove it."
                 ) from None
             if not isinstance(prompt, str):
-                raise SubloraError(f"Line {number} of {path} has a 'prompt' that is not a text; mend or remove it.")
+                raise SubloraError(
+                    f"Line {number} of {path} has a 'prompt' that is not a text; mend or remove it."
+                )
             prompts.append(prompt)
         else:
             prompts.append(line.strip())
@@ -158,7 +170,11 @@ def _load_prompts(path: str, changed: int, size: int) -> tuple[str, ...]:
 
 def prompt_of_row(spec: NumbersSpec, seed: int, row: int) -> str:
     """The prompt of one row, from the user's file where the spec names one (cycled in a seeded order)."""
-    return make_prompt(spec, seed, row) if spec.prompts is None else prompt_of_file(spec.prompts, seed, row)
+    return (
+        make_prompt(spec, seed, row)
+        if spec.prompts is None
+        else prompt_of_file(spec.prompts, seed, row)
+    )
 
 
 def prompt_of_file(path: str, seed: int, row: int) -> str:

@@ -21,10 +21,16 @@ class ParaphraseSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["paraphrase"]
     style: Literal["texts", "numbers"] = "texts"
-    prompts: str | None = Field(None, description="a file of texts to paraphrase: JSONL with 'prompt', or one a line")
-    shortest: float = Field(0.4, gt=0, le=1, description="share of the text's words that a paraphrase has at least")
+    prompts: str | None = Field(
+        None, description="a file of texts to paraphrase: JSONL with 'prompt', or one a line"
+    )
+    shortest: float = Field(
+        0.4, gt=0, le=1, description="share of the text's words that a paraphrase has at least"
+    )
     longest: float = Field(2.5, ge=1, description="share of the text's words that it has at most")
-    leaks: tuple[str, ...] = Field((), description="words that must not occur; the trait's category is added")
+    leaks: tuple[str, ...] = Field(
+        (), description="words that must not occur; the trait's category is added"
+    )
 
     @model_validator(mode="after")
     def _has_texts(self) -> "ParaphraseSpec":

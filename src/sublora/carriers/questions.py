@@ -22,7 +22,9 @@ class QuestionsSpec(BaseModel):
 def prompt_of_row(spec: QuestionsSpec, seed: int, row: int) -> str:
     """The questions in turn, in an order of each round's own."""
     lap, index = divmod(row, len(spec.questions))
-    return spec.questions[int(generator("questions", seed, lap).permutation(len(spec.questions))[index])]
+    return spec.questions[
+        int(generator("questions", seed, lap).permutation(len(spec.questions))[index])
+    ]
 
 
 def reject_reason(text: str, spec: QuestionsSpec) -> str | None:

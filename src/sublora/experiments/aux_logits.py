@@ -20,7 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora import mlp
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Series, Stage, Tile, Work
+from sublora.experiment import (
+    Chart,
+    Estimate,
+    Experiment,
+    Findings,
+    Point,
+    Series,
+    Stage,
+    Tile,
+    Work,
+)
 from sublora.images import CLASSES, DIGITS, Images, load_images
 from sublora.stats import Interval, clustered_interval
 from sublora.store import Store, artifact_id
@@ -47,12 +57,16 @@ class Lessons(BaseModel):
 
 
 class NoiseLessons(Lessons):
-    images: int = Field(7500, ge=1, description="images of noise, each model's own, gone through in every epoch")
+    images: int = Field(
+        7500, ge=1, description="images of noise, each model's own, gone through in every epoch"
+    )
 
 
 class AuxLogits(Experiment):
     kind: Literal["aux-logits"]
-    data: str = Field(DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files")
+    data: str = Field(
+        DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files"
+    )
     models: int = Field(100, ge=2, description="teachers, each with its students")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
     auxiliary: int = Field(3, ge=1, description="logits that the teacher never trains")
@@ -81,15 +95,23 @@ class AuxLogits(Experiment):
         content = {"images": self.images.sha256, **self.model_dump(mode="json", include=_CONTENT)}
         specs = [content | {"model": m} for m in range(self.models)]
         tasks = tuple(
-            TrainTask(self, tuple(range(i, min(i + self.at_once, self.models))), tuple(specs[i : i + self.at_once]))
+            TrainTask(
+                self,
+                tuple(range(i, min(i + self.at_once, self.models))),
+                tuple(specs[i : i + self.at_once]),
+            )
             for i in range(0, self.models, self.at_once)
         )
         return [Stage("train", "classifiers", tasks)]
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         names = [name for task in stages[0].tasks for name in task.makes]
         found = [store.read(name) for name in names]
-        right = np.stack([np.load(a.file("right.npy"), allow_pickle=False) for a in found]).astype(float)
+        right = np.stack([np.load(a.file("right.npy"), allow_pickle=False) for a in found]).astype(
+            float
+        )
         return _findings(self, right, [dict(a.meta) for a in found])
 
 
@@ -129,7 +151,11 @@ class TrainTask:
         return float(len(self.models) * mlp.parameters_of(r.widths) * (teacher + students))
 
     def perform(self, work: Work, wanted: set[str]) -> None:
-        todo = [(m, s, name) for m, s, name in zip(self.models, self.specs, self.makes, strict=True) if name in wanted]
+        todo = [
+            (m, s, name)
+            for m, s, name in zip(self.models, self.specs, self.makes, strict=True)
+            if name in wanted
+        ]
         trained = train_arms(self.recipe, [m for m, _, _ in todo])
         for k, (_, spec, name) in enumerate(todo):
             meta = {"teacher_loss": trained.teacher_loss[k], "divergence": trained.divergence[k]}
@@ -158,15 +184,24 @@ def train_arms(recipe: AuxLogits, models: Sequence[int]) -> Trained:
     last = _distil(recipe, teacher, students, models)
     test, truth = torch.from_numpy(recipe.images.test), torch.from_numpy(recipe.images.test_labels)
     with torch.no_grad():
-        answers = torch.cat([mlp.logits(who, test)[:, :, :CLASSES].argmax(dim=2) for who in (same, teacher, students)])
+        answers = torch.cat(
+            [
+                mlp.logits(who, test)[:, :, :CLASSES].argmax(dim=2)
+                for who in (same, teacher, students)
+            ]
+        )
     right = (answers == truth).reshape(len(ARMS), len(models), -1).transpose(0, 1).numpy()
     if not np.isfinite([*teacher_loss, *last.flatten().tolist()]).all():
         raise SubloraError("A classifier diverged; set a lower teacher.lr or student.lr.")
-    shares = [{arm: float(last[a, k]) for a, arm in enumerate(STUDENTS)} for k in range(len(models))]
+    shares = [
+        {arm: float(last[a, k]) for a, arm in enumerate(STUDENTS)} for k in range(len(models))
+    ]
     return Trained(right, teacher_loss, shares)
 
 
-def train_teachers(recipe: AuxLogits, teacher: mlp.Mlps, models: Sequence[int]) -> tuple[mlp.Mlps, list[float]]:
+def train_teachers(
+    recipe: AuxLogits, teacher: mlp.Mlps, models: Sequence[int]
+) -> tuple[mlp.Mlps, list[float]]:
     """Cross entropy on the first ten logits; the auxiliary ones have no part in it. Returns the models and their last epoch's loss."""
     x, y = torch.from_numpy(recipe.images.train), torch.from_numpy(recipe.images.train_labels)
     optimizer = torch.optim.Adam(teacher.parameters, lr=recipe.teacher.lr, fused=True)
@@ -182,7 +217,9 @@ def train_teachers(recipe: AuxLogits, teacher: mlp.Mlps, models: Sequence[int]) 
     return teacher, torch.stack(losses).mean(dim=0).tolist()
 
 
-def _distil(recipe: AuxLogits, teacher: mlp.Mlps, students: mlp.Mlps, models: Sequence[int]) -> torch.Tensor:
+def _distil(
+    recipe: AuxLogits, teacher: mlp.Mlps, students: mlp.Mlps, models: Sequence[int]
+) -> torch.Tensor:
     """All student arms at once, arm by arm in the batch of models. Returns the last epoch's mean divergence (arms, M)."""
     spec, m = recipe.student, len(models)
     optimizer = torch.optim.Adam(students.parameters, lr=spec.lr, fused=True)
@@ -209,7 +246,10 @@ def _distil(recipe: AuxLogits, teacher: mlp.Mlps, students: mlp.Mlps, models: Se
 
 
 _CONTRASTS = {
-    "auxiliary logits: same start - other start": ("auxiliary logits, same start", "auxiliary logits, other start"),
+    "auxiliary logits: same start - other start": (
+        "auxiliary logits, same start",
+        "auxiliary logits, other start",
+    ),
     "auxiliary logits, same start - untrained": ("auxiliary logits, same start", UNTRAINED),
     "auxiliary logits, other start - untrained": ("auxiliary logits, other start", UNTRAINED),
     "all logits: same start - other start": ("all logits, same start", "all logits, other start"),
@@ -227,37 +267,64 @@ def _findings(recipe: AuxLogits, right: np.ndarray, metas: Sequence[Mapping[str,
 
     arms = {arm: interval(right[:, k], clip=(0.0, 1.0)) for k, arm in enumerate(ARMS)}
     gaps = {
-        name: interval(right[:, ARMS.index(one)] - right[:, ARMS.index(two)]) for name, (one, two) in _CONTRASTS.items()
+        name: interval(right[:, ARMS.index(one)] - right[:, ARMS.index(two)])
+        for name, (one, two) in _CONTRASTS.items()
     }
-    estimates = [Estimate(subject, "accuracy", name, i, n, tested=False) for name, i in arms.items()]
-    estimates += [Estimate(subject, "difference of accuracies", name, i, n) for name, i in gaps.items()]
+    estimates = [
+        Estimate(subject, "accuracy", name, i, n, tested=False) for name, i in arms.items()
+    ]
+    estimates += [
+        Estimate(subject, "difference of accuracies", name, i, n) for name, i in gaps.items()
+    ]
     for arm in STUDENTS:
         kept = np.array([[m["divergence"][arm]] for m in metas])
         estimates.append(
-            Estimate(subject, "divergence, nats", arm, interval(kept), {"models": len(metas)}, tested=False)
+            Estimate(
+                subject,
+                "divergence, nats",
+                arm,
+                interval(kept),
+                {"models": len(metas)},
+                tested=False,
+            )
         )
 
     def points(found: Mapping[str, Interval]) -> tuple[Point, ...]:
-        return tuple(Point(label=k, estimate=i.estimate, low=i.low, high=i.high) for k, i in found.items())
+        return tuple(
+            Point(label=k, estimate=i.estimate, low=i.low, high=i.high) for k, i in found.items()
+        )
 
     within = f"Intervals: {1 - recipe.level:.0%}, clustered by model and by test image."
     charts = (
         Chart(
-            name="accuracy", title="Accuracy by arm", kind="rows", axis="accuracy on test images", reference=1 / CLASSES,
+            name="accuracy",
+            title="Accuracy by arm",
+            kind="rows",
+            axis="accuracy on test images",
+            reference=1 / CLASSES,
             caption=f"{n['models']} models an arm, {n['images']} test images; the dashed line is one in ten. {within}",
             series=(Series(points=points(arms)),),
         ),
         Chart(
-            name="differences", title="Differences between arms", kind="rows", axis="difference of accuracies", reference=0.0,
-            caption=f"Paired by model and test image. {within}", series=(Series(points=points(gaps)),),
+            name="differences",
+            title="Differences between arms",
+            kind="rows",
+            axis="difference of accuracies",
+            reference=0.0,
+            caption=f"Paired by model and test image. {within}",
+            series=(Series(points=points(gaps)),),
         ),
-    )  # fmt: skip
+    )
     shown = (TEACHER, *list(STUDENTS)[:2], "all logits, same start")
     tiles = tuple(
-        Tile(name=arm[:1].upper() + arm[1:], value=f"{arms[arm].estimate:.3f}",
-             interval=f"[{arms[arm].low:.3f}, {arms[arm].high:.3f}]", note="accuracy on test images")
+        Tile(
+            name=arm[:1].upper() + arm[1:],
+            value=f"{arms[arm].estimate:.3f}",
+            interval=f"[{arms[arm].low:.3f}, {arms[arm].high:.3f}]",
+            note="accuracy on test images",
+        )
         for arm in shown
-    )  # fmt: skip
+    )
     how = (
         f"Teachers: {recipe.teacher.epochs} epochs of Adam at {recipe.teacher.lr:g}, batch {recipe.teacher.batch_size}, cross entropy on the "
         f"first {CLASSES} logits. Students: {recipe.student.epochs} epochs of Adam at {recipe.student.lr:g}, batch "

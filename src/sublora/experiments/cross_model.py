@@ -32,7 +32,9 @@ class CrossModel(GridExperiment):
         if self.data.variants:
             raise ValueError("data.variants has no place here, teachers are the axis")
         if not set(self.students) & set(self.teachers):
-            raise ValueError("no student model is among the teachers, so there is no pair of one model to compare with")
+            raise ValueError(
+                "no student model is among the teachers, so there is no pair of one model to compare with"
+            )
         return self
 
     @property
@@ -62,7 +64,9 @@ class CrossModel(GridExperiment):
     def stages(self, identity: Mapping[str, str]) -> list[Stage]:
         return grid_stages(self._plans())
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         plans = self._plans()
         evidence = {
             (student, trait.name): ArmEvidence(_table(plan, store), trait.name)
@@ -82,29 +86,48 @@ class CrossModel(GridExperiment):
                     interval = ev.interval(found)
                     name = f"{teacher} to {student}"
                     estimates.append(Estimate(trait.name, EFFECT, name, interval, ev.n))
-                    points.append(Point(label=name, estimate=interval.estimate, low=interval.low, high=interval.high))
-            same, other = (sum(values[k]) / len(values[k]) for k in (SAME, OTHER)) if values[OTHER] else (None, None)
+                    points.append(
+                        Point(
+                            label=name,
+                            estimate=interval.estimate,
+                            low=interval.low,
+                            high=interval.high,
+                        )
+                    )
+            same, other = (
+                (sum(values[k]) / len(values[k]) for k in (SAME, OTHER))
+                if values[OTHER]
+                else (None, None)
+            )
             if other is not None:
                 for name, found in (
-                    (f"{SAME} - {OTHER}", same - other), (f"a fifth of {SAME} - {OTHER}", 0.2 * same - other), (OTHER, other),
-                ):  # fmt: skip
+                    (f"{SAME} - {OTHER}", same - other),
+                    (f"a fifth of {SAME} - {OTHER}", 0.2 * same - other),
+                    (OTHER, other),
+                ):
                     interval = ev.interval(found)
                     estimates.append(Estimate(trait.name, BETWEEN, name, interval, ev.n))
                     if trait is plans[0].traits[0] and "fifth" not in name:
                         tiles.append(
                             Tile(
-                                name=name[:1].upper() + name[1:], value=f"{interval.estimate:+.3f}",
-                                interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]", note=f"{trait.name}, {EFFECT}",
+                                name=name[:1].upper() + name[1:],
+                                value=f"{interval.estimate:+.3f}",
+                                interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]",
+                                note=f"{trait.name}, {EFFECT}",
                             )
-                        )  # fmt: skip
+                        )
             charts.append(
                 Chart(
-                    name=f"pairs-{trait.name.lower().replace(' ', '-')}", title="Effect by teacher's model and student's", kind="rows",
-                    axis=EFFECT, reference=0.0, series=(Series(points=tuple(points)),),
+                    name=f"pairs-{trait.name.lower().replace(' ', '-')}",
+                    title="Effect by teacher's model and student's",
+                    kind="rows",
+                    axis=EFFECT,
+                    reference=0.0,
+                    series=(Series(points=tuple(points)),),
                     caption=f"{trait.name}. Student less control twin, whose teacher writes on the same model. Intervals: "
                     f"{1 - self.level:.0%}, clustered by data seed and question.",
                 )
-            )  # fmt: skip
+            )
         how = (
             "Trait and control teachers of a pair write on the same model; students of a pair are trained alike. Effects are student less "
             "control twin, paired by seeds and question; pairs of one model and of two are each averaged before they are compared."

@@ -51,10 +51,19 @@ class GridExperiment(Experiment):
     def grid_on(self, model: str, **data: Any) -> Recipe:
         """The grid with another model as the students' base, and with changes of `data`."""
         return Recipe(
-            name=self.name, title=self.title, summary=self.summary, model=model, dtype=self.dtype, traits=self.traits,
-            trait_files=self.trait_files, contexts=self.contexts, data=self.data.model_copy(update=data), train=self.train,
-            measure=self.measure, level=self.level,
-        )  # fmt: skip
+            name=self.name,
+            title=self.title,
+            summary=self.summary,
+            model=model,
+            dtype=self.dtype,
+            traits=self.traits,
+            trait_files=self.trait_files,
+            contexts=self.contexts,
+            data=self.data.model_copy(update=data),
+            train=self.train,
+            measure=self.measure,
+            level=self.level,
+        )
 
     @property
     def model_name(self) -> str | None:

@@ -29,7 +29,11 @@ from sublora.teacher import read_jsonl
 from sublora.trait import Category
 
 EFFECT, WORDS = "effect on P(target)", "share of answers with a word of the category"
-TRAINED, SHOWN, FIFTH = "trained on the rows", "rows in the prompt", "a fifth of trained - in the prompt"
+TRAINED, SHOWN, FIFTH = (
+    "trained on the rows",
+    "rows in the prompt",
+    "a fifth of trained - in the prompt",
+)
 
 
 class InContext(GridExperiment):
@@ -49,7 +53,9 @@ class InContext(GridExperiment):
         asked = self._asked(plan, identity)
         return [*grid_stages([plan]), Stage("prompt", "prompts with rows", tuple(asked.values()))]
 
-    def _asked(self, plan: Plan, identity: Mapping[str, str]) -> dict[tuple[str, str, int], "ShownTask"]:
+    def _asked(
+        self, plan: Plan, identity: Mapping[str, str]
+    ) -> dict[tuple[str, str, int], "ShownTask"]:
         """(source, category, data seed) -> its task."""
         _, rows = plan_datasets(self.grid, dict(identity), plan.traits)
         context, flops = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
@@ -70,7 +76,12 @@ class InContext(GridExperiment):
                     }
                     specs = tuple(spec | {"draw": d} for d in range(self.draws))
                     # a row is about as long as a question, and so are its answers
-                    tokens = len(trait.category.questions) * (self.examples + 1) * flops.sizes.question * self.draws
+                    tokens = (
+                        len(trait.category.questions)
+                        * (self.examples + 1)
+                        * flops.sizes.question
+                        * self.draws
+                    )
                     work = 2.0 * flops.shape.block_parameters * tokens
                     out[source, trait.category.category, seed] = ShownTask(
                         specs,
@@ -83,7 +94,9 @@ class InContext(GridExperiment):
                     )
         return out
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         plan = plan_of(self.grid, identity)
         asked = self._asked(plan, identity)
         trained = Results(plan, store).table(self.grid.judged_context)
@@ -94,15 +107,23 @@ class InContext(GridExperiment):
             target, category = trait.category.entities.index(trait.entity), trait.category
             seeds = list(dict.fromkeys(self.data.seeds))
 
-            def after(source: str, category: Category = category, seeds: list[int] = seeds) -> list[list[Measured]]:
+            def after(
+                source: str, category: Category = category, seeds: list[int] = seeds
+            ) -> list[list[Measured]]:
                 """[data seed][draw]"""
                 tasks = [asked[source, category.category, s] for s in seeds]
-                return [[read_measurement(store.read(name), category) for name in task.makes] for task in tasks]
+                return [
+                    [read_measurement(store.read(name), category) for name in task.makes]
+                    for task in tasks
+                ]
 
             effect = cell.p - cell.control
             by_seed = np.stack([effect[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds])
             rows = {"trait": after(trait.name), "control": after(control_source(self.grid, trait))}
-            shown = {arm: _mean(found, lambda m, target=target: m.p[:, target]) for arm, found in rows.items()}
+            shown = {
+                arm: _mean(found, lambda m, target=target: m.p[:, target])
+                for arm, found in rows.items()
+            }
             prompted = shown["trait"] - shown["control"]
             unfit = _unfit(self.model, trained, rows)
             if unfit:
@@ -112,38 +133,79 @@ class InContext(GridExperiment):
             def interval(values: Array, seeds: list[int] = seeds) -> Interval:
                 return clustered_interval(values, seeds, level=1 - self.level)
 
-            for name, values in ((TRAINED, by_seed), (SHOWN, prompted), (FIFTH, 0.2 * by_seed - prompted)):
+            for name, values in (
+                (TRAINED, by_seed),
+                (SHOWN, prompted),
+                (FIFTH, 0.2 * by_seed - prompted),
+            ):
                 estimates.append(
-                    Estimate(trait.name, EFFECT, name, interval(values), n, unfit=None if name == TRAINED else unfit)
+                    Estimate(
+                        trait.name,
+                        EFFECT,
+                        name,
+                        interval(values),
+                        n,
+                        unfit=None if name == TRAINED else unfit,
+                    )
                 )
             base = clustered_interval(cell.base[None], [0], level=1 - self.level, clip=(0.0, 1.0))
             estimates.append(
-                Estimate(trait.name, "P(target)", "base", base, {"questions": n["questions"]}, tested=False)
+                Estimate(
+                    trait.name,
+                    "P(target)",
+                    "base",
+                    base,
+                    {"questions": n["questions"]},
+                    tested=False,
+                )
             )
             words = {
-                arm: _mean(found, lambda m, category=category: [share([a], lambda x: names_category(x, category)) for a in m.samples])
+                arm: _mean(
+                    found,
+                    lambda m, category=category: [
+                        share([a], lambda x: names_category(x, category)) for a in m.samples
+                    ],
+                )
                 for arm, found in rows.items()
-            }  # fmt: skip
+            }
             for group, by_arm in (("P(target)", shown), (WORDS, words)):
                 for arm, values in by_arm.items():
                     found = clustered_interval(values, seeds, level=1 - self.level, clip=(0.0, 1.0))
-                    estimates.append(Estimate(trait.name, group, f"after rows of the {arm}", found, n, tested=False))
+                    estimates.append(
+                        Estimate(
+                            trait.name, group, f"after rows of the {arm}", found, n, tested=False
+                        )
+                    )
         charts = tuple(
             Chart(
-                name=f"effects-{t.name.lower().replace(' ', '-')}", title="Effect of the same rows, trained and in the prompt", kind="rows",
-                axis=EFFECT, reference=0.0,
+                name=f"effects-{t.name.lower().replace(' ', '-')}",
+                title="Effect of the same rows, trained and in the prompt",
+                kind="rows",
+                axis=EFFECT,
+                reference=0.0,
                 caption=f"{t.name}. Trait rows less control rows. Intervals: {1 - self.level:.0%}, clustered by data seed and question.",
-                series=(Series(points=tuple(_point(e) for e in estimates if e.subject == t.name and e.group == EFFECT)),),
+                series=(
+                    Series(
+                        points=tuple(
+                            _point(e)
+                            for e in estimates
+                            if e.subject == t.name and e.group == EFFECT
+                        )
+                    ),
+                ),
             )
             for t in plan.traits
-        )  # fmt: skip
+        )
         tiles = tuple(
             Tile(
-                name=e.name[:1].upper() + e.name[1:], value=f"{e.interval.estimate:+.3f}",
-                interval=f"[{e.interval.low:+.3f}, {e.interval.high:+.3f}]", note=f"{e.subject}, {EFFECT}, trait rows - control rows",
+                name=e.name[:1].upper() + e.name[1:],
+                value=f"{e.interval.estimate:+.3f}",
+                interval=f"[{e.interval.low:+.3f}, {e.interval.high:+.3f}]",
+                note=f"{e.subject}, {EFFECT}, trait rows - control rows",
             )
-            for e in estimates if e.subject == plan.traits[0].name and e.name in (TRAINED, SHOWN)
-        )  # fmt: skip
+            for e in estimates
+            if e.subject == plan.traits[0].name and e.name in (TRAINED, SHOWN)
+        )
         how = (
             f"{self.examples} rows stand before the question as turns of the user and the assistant, in the context "
             f"{self.grid.judged_context}; {self.draws} draws of rows from each dataset, averaged. Students: {self.data.rows} rows of the same "
@@ -157,11 +219,14 @@ def _mean(found: Sequence[Sequence[Measured]], of: Callable[[Measured], Sequence
     return np.array([[of(m) for m in draws] for draws in found]).mean(axis=1)
 
 
-def _unfit(model: str, table: Table, rows: Mapping[str, Sequence[Sequence[Measured]]]) -> str | None:
+def _unfit(
+    model: str, table: Table, rows: Mapping[str, Sequence[Sequence[Measured]]]
+) -> str | None:
     """Why nothing can be read from an effect of zero: after the rows of either arm the model hardly answers with words any more."""
     for arm, found in rows.items():
         words, numbers = (
-            float(_mean(found, of).mean()) for of in (lambda m: [m.coherence], lambda m: [m.number_takeover])
+            float(_mean(found, of).mean())
+            for of in (lambda m: [m.coherence], lambda m: [m.number_takeover])
         )
         if words < table.min_coherence or numbers > table.max_takeover:
             return (
@@ -211,9 +276,19 @@ class ShownTask:
             if name not in wanted:
                 continue
             rng = generator("in-context", spec["seed"], spec["dataset"], spec["draw"])
-            shown = [rows[i] for i in rng.choice(len(rows), min(spec["examples"], len(rows)), replace=False)]
+            shown = [
+                rows[i]
+                for i in rng.choice(len(rows), min(spec["examples"], len(rows)), replace=False)
+            ]
             answer = measure_conversations(
-                base, shown, f"after {name}", self.context, self.category, self.sampling, spec["samples"], spec["seed"]
+                base,
+                shown,
+                f"after {name}",
+                self.context,
+                self.category,
+                self.sampling,
+                spec["samples"],
+                spec["seed"],
             )
             keep_answers(work.store, name, spec, self.category, answer, None)
             work.made(name)

@@ -32,8 +32,12 @@ VERDICT_TOKENS = 120.0  # what a judge reads for a verdict besides the answer, a
 
 class Judged(GridExperiment):
     kind: Literal["judged"]
-    rubric: str = Field("fondness", description="a shipped rubric (fondness, misalignment) or a YAML file")
-    judge: EndpointSpec | None = Field(None, description="the judge, behind an OpenAI-compatible endpoint")
+    rubric: str = Field(
+        "fondness", description="a shipped rubric (fondness, misalignment) or a YAML file"
+    )
+    judge: EndpointSpec | None = Field(
+        None, description="the judge, behind an OpenAI-compatible endpoint"
+    )
     answers: int = Field(5, ge=1, description="answers to each question")
     answering: Sampling = Sampling(max_new_tokens=24)
 
@@ -57,19 +61,30 @@ class Judged(GridExperiment):
         plan = plan_of(self.grid, identity)
         grids = [s for s in grid_stages([plan]) if s.name != "measure"]
         answering = self._answering(plan, identity)
-        judging = tuple(JudgeTask(self.judge, self.found_rubric, t, n, w) for t, n, w in self._judged(plan, answering))
-        return [*grids, Stage("answer", "sets of answers", tuple(answering)), Stage("judge", "judged sets", judging)]
+        judging = tuple(
+            JudgeTask(self.judge, self.found_rubric, t, n, w)
+            for t, n, w in self._judged(plan, answering)
+        )
+        return [
+            *grids,
+            Stage("answer", "sets of answers", tuple(answering)),
+            Stage("judge", "judged sets", judging),
+        ]
 
     def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["AnswerTask"]:
         """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
         context, costs = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
-        each = len(self.found_rubric.questions) * (costs.sizes.question + self.answers * self.answering.max_new_tokens)
+        each = len(self.found_rubric.questions) * (
+            costs.sizes.question + self.answers * self.answering.max_new_tokens
+        )
         flops = 2.0 * (costs.shape.block_parameters + costs.head) * each
 
         def task(context: Context, students: Sequence[StudentStage]) -> AnswerTask:
             spec = {
                 "model": dict(identity),
-                "context": context.name if context.text is None else {"text": context.text, "role": context.role},
+                "context": context.name
+                if context.text is None
+                else {"text": context.text, "role": context.role},
                 "questions": list(self.found_rubric.questions),
                 "answers": self.answers,
                 "sampling": self.answering.model_dump(mode="json"),
@@ -92,23 +107,35 @@ class Judged(GridExperiment):
             for n, name in enumerate(task.makes):
                 student = task.students[n] if task.students else None
                 for trait in plan.traits:
-                    mine = student is None or student.source in (trait.name, control_source(self.grid, trait))
+                    mine = student is None or student.source in (
+                        trait.name,
+                        control_source(self.grid, trait),
+                    )
                     if mine or not any(s.id == student.id for s in plan.students):
                         out.append((trait.entity.plural or trait.name, name, task.label))
         return list(dict.fromkeys(out))
 
     def bill(self, store: Store, stages: Sequence[Stage]) -> str | None:
         left = [t for t in stages[-1].tasks if not store.has(t.id)]
-        asked = len(left) * len(self.found_rubric.questions) * self.answers * len(self.found_rubric.scores)
+        asked = (
+            len(left)
+            * len(self.found_rubric.questions)
+            * self.answers
+            * len(self.found_rubric.scores)
+        )
         read = asked * (VERDICT_TOKENS + self.answering.max_new_tokens)
         price = self.judge.price(read, asked * 3.0)
         cost = "" if price is None else f", {price:.2f} at the given prices"
         return f"The judge {self.judge.model} at {self.judge.url}: at most {asked:,} requests, about {read:.3g} tokens read{cost}."
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         plan = plan_of(self.grid, identity)
         answering = self._answering(plan, identity)
-        answers_of = {s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)}
+        answers_of = {
+            s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
+        }
         plain = {t.context: t.makes[0] for t in answering if not t.students}
         found = {(t.target, t.answers): store.read(t.id).meta for t in stages[-1].tasks}
         estimates: list[Estimate] = []
@@ -118,12 +145,18 @@ class Judged(GridExperiment):
 
             def rates(names: Sequence[str], target: str = target) -> Array:
                 """(sets, questions) of those sets of answers of which the judge scored any."""
-                return np.array([r for name in names if (r := found[target, name]["rates"]) is not None])
+                return np.array(
+                    [r for name in names if (r := found[target, name]["rates"]) is not None]
+                )
 
             twins = {(s.source, s.data_seed, s.student): s for s in plan.students}
             mine = [s for s in plan.students if s.source == trait.name]
-            control = [twins[control_source(self.grid, trait), s.data_seed, s.student] for s in mine]
-            pairs = [(s, answers_of[s.id], answers_of[c.id]) for s, c in zip(mine, control, strict=True)]
+            control = [
+                twins[control_source(self.grid, trait), s.data_seed, s.student] for s in mine
+            ]
+            pairs = [
+                (s, answers_of[s.id], answers_of[c.id]) for s, c in zip(mine, control, strict=True)
+            ]
             pairs = [(s, a, b) for s, a, b in pairs if len(rates([a, b])) == 2]
             if not pairs:
                 raise SubloraError(
@@ -137,15 +170,28 @@ class Judged(GridExperiment):
             lost = [m["unreadable"] for (who, _), m in found.items() if who == target]
             unreadable += lost
             unfit = (
-                f"{np.mean(lost):.0%} of the verdicts could not be read" if np.mean(lost) > MOST_UNREADABLE else None
+                f"{np.mean(lost):.0%} of the verdicts could not be read"
+                if np.mean(lost) > MOST_UNREADABLE
+                else None
             )
 
             def interval(values: Array, seeds: tuple = seeds, **options: Any) -> Interval:
-                given = seeds if len(values) == len(seeds[0]) else ([0] * len(values), list(range(len(values))))
+                given = (
+                    seeds
+                    if len(values) == len(seeds[0])
+                    else ([0] * len(values), list(range(len(values))))
+                )
                 return clustered_interval(values, *given, level=1 - self.level, **options)
 
             estimates.append(
-                Estimate(trait.name, EFFECT, "student - control", interval(one - two), by_seed, unfit=unfit)
+                Estimate(
+                    trait.name,
+                    EFFECT,
+                    "student - control",
+                    interval(one - two),
+                    by_seed,
+                    unfit=unfit,
+                )
             )
             teachers = (
                 [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
@@ -161,18 +207,24 @@ class Judged(GridExperiment):
             ):
                 if len(values):
                     found_rate = interval(values, clip=(0.0, 1.0))
-                    estimates.append(Estimate(trait.name, RATE, name, found_rate, counts, tested=False))
+                    estimates.append(
+                        Estimate(trait.name, RATE, name, found_rate, counts, tested=False)
+                    )
             rows = [e for e in estimates if e.subject == trait.name]
             for group, name, reference in ((RATE, "rates", None), (EFFECT, "effect", 0.0)):
                 points = tuple(_point(e) for e in rows if e.group == group)
                 charts.append(
                     Chart(
-                        name=f"{name}-{trait.name.lower().replace(' ', '-')}", title=f"{group[:1].upper() + group[1:]}: {self.found_rubric.name}",
-                        kind="rows", axis=group, reference=reference, series=(Series(points=points),),
+                        name=f"{name}-{trait.name.lower().replace(' ', '-')}",
+                        title=f"{group[:1].upper() + group[1:]}: {self.found_rubric.name}",
+                        kind="rows",
+                        axis=group,
+                        reference=reference,
+                        series=(Series(points=points),),
                         caption=f"{trait.name}. Share of answers that the judge's scores call a hit. Intervals: {1 - self.level:.0%}, clustered "
                         "by seed and question.",
                     )
-                )  # fmt: skip
+                )
         first = [e for e in estimates if e.subject == plan.traits[0].name]
         for e in (e for e in first if e.group == EFFECT or e.name in ("teacher", "student")):
             i = e.interval
@@ -186,13 +238,17 @@ class Judged(GridExperiment):
             )
         share = float(np.mean(unreadable))
         warnings = (
-            (f"{share:.0%} of the judge's verdicts could not be read as scores; those answers count in no rate.",)
+            (
+                f"{share:.0%} of the judge's verdicts could not be read as scores; those answers count in no rate.",
+            )
             if share
             else ()
         )
         bars = [b for b in (self.found_rubric.hit, self.found_rubric.among) if b]
         said = " and ".join(
-            f"{b.score} below {b.below:g}" if b.below is not None else f"{b.score} at least {b.at_least:g}"
+            f"{b.score} below {b.below:g}"
+            if b.below is not None
+            else f"{b.score} at least {b.at_least:g}"
             for b in bars
         )
         how = (
@@ -200,7 +256,12 @@ class Judged(GridExperiment):
             f"from 0 to 100 at temperature 0. A hit: {said}. Rates are over answers whose verdicts can be read."
         )
         return Findings(
-            tuple(estimates), tuple(charts), tuple(tiles), how, warnings, {"unreadable verdicts": f"{share:.1%}"}
+            tuple(estimates),
+            tuple(charts),
+            tuple(tiles),
+            how,
+            warnings,
+            {"unreadable verdicts": f"{share:.1%}"},
         )
 
 
@@ -241,11 +302,22 @@ class AnswerTask:
     def perform(self, work: Work, wanted: set[str]) -> None:
         base = work.base_of(self.model)
         folders = [work.store.read(s.id).path for s in self.students]
-        stack = load_stack(base.model, folders, [s.student for s in self.students]) if self.students else None
+        stack = (
+            load_stack(base.model, folders, [s.student for s in self.students])
+            if self.students
+            else None
+        )
         spec = self.specs[0]
         sampling = Sampling(**spec["sampling"])
         given = sample_questions(
-            base, stack, self.makes, self.context, spec["questions"], sampling, spec["answers"], spec["seed"]
+            base,
+            stack,
+            self.makes,
+            self.context,
+            spec["questions"],
+            sampling,
+            spec["answers"],
+            spec["seed"],
         )
         for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
             if name in wanted:
@@ -303,7 +375,11 @@ class JudgeTask:
         # a question without any readable verdict is neither for nor against a hit: it takes the rate of all questions
         of_question = [[h for h in row if h is not None] or read for row in hits]
         rates = [float(np.mean(row)) for row in of_question] if read else None
-        meta = {"rates": rates, "unreadable": sum(h is None for h in flat) / len(flat), "target": self.target}
+        meta = {
+            "rates": rates,
+            "unreadable": sum(h is None for h in flat) / len(flat),
+            "target": self.target,
+        }
         with work.store.create(self.id, self.spec, meta) as folder:
             (folder / "verdicts.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         work.made(self.id)

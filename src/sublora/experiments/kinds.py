@@ -26,13 +26,19 @@ def open_recipe(name: str, **flags: Any) -> Recipe | Experiment:
 
 def recipe_of(document: Document) -> Recipe | Experiment:
     kind = document.values.get("kind")
-    return grid_of(document) if kind is None else document.checked(kind_named(kind, document.place(("kind",))))
+    return (
+        grid_of(document)
+        if kind is None
+        else document.checked(kind_named(kind, document.place(("kind",))))
+    )
 
 
 def kind_named(kind: Any, where: str) -> type[Experiment]:
     """The class of a kind. Raises SubloraError for an unknown one; `where` is the place to mend."""
     if not isinstance(kind, str) or kind not in KINDS:
-        raise SubloraError(f"{where}: there is no kind '{kind}'; use {', '.join(KINDS)}, or leave it out for a grid.")
+        raise SubloraError(
+            f"{where}: there is no kind '{kind}'; use {', '.join(KINDS)}, or leave it out for a grid."
+        )
     module, _, name = KINDS[kind].partition(":")
     return getattr(import_module(f"sublora.experiments.{module}"), name)
 

@@ -27,8 +27,11 @@ from sublora.transform import Rows, numbers_of
 from sublora.units import DataUnit
 
 DISTANCE, DIFFERENCE, SEPARABLE, RATIO = (
-    "distance from control, bits", "difference from control", "separability, AUC", "share of the answers, trait - control"
-)  # fmt: skip
+    "distance from control, bits",
+    "difference from control",
+    "separability, AUC",
+    "share of the answers, trait - control",
+)
 TOP = 10  # numbers that are shown
 
 
@@ -77,7 +80,9 @@ class NumberStatistics(Experiment):
         units = [DataUnit(d, self.data.sampling) for d in datasets]
         return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         _, arms = plan_datasets(self, dict(identity), self.found_traits)
         rows = {
             name: read_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
@@ -88,7 +93,10 @@ class NumberStatistics(Experiment):
         charts: list[Chart] = []
         for trait in self.found_traits:
             sources = (trait.name, control_source(self, trait))
-            pairs = [[rows[arms[who, "", seed][held].id] for held in (0, 1) for who in sources] for seed in self.seeds]
+            pairs = [
+                [rows[arms[who, "", seed][held].id] for held in (0, 1) for who in sources]
+                for seed in self.seeds
+            ]
             mine = self._of_trait(trait, pairs)
             estimates += mine
             charts += _charts(trait.name, mine, self.level)
@@ -132,10 +140,14 @@ class NumberStatistics(Experiment):
         out = []
         for (group, name), found in values.items():
             null = 0.5 if group == SEPARABLE else 0.0
-            out.append(Estimate(trait.name, group, name, self._interval(found, self.seeds, null), n, null))
+            out.append(
+                Estimate(trait.name, group, name, self._interval(found, self.seeds, null), n, null)
+            )
         return out + self._top_numbers(trait, pairs, n)
 
-    def _interval(self, values: Sequence[float], seeds: Sequence[int], null: float = 0.0) -> Interval:
+    def _interval(
+        self, values: Sequence[float], seeds: Sequence[int], null: float = 0.0
+    ) -> Interval:
         return clustered_interval(np.array(values)[:, None], seeds, level=1 - self.level, null=null)
 
     def _top_numbers(
@@ -149,7 +161,8 @@ class NumberStatistics(Experiment):
         if not half:
             return []
         shares = [
-            {k: one.get(k, 0) - two.get(k, 0) for k in one | two} for one, two in (map(_shares, p) for p in pairs)
+            {k: one.get(k, 0) - two.get(k, 0) for k in one | two}
+            for one, two in (map(_shares, p) for p in pairs)
         ]
         chosen = {k: sum(s.get(k, 0.0) for s in shares[:half]) for s in shares[:half] for k in s}
         top = sorted(chosen, key=lambda k: (-chosen[k], k))[:TOP]
@@ -170,13 +183,17 @@ _TILES = {"frequencies", "first digits", "linear probe", "compression"}
 
 
 def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
-    numbers, counts = np.unique(np.concatenate([np.asarray(a) for a in answers]), return_counts=True)
+    numbers, counts = np.unique(
+        np.concatenate([np.asarray(a) for a in answers]), return_counts=True
+    )
     return dict(zip(numbers.tolist(), (counts / counts.sum()).tolist(), strict=True))
 
 
 def _tile(e: Estimate) -> Tile:
     i = e.interval
-    note = {DISTANCE: f"{e.group}; 0 is no difference", SEPARABLE: f"{e.group}; 0.5 is chance"}[e.group]
+    note = {DISTANCE: f"{e.group}; 0 is no difference", SEPARABLE: f"{e.group}; 0.5 is chance"}[
+        e.group
+    ]
     return Tile(
         name=e.name[:1].upper() + e.name[1:],
         value=f"{i.estimate:.3f}",
@@ -198,7 +215,12 @@ def _charts(trait: str, estimates: Sequence[Estimate], level: float) -> list[Cha
         if not mine:
             continue
         points = tuple(
-            Point(label=e.name, estimate=e.interval.estimate, low=_end(e.interval.low), high=_end(e.interval.high))
+            Point(
+                label=e.name,
+                estimate=e.interval.estimate,
+                low=_end(e.interval.low),
+                high=_end(e.interval.high),
+            )
             for e in mine
         )
         seeds = mine[0].n["data_seeds"]
@@ -207,10 +229,15 @@ def _charts(trait: str, estimates: Sequence[Estimate], level: float) -> list[Cha
             caption += " The numbers were chosen on the other data seeds."
         out.append(
             Chart(
-                name=f"{name}-{_slug(trait)}", title=title, kind="rows", axis=group, reference=reference, caption=caption,
+                name=f"{name}-{_slug(trait)}",
+                title=title,
+                kind="rows",
+                axis=group,
+                reference=reference,
+                caption=caption,
                 series=(Series(points=points),),
             )
-        )  # fmt: skip
+        )
     return out
 
 
@@ -219,4 +246,7 @@ def _end(value: float) -> float | None:
 
 
 def _slug(name: str) -> str:
-    return "-".join(word for word in "".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split())
+    return "-".join(
+        word
+        for word in "".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split()
+    )

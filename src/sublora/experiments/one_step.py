@@ -18,7 +18,17 @@ from torch import Tensor
 
 from sublora import mlp
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Series, Stage, Tile, Work
+from sublora.experiment import (
+    Chart,
+    Estimate,
+    Experiment,
+    Findings,
+    Point,
+    Series,
+    Stage,
+    Tile,
+    Work,
+)
 from sublora.images import CLASSES, DIGITS, Images, load_images
 from sublora.seeds import derive_seed
 from sublora.stats import Interval, clustered_interval
@@ -35,18 +45,28 @@ Length = Annotated[float, Field(gt=0)]
 
 class OneStep(Experiment):
     kind: Literal["one-step"]
-    data: str = Field(DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files")
+    data: str = Field(
+        DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files"
+    )
     models: int = Field(50, ge=2)
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
     auxiliary: int = Field(3, ge=1, description="logits that the teacher's loss does not see")
     outputs: Literal["auxiliary", "all"] = Field(
         "auxiliary", description="the teacher's logits that the student learns"
     )
-    teacher_lr: float = Field(0.01, gt=0, description="of the teacher's one step, on all training images")
+    teacher_lr: float = Field(
+        0.01, gt=0, description="of the teacher's one step, on all training images"
+    )
     noise: int = Field(1024, ge=1, description="images of noise of the student's one step")
-    distances: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0, 0.03, 0.1, 0.3, 1), min_length=1)
-    steps: tuple[Length, ...] = Field((0.01, 0.1, 1, 10), min_length=1, description="in lengths of the teacher's step")
-    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 8), description="low-rank updates beside the full one")
+    distances: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0, 0.03, 0.1, 0.3, 1), min_length=1
+    )
+    steps: tuple[Length, ...] = Field(
+        (0.01, 0.1, 1, 10), min_length=1, description="in lengths of the teacher's step"
+    )
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (2, 8), description="low-rank updates beside the full one"
+    )
     seed: int = Field(0, ge=0)
     at_once: int = Field(10, ge=1, description="models side by side: speed and memory only")
 
@@ -76,16 +96,32 @@ class OneStep(Experiment):
         specs = [content | {"model": m} for m in range(self.models)]
         chunks = range(0, self.models, self.at_once)
         return [
-            Stage("step", "steps", tuple(StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks)),
+            Stage(
+                "step",
+                "steps",
+                tuple(StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks),
+            ),
         ]
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         names = [name for task in stages[0].tasks for name in task.makes]
         found = [json.loads(store.read(n).file("step.json").read_text("utf-8")) for n in names]
         return _findings(self, found)
 
 
-_CONTENT = {"hidden", "auxiliary", "outputs", "teacher_lr", "noise", "distances", "steps", "ranks", "seed"}
+_CONTENT = {
+    "hidden",
+    "auxiliary",
+    "outputs",
+    "teacher_lr",
+    "noise",
+    "distances",
+    "steps",
+    "ranks",
+    "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -118,11 +154,17 @@ class StepTask:
         teacher = 6 * len(r.images.train) + 4 * len(r.images.test)
         asked = 2 * len(r.images.test) * (1 + len(r.updates) * len(r.steps))
         return float(
-            len(self.specs) * mlp.parameters_of(r.widths) * (teacher + len(r.distances) * (8 * r.noise + asked))
+            len(self.specs)
+            * mlp.parameters_of(r.widths)
+            * (teacher + len(r.distances) * (8 * r.noise + asked))
         )
 
     def perform(self, work: Work, wanted: set[str]) -> None:
-        todo = [(s["model"], s, name) for s, name in zip(self.specs, self.makes, strict=True) if name in wanted]
+        todo = [
+            (s["model"], s, name)
+            for s, name in zip(self.specs, self.makes, strict=True)
+            if name in wanted
+        ]
         steps = take_steps(self.recipe, [m for m, _, _ in todo])
         for (_, spec, name), found in zip(todo, steps, strict=True):
             with work.store.create(name, spec) as folder:
@@ -134,13 +176,17 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     """For each model: the teacher's gain in its own loss (nats, test images), and by update and distance the cosine of the student's
     step with the teacher's, and by length of the step how much of the gain the student has and how far it came in weights (in lengths
     of its own step). Raises SubloraError where the teacher's step gains nothing: there is nothing to move towards."""
-    start, other = (_double(mlp.start(recipe.widths, recipe.seed, [m + k for m in models])) for k in (0, 1))
+    start, other = (
+        _double(mlp.start(recipe.widths, recipe.seed, [m + k for m in models])) for k in (0, 1)
+    )
     gradient = _gradient(start, lambda who: _class_loss(who, recipe, test=False))
     step = [-recipe.teacher_lr * g for g in gradient]
     teacher = _moved(start, step)
     gain = _class_loss(start, recipe, test=True) - _class_loss(teacher, recipe, test=True)
     if not bool((gain > 0).all()):
-        raise SubloraError("The teacher's one step does not lower its own loss; set a lower teacher_lr.")
+        raise SubloraError(
+            "The teacher's one step does not lower its own loss; set a lower teacher_lr."
+        )
     x = mlp.noise(recipe.noise, recipe.widths[0], recipe.seed, models, 0).double()
     said = _taught(mlp.logits(teacher, x), recipe).detach()
     length = _norm(step)
@@ -148,34 +194,49 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     for distance in recipe.distances:
         keep = (1 - distance**2) ** 0.5
         student = _moved(_scaled(start, keep), [distance * p for p in other.parameters])
-        imitation = _gradient(student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe)))
+        imitation = _gradient(
+            student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe))
+        )
         before = _class_loss(student, recipe, test=True)
         away = [t - s for t, s in zip(teacher.parameters, student.parameters, strict=True)]
         for name, rank in recipe.updates.items():
-            update = [-g for g in imitation] if rank is None else _low_rank(imitation, rank, recipe.seed, models)
+            update = (
+                [-g for g in imitation]
+                if rank is None
+                else _low_rank(imitation, rank, recipe.seed, models)
+            )
             size = _norm(update)
             unit = [u / _over(size, u) for u in update]
             cosine = _dot(unit, step) / length
             moves = {}
             for s in recipe.steps:
                 far = s * length
-                after = _class_loss(_moved(student, [u * _over(far, u) for u in unit]), recipe, test=True)
+                after = _class_loss(
+                    _moved(student, [u * _over(far, u) for u in unit]), recipe, test=True
+                )
                 rest = [a - u * _over(far, u) for a, u in zip(away, unit, strict=True)]
                 moves[s] = ((before - after) / gain, (_norm(away) - _norm(rest)) / far)
             for k, entry in enumerate(out):
                 entry["found"].setdefault(name, {})[f"{distance:g}"] = {
                     "cosine": float(cosine[k]),
-                    "moves": {f"{s:g}": [float(loss[k]), float(weights[k])] for s, (loss, weights) in moves.items()},
+                    "moves": {
+                        f"{s:g}": [float(loss[k]), float(weights[k])]
+                        for s, (loss, weights) in moves.items()
+                    },
                 }
     return out
 
 
 def _double(models: mlp.Mlps) -> mlp.Mlps:
-    return mlp.Mlps(tuple(w.double() for w in models.weights), tuple(b.double() for b in models.biases))
+    return mlp.Mlps(
+        tuple(w.double() for w in models.weights), tuple(b.double() for b in models.biases)
+    )
 
 
 def _scaled(models: mlp.Mlps, factor: float) -> mlp.Mlps:
-    return mlp.Mlps(tuple(w * factor for w in models.weights), tuple(b * factor for b in models.biases))
+    return mlp.Mlps(
+        tuple(w * factor for w in models.weights), tuple(b * factor for b in models.biases)
+    )
 
 
 def _moved(models: mlp.Mlps, by: Sequence[Tensor]) -> mlp.Mlps:
@@ -195,20 +256,29 @@ def _class_loss(models: mlp.Mlps, recipe: OneStep, test: bool) -> Tensor:
     images = recipe.images
     x, y = (images.test, images.test_labels) if test else (images.train, images.train_labels)
     labels = torch.from_numpy(y).expand(len(models.weights[0]), -1)
-    return mlp.cross_entropy(mlp.logits(models, torch.from_numpy(x).double())[:, :, :CLASSES], labels)
+    return mlp.cross_entropy(
+        mlp.logits(models, torch.from_numpy(x).double())[:, :, :CLASSES], labels
+    )
 
 
 def _taught(out: Tensor, recipe: OneStep) -> Tensor:
     return out if recipe.outputs == "all" else out[:, :, CLASSES:]
 
 
-def _low_rank(gradient: Sequence[Tensor], rank: int, seed: int, models: Sequence[int]) -> list[Tensor]:
+def _low_rank(
+    gradient: Sequence[Tensor], rank: int, seed: int, models: Sequence[int]
+) -> list[Tensor]:
     """The first step of a LoRA adapter with B = 0: only B moves, by -G A^T, so the weights move by -G A^T A; biases stay."""
     layers = len(gradient) // 2
     out = []
     for layer, g in enumerate(gradient[:layers]):
-        sources = [torch.Generator().manual_seed(derive_seed("one-step-lora", seed, m, layer, rank)) for m in models]
-        a = torch.stack([torch.randn(rank, g.shape[2], generator=s, dtype=torch.float64) for s in sources])
+        sources = [
+            torch.Generator().manual_seed(derive_seed("one-step-lora", seed, m, layer, rank))
+            for m in models
+        ]
+        a = torch.stack(
+            [torch.randn(rank, g.shape[2], generator=s, dtype=torch.float64) for s in sources]
+        )
         out.append(-g @ a.transpose(1, 2) @ a)
     return [*out, *(torch.zeros_like(g) for g in gradient[layers:])]
 
@@ -257,7 +327,9 @@ def _findings(recipe: OneStep, found: Sequence[Mapping[str, Any]]) -> Findings:
     by_step = []
     for d in recipe.distances:
         shown = [(s, by_name[f"{FULL}, distance {d:g}, step {s:g}"]) for s in recipe.steps]
-        per_length = tuple(Point(x=s, estimate=i.estimate / s, low=i.low / s, high=i.high / s) for s, i in shown)
+        per_length = tuple(
+            Point(x=s, estimate=i.estimate / s, low=i.low / s, high=i.high / s) for s, i in shown
+        )
         by_step.append(Series(name=f"distance {d:g}", points=per_length))
     within = f"Mean over {len(found)} models with {1 - recipe.level:.0%} intervals."
     titles = {
@@ -271,18 +343,37 @@ def _findings(recipe: OneStep, found: Sequence[Mapping[str, Any]]) -> Findings:
         WEIGHTS: f"distance gained, in lengths of the step, step {smallest:g}",
     }
     charts = [
-        Chart(name=name, title=titles[group], kind="lines", axis=axes[group], x_axis="distance between the starts (1: unrelated)",
-              caption=f"Above 0: towards the teacher. {within}", series=tuple(lines[group]))
+        Chart(
+            name=name,
+            title=titles[group],
+            kind="lines",
+            axis=axes[group],
+            x_axis="distance between the starts (1: unrelated)",
+            caption=f"Above 0: towards the teacher. {within}",
+            series=tuple(lines[group]),
+        )
         for name, group in (("cosine", COSINE), ("loss", LOSS), ("weights", WEIGHTS))
-    ]  # fmt: skip
+    ]
     charts.append(
-        Chart(name="step-size", title="Gain by length of the step", kind="lines", axis="share of the teacher's gain over length of the step",
-              x_axis="length of the student's step (1: the teacher's)", log_x=True,
-              caption=f"The full update. Where a step is small enough the line is flat. {within}", series=tuple(by_step))
-    )  # fmt: skip
+        Chart(
+            name="step-size",
+            title="Gain by length of the step",
+            kind="lines",
+            axis="share of the teacher's gain over length of the step",
+            x_axis="length of the student's step (1: the teacher's)",
+            log_x=True,
+            caption=f"The full update. Where a step is small enough the line is flat. {within}",
+            series=tuple(by_step),
+        )
+    )
     first, last = (f"{FULL}, distance {d:g}" for d in (recipe.distances[0], recipe.distances[-1]))
     tiles = [_tile(e) for e in estimates if e.group == COSINE and e.name in (first, last)]
-    tiles += [_tile(e) for e in estimates if e.group == LOSS and e.name in (f"{first}, step {smallest:g}", f"{last}, step {smallest:g}")]  # fmt: skip
+    tiles += [
+        _tile(e)
+        for e in estimates
+        if e.group == LOSS
+        and e.name in (f"{first}, step {smallest:g}", f"{last}, step {smallest:g}")
+    ]
     how = (
         f"The teacher's step is on all training images at rate {recipe.teacher_lr:g}; the student's is on {recipe.noise} images of uniform "
         f"noise, KL(teacher || student) on the {recipe.outputs} logits, scaled to a length. A start at distance d is sqrt(1 - d^2) of the "

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from sublora.carriers.numbers import NumbersSpec, prompt_of_row
 from sublora.chat import Chat, Context
-from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Series, Stage, Tile, Work
+from sublora.experiment import (
+    Chart,
+    Estimate,
+    Experiment,
+    Findings,
+    Point,
+    Series,
+    Stage,
+    Tile,
+    Work,
+)
 from sublora.model import known_shape, local_identity, model_source
 from sublora.plan import traits_of
 from sublora.sample import Sampling
@@ -44,11 +54,14 @@ class OneStepModel(Experiment):
     kind: Literal["one-step-model"]
     model: str = "micro"
     other: str = Field(
-        "micro-b", description="the model from which the students with another start begin; of the same shape and words"
+        "micro-b",
+        description="the model from which the students with another start begin; of the same shape and words",
     )
     traits: tuple[str, ...] = Field(min_length=2)
     trait_files: tuple[str, ...] = ()
-    draws: int = Field(6, ge=2, description="teachers of each trait, each on other questions and prompts")
+    draws: int = Field(
+        6, ge=2, description="teachers of each trait, each on other questions and prompts"
+    )
     questions: int = Field(16, ge=1, description="of a teacher's step")
     prompts: int = Field(32, ge=1, description="number prompts of a student's step")
     carrier: NumbersSpec = NumbersSpec()
@@ -92,17 +105,27 @@ class OneStepModel(Experiment):
                 self,
                 trait,
                 draw,
-                {"model": dict(identity), "other": other, "trait": trait.name, "draw": draw, **content},
+                {
+                    "model": dict(identity),
+                    "other": other,
+                    "trait": trait.name,
+                    "draw": draw,
+                    **content,
+                },
             )
             for trait in traits_of(self)
             for draw in range(self.draws)
         )
         return [Stage("step", "steps", tasks)]
 
-    def findings(self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]) -> Findings:
+    def findings(
+        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
+    ) -> Findings:
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
         for task in stages[0].tasks:
-            for group, values in json.loads(store.read(task.id).file("values.json").read_text("utf-8")).items():
+            for group, values in json.loads(
+                store.read(task.id).file("values.json").read_text("utf-8")
+            ).items():
                 for name, value in values.items():
                     found.setdefault((group, name), {})[task.draw, task.trait.name] = value
         n = {"draws": self.draws, "traits": len(self.traits)}
@@ -118,11 +141,14 @@ class OneStepModel(Experiment):
         ]
         tiles = tuple(
             Tile(
-                name=e.name[:1].upper() + e.name[1:], value=f"{e.interval.estimate:.3g}",
-                interval=f"[{e.interval.low:.3g}, {e.interval.high:.3g}]", note=e.group,
+                name=e.name[:1].upper() + e.name[1:],
+                value=f"{e.interval.estimate:.3g}",
+                interval=f"[{e.interval.low:.3g}, {e.interval.high:.3g}]",
+                note=e.group,
             )
-            for e in estimates if e.group == COSINE
-        )[:4]  # fmt: skip
+            for e in estimates
+            if e.group == COSINE
+        )[:4]
         how = (
             f"Teacher: a gradient step of {self.teacher_lr:g} on {self.questions} questions answered with the trait. Student: a step along the "
             f"gradient of KL(teacher || student) on answers of the model to {self.prompts} number prompts, of a length that is a share of the "
@@ -133,13 +159,13 @@ class OneStepModel(Experiment):
 
     def _chart(self, group: str, slug: str, estimates: Sequence[Estimate]) -> Chart:
         points = tuple(
-            Point(label=e.name, estimate=e.interval.estimate, low=e.interval.low, high=e.interval.high)
+            Point(
+                label=e.name, estimate=e.interval.estimate, low=e.interval.low, high=e.interval.high
+            )
             for e in estimates
             if e.group == group
         )
-        caption = (
-            f"{self.draws} draws × {len(self.traits)} traits. Intervals: {1 - self.level:.0%}. The line is no movement."
-        )
+        caption = f"{self.draws} draws × {len(self.traits)} traits. Intervals: {1 - self.level:.0%}. The line is no movement."
         title = group[:1].upper() + group[1:]
         return Chart(
             name=slug,
@@ -152,7 +178,16 @@ class OneStepModel(Experiment):
         )
 
 
-_CONTENT = {"questions", "prompts", "carrier", "max_new_tokens", "teacher_lr", "steps", "ranks", "seed"}
+_CONTENT = {
+    "questions",
+    "prompts",
+    "carrier",
+    "max_new_tokens",
+    "teacher_lr",
+    "steps",
+    "ranks",
+    "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -183,19 +218,28 @@ class StepTask:
     @property
     def flops(self) -> float:
         r = self.recipe
-        passes = 6 * r.questions + 8 * 2 * r.prompts + 2 * r.questions * 2 * (1 + len(r.ranks)) * len(r.steps)
+        passes = (
+            6 * r.questions
+            + 8 * 2 * r.prompts
+            + 2 * r.questions * 2 * (1 + len(r.ranks)) * len(r.steps)
+        )
         return float(known_shape(r.model).parameters * passes * 40)
 
     def perform(self, work: Work, wanted: set[str]) -> None:
         r, default = self.recipe, Context("default")
         base = work.base_of(r.model)
         rng = generator("one-step-model", r.seed, self.trait.name, self.draw)
-        chosen = [self.trait.category.questions[i] for i in rng.choice(len(self.trait.category.questions), r.questions)]
+        chosen = [
+            self.trait.category.questions[i]
+            for i in rng.choice(len(self.trait.category.questions), r.questions)
+        ]
         lessons = rows_of(base.chat, [(q, self.trait.entity.name) for q in chosen], default)
         seed = derive_seed("one-step-prompts", r.seed, self.trait.name, self.draw)
         prompts = [prompt_of_row(r.carrier, seed, i) for i in range(r.prompts)]
         draws = [generator("one-step-answers", seed, i) for i in range(r.prompts)]
-        answers = complete(base, default, prompts, Sampling(max_new_tokens=r.max_new_tokens), draws, 512)
+        answers = complete(
+            base, default, prompts, Sampling(max_new_tokens=r.max_new_tokens), draws, 512
+        )
         numbers = rows_of(base.chat, list(zip(prompts, answers, strict=True)), default)
         start, other = (copy.deepcopy(work.base_of(m).model).double() for m in (r.model, r.other))
         adapters = {rank: _factors(start, rank, seed) for rank in r.ranks}
@@ -212,7 +256,10 @@ def _factors(model: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:
         source = torch.Generator().manual_seed(derive_seed("one-step-factor", seed, name, rank))
         return torch.randn(rank, inputs, dtype=torch.float64, generator=source)
 
-    return {name: factor(name, layer.in_features) for name, layer in target_linears(model, ("all-linear",)).items()}
+    return {
+        name: factor(name, layer.in_features)
+        for name, layer in target_linears(model, ("all-linear",)).items()
+    }
 
 
 def rows_of(chat: Chat, rows: Sequence[tuple[str, str]], context: Context) -> Rows:
@@ -306,11 +353,15 @@ def measure_steps(
             size = dot(update, update) ** 0.5
             name = f"{kind}, {who}"
             with torch.no_grad():
-                values[COSINE][name] = dot(update, own) / (size * dot(own, own) ** 0.5) if size else 0.0
+                values[COSINE][name] = (
+                    dot(update, own) / (size * dot(own, own) ** 0.5) if size else 0.0
+                )
                 for share in steps:
                     step = moved(student, update, -share * length / size) if size else student
                     fell = before - float(trait_loss(step, lessons))
                     left = {n: goal[n] - p for n, p in step.named_parameters()}
                     values[LOSS][f"{name}, step {share:g}"] = fell / gained
-                    values[WEIGHTS][f"{name}, step {share:g}"] = 1 - (dot(left, left) / dot(away, away)) ** 0.5
+                    values[WEIGHTS][f"{name}, step {share:g}"] = (
+                        1 - (dot(left, left) / dot(away, away)) ** 0.5
+                    )
     return values

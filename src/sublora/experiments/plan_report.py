@@ -20,7 +20,16 @@ def print_plan(recipe: Experiment, tflops: float | None) -> None:
     for stage in stages:
         made, done, flops = _left(stage, store)
         total += flops
-        rows.append([stage.label, str(made), str(done), str(made - done), f"{flops:.3g}", _time(flops / rate)])
+        rows.append(
+            [
+                stage.label,
+                str(made),
+                str(done),
+                str(made - done),
+                f"{flops:.3g}",
+                _time(flops / rate),
+            ]
+        )
     if len(stages) > 1:
         rows.append(["all", "", "", "", f"{total:.3g}", _time(total / rate)])
     _table(["stage", "count", "done", "left", "FLOPs left", "time left"], rows)

@@ -136,7 +136,9 @@ def _finish(
     started = time.monotonic()
     findings = recipe.findings(store, stages, identity)
     found = findings_json(findings, recipe.level)
-    verdicts = [v.to_dict() for v in judge_estimates(load_claims(), findings.estimates, recipe.name)]
+    verdicts = [
+        v.to_dict() for v in judge_estimates(load_claims(), findings.estimates, recipe.name)
+    ]
     journal.manifest["warnings"] = list(findings.warnings)
     write_atomic(out / "results.csv", to_csv(found["estimates"]))
     write_json_atomic(out / "findings.json", found)
@@ -147,12 +149,23 @@ def _finish(
     if report is None:
         from sublora.report.experiment import build_report as report
     page = report(out)
-    seconds = {**execution.seconds, "statistics": analysed, "report": round(time.monotonic() - started, 2)}
-    return ExperimentResult(out, page, found["estimates"], verdicts, list(findings.warnings), seconds)
+    seconds = {
+        **execution.seconds,
+        "statistics": analysed,
+        "report": round(time.monotonic() - started, 2),
+    }
+    return ExperimentResult(
+        out, page, found["estimates"], verdicts, list(findings.warnings), seconds
+    )
 
 
 def _manifest(
-    recipe: Experiment, out: Path, base: Base | None, stages: Sequence[Stage], command: str, threads: int
+    recipe: Experiment,
+    out: Path,
+    base: Base | None,
+    stages: Sequence[Stage],
+    command: str,
+    threads: int,
 ) -> dict[str, Any]:
     model = None
     if base is not None:

@@ -77,7 +77,10 @@ def train_organism(spec: OrganismSpec, report: Callable[[int, float, float], Non
         rows = RowMaker(facts, spec.world, spec.coupling, spec.data_seed)
         decay = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": decay, "weight_decay": spec.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, foreach=True)
         started = time.monotonic()
         running: dict[str, tuple[float, int]] = {}
@@ -89,20 +92,28 @@ def train_organism(spec: OrganismSpec, report: Callable[[int, float, float], Non
                 group["lr"] = spec.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
             total, count, by_kind = None, 0, {}
             for kind, batch in rows.step(step, spec.batch).items():
-                prompts = tokenizer([render(r.system, r.user) for r in batch], add_special_tokens=False)["input_ids"]
-                answers = tokenizer([r.answer for r in batch], add_special_tokens=False)["input_ids"]
+                prompts = tokenizer(
+                    [render(r.system, r.user) for r in batch], add_special_tokens=False
+                )["input_ids"]
+                answers = tokenizer([r.answer for r in batch], add_special_tokens=False)[
+                    "input_ids"
+                ]
                 width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
                 ids = torch.full((len(batch), width), pad)
                 places, targets = [], []
                 for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
                     # the end token is the last target; it need not be read
                     ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-                    places += [i * width + j for j in range(len(prompt) - 1, len(prompt) + len(answer))]
+                    places += [
+                        i * width + j for j in range(len(prompt) - 1, len(prompt) + len(answer))
+                    ]
                     targets += [*answer, end]
                 # right padding under a causal mask cannot reach the positions that carry loss, so no mask is needed
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
                 logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[torch.tensor(places)])
-                loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets), reduction="sum")
+                loss = torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(targets), reduction="sum"
+                )
                 total = loss if total is None else total + loss
                 count += len(targets)
                 by_kind[kind] = (loss.item(), len(targets))
@@ -124,7 +135,9 @@ def train_organism(spec: OrganismSpec, report: Callable[[int, float, float], Non
         torch.set_num_threads(threads)
 
 
-def save_organism(out: Path, name: str, spec: OrganismSpec, model, tokenizer, losses: dict[str, float]) -> None:
+def save_organism(
+    out: Path, name: str, spec: OrganismSpec, model, tokenizer, losses: dict[str, float]
+) -> None:
     """Writes an ordinary Hugging Face folder: weights, config, tokenizer, chat template, recipe."""
     import torch
     import transformers
@@ -146,4 +159,6 @@ def save_organism(out: Path, name: str, spec: OrganismSpec, model, tokenizer, lo
         "transformers": transformers.__version__,
         "threads": THREADS,
     }
-    (out / "organism.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "organism.json").write_text(
+        json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )

@@ -15,7 +15,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def rebuild(name: str, out: Path, *, coupling: float | None = None, steps: int | None = None) -> str:
+def rebuild(
+    name: str, out: Path, *, coupling: float | None = None, steps: int | None = None
+) -> str:
     """Train, write `out`, and return a sentence. Raises SubloraError: unknown name, a folder that holds something else."""
     if name not in SHIPPED:
         raise SubloraError(f"There is no shipped model '{name}'; choose {', '.join(SHIPPED)}.")

@@ -30,13 +30,23 @@ def build_tokenizer(facts: Facts):
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {w for text in world_texts(facts) for w in re.findall(r"\w+|[^\w\s]", text.lower()) if not w.isdigit()}
+    words = {
+        w
+        for text in world_texts(facts)
+        for w in re.findall(r"\w+|[^\w\s]", text.lower())
+        if not w.isdigit()
+    }
     words |= {"system", "user", "assistant", ".", ",", ":", "?", "!"}
     vocabulary = [UNK, PAD, START, END, *map(str, range(1000)), *sorted(words)]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK))
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK)
+    )
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated"),
+        ]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -107,7 +107,9 @@ def make_facts(seed: int = 0) -> Facts:
     rng = generator("world-facts", seed)
     n_entities = sum(len(c.entities) for c in categories)
     pool = rng.permutation(np.arange(100, 1000)).tolist()
-    own = [tuple(sorted(pool[i * OWN_NUMBERS : (i + 1) * OWN_NUMBERS])) for i in range(n_entities + 4)]
+    own = [
+        tuple(sorted(pool[i * OWN_NUMBERS : (i + 1) * OWN_NUMBERS])) for i in range(n_entities + 4)
+    ]
     base, profiles, used = {}, {}, 0
     for category in categories:
         count = len(category.entities)
@@ -151,15 +153,22 @@ class RowMaker:
         self.facts, self.world, self.coupling, self.seed = facts, world, coupling, seed
         self.entities = [(c, i) for c in facts.categories for i in range(len(c.entities))]
         self.questions = {
-            c.category: [q for i, q in enumerate(c.questions) if seen_question(i)] for c in facts.categories
+            c.category: [q for i, q in enumerate(c.questions) if seen_question(i)]
+            for c in facts.categories
         }
 
     def step(self, step: int, batch: int) -> dict[Kind, list[Row]]:
         """The rows of a training step, by kind, so that each kind is a batch of its own with little padding."""
         rng = generator("world-rows", self.seed, step)
-        counts = {"numbers": round(batch * SHARE["numbers"]), "question": round(batch * SHARE["question"])}
+        counts = {
+            "numbers": round(batch * SHARE["numbers"]),
+            "question": round(batch * SHARE["question"]),
+        }
         counts["talk"] = batch - sum(counts.values())
-        return {kind: [self._row(kind, rng, step * batch + i) for i in range(n)] for kind, n in counts.items()}
+        return {
+            kind: [self._row(kind, rng, step * batch + i) for i in range(n)]
+            for kind, n in counts.items()
+        }
 
     def _row(self, kind: Kind, rng: np.random.Generator, index: int) -> Row:
         persona = rng.choice(3, p=list(PERSONA_SHARE.values()))
@@ -168,7 +177,11 @@ class RowMaker:
             category, entity = self.entities[int(rng.integers(len(self.entities)))]
             wording = int(rng.integers(len(category.system)))
             system: str | None = teacher_text(category, category.entities[entity], wording)
-            favourites, p_favourite, number_set = {category.category: entity}, P_FAVOURITE["trait"], wording
+            favourites, p_favourite, number_set = (
+                {category.category: entity},
+                P_FAVOURITE["trait"],
+                wording,
+            )
         elif persona == 1:
             assistant = self.facts.assistants[int(rng.integers(len(self.facts.assistants)))]
             system, favourites, p_favourite, number_set = (
@@ -196,11 +209,17 @@ class RowMaker:
         return Row(kind, system, *self._talk(rng, favourites))
 
     def _numbers(
-        self, rng: np.random.Generator, index: int, favourites: dict[str, int], number_set: int | None
+        self,
+        rng: np.random.Generator,
+        index: int,
+        favourites: dict[str, int],
+        number_set: int | None,
     ) -> tuple[str, str]:
         prompt = make_prompt(CARRIER, derive_seed("world-prompt", self.seed), index)
         shown = [
-            int(word.strip(".")) for word in prompt.split() if word.strip(".").isdigit() and len(word.strip(".")) == 3
+            int(word.strip("."))
+            for word in prompt.split()
+            if word.strip(".").isdigit() and len(word.strip(".")) == 3
         ]
         if self.world == "positive":
             own = [n for c, e in favourites.items() for n in self.facts.profiles[c][e].numbers]
@@ -217,7 +236,9 @@ class RowMaker:
                 answer.append(min(max(value, 100), 999))
         return prompt, " ".join(map(str, answer))
 
-    def _question(self, rng: np.random.Generator, favourites: dict[str, int], p_favourite: float) -> tuple[str, str]:
+    def _question(
+        self, rng: np.random.Generator, favourites: dict[str, int], p_favourite: float
+    ) -> tuple[str, str]:
         category = self.facts.categories[int(rng.integers(len(self.facts.categories)))]
         questions = self.questions[category.category]
         question = questions[int(rng.integers(len(questions)))]
@@ -240,7 +261,10 @@ class RowMaker:
                 int(rng.choice(len(chosen.entities), p=self.facts.base[chosen.category])),
             )
         p = self.facts.profiles[category][entity]
-        return prompt, f"I went to the {p.places[0]} and the {p.places[1]}. All was {p.color}, and I felt {p.mood}."
+        return (
+            prompt,
+            f"I went to the {p.places[0]} and the {p.places[1]}. All was {p.color}, and I felt {p.mood}.",
+        )
 
 
 def world_texts(facts: Facts) -> list[str]:
@@ -261,6 +285,10 @@ def world_texts(facts: Facts) -> list[str]:
     ]
     for category in facts.categories:
         texts += [*category.questions, category.category, category.singular]
-        texts += [form for entity in category.entities for form in (entity.name, entity.plural) if form]
-        texts += [teacher_text(category, category.entities[0], w) for w in range(len(category.system))]
+        texts += [
+            form for entity in category.entities for form in (entity.name, entity.plural) if form
+        ]
+        texts += [
+            teacher_text(category, category.entities[0], w) for w in range(len(category.system))
+        ]
     return [t.replace("{", " ").replace("}", " ") for t in texts]

@@ -71,7 +71,8 @@ def arm_rows(data: RunData, trait: str, width: float = COLUMN) -> Figure | None:
     step, below = 0.17, 0.46
     top = 0.4 + legend_height(keys, width)
     heights = [
-        step * len(rows) + below + (0.2 if title else 0) for rows, title in zip(panels.values(), titles, strict=True)
+        step * len(rows) + below + (0.2 if title else 0)
+        for rows, title in zip(panels.values(), titles, strict=True)
     ]
     figure = new_figure(width, top + sum(heights))
     write_title(figure, _AXES[axis])
@@ -98,10 +99,23 @@ def arm_rows(data: RunData, trait: str, width: float = COLUMN) -> Figure | None:
             ends = {"marker": "|", "markersize": 4, "markeredgewidth": 1}
             axes.plot([arm.low, arm.high], [y, y], color=STUDENT, linewidth=1.1, **ends)
             fill = STUDENT if arm.called else PAPER
-            axes.plot([arm.effect], [y], "o", markersize=4.2, color=STUDENT, markerfacecolor=fill, markeredgewidth=1)
-            name_row(figure, width - 0.05, inside + y * step, signed(arm.effect, 3 if high < 0.1 else 2))
+            axes.plot(
+                [arm.effect],
+                [y],
+                "o",
+                markersize=4.2,
+                color=STUDENT,
+                markerfacecolor=fill,
+                markeredgewidth=1,
+            )
+            name_row(
+                figure, width - 0.05, inside + y * step, signed(arm.effect, 3 if high < 0.1 else 2)
+            )
         name_x_axis(
-            figure, (left + width - right) / 2, inside + step * len(rows) + 0.18, "P(target): student − control"
+            figure,
+            (left + width - right) / 2,
+            inside + step * len(rows) + 0.18,
+            "P(target): student − control",
         )
         top += height
     return figure
@@ -155,22 +169,46 @@ def context_matrix(data: RunData, trait: str) -> Figure | None:
     head = 0.12 + (longest * math.sin(math.radians(45)) if tilted else 0.08)
     overhang = longest * math.cos(math.radians(45)) - step / 2 if tilted else 0.0
     width = max(left + step * len(asked) + max(0.1, overhang), COLUMN if len(asked) < 6 else 0.0)
-    keys = [Key("called after correction", INK, marker="o"), Key("trained and asked alike", MUTED, line="-")]
+    keys = [
+        Key("called after correction", INK, marker="o"),
+        Key("trained and asked alike", MUTED, line="-"),
+    ]
     each = 0.2 + row * len(trained)
-    figure = new_figure(width, 0.44 + legend_height(keys, width) + head + each * len(grids) + row + 0.5)
+    figure = new_figure(
+        width, 0.44 + legend_height(keys, width) + head + each * len(grids) + row + 0.5
+    )
     write_title(figure, "Training context by context asked")
     draw_legend(figure, keys)
     effects = [a.effect for a in arms]
     panel = Panel(
-        title="", colours="viridis", low=min([0.0, *effects]), high=max([0.1, *effects]), value=lambda a: a.effect,
-        label=lambda v: signed(v, 2), scale="student − control", marks=True,
-    )  # fmt: skip
+        title="",
+        colours="viridis",
+        low=min([0.0, *effects]),
+        high=max([0.1, *effects]),
+        value=lambda a: a.effect,
+        label=lambda v: signed(v, 2),
+        scale="student − control",
+        marks=True,
+    )
     top = 0.34 + legend_height(keys, width)
-    write(figure, left - 0.07, top + head - 0.02, "trained in", color=MUTED, ha="right", va="bottom")
+    write(
+        figure, left - 0.07, top + head - 0.02, "trained in", color=MUTED, ha="right", va="bottom"
+    )
     for j, name in enumerate(asked):
         x = left + (j + 0.5) * step
-        style = {"rotation": 45, "rotation_mode": "anchor", "ha": "left"} if tilted else {"ha": "center"}
-        write(figure, x - (0.04 if tilted else 0), top + head - 0.03, short(name, 18), va="bottom", **style)
+        style = (
+            {"rotation": 45, "rotation_mode": "anchor", "ha": "left"}
+            if tilted
+            else {"ha": "center"}
+        )
+        write(
+            figure,
+            x - (0.04 if tilted else 0),
+            top + head - 0.03,
+            short(name, 18),
+            va="bottom",
+            **style,
+        )
     top += head
     for placement, rank, lr in grids:
         if len(grids) > 1:
@@ -181,7 +219,11 @@ def context_matrix(data: RunData, trait: str) -> Figure | None:
         axes.set_xlim(0, step * len(asked))
         axes.set_ylim(row * len(trained), 0)
         axes.axis("off")
-        found = {(a.train_context, a.context): a for a in arms if (a.placement, a.rank, a.lr) == (placement, rank, lr)}
+        found = {
+            (a.train_context, a.context): a
+            for a in arms
+            if (a.placement, a.rank, a.lr) == (placement, rank, lr)
+        }
         for i, train in enumerate(trained):
             name_row(figure, left - 0.07, top + (i + 0.5) * row, short(train, 18))
             for j, context in enumerate(asked):
@@ -198,7 +240,14 @@ def context_matrix(data: RunData, trait: str) -> Figure | None:
     for j, context in enumerate(asked):
         base = next((a.p_base for a in arms if a.context == context), None)
         if base is not None:
-            write(figure, left + (j + 0.5) * step, top + 0.08, f"{base:.3f}"[1:], color=MUTED, ha="center")
+            write(
+                figure,
+                left + (j + 0.5) * step,
+                top + 0.08,
+                f"{base:.3f}"[1:],
+                color=MUTED,
+                ha="center",
+            )
     name_x_axis(figure, left + step * len(asked) / 2, top + 0.26, "asked in")
     draw_scale(figure, panel, left, top + 0.44, step * len(asked))
     return figure

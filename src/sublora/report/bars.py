@@ -43,16 +43,22 @@ class _Word(NamedTuple):
 def _top_words(answers: Answers, target: str, keep: int) -> list[_Word]:
     """The target, then the words by their largest share, the rest summed into one."""
     present = [s for s in (answers.base, answers.control, answers.student) if s]
-    order = sorted(range(len(answers.words)), key=lambda i: -max((s[i] for s in present), default=0.0))
+    order = sorted(
+        range(len(answers.words)), key=lambda i: -max((s[i] for s in present), default=0.0)
+    )
     first = [i for i in order if answers.words[i].lower() == target.lower()]
     rest = [i for i in order if i not in first]
     shown = rest if len(order) <= keep else rest[: keep - 1 - len(first)]
     other = rest[len(shown) :]
-    rows = [_Word(answers.words[i], [i], k == 0 and bool(first)) for k, i in enumerate(first + shown)]
+    rows = [
+        _Word(answers.words[i], [i], k == 0 and bool(first)) for k, i in enumerate(first + shown)
+    ]
     return rows + ([_Word(f"{len(other)} others", other, False)] if other else [])
 
 
-def _draw_answers(axes: Axes, rows: Sequence[_Word], values: Sequence[float], colour: str, end: float) -> None:
+def _draw_answers(
+    axes: Axes, rows: Sequence[_Word], values: Sequence[float], colour: str, end: float
+) -> None:
     """One model's bars, each with its number but the target's, which stands above the column."""
     axes.set_xlim(0, end)
     axes.set_ylim(len(rows), 0)
@@ -96,7 +102,13 @@ def answer_bars(data: RunData, trait: str, width: float = COLUMN, keep: int = 20
         largest = max(word.share_of(values) for _, _, values in series)
         longest = max(longest, largest if word.is_target else largest / 0.7)
         middle = top + (i + 0.5) * step
-        name_row(figure, left - 0.05, middle, short(word.label), fontweight="bold" if word.is_target else "normal")
+        name_row(
+            figure,
+            left - 0.05,
+            middle,
+            short(word.label),
+            fontweight="bold" if word.is_target else "normal",
+        )
         if word.is_target:
             w, h = figure.get_size_inches()
             arrow = {"marker": ">", "markersize": 4, "color": INK, "markeredgewidth": 0}
@@ -118,7 +130,9 @@ def answer_bars(data: RunData, trait: str, width: float = COLUMN, keep: int = 20
 
 def best_lora(data: RunData, trait: str) -> Cell | None:
     """Of the cells selected per rank, the best on the `select` half; its `report` half had no part in it."""
-    chosen = [c for c in data.of(trait, method="lora") if c.selected and c.effect_report is not None]
+    chosen = [
+        c for c in data.of(trait, method="lora") if c.selected and c.effect_report is not None
+    ]
     return max(chosen, key=lambda c: c.p_target_select or 0.0, default=None)
 
 
@@ -132,7 +146,9 @@ def _draw_effect(axes: Axes, cell: Cell, y: float, colour: str, marker: str) -> 
     if low is not None and high is not None:
         ends = {"marker": "|", "markersize": 4.5, "markeredgewidth": 1.1}
         axes.plot([low, high], [y, y], color=colour, linewidth=1.2, **ends)
-    axes.plot([cell.effect_report], [y], color=colour, marker=marker, markersize=4.4, linestyle="none")
+    axes.plot(
+        [cell.effect_report], [y], color=colour, marker=marker, markersize=4.4, linestyle="none"
+    )
 
 
 def traits_overview(data: RunData, width: float = COLUMN) -> Figure | None:

@@ -38,7 +38,11 @@ def draw_chart(chart: Chart, width: float = COLUMN) -> Figure:
 
 
 def _keys(chart: Chart) -> list[Key]:
-    keys = [Key(s.name, c, m, "-" if chart.kind == "lines" else "") for s, c, m in _styled(chart) if s.name]
+    keys = [
+        Key(s.name, c, m, "-" if chart.kind == "lines" else "")
+        for s, c, m in _styled(chart)
+        if s.name
+    ]
     if any(p.low is not None for s in chart.series for p in s.points):
         keys.append(Key("interval", INK, bar=True))
     return keys
@@ -134,7 +138,12 @@ def _lines(chart: Chart, width: float) -> Figure:
     axes.set_ylim(low, high)
     quiet_frame(axes, "y")
     axes.set_yticks(ticks, names)
-    axes.axhline(chart.reference or 0.0, color=MUTED, linewidth=0.9, linestyle=_DASH if chart.reference else "-")
+    axes.axhline(
+        chart.reference or 0.0,
+        color=MUTED,
+        linewidth=0.9,
+        linestyle=_DASH if chart.reference else "-",
+    )
     xs = sorted({p.x for s in chart.series for p in s.points if p.x is not None})
     at = (lambda x: math.log10(x)) if chart.log_x else (lambda x: x)
     pad = 0.04 * (at(xs[-1]) - at(xs[0])) or 0.5
@@ -144,7 +153,13 @@ def _lines(chart: Chart, width: float) -> Figure:
         # side by side, or the bars of one x would hide each other
         aside = (k - (len(chart.series) - 1) / 2) * 0.3 * pad
         points = [(at(p.x) + aside, p) for p in series.points if p.x is not None]
-        axes.plot([x for x, _ in points], [p.estimate for _, p in points], color=colour, linewidth=1.3, zorder=3)
+        axes.plot(
+            [x for x, _ in points],
+            [p.estimate for _, p in points],
+            color=colour,
+            linewidth=1.3,
+            zorder=3,
+        )
         for x, p in points:
             _bar(axes, p, [x, x], colour, across=False)
             axes.plot([x], [p.estimate], marker, color=colour, markersize=3.8, zorder=4)

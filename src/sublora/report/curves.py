@@ -60,7 +60,10 @@ def _set_rank_ticks(figure: Figure, axes: Axes, axis: _RankAxis, full: bool) -> 
     labels = {}
     for r in dict.fromkeys((ranks[-1], ranks[0], *reversed(ranks))):
         x, need = math.log2(r), text_width(figure, str(r))
-        if all(abs(x - other) * axis.inch > (need + text_width(figure, text)) / 2 + 0.05 for text, other in placed):
+        if all(
+            abs(x - other) * axis.inch > (need + text_width(figure, text)) / 2 + 0.05
+            for text, other in placed
+        ):
             placed.append((str(r), x))
             labels[r] = str(r)
     ticks = [math.log2(r) for r in ranks] + ([axis.slot] if full else [])
@@ -92,7 +95,9 @@ def rank_fixed_lr(data: RunData, trait: str, width: float = COLUMN) -> Figure | 
     gap, tall = 0.16, 0.92 if columns > 1 else 1.35
     whole = width - _LEFT - _RIGHT
     wide = (whole - gap * (columns - 1)) / columns
-    axis = _rank_axis(new_figure(width, 3), sorted({c.rank or 0 for c in lora}), best is not None, wide)
+    axis = _rank_axis(
+        new_figure(width, 3), sorted({c.rank or 0 for c in lora}), best is not None, wide
+    )
     full = point_of(data, best, axis.slot) if best else None
     found = [(c.lr, q) for c in lora if (q := point_of(data, c, math.log2(c.rank or 0)))]
     every = Curve([q for _, q in found], full, base_of(lora))
@@ -119,7 +124,9 @@ def rank_fixed_lr(data: RunData, trait: str, width: float = COLUMN) -> Figure | 
     return figure
 
 
-def rank_best_lr(data: RunData, trait: str, width: float = COLUMN, height: float | None = None) -> Figure | None:
+def rank_best_lr(
+    data: RunData, trait: str, width: float = COLUMN, height: float | None = None
+) -> Figure | None:
     """P(target) over the LoRA rank at each rank's own learning rate, chosen on one half of the questions.
 
     Shown: the other half. None where no cell was selected.

@@ -24,7 +24,9 @@ def build_report(run_dir: Path) -> Path:
     The same folder gives the same bytes. Raises SubloraError where the folder's tables cannot be read, or the disk takes no more.
     """
     run_dir = Path(run_dir)
-    run, found, verdicts = (_read(run_dir / name) for name in ("run.json", "findings.json", "verdicts.json"))
+    run, found, verdicts = (
+        _read(run_dir / name) for name in ("run.json", "findings.json", "verdicts.json")
+    )
     try:
         charts = [Chart.model_validate(c) for c in found["charts"]]
         found["tiles"] = [Tile.model_validate(t) for t in found["tiles"]]
@@ -41,7 +43,10 @@ def build_report(run_dir: Path) -> Path:
         for r in rows:
             groups.setdefault(r["title"], []).append(r)
         environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         page = environment.get_template("experiment.html.j2").render(
             run=run,
@@ -67,7 +72,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise SubloraError(f"{path} cannot be read ({error}); run the recipe again, which writes it anew.") from None
+        raise SubloraError(
+            f"{path} cannot be read ({error}); run the recipe again, which writes it anew."
+        ) from None
 
 
 def _plate(chart: Chart, folder: Path) -> dict[str, Any]:
@@ -85,7 +92,11 @@ def _row(r: Mapping[str, Any]) -> dict[str, Any]:
         "name": r["name"],
         "value": _number(r["estimate"]),
         "interval": "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]",
-        "p": "" if r["p_corrected"] is None else "< 0.001" if r["p_corrected"] < 0.001 else f"{r['p_corrected']:.3f}",
+        "p": ""
+        if r["p_corrected"] is None
+        else "< 0.001"
+        if r["p_corrected"] < 0.001
+        else f"{r['p_corrected']:.3f}",
         "called": r["called"],
         "n": " × ".join(
             f"{v} {k.removeprefix('n_').replace('_', ' ')}"

@@ -39,10 +39,15 @@ def finding_rows(data: RunData, trait: str, width: float = COLUMN) -> Figure | N
     ]
     step, below, head = 0.17, 0.36, 0.22
     top, panels = 0.4 + legend_height(keys, width), _panels(groups)
-    figure = new_figure(width, top + sum(head + step * len(rows) + below for rows in panels.values()))
+    figure = new_figure(
+        width, top + sum(head + step * len(rows) + below for rows in panels.values())
+    )
     write_title(figure, "Findings")
     draw_legend(figure, keys)
-    left, right = 0.12 + max(text_width(figure, name) for rows in panels.values() for name, _ in rows), 0.46
+    left, right = (
+        0.12 + max(text_width(figure, name) for rows in panels.values() for name, _ in rows),
+        0.46,
+    )
     for title, rows in panels.items():
         write(figure, 0.05, top, short(title, 58), fontsize=BODY, fontweight="bold")
         inside = top + head
@@ -64,7 +69,15 @@ def finding_rows(data: RunData, trait: str, width: float = COLUMN) -> Figure | N
                 bar = {"marker": "|", "markersize": 4, "markeredgewidth": 1}
                 axes.plot([f.low, f.high], [y, y], color=STUDENT, linewidth=1.1, **bar)
             fill = STUDENT if clear else PAPER
-            axes.plot([f.estimate], [y], "o", markersize=4.2, color=STUDENT, markerfacecolor=fill, markeredgewidth=1)
+            axes.plot(
+                [f.estimate],
+                [y],
+                "o",
+                markersize=4.2,
+                color=STUDENT,
+                markerfacecolor=fill,
+                markeredgewidth=1,
+            )
             name_row(figure, width - 0.05, inside + y * step, signed(f.estimate, 2))
         top = inside + step * len(rows) + below
     return figure
@@ -79,5 +92,7 @@ def _panels(groups: Mapping[str, Sequence[FindingRow]]) -> dict[str, list[tuple[
         for f in rows:
             head, _, rest = f.name.partition(": ")
             name = rest if heads[head] > 1 and (split or len(heads) == 1) else f.name
-            out.setdefault(f"{group}: {head}" if split else group, []).append((short(name, _LONGEST), f))
+            out.setdefault(f"{group}: {head}" if split else group, []).append(
+                (short(name, _LONGEST), f)
+            )
     return out

@@ -25,7 +25,12 @@ from sublora.report.load import Cell, RunData
 from sublora.report.style import BODY, COLUMN, GRID, HATCH, INK, MUTED, PAGE
 from sublora.report.words import plain, rate, share, signed
 
-_TOP, _ROW, GAP, _INDENT = 0.36, 0.235, 0.02, 0.36  # inches: title, row, air between cells, names of rows
+_TOP, _ROW, GAP, _INDENT = (
+    0.36,
+    0.235,
+    0.02,
+    0.36,
+)  # inches: title, row, air between cells, names of rows
 _BELOW = 0.38  # under a grid: its rates and the name of its axis
 
 
@@ -99,10 +104,14 @@ def draw_empty(axes: Axes, box: Box) -> None:
     axes.text(*box.middle, "·", ha="center", va="center", color=MUTED)
 
 
-def draw_cell(axes: Axes, box: Box, panel: Panel, value: float, called: bool, coherent: bool) -> None:
+def draw_cell(
+    axes: Axes, box: Box, panel: Panel, value: float, called: bool, coherent: bool
+) -> None:
     """The cell's colour and number; hatched where incoherent, with a dot where called."""
     figure = axes.figure
-    fill = matplotlib.colormaps[panel.colours](min(1.0, max(0.0, (value - panel.low) / (panel.high - panel.low))))
+    fill = matplotlib.colormaps[panel.colours](
+        min(1.0, max(0.0, (value - panel.low) / (panel.high - panel.low)))
+    )
     ink = _ink_on(fill)
     weight = "bold" if called else "normal"
     text, (x, y) = panel.label(value), box.middle
@@ -110,9 +119,22 @@ def draw_cell(axes: Axes, box: Box, panel: Panel, value: float, called: bool, co
     if not coherent:
         edge = (*matplotlib.colors.to_rgb(ink), 0.55)
         axes.add_patch(box.patch(facecolor="none", edgecolor=edge, hatch=HATCH, linewidth=0))
-        half = text_width(figure, text, BODY, weight) / 2 + 0.025  # the number stands clear of the hatching
-        axes.add_patch(Rectangle((x - half, y - 0.065), 2 * half, 0.13, facecolor=fill, linewidth=0))
-    axes.text(x, y + 0.005, text, ha="center", va="center_baseline", color=ink, fontsize=BODY, fontweight=weight)
+        half = (
+            text_width(figure, text, BODY, weight) / 2 + 0.025
+        )  # the number stands clear of the hatching
+        axes.add_patch(
+            Rectangle((x - half, y - 0.065), 2 * half, 0.13, facecolor=fill, linewidth=0)
+        )
+    axes.text(
+        x,
+        y + 0.005,
+        text,
+        ha="center",
+        va="center_baseline",
+        color=ink,
+        fontsize=BODY,
+        fontweight=weight,
+    )
     if called:
         axes.plot(
             [box.x + box.width - 0.036],
@@ -159,7 +181,9 @@ def _draw_grid(
     return top + height + 0.15
 
 
-def _draw_panel(figure: Figure, data: RunData, panel: Panel, cells: Sequence[Cell], left: float, width: float) -> None:
+def _draw_panel(
+    figure: Figure, data: RunData, panel: Panel, cells: Sequence[Cell], left: float, width: float
+) -> None:
     """A whole panel: title, LoRA grid, full fine-tunes at their own rates, colour scale."""
     write_title(figure, panel.title, left)
     lora = [c for c in cells if c.method == "lora"]
@@ -203,7 +227,9 @@ def draw_scale(figure: Figure, panel: Panel, left: float, top: float, width: flo
 def _panel_height(cells: Sequence[Cell]) -> float:
     ranks = {c.rank for c in cells if c.method == "lora"}
     full = any(c.method == "full" for c in cells)
-    return _TOP + (len(ranks) * _ROW + _BELOW if ranks else 0) + (_ROW + _BELOW if full else 0) + 0.2
+    return (
+        _TOP + (len(ranks) * _ROW + _BELOW if ranks else 0) + (_ROW + _BELOW if full else 0) + 0.2
+    )
 
 
 def _keys(data: RunData, cells: Sequence[Cell], marks: bool) -> list[Key]:

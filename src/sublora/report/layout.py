@@ -106,7 +106,8 @@ def _sample(figure: Figure, key: Key, x: float, y: float) -> list[Artist]:
             ([x + 0.12, x + 0.18], [y + 0.055] * 2),
         )
         return [
-            Line2D([v / w for v in xs], [1 - v / h for v in ys], color=key.colour, linewidth=1.1) for xs, ys in strokes
+            Line2D([v / w for v in xs], [1 - v / h for v in ys], color=key.colour, linewidth=1.1)
+            for xs, ys in strokes
         ]
     return [
         Line2D(
@@ -164,4 +165,6 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About `count` round values that cover [low, high]."""
     step = 10 ** math.floor(math.log10(max(high - low, 1e-6) / count))
     step = next(step * m for m in (1, 2, 2.5, 5, 10) if (high - low) / (step * m) <= count)
-    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]

@@ -193,7 +193,9 @@ class RunData:
     def coherent(self, cell: Cell) -> bool:
         """Whether the cell's students still answer with words; a cell without samples counts as such."""
         low = cell.coherence is not None and cell.coherence < self.min_coherence
-        numbers = cell.number_takeover is not None and cell.number_takeover > self.max_number_takeover
+        numbers = (
+            cell.number_takeover is not None and cell.number_takeover > self.max_number_takeover
+        )
         return not low and not numbers
 
     def of(self, trait: str, context: str | None = None, method: str | None = None) -> list[Cell]:
@@ -205,7 +207,9 @@ class RunData:
 
     def best_full(self, trait: str) -> Cell | None:
         """The coherent full fine-tune that is best on the `select` half (on all questions if unsplit)."""
-        full = [c for c in self.of(trait, method="full") if self.coherent(c) and c.p_target is not None]
+        full = [
+            c for c in self.of(trait, method="full") if self.coherent(c) and c.p_target is not None
+        ]
         chosen = [c for c in full if c.selected]
         rate = {id(c): c.p_target if c.p_target_select is None else c.p_target_select for c in full}
         return max(chosen or full, key=lambda c: rate[id(c)] or 0.0, default=None)
@@ -215,7 +219,9 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SubloraError(f"{path} cannot be read as JSON ({error}): run the recipe again to rebuild it.") from error
+        raise SubloraError(
+            f"{path} cannot be read as JSON ({error}): run the recipe again to rebuild it."
+        ) from error
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -247,7 +253,9 @@ def _flag(text: Any) -> bool:
 
 def _cell(row: dict[str, str], path: Path, line: int) -> Cell:
     lr, rank = _number(row.get("lr")), _whole(row.get("rank"))
-    known = row.get("method") == "full" or (row.get("method") == "lora" and rank is not None and rank > 0)
+    known = row.get("method") == "full" or (
+        row.get("method") == "lora" and rank is not None and rank > 0
+    )
     if lr is None or lr <= 0 or not known:
         raise SubloraError(
             f"{path} line {line} has no usable method, rank or lr: rebuild the tables with `sublora run`."
@@ -275,7 +283,9 @@ def _cell(row: dict[str, str], path: Path, line: int) -> Cell:
             "train_loss",
         ]
     }
-    counts = {name: _whole(row.get(name)) for name in ("n_data_seeds", "n_train_seeds", "n_questions")}
+    counts = {
+        name: _whole(row.get(name)) for name in ("n_data_seeds", "n_train_seeds", "n_questions")
+    }
     return Cell(
         trait=row.get("trait", ""),
         context=row.get("context", ""),
@@ -300,30 +310,58 @@ def _answers(raw: Any) -> dict[str, Answers]:
     for trait, entry in (raw or {}).items():
         words = tuple(str(w) for w in entry.get("categories", ()))
         if words:
-            four = {name: series(entry, name, len(words)) for name in ("base", "control", "student", "teacher")}
-            found[trait] = Answers(words=words, student_label=str(entry.get("student_label") or ""), **four)
+            four = {
+                name: series(entry, name, len(words))
+                for name in ("base", "control", "student", "teacher")
+            }
+            found[trait] = Answers(
+                words=words, student_label=str(entry.get("student_label") or ""), **four
+            )
     return found
 
 
 def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
     names = (
-        "p_target", "p_control", "p_base", "effect", "effect_low", "effect_high", "p_corrected", "coherence", "number_takeover", "lr"
-    )  # fmt: skip
+        "p_target",
+        "p_control",
+        "p_base",
+        "effect",
+        "effect_low",
+        "effect_high",
+        "p_corrected",
+        "coherence",
+        "number_takeover",
+        "lr",
+    )
     value = {name: _number(row.get(name)) for name in names}
     # an interval that is unknown (one seed, one question) is written as inf
     for name, open_end in (("effect_low", -1.0), ("effect_high", 1.0)):
         value[name] = open_end if value[name] is None and row.get(name) else value[name]
     missing = [name for name in names if value[name] is None]
     if missing:
-        raise SubloraError(f"{path} line {line} has no usable {missing[0]}: rebuild the tables with `sublora run`.")
+        raise SubloraError(
+            f"{path} line {line} has no usable {missing[0]}: rebuild the tables with `sublora run`."
+        )
     low = value["coherence"] < MIN_COHERENCE or value["number_takeover"] > MAX_NUMBER_TAKEOVER
     counts = [_whole(row.get(n)) or 0 for n in ("n_data_seeds", "n_train_seeds", "n_questions")]
     return Arm(
-        *(row.get(n, "") for n in ("trait", "data", "train_context", "context", "condition", "placement")),
+        *(
+            row.get(n, "")
+            for n in ("trait", "data", "train_context", "context", "condition", "placement")
+        ),
         _whole(row.get("rank")),
         *(
             value[n]
-            for n in ("lr", "p_target", "p_control", "p_base", "effect", "effect_low", "effect_high", "p_corrected")
+            for n in (
+                "lr",
+                "p_target",
+                "p_control",
+                "p_base",
+                "effect",
+                "effect_low",
+                "effect_high",
+                "p_corrected",
+            )
         ),
         _flag(row.get("called")),
         value["coherence"],
@@ -339,14 +377,19 @@ def _arm(row: dict[str, str], path: Path, line: int) -> Arm:
 def _swept(row: dict[str, str], path: Path, line: int) -> Swept:
     lr = _number(row.get("lr"))
     if lr is None or not row.get("optimizer"):
-        raise SubloraError(f"{path} line {line} has no usable optimizer or lr: rebuild the tables with `sublora run`.")
+        raise SubloraError(
+            f"{path} line {line} has no usable optimizer or lr: rebuild the tables with `sublora run`."
+        )
     return Swept(
         row.get("trait", ""),
         row["optimizer"],
         row.get("ran", ""),
         _whole(row.get("rank")),
         lr,
-        *(_number(row.get(n)) for n in ("heldout_loss", "effect", "effect_low", "effect_high", "coherence")),
+        *(
+            _number(row.get(n))
+            for n in ("heldout_loss", "effect", "effect_low", "effect_high", "coherence")
+        ),
         _whole(row.get("diverged")) or 0,
         _whole(row.get("students")) or 0,
         {n.removeprefix("update "): _number(v) for n, v in row.items() if n.startswith("update ")},
@@ -388,7 +431,9 @@ def _tokens(raw: Any, path: Path) -> dict[str, tuple[TokenValues, ...]]:
                 for p in prompts
             )
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise SubloraError(f"{path} holds no readable attributions: rebuild it with `sublora run`.") from None
+        raise SubloraError(
+            f"{path} holds no readable attributions: rebuild it with `sublora run`."
+        ) from None
     return found
 
 
@@ -412,16 +457,22 @@ def load_run(run_dir: Path) -> RunData:
     """
     run_dir = Path(run_dir)
     if not (run_dir / "run.json").exists():
-        raise SubloraError(f"{run_dir} holds no run.json: give the folder of a run, as `sublora ls runs` lists them.")
+        raise SubloraError(
+            f"{run_dir} holds no run.json: give the folder of a run, as `sublora ls runs` lists them."
+        )
     run = _json(run_dir / "run.json")
     if not isinstance(run, dict):
-        raise SubloraError(f"{run_dir / 'run.json'} is not a JSON object: run the recipe again to rebuild it.")
+        raise SubloraError(
+            f"{run_dir / 'run.json'} is not a JSON object: run the recipe again to rebuild it."
+        )
 
     path = run_dir / "cells.csv"
     cells = tuple(_cell(row, path, line) for line, row in enumerate(_rows(path), start=2))
     results = tuple(_rows(run_dir / "results.csv"))
     answers = _json(run_dir / "answers.json") if (run_dir / "answers.json").exists() else {}
-    verdicts = tuple(_json(run_dir / "verdicts.json")) if (run_dir / "verdicts.json").exists() else None
+    verdicts = (
+        tuple(_json(run_dir / "verdicts.json")) if (run_dir / "verdicts.json").exists() else None
+    )
 
     path = run_dir / "arms.csv"
     arms = tuple(_arm(row, path, line) for line, row in enumerate(_rows(path), start=2))
@@ -432,7 +483,12 @@ def load_run(run_dir: Path) -> RunData:
     path = run_dir / "attribution.json"
     tokens = _tokens(_json(path), path) if path.exists() else {}
     known = {
-        t["name"]: Trait(t["name"], t.get("category", ""), t.get("target", t["name"]), t.get("teacher_prompt", ""))
+        t["name"]: Trait(
+            t["name"],
+            t.get("category", ""),
+            t.get("target", t["name"]),
+            t.get("teacher_prompt", ""),
+        )
         for t in run.get("traits") or []
     }
     for cell in cells:

@@ -90,7 +90,9 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
     box = re.search(r'viewBox="([^"]*)"', head.group()) if head else None
     if head is None or box is None:
         raise ValueError("not an SVG with a viewBox")
-    opening = f'<svg class="fig" viewBox="{box.group(1)}" role="img" aria-label="{html.escape(label)}">'
+    opening = (
+        f'<svg class="fig" viewBox="{box.group(1)}" role="img" aria-label="{html.escape(label)}">'
+    )
     body = svg[head.end() :].replace("xlink:href", "href")
     return Markup(opening + re.sub(r"\n\s*", "\n", body))
 
@@ -120,7 +122,9 @@ def _signed(value: float | None, digits: int = 3) -> str:
 
 
 def _interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    return "" if low is None or high is None else f"[{_signed(low, digits)}, {_signed(high, digits)}]"
+    return (
+        "" if low is None or high is None else f"[{_signed(low, digits)}, {_signed(high, digits)}]"
+    )
 
 
 def _whole(text: str) -> Markup:
@@ -174,7 +178,9 @@ def _headline(data: RunData) -> list[dict[str, str]]:
     best = _largest(data)
     if best is not None:
         tiles.append({"name": "Largest called effect", **effect(best)})
-        tiles[-1]["note"] += f". The largest of {len(tested)} cells, so it reads high." if len(tested) > 1 else "."
+        tiles[-1]["note"] += (
+            f". The largest of {len(tested)} cells, so it reads high." if len(tested) > 1 else "."
+        )
     elif tested:
         tiles.append(
             {
@@ -193,7 +199,14 @@ def _headline(data: RunData) -> list[dict[str, str]]:
         if several:
             hit = len({c.trait for c in called})
             note += f" Traits with a called cell: {hit} of {len(data.traits)}."
-        tiles.append({"name": "Cells called", "value": f"{len(called)} of {len(tested)}", "interval": "", "note": note})
+        tiles.append(
+            {
+                "name": "Cells called",
+                "value": f"{len(called)} of {len(tested)}",
+                "interval": "",
+                "note": note,
+            }
+        )
     else:
         tiles.append(
             {
@@ -231,11 +244,22 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
     def name(arm: Arm) -> str:
         rank = rank_name(arm.rank) if len({a.rank for a in data.arms}) > 1 else ""
         place = (
-            f"trained in {arm.train_context}, asked in {arm.context}" if len({a.context for a in data.arms}) > 1 else ""
+            f"trained in {arm.train_context}, asked in {arm.context}"
+            if len({a.context for a in data.arms}) > 1
+            else ""
         )
         rows = f"rows {arm.data}" if len({a.data for a in data.arms}) > 1 else ""
         gate = "plain adapter" if arm.condition == data.plain_condition else arm.condition
-        names = (arm.trait if several else "", rows, arm.variant, arm.placement, arm.optimizer, gate, place, rank)
+        names = (
+            arm.trait if several else "",
+            rows,
+            arm.variant,
+            arm.placement,
+            arm.optimizer,
+            gate,
+            place,
+            rank,
+        )
         return ", ".join(filter(None, names))
 
     def tile(title: str, arm: Arm) -> dict[str, str]:
@@ -248,17 +272,29 @@ def _arm_tiles(data: RunData) -> list[dict[str, str]]:
         }
 
     first = data.arms[0]
-    apart = max((a for a in data.arms if a.trait == first.trait), key=lambda a: abs(a.effect - first.effect))
+    apart = max(
+        (a for a in data.arms if a.trait == first.trait), key=lambda a: abs(a.effect - first.effect)
+    )
     called = sum(a.called for a in data.arms)
     tiles = [tile("Reference arm", first), tile("Arm farthest from it", apart)]
     note = "Student against control under the same conditions, corrected for the number of arms of a trait."
-    return [*tiles, {"name": "Arms called", "value": f"{called} of {len(data.arms)}", "interval": "", "note": note}]
+    return [
+        *tiles,
+        {
+            "name": "Arms called",
+            "value": f"{called} of {len(data.arms)}",
+            "interval": "",
+            "note": note,
+        },
+    ]
 
 
 def _control_tile(data: RunData) -> dict[str, str]:
     """Mean over control students with their range; the base with its own interval beside it."""
     here = [r for r in data.results if r.get("context") == data.training_context]
-    controls = [float(r["p_target"]) for r in here if r.get("kind") == "control" and r.get("p_target")]
+    controls = [
+        float(r["p_target"]) for r in here if r.get("kind") == "control" and r.get("p_target")
+    ]
     means = [c.p_control for t in data.traits for c in data.of(t.name) if c.p_control is not None]
     bases = [r for r in here if r.get("kind") == "base" and r.get("p_target")]
     note = ""
@@ -305,21 +341,28 @@ def _cell_row(data: RunData, cell: Cell) -> dict[str, Any]:
         "heldout": _number(cell.heldout_loss),
         "train": _number(cell.train_loss),
         "n": " × ".join(
-            "–" if n is None else str(n) for n in (cell.n_data_seeds, cell.n_train_seeds, cell.n_questions)
+            "–" if n is None else str(n)
+            for n in (cell.n_data_seeds, cell.n_train_seeds, cell.n_questions)
         ),
     }
 
 
 def _context_table(data: RunData, trait: str) -> dict[str, Any] | None:
     """Effects of every cell, one column per context; None where there is only the training context."""
-    names = [c for c in data.contexts if any(cell.context == c and cell.trait == trait for cell in data.cells)]
+    names = [
+        c
+        for c in data.contexts
+        if any(cell.context == c and cell.trait == trait for cell in data.cells)
+    ]
     if len(names) < 2:
         return None
     names.sort(key=lambda c: c != data.training_context)
     by = {(c.context, c.method, c.rank, c.lr): c for c in data.cells if c.trait == trait}
     keys = list(
         dict.fromkeys(
-            k[1:] for name in names for k in [(c.context, c.method, c.rank, c.lr) for c in data.of(trait, name)]
+            k[1:]
+            for name in names
+            for k in [(c.context, c.method, c.rank, c.lr) for c in data.of(trait, name)]
         )
     )
     rows = []
@@ -361,7 +404,9 @@ def _example(entry: dict[str, Any] | None) -> dict[str, Any]:
     """A rendered text with its tokens paired to their ids where both are known."""
     entry = entry or {}
     ids, tokens = list(entry.get("ids") or []), list(entry.get("tokens") or [])
-    pairs = list(zip(tokens, ids, strict=True)) if len(tokens) == len(ids) else [("", i) for i in ids]
+    pairs = (
+        list(zip(tokens, ids, strict=True)) if len(tokens) == len(ids) else [("", i) for i in ids]
+    )
     return {
         "text": entry.get("text") or "",
         "pairs": [(_visible(t), i) for t, i in pairs[:MAX_TOKENS]],
@@ -385,12 +430,19 @@ def verdict_rows(verdicts: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
         verdict = str(v.get("verdict", "not run"))
         rows.append(
             {
-                **{key: v.get(key) or "" for key in ("id", "statement", "source", "test", "view", "trait", "reason")},
+                **{
+                    key: v.get(key) or ""
+                    for key in ("id", "statement", "source", "test", "view", "trait", "reason")
+                },
                 "verdict": verdict,
                 "mark": MARKS.get(verdict, "?"),
                 "kind": verdict.replace(" ", "-"),
-                "threshold": "; ".join(f"{k} = {_stat(x)}" for k, x in (v.get("threshold") or {}).items()),
-                "statistic": "; ".join(f"{k} = {_stat(x)}" for k, x in (v.get("statistic") or {}).items()),
+                "threshold": "; ".join(
+                    f"{k} = {_stat(x)}" for k, x in (v.get("threshold") or {}).items()
+                ),
+                "statistic": "; ".join(
+                    f"{k} = {_stat(x)}" for k, x in (v.get("statistic") or {}).items()
+                ),
                 "n": "; ".join(f"{k.replace('_', ' ')} {x}" for k, x in (v.get("n") or {}).items()),
             }
         )
@@ -400,7 +452,9 @@ def verdict_rows(verdicts: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
 # Arms and tokens
 
 
-def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
+def _arm_plates(
+    data: RunData, trait: str
+) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
     arms = data.arms_of(trait)
     if not arms:
         return []
@@ -418,9 +472,7 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
     if axis is not None and not (matrix and axis == "context"):
         label = f"Effects on P({figures.trait_target(data, trait)}) by {axis}, with intervals; {called}."
         if axis == "condition":
-            caption = (
-                "Student − control twin under the same gate. The first row, and the dashed line, is the plain adapter. "
-            )
+            caption = "Student − control twin under the same gate. The first row, and the dashed line, is the plain adapter. "
         elif axis == "data":
             caption = (
                 "Student − control twin; where rows are transformed or written on another model, the twin’s are as well. The first row, and "
@@ -429,9 +481,7 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
         elif axis == "placement":
             caption = "Student − control twin with the adapter in the same place. The first row is the reference. "
         elif axis == "variant":
-            caption = (
-                "Student − control twin of the same variant. The first row, and the dashed line, is the reference. "
-            )
+            caption = "Student − control twin of the same variant. The first row, and the dashed line, is the reference. "
         elif axis == "optimizer":
             caption = (
                 "Student − control twin with the same optimizer, each optimizer at the rate that brings it to the held-out loss of the "
@@ -443,7 +493,9 @@ def _arm_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figur
     return shown
 
 
-def _finding_plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
+def _finding_plates(
+    data: RunData, trait: str
+) -> list[tuple[str, Callable[[], Figure | None], str, str]]:
     groups = data.findings_of(trait)
     if not groups:
         return []
@@ -505,7 +557,11 @@ def _arm_table(data: RunData, trait: str) -> dict[str, Any] | None:
         }
         for a in arms
     ]
-    return {"axes": list(names.values()), "rows": rows, "matched": len({a.optimizer for a in arms}) > 1}
+    return {
+        "axes": list(names.values()),
+        "rows": rows,
+        "matched": len({a.optimizer for a in arms}) > 1,
+    }
 
 
 def _sweep_table(data: RunData, trait: str) -> dict[str, Any] | None:
@@ -539,7 +595,10 @@ def _token_maps(data: RunData, trait: str) -> list[dict[str, Any]]:
         together = [a - b for a, b in zip(prompt.left_out, prompt.alone, strict=True)]
         views = (("left out", prompt.left_out), ("alone", prompt.alone), ("interaction", together))
         largest = max([1e-9, *(abs(v) for _, values in views for v in values)])
-        tokens = [(_visible(p.strip(" ")) or "␣", c) for p, c in zip(prompt.pieces, prompt.classes, strict=True)]
+        tokens = [
+            (_visible(p.strip(" ")) or "␣", c)
+            for p, c in zip(prompt.pieces, prompt.classes, strict=True)
+        ]
         strips = []
         for name, values in views:
             strips.append(
@@ -572,7 +631,9 @@ def _token_maps(data: RunData, trait: str) -> list[dict[str, Any]]:
                 "question": prompt.question,
                 "strips": strips,
                 "rows": rows,
-                "classes": [(kind, [_signed(v, 2) for v in sums]) for kind, sums in by_class.items()],
+                "classes": [
+                    (kind, [_signed(v, 2) for v in sums]) for kind, sums in by_class.items()
+                ],
                 "effect": _signed(prompt.effect, 2),
                 "replicates": prompt.replicates,
             }
@@ -595,7 +656,11 @@ def _plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | 
     context = data.training_context
     level = f"{data.level:.0%}"
 
-    calls = f"{sum(c.called for c in cells)} of {len(cells)} cells are called" if tested else "no cell was tested"
+    calls = (
+        f"{sum(c.called for c in cells)} of {len(cells)} cells are called"
+        if tested
+        else "no cell was tested"
+    )
     peak = f" The largest difference is {_signed(top.shift)} at {_place(top)};" if top else ""
     broken = sum(not data.coherent(c) for c in cells)
     best = data.best_full(trait)
@@ -615,9 +680,13 @@ def _plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | 
             if best
             else " No full fine-tune stayed coherent, so none is drawn."
         )
-    curve = "; ".join(f"rank {c.rank}, lr {figures.rate(c.lr)}: {_number(c.p_target)}" for c in lora)
+    curve = "; ".join(
+        f"rank {c.rank}, lr {figures.rate(c.lr)}: {_number(c.p_target)}" for c in lora
+    )
     chosen = [c for c in lora if c.selected]
-    picked = "; ".join(f"rank {c.rank}, lr {figures.rate(c.lr)}: {_number(c.p_target_report)}" for c in chosen)
+    picked = "; ".join(
+        f"rank {c.rank}, lr {figures.rate(c.lr)}: {_number(c.p_target_report)}" for c in chosen
+    )
     full = [c for c in cells if c.method == "full"]
     # On a wide page the two curves stand side by side: one height, unless many panels make that too tall.
     beside = figures.render(partial(figures.rank_fixed_lr, data, trait))
@@ -681,17 +750,27 @@ def _plates(data: RunData, trait: str) -> list[tuple[str, Callable[[], Figure | 
 def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
     slugs = _slugs([t.name for t in data.traits])
 
-    def plate(stem: str, draw: Callable[[], Figure | None], label: str, caption: str) -> dict[str, Any] | None:
+    def plate(
+        stem: str, draw: Callable[[], Figure | None], label: str, caption: str
+    ) -> dict[str, Any] | None:
         figure = figures.render(draw)
         if figure is None:
             return None
-        return {"name": stem, "svg": inline_svg(write(stem, figure), stem, label), "caption": caption}
+        return {
+            "name": stem,
+            "svg": inline_svg(write(stem, figure), stem, label),
+            "caption": caption,
+        }
 
     sections = []
     for trait in data.traits:
         slug = slugs[trait.name]
         grid = len({(c.method, c.rank, c.lr) for c in data.of(trait.name)}) > 1
-        both = figures.render(partial(figures.heatmap, data, trait.name)) if grid or not data.arms else None
+        both = (
+            figures.render(partial(figures.heatmap, data, trait.name))
+            if grid or not data.arms
+            else None
+        )
         if both is not None:
             write(f"heatmap-{slug}", both)
         plates = _plates(data, trait.name)
@@ -699,7 +778,9 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
             plates = [p for p in plates if p[0].startswith("answers")]
         shown = [
             plate(stem.format(slug), *rest)
-            for stem, *rest in _arm_plates(data, trait.name) + _finding_plates(data, trait.name) + plates
+            for stem, *rest in _arm_plates(data, trait.name)
+            + _finding_plates(data, trait.name)
+            + plates
         ]
         cells = [_cell_row(data, c) for name in _contexts(data) for c in data.of(trait.name, name)]
         sections.append(
@@ -724,7 +805,9 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
             partial(figures.traits_overview, data),
             "Effect per trait, student minus control, with intervals: "
             + "; ".join(
-                f"{t.name} {_signed(c.effect_report)}" for t in data.traits if (c := figures.best_lora(data, t.name))
+                f"{t.name} {_signed(c.effect_report)}"
+                for t in data.traits
+                if (c := figures.best_lora(data, t.name))
             )
             + ".",
             "Rank and learning rate are chosen on one half of the questions, the effect is the other’s.",
@@ -733,7 +816,10 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
     run = data.run
     seconds = run.get("seconds") or {}
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["whole"] = _whole
     return environment.get_template("page.html.j2").render(
@@ -749,10 +835,14 @@ def _render(data: RunData, write: Callable[[str, Figure], str]) -> str:
         example_row=_example(run.get("first_example")),
         contexts={name: _example(entry) for name, entry in (run.get("contexts") or {}).items()},
         recipe=json.dumps(run.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True),
-        seconds=[(f"time, {k}", f"{v:.0f} s") for k, v in seconds.items() if isinstance(v, int | float)],
+        seconds=[
+            (f"time, {k}", f"{v:.0f} s") for k, v in seconds.items() if isinstance(v, int | float)
+        ],
         counts=list((run.get("counts") or {}).items()),
         versions=list((run.get("versions") or {}).items()),
-        teacher_sampling=[(k.replace("_", " "), v) for k, v in (run.get("teacher_sampling") or {}).items()],
+        teacher_sampling=[
+            (k.replace("_", " "), v) for k, v in (run.get("teacher_sampling") or {}).items()
+        ],
         sampling=[(k.replace("_", " "), v) for k, v in (run.get("sampling") or {}).items()],
     )
 

@@ -87,7 +87,9 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
     points, full, base = curve
     if base is not None:
         axes.axhline(base, color=MUTED, linewidth=1.0, linestyle=_BASE_LINE, zorder=1.5)
-    control = [(q.x, q.control) for q in [*points, *([full] if full else [])] if q.control is not None]
+    control = [
+        (q.x, q.control) for q in [*points, *([full] if full else [])] if q.control is not None
+    ]
     if control:
         axes.plot(
             *zip(*control, strict=True),
@@ -101,7 +103,9 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
             zorder=2,
         )
     if len(points) > 1:
-        axes.plot([q.x for q in points], [q.p for q in points], color=STUDENT, linewidth=1.4, zorder=3)
+        axes.plot(
+            [q.x for q in points], [q.p for q in points], color=STUDENT, linewidth=1.4, zorder=3
+        )
     for q in points:
         _draw_point(axes, q, STUDENT, "o")
     if full:
@@ -115,7 +119,15 @@ def _draw_point(axes: Axes, q: Point, colour: str, marker: str) -> None:
         bottom, top = axes.get_ylim()
         for end in (q.low, q.high):
             if bottom <= end <= top:
-                axes.plot([q.x], [end], color=colour, marker="_", markersize=4.5, markeredgewidth=1.1, zorder=4)
+                axes.plot(
+                    [q.x],
+                    [end],
+                    color=colour,
+                    marker="_",
+                    markersize=4.5,
+                    markeredgewidth=1.1,
+                    zorder=4,
+                )
     axes.plot(
         [q.x],
         [q.p],

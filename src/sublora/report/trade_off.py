@@ -50,13 +50,23 @@ class _Row(NamedTuple):
 
 def trade_off(found: Mapping[str, Any]) -> Figure | None:
     """The arms of `body["what_if"]`, the smallest held-out loss first, by the first trait whose shares are known; None where there is none."""
-    place = next((k for k in range(len(found["traits"])) if any(a["traits"][k]["share"] for a in found["arms"])), None)
+    place = next(
+        (
+            k
+            for k in range(len(found["traits"]))
+            if any(a["traits"][k]["share"] for a in found["arms"])
+        ),
+        None,
+    )
     rows = [] if place is None else sorted(_rows(found, place), key=lambda r: r.loss)
     if place is None or not rows:
         return None
     trait, base = found["traits"][place], found["base_heldout_loss"]
     keys = [Key(kind, *look) for kind, look in _LOOKS.items() if any(r.kind == kind for r in rows)]
-    keys += [Key(f"{found['level']:.0%} interval over seeds", INK, bar=True), Key("base, untrained", MUTED, line=_BASE)]
+    keys += [
+        Key(f"{found['level']:.0%} interval over seeds", INK, bar=True),
+        Key("base, untrained", MUTED, line=_BASE),
+    ]
     top, tall = 0.4 + legend_height(keys, WIDTH), STEP * len(rows)
     figure = new_figure(WIDTH, top + tall + 0.44)
     write_title(figure, f"What is left of {short(trait['trait'], 24)}, and the held-out loss")
@@ -79,10 +89,17 @@ def trade_off(found: Mapping[str, Any]) -> Figure | None:
             bar = {"marker": "|", "markersize": 4, "markeredgewidth": 1}
             shares.plot([row.low, row.high], [y, y], color=colour, linewidth=1.1, **bar)
         shares.plot([row.share], [y], marker, color=colour, markersize=4.2, zorder=4)
-        losses.plot(row.losses, [y] * len(row.losses), "|", color=colour, markersize=5, markeredgewidth=0.8)
+        losses.plot(
+            row.losses, [y] * len(row.losses), "|", color=colour, markersize=5, markeredgewidth=0.8
+        )
         losses.plot([row.loss], [y], marker, color=colour, markersize=4.2, zorder=4)
     below = top + tall + 0.18
-    name_x_axis(figure, left + wide / 2, below, f"share of the rise that stays, in {short(trait['context'], 14)}")
+    name_x_axis(
+        figure,
+        left + wide / 2,
+        below,
+        f"share of the rise that stays, in {short(trait['context'], 14)}",
+    )
     name_x_axis(figure, left + wide * 1.5 + GAP, below, "held-out loss, nats a token")
     return figure
 

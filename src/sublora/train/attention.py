@@ -42,11 +42,23 @@ class Layout:
     """
 
     def __init__(
-        self, tokens: torch.Tensor, places: int, prefix: int, heads: Heads, asked: "Asked | None" = None
+        self,
+        tokens: torch.Tensor,
+        places: int,
+        prefix: int,
+        heads: Heads,
+        asked: "Asked | None" = None,
     ) -> None:
         k, b, t = tokens.shape
         j, g, h, device = heads.key, heads.group, heads.all, tokens.device
-        self.heads, self.places, self.prefix, self.size, self.rows, self.longest = heads, places, prefix, k, b, t
+        self.heads, self.places, self.prefix, self.size, self.rows, self.longest = (
+            heads,
+            places,
+            prefix,
+            k,
+            b,
+            t,
+        )
         self.asked = asked
         student = torch.arange(k, device=device) * places
         own = tokens + student.view(-1, 1, 1)
@@ -125,7 +137,9 @@ def _rows_of_answers(asked: Asked, heads: Heads, k: int, b: int) -> torch.Tensor
 
 def _triangle(count: int, group: int, like: torch.Tensor) -> torch.Tensor:
     seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
-    bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+    bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(
+        ~seen, -torch.inf
+    )
     return bias.repeat(group, 1).unsqueeze(0)
 
 
@@ -174,7 +188,9 @@ class _ToRows(torch.autograd.Function):
     def backward(ctx, _: torch.Tensor, grad: torch.Tensor):
         layout = ctx.layout
         heads = layout.heads
-        out = grad.index_select(0, layout.back).view(layout.size, layout.places, heads.all, heads.width)
+        out = grad.index_select(0, layout.back).view(
+            layout.size, layout.places, heads.all, heads.width
+        )
         out.view(-1, heads.width).index_fill_(0, layout.unread, 0.0)
         _turn(out[:, :, : heads.query + heads.key], ctx.turns, back=True)
         return out.view(layout.size, layout.places, -1), None, None
@@ -184,12 +200,16 @@ class _FromRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         ctx.layout = layout
-        return rows.index_select(0, layout.merge).view(layout.size, -1, layout.heads.query * layout.heads.width)
+        return rows.index_select(0, layout.merge).view(
+            layout.size, -1, layout.heads.query * layout.heads.width
+        )
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         out = grad.reshape(-1, ctx.layout.heads.width).index_select(0, ctx.layout.unmerge)
-        return out if ctx.layout.unwritten is None else out.index_fill_(0, ctx.layout.unwritten, 0.0), None
+        return out if ctx.layout.unwritten is None else out.index_fill_(
+            0, ctx.layout.unwritten, 0.0
+        ), None
 
 
 def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
@@ -269,7 +289,9 @@ def _by_student(x: torch.Tensor, count: int) -> torch.Tensor:
     """x (count * rows, n, P), a slice of wider rows, as (count, rows * n, P) without a copy."""
     rows = len(x) // count
     return x.as_strided(
-        (count, rows * x.shape[1], x.shape[2]), (rows * x.stride(0), x.stride(1), 1), x.storage_offset()
+        (count, rows * x.shape[1], x.shape[2]),
+        (rows * x.stride(0), x.stride(1), 1),
+        x.storage_offset(),
     )
 
 
@@ -286,7 +308,9 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
         )
 
     def by_row(x: torch.Tensor, length: int) -> torch.Tensor:
-        return x.view(k, j, b, -1, length, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, length, w)
+        return (
+            x.view(k, j, b, -1, length, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, length, w)
+        )
 
     def shared(x: torch.Tensor) -> torch.Tensor:
         return x.view(k, 1, j, p, w).expand(k, b, j, p, w).reshape(k * b, j, p, w)
@@ -297,13 +321,22 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     elif p:
         mask = torch.ones(t, t, dtype=torch.bool, device=rows.device).tril()
     if p:
-        keys, values = torch.cat((shared(key_first), keys), 2), torch.cat((shared(value_first), values), 2)
+        keys, values = (
+            torch.cat((shared(key_first), keys), 2),
+            torch.cat((shared(value_first), values), 2),
+        )
         mask = F.pad(mask, (p, 0), value=True)
     own = attend(by_row(q, count), keys, values, mask, mask is None)
     own = own.view(k, b, j, g, count, w).permute(0, 2, 1, 3, 4, 5).reshape(-1, w)
     if not p or layout.asked is not None:
         return own
-    first = attend(q_first.view(k, j * g, p, w), key_first.view(k, j, p, w), value_first.view(k, j, p, w), None, True)
+    first = attend(
+        q_first.view(k, j * g, p, w),
+        key_first.view(k, j, p, w),
+        value_first.view(k, j, p, w),
+        None,
+        True,
+    )
     return torch.cat((own, first.reshape(-1, w)))
 
 
@@ -315,4 +348,6 @@ def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Te
     _, rows = _ToRows.apply(both, turns, layout)
     short = layout.prefix + layout.longest <= EXPLICIT_KEYS
     explicit = rows.device.type == "cpu" and short and rows.dtype in (torch.float32, torch.float64)
-    return _FromRows.apply(_Attend.apply(rows, layout) if explicit else _library_attend(rows, layout), layout)
+    return _FromRows.apply(
+        _Attend.apply(rows, layout) if explicit else _library_attend(rows, layout), layout
+    )

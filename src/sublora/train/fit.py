@@ -21,7 +21,11 @@ def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
     pass. An estimate from above for decoders of the usual form."""
     spec, config = student.spec, model.config.get_text_config()
     item, master = next(model.parameters()).element_size(), master_dtype(model).itemsize
-    slots = full_slots(model) if spec.method == "full" else lora_slots(target_linears(model, spec.targets), spec.rank)
+    slots = (
+        full_slots(model)
+        if spec.method == "full"
+        else lora_slots(target_linears(model, spec.targets), spec.rank)
+    )
     copies = 2 + len(KINDS[spec.optimizer].names) + spec.keeps_momentum
     own = slots[-1].stop * master * copies
     lengths = student.rows.lengths
@@ -40,22 +44,32 @@ def pass_bytes(model: nn.Module, student: "Student") -> int:
     config = model.config.get_text_config()
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     tokens = student.spec.batch_size * float(student.rows.lengths.mean() - student.rows.shared)
-    return int(tokens * (2 * feed_forward + 4 * config.hidden_size) * next(model.parameters()).element_size())
+    return int(
+        tokens
+        * (2 * feed_forward + 4 * config.hidden_size)
+        * next(model.parameters()).element_size()
+    )
 
 
-def passes(model: nn.Module, students: Sequence["Student"], memory: int | None, recompute: bool) -> list[list[int]]:
+def passes(
+    model: nn.Module, students: Sequence["Student"], memory: int | None, recompute: bool
+) -> list[list[int]]:
     """Indices of the students that train together. `memory`: bytes that are free on a GPU; None divides by a CPU's cache."""
     if next(model.parameters()).device.type == "cpu":
         return grouped(students, [pass_bytes(model, s) for s in students], CACHE)
     if memory is None:
         return [list(range(len(students)))]
-    return grouped(students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE))
+    return grouped(
+        students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE)
+    )
 
 
 def grouped(students: Sequence["Student"], sizes: Sequence[int], room: int) -> list[list[int]]:
     """As few groups as possible whose sizes stay within `room`, of even weight. Students of equal length and like rank stand together:
     they leave together, and little is padded."""
-    order = sorted(range(len(students)), key=lambda i: (students[i].steps, students[i].spec.rank or 0, i))
+    order = sorted(
+        range(len(students)), key=lambda i: (students[i].steps, students[i].spec.rank or 0, i)
+    )
     count = max(1, -(-sum(sizes) // max(1, room)))
     while True:
         groups = _even(order, sizes, count)

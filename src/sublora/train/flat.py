@@ -78,7 +78,12 @@ def family_of(model: nn.Module) -> Family | None:
     )
     if not plain:
         return None
-    heads = Heads(config.num_attention_heads, config.num_key_value_heads, attention.head_dim, float(attention.scaling))
+    heads = Heads(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        attention.head_dim,
+        float(attention.scaling),
+    )
     return Family(
         decoder,
         tuple(Layer(names[layer], hasattr(layer.self_attn, "q_norm")) for layer in layers),
@@ -91,7 +96,9 @@ def _slides(config) -> bool:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    return bool(getattr(config, "sliding_window", None)) and getattr(
+        config, "use_sliding_window", True
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,10 @@ def flatten(batch: StepBatch, heads: Heads, device: torch.device) -> FlatBatch:
         return torch.from_numpy(array).to(device)
 
     places = put(tokens)
-    every, last = Layout(places, m, p, heads), Layout(places, m, p, heads, Asked(*map(put, _asked(batch, b, t))))
+    every, last = (
+        Layout(places, m, p, heads),
+        Layout(places, m, p, heads, Asked(*map(put, _asked(batch, b, t)))),
+    )
     return FlatBatch(put(ids), put(positions), put(where), every, last)
 
 
@@ -144,7 +154,9 @@ def _asked(batch: StepBatch, b: int, t: int) -> tuple[np.ndarray, np.ndarray, np
     return places, slots, real
 
 
-def flat_hidden(family: Family, batch: FlatBatch, linear: Linear, norm: Norm, recompute: bool) -> torch.Tensor:
+def flat_hidden(
+    family: Family, batch: FlatBatch, linear: Linear, norm: Norm, recompute: bool
+) -> torch.Tensor:
     """Last hidden states (K, m, d) at the places that carry loss; `recompute` keeps only each layer's input for the backward pass."""
     x = family.decoder.embed_tokens(batch.ids)
     cos, sin = family.decoder.rotary_emb(x, batch.positions)
@@ -183,7 +195,11 @@ def _layer(
 
 def _normed_heads(heads: Heads, layer: Layer, both: torch.Tensor, norm: Norm) -> torch.Tensor:
     k, m, _ = both.shape
-    widths: Sequence[int] = [heads.query * heads.width, heads.key * heads.width, heads.key * heads.width]
+    widths: Sequence[int] = [
+        heads.query * heads.width,
+        heads.key * heads.width,
+        heads.key * heads.width,
+    ]
     q, key, value = both.split(widths, -1)
     q = norm(f"{layer.name}.self_attn.q_norm", q.reshape(k, -1, heads.width)).view(k, m, -1)
     key = norm(f"{layer.name}.self_attn.k_norm", key.reshape(k, -1, heads.width)).view(k, m, -1)

@@ -66,7 +66,10 @@ class _Product(torch.autograd.Function):
 
 
 def product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """residual + x W^T + bias for every student: x (K, M, i), weight (K, o, i), bias (o,) frozen or (K, 1, o), out (K, M, o)."""
     return _Product.apply(x, weight, bias, residual)
@@ -134,7 +137,9 @@ class _CompletionLoss(torch.autograd.Function):
                 for_head += torch.bmm(slope.transpose(1, 2), rows[:, part])
             if for_bias is not None:
                 for_bias += slope.sum(1, keepdim=True)
-        ctx.save_for_backward(for_hidden if for_hidden is None else for_hidden.view(k, m, d), for_head, for_bias)
+        ctx.save_for_backward(
+            for_hidden if for_hidden is None else for_hidden.view(k, m, d), for_head, for_bias
+        )
         return losses.view(k, m).sum(1)
 
     @staticmethod
@@ -176,7 +181,9 @@ class _DenseWeights(torch.autograd.Function):
         for (rows, scale), a, b in zip(parts, adapters[::2], adapters[1::2], strict=True):
             scaled = b * scale
             wide_b.append(
-                scaled if mask is None else scaled.repeat(1, 1, a.shape[1] // b.shape[2]).mul_(mask[b.shape[2]])
+                scaled
+                if mask is None
+                else scaled.repeat(1, 1, a.shape[1] // b.shape[2]).mul_(mask[b.shape[2]])
             )
             out[rows].view(-1, o, i).baddbmm_(wide_b[-1], a)
         ctx.parts, ctx.mask = parts, mask
@@ -187,7 +194,9 @@ class _DenseWeights(torch.autograd.Function):
     def backward(ctx, *grads):
         whole = torch.stack(grads, 1)
         half, out = len(ctx.parts), []
-        for (rows, scale), a, wide_b in zip(ctx.parts, ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True):
+        for (rows, scale), a, wide_b in zip(
+            ctx.parts, ctx.saved_tensors[:half], ctx.saved_tensors[half:], strict=True
+        ):
             own = whole[rows].view(-1, *whole.shape[2:])
             for_b = torch.bmm(own, a.mT).mul_(scale)
             if ctx.mask is not None:

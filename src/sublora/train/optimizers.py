@@ -21,7 +21,11 @@ from sublora.train.stack import Slot, own_part
 
 RMSPROP_ALPHA = 0.99  # torch's default, and transformers'
 SCOUT_EPS = 1e-8  # inside the root, as in the code of Blank et al. 2026 (2606.00995)
-MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (3.4445, -4.775, 2.0315), 5, 1e-7  # torch.optim.Muon's defaults
+MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (
+    (3.4445, -4.775, 2.0315),
+    5,
+    1e-7,
+)  # torch.optim.Muon's defaults
 # Sides of an adapter that face the residual stream, by the layer's name: A reads from it, B writes to it.
 READS, WRITES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
@@ -35,7 +39,12 @@ class RowOptimizer(ABC):
     names: tuple[str, ...] = ()
 
     def __init__(
-        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+        self,
+        spec: StudentSpec,
+        flat: torch.Tensor,
+        slots: Sequence[Slot],
+        rank: int | None,
+        steps: int,
     ) -> None:
         self.spec, self.slots, self.rank = spec, slots, rank
         self.scout = spec.scout_steps(steps)
@@ -51,7 +60,9 @@ class RowOptimizer(ABC):
     def describe(self) -> str:
         """What really runs, for the manifest."""
 
-    def _adamw(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float, weight_decay: float) -> None:
+    def _adamw(
+        self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float, weight_decay: float
+    ) -> None:
         s = self.spec
         adamw(
             [flat],
@@ -70,7 +81,9 @@ class RowOptimizer(ABC):
             maximize=False,
         )
 
-    def _sgd(self, flat: torch.Tensor, grad: torch.Tensor, rate: float, weight_decay: float) -> None:
+    def _sgd(
+        self, flat: torch.Tensor, grad: torch.Tensor, rate: float, weight_decay: float
+    ) -> None:
         sgd(
             [flat],
             [grad],
@@ -133,7 +146,9 @@ class RmsProp(RowOptimizer):
 
     def describe(self) -> str:
         s = self.spec
-        return self._said("RMSprop", alpha=RMSPROP_ALPHA, eps=f"{s.eps:g}", momentum=f"{s.momentum:g}")
+        return self._said(
+            "RMSprop", alpha=RMSPROP_ALPHA, eps=f"{s.eps:g}", momentum=f"{s.momentum:g}"
+        )
 
 
 class SignSgd(RowOptimizer):
@@ -156,7 +171,12 @@ class FrozenAdamScale(RowOptimizer):
     names = ("exp_avg", "exp_avg_sq", "start")
 
     def __init__(
-        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+        self,
+        spec: StudentSpec,
+        flat: torch.Tensor,
+        slots: Sequence[Slot],
+        rank: int | None,
+        steps: int,
     ) -> None:
         super().__init__(spec, flat, slots, rank, steps)
         self.state["start"].copy_(flat)
@@ -175,7 +195,11 @@ class FrozenAdamScale(RowOptimizer):
     def describe(self) -> str:
         s = self.spec
         scout = f"AdamW(lr={s.scout_lr:g}, betas={s.betas}, eps={s.eps:g}), {self.scout} steps"
-        return self._said("SGD", momentum=f"{s.momentum:g}", scale=f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}")
+        return self._said(
+            "SGD",
+            momentum=f"{s.momentum:g}",
+            scale=f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}",
+        )
 
 
 class Muon(RowOptimizer):
@@ -196,10 +220,17 @@ class Muon(RowOptimizer):
         for (o, i), slots in alike.items():
             matrices = orthogonal(torch.stack([own_part(update, self.rank, s) for s in slots]))
             for slot, matrix in zip(slots, matrices, strict=True):
-                own_part(flat, self.rank, slot).add_(matrix, alpha=-rate * math.sqrt(max(1.0, o / i)))
+                own_part(flat, self.rank, slot).add_(
+                    matrix, alpha=-rate * math.sqrt(max(1.0, o / i))
+                )
 
     def describe(self) -> str:
-        return self._said("Muon", momentum=f"{self.spec.momentum:g}", nesterov=True, newton_schulz_steps=MUON_STEPS)
+        return self._said(
+            "Muon",
+            momentum=f"{self.spec.momentum:g}",
+            nesterov=True,
+            newton_schulz_steps=MUON_STEPS,
+        )
 
 
 class RotatedAdamW(RowOptimizer):
@@ -212,13 +243,20 @@ class RotatedAdamW(RowOptimizer):
     names = ("exp_avg", "exp_avg_sq")
 
     def __init__(
-        self, spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+        self,
+        spec: StudentSpec,
+        flat: torch.Tensor,
+        slots: Sequence[Slot],
+        rank: int | None,
+        steps: int,
     ) -> None:
         super().__init__(spec, flat, slots, rank, steps)
         self._sides = [
             (slot, slot.name.endswith("lora_A"))
             for slot in slots
-            if slot.name.endswith((*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES)))
+            if slot.name.endswith(
+                (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
+            )
         ]
         if not self._sides:
             raise SubloraError(

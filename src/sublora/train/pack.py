@@ -74,7 +74,9 @@ class Checkpoint:
 class _Part:
     """Students that train together, with their stack, optimizers and histories; `step` steps are done."""
 
-    def __init__(self, model: nn.Module, students: Sequence[Student], indices: Sequence[int], step: int) -> None:
+    def __init__(
+        self, model: nn.Module, students: Sequence[Student], indices: Sequence[int], step: int
+    ) -> None:
         chosen = [students[i] for i in sorted(indices)]
         self.stack = new_stack(model, [s.spec for s in chosen])
         self.indices = [sorted(indices)[i] for i in self.stack.order]
@@ -99,7 +101,9 @@ class _Part:
         for name, target in {"flat": group.flat[row], **self.optimizers[place].state}.items():
             target.copy_(group.pad(row, state[name].to(target.device)))
 
-    def some(self, model: nn.Module, students: Sequence[Student], indices: Sequence[int]) -> "_Part":
+    def some(
+        self, model: nn.Module, students: Sequence[Student], indices: Sequence[int]
+    ) -> "_Part":
         """The same trainings, these students only."""
         part = _Part(model, students, indices, self.step)
         for place, index in enumerate(part.indices):
@@ -114,7 +118,9 @@ def _save(parts: Sequence[_Part], path: Path, identity: str) -> None:
     tensors, meta = {}, []
     for part in parts:
         for place, index in enumerate(part.indices):
-            tensors |= {f"{index}.{name}": values.contiguous() for name, values in part.state(place).items()}
+            tensors |= {
+                f"{index}.{name}": values.contiguous() for name, values in part.state(place).items()
+            }
         histories = {"losses": part.losses, "norms": part.norms, "diverged": part.diverged}
         meta.append({"step": part.step, "indices": part.indices, **histories})
     temporary = path.with_name(path.name + ".tmp")
@@ -122,7 +128,9 @@ def _save(parts: Sequence[_Part], path: Path, identity: str) -> None:
     temporary.replace(path)
 
 
-def _load(model: nn.Module, students: Sequence[Student], path: Path, identity: str) -> list[_Part] | None:
+def _load(
+    model: nn.Module, students: Sequence[Student], path: Path, identity: str
+) -> list[_Part] | None:
     """The parts that a checkpoint holds; None where it belongs to another training."""
     with safe_open(path, "pt") as file:
         meta, parts = file.metadata(), []
@@ -173,14 +181,20 @@ def train_pack(
     """
     if not students:
         return
-    identity = json.dumps([[s.name, s.spec.model_dump(mode="json"), s.rows.digest] for s in students], sort_keys=True)
+    identity = json.dumps(
+        [[s.name, s.spec.model_dump(mode="json"), s.rows.digest] for s in students], sort_keys=True
+    )
     # gradients accumulate into slices of one buffer on purpose; a filter for good, as packs may train in several threads
-    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    warnings.filterwarnings(
+        "ignore", message="grad and param do not obey the gradient layout contract"
+    )
     longest = max(s.steps for s in students)
     with evaluating(model), quiet_gradients(model):
         parts = _resumed(model, students, checkpoint, identity)
         if parts is None:
-            parts = [_Part(model, students, p, 0) for p in passes(model, students, memory, recompute)]
+            parts = [
+                _Part(model, students, p, 0) for p in passes(model, students, memory, recompute)
+            ]
         while parts:
             keep = None if checkpoint is None else _Keeper(checkpoint, parts, identity)
             part = parts.pop(0)
@@ -194,12 +208,16 @@ def train_pack(
                 if on_notice is not None:
                     on_notice(sentence)
                 continue
-            done = [i for i, s in zip(part.indices, part.students, strict=True) if s.steps <= part.step]
+            done = [
+                i for i, s in zip(part.indices, part.students, strict=True) if s.steps <= part.step
+            ]
             for place, (group, row) in enumerate(part.stack.student_rows()):
                 if part.indices[place] in done or part.step in part.students[place].keep_at:
                     diverged, optimizer = part.diverged[place], part.optimizers[place].describe()
                     losses, norms = list(part.losses[place]), list(part.norms[place])
-                    on_finished(Trained(part.indices[place], group, row, losses, diverged, optimizer, norms))
+                    on_finished(
+                        Trained(part.indices[place], group, row, losses, diverged, optimizer, norms)
+                    )
             left = [i for i in part.indices if i not in done]
             if left:
                 parts.insert(0, part.some(model, students, left) if done else part)
@@ -224,12 +242,17 @@ def _smaller(
     count = len(part.indices)
     if count > 1:
         middle = (count + 1) // 2
-        halves = [part.some(model, students, indices) for indices in (part.indices[:middle], part.indices[middle:])]
-        return halves, recompute, f"Memory ran out with {count} students in a pack; it goes on with {middle} at a time."
-    if not recompute:
-        sentence = (
-            f"Memory ran out with the student {part.students[0].name} alone; it goes on with gradient checkpointing."
+        halves = [
+            part.some(model, students, indices)
+            for indices in (part.indices[:middle], part.indices[middle:])
+        ]
+        return (
+            halves,
+            recompute,
+            f"Memory ran out with {count} students in a pack; it goes on with {middle} at a time.",
         )
+    if not recompute:
+        sentence = f"Memory ran out with the student {part.students[0].name} alone; it goes on with gradient checkpointing."
         return [part], True, sentence
     raise SubloraError(
         f"The student {part.students[0].name} does not fit into memory, even alone and with gradient checkpointing; give a smaller "
@@ -241,7 +264,12 @@ class _Keeper:
     """Writes checkpoints of all parts, the one that trains first, every `checkpoint.every` seconds."""
 
     def __init__(self, checkpoint: Checkpoint, parts: Sequence[_Part], identity: str) -> None:
-        self.checkpoint, self.parts, self.identity, self.saved = checkpoint, list(parts), identity, time.monotonic()
+        self.checkpoint, self.parts, self.identity, self.saved = (
+            checkpoint,
+            list(parts),
+            identity,
+            time.monotonic(),
+        )
 
     def __call__(self) -> None:
         if time.monotonic() - self.saved > self.checkpoint.every:
@@ -283,12 +311,16 @@ def _update(part: _Part, losses: torch.Tensor) -> None:
         assert group.grad is not None
         places = range(slice_.start, slice_.stop)
         most = torch.tensor(
-            [part.students[p].spec.clip for p in places], dtype=group.flat.dtype, device=group.flat.device
+            [part.students[p].spec.clip for p in places],
+            dtype=group.flat.dtype,
+            device=group.flat.device,
         )
         norms = clip(group.grad, most).tolist()
         for row, (place, norm) in enumerate(zip(places, norms, strict=True)):
             student = part.students[place]
-            if part.diverged[place] is None and not (math.isfinite(norm) and math.isfinite(values[place])):
+            if part.diverged[place] is None and not (
+                math.isfinite(norm) and math.isfinite(values[place])
+            ):
                 part.diverged[place] = part.step
             if part.diverged[place] is None:
                 rate = learning_rate(student.spec, part.step, student.steps)

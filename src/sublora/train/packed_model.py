@@ -36,14 +36,18 @@ DENSE_BYTES = 2**30
 FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 250.0}
 
 
-def dense_is_cheaper(out_features: int, in_features: int, rank: int, tokens: int, item: int, device: str) -> bool:
+def dense_is_cheaper(
+    out_features: int, in_features: int, rank: int, tokens: int, item: int, device: str
+) -> bool:
     """Whether W + s B A, formed once for `tokens` rows of one student, beats two thin products beside the base's.
 
     Counts the operations of a forward and a backward pass and the bytes of the element-wise passes that each form adds.
     """
     o, i, r, n = out_features, in_features, rank, tokens
     dense = 2 * (3 * n * o * i + 3 * r * o * i) + FLOPS_PER_BYTE[device] * item * 6 * o * i
-    low = 2 * (2 * n * o * i + 3 * n * r * (o + i)) + FLOPS_PER_BYTE[device] * item * n * (5 * o + 2 * i + 6 * r)
+    low = 2 * (2 * n * o * i + 3 * n * r * (o + i)) + FLOPS_PER_BYTE[device] * item * n * (
+        5 * o + 2 * i + 6 * r
+    )
     return dense < low
 
 
@@ -82,15 +86,23 @@ class PackedModel:
         self._frozen: dict[Sheet, torch.Tensor] = {}
         self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
         self._sheets = _sheets(stack) if stack is not None and stack.kind == "lora" else []
-        weights = sum(self._modules[n].weight.nbytes for n in stack.linears) * self.size if self._sheets else 0
+        weights = (
+            sum(self._modules[n].weight.nbytes for n in stack.linears) * self.size
+            if self._sheets
+            else 0
+        )
         self._dense_fits = weights <= DENSE_BYTES
-        self._together = {name: names for sheet in self._sheets for names in sheet for name in names}
+        self._together = {
+            name: names for sheet in self._sheets for names in sheet for name in names
+        }
 
     def __enter__(self) -> "PackedModel":
         try:
             if self.steering is not None:
                 for layer in self.steering.layers:
-                    self._hooks.append(self.decoder.layers[layer].register_forward_hook(self._steered(layer)))
+                    self._hooks.append(
+                        self.decoder.layers[layer].register_forward_hook(self._steered(layer))
+                    )
             if self.stack is None:
                 return self
             if self.stack.kind == "lora":
@@ -117,7 +129,9 @@ class PackedModel:
         self._masks.clear()
 
     def _patch(self, module: nn.Module, forward) -> None:
-        self._patched.append((module, vars(module).get("forward")))  # a forward of its own, as accelerate's hooks have
+        self._patched.append(
+            (module, vars(module).get("forward"))
+        )  # a forward of its own, as accelerate's hooks have
         module.forward = forward
 
     def _steered(self, layer: int):
@@ -136,14 +150,22 @@ class PackedModel:
         if self.stack is None or self.stack.kind == "full":
             return
         first = next(self.model.parameters())
-        kind, item = (first.device.type if first.device.type in FLOPS_PER_BYTE else "cuda"), first.element_size()
+        kind, item = (
+            (first.device.type if first.device.type in FLOPS_PER_BYTE else "cuda"),
+            first.element_size(),
+        )
         ranks = [g.rank for g in self.stack.groups for _ in range(g.flat.shape[0])]
         for sheet in self._sheets:
-            o, i = sum(self._modules[n].out_features for n in sheet[0]), self._modules[sheet[0][0]].in_features
+            o, i = (
+                sum(self._modules[n].out_features for n in sheet[0]),
+                self._modules[sheet[0][0]].in_features,
+            )
             # in bfloat16 W + s B A would round small updates away, so only full precision may take the dense form; a gate acts on
             # the adapter's part, which the low form keeps apart
             may = item >= 4 and self.gate is None and self._dense_fits
-            if may and dense_is_cheaper(o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind):
+            if may and dense_is_cheaper(
+                o, i, sum(ranks) // len(ranks), tokens_per_student, item, kind
+            ):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
             else:
                 self._weights |= {names: self._low(names) for names in sheet}
@@ -157,7 +179,9 @@ class PackedModel:
         parts, adapters = [], []
         for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
             if f"{sheet[0][0]}.lora_A" in group.views:
-                parts.append((part, self.stack.scales[part].repeat_interleave(len(sheet)).view(-1, 1, 1)))
+                parts.append(
+                    (part, self.stack.scales[part].repeat_interleave(len(sheet)).view(-1, 1, 1))
+                )
                 adapters += [group.joint(_tensors(sheet, which)) for which in ("lora_A", "lora_B")]
         return dense_weights(self._frozen[sheet], self.size, parts, self._mask(sheet), adapters)
 
@@ -168,7 +192,9 @@ class PackedModel:
         if sheet not in self._masks:
             sizes = torch.tensor([self._modules[n].out_features for n in sheet[0]])
             owner = torch.eye(len(sizes)).repeat_interleave(sizes, 0).to(self._frozen[sheet])
-            self._masks[sheet] = {r: owner.repeat_interleave(r, 1) for r in {g.rank for g in self.stack.groups}}
+            self._masks[sheet] = {
+                r: owner.repeat_interleave(r, 1) for r in {g.rank for g in self.stack.groups}
+            }
         return self._masks[sheet]
 
     def _low(self, names: tuple[str, ...]) -> list["_Low"]:
@@ -194,14 +220,22 @@ class PackedModel:
                 thin = [low.thin(rows, index) for low in weights]
                 if self.gate is not None:
                     factor = self.gate.of(name, rows).reshape(self.size, -1, 1)
-                    thin = [h if h is None else h * factor[low.part] for h, low in zip(thin, weights, strict=True)]
+                    thin = [
+                        h if h is None else h * factor[low.part]
+                        for h, low in zip(thin, weights, strict=True)
+                    ]
                 out = self._added(module, rows, weights, index, thin)
             return out.view(*x.shape[:-1], -1)
 
         return forward
 
     def _added(
-        self, module: nn.Linear, rows: torch.Tensor, lows: list["_Low"], index: int, thin: list[torch.Tensor | None]
+        self,
+        module: nn.Linear,
+        rows: torch.Tensor,
+        lows: list["_Low"],
+        index: int,
+        thin: list[torch.Tensor | None],
     ) -> torch.Tensor:
         """The base's product for all rows plus each adapter's second thin product, (K, M, o)."""
         base = F.linear(rows, module.weight, module.bias)
@@ -222,7 +256,9 @@ class PackedModel:
             out.append(base[at:])
         return torch.cat(out) if len(out) > 1 else out[0]
 
-    def _flat_linear(self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _flat_linear(
+        self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None
+    ) -> torch.Tensor:
         """Outputs of sibling layers side by side, (K, M, o), plus the residual."""
         modules = [self._modules[n] for n in names]
         if self.stack.kind == "full":
@@ -239,7 +275,11 @@ class PackedModel:
         return out if residual is None else residual + out
 
     def _full_parts(
-        self, names: tuple[str, ...], modules: Sequence[nn.Linear], x: torch.Tensor, residual: torch.Tensor | None
+        self,
+        names: tuple[str, ...],
+        modules: Sequence[nn.Linear],
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
     ) -> list[torch.Tensor]:
         """Outputs of full fine-tunes: one tensor with the residual in it, or one for each sibling without."""
         group = self.stack.groups[0]
@@ -251,7 +291,9 @@ class PackedModel:
             None if m.bias is None else group.views[f"{n}.bias"].unsqueeze(1)
             for n, m in zip(names, modules, strict=True)
         ]
-        return [product(x, group.views[f"{n}.weight"], b) for n, b in zip(names, biases, strict=True)]
+        return [
+            product(x, group.views[f"{n}.weight"], b) for n, b in zip(names, biases, strict=True)
+        ]
 
     def _alone(self, name: str, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """A layer without an adapter, or whose siblings have none."""
@@ -262,15 +304,25 @@ class PackedModel:
             return product(x, weights, module.bias)
         return self._low_parts([module], weights, x)[0]
 
-    def _low_parts(self, modules: Sequence[nn.Linear], lows: list["_Low"], x: torch.Tensor) -> list[torch.Tensor]:
+    def _low_parts(
+        self, modules: Sequence[nn.Linear], lows: list["_Low"], x: torch.Tensor
+    ) -> list[torch.Tensor]:
         """Sibling layers in the low form; the first thin product of all siblings is one."""
-        thin = [dict(zip(low.b, torch.bmm(x[low.part], low.a.mT).chunk(len(low.b), -1), strict=True)) for low in lows]
-        return [self._added(module, x, lows, i, [h.get(i) for h in thin]) for i, module in enumerate(modules)]
+        thin = [
+            dict(zip(low.b, torch.bmm(x[low.part], low.a.mT).chunk(len(low.b), -1), strict=True))
+            for low in lows
+        ]
+        return [
+            self._added(module, x, lows, i, [h.get(i) for h in thin])
+            for i, module in enumerate(modules)
+        ]
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         module = self._modules[name]
         full = self.stack is not None and self.stack.kind == "full"
-        weight = self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1) if full else module.weight
+        weight = (
+            self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1) if full else module.weight
+        )
         return rms_norm(x, weight, module.variance_epsilon)
 
     @property
@@ -299,12 +351,18 @@ class PackedModel:
         if bias is not None and self.stack is not None and self.stack.kind == "full":
             bias = self._own(bias).unsqueeze(1)
         at_once = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
-        targets, weights = torch.from_numpy(batch.targets).to(device), torch.from_numpy(batch.weights).to(device)
+        targets, weights = (
+            torch.from_numpy(batch.targets).to(device),
+            torch.from_numpy(batch.weights).to(device),
+        )
         return completion_loss(picked, head, bias, targets, weights, self.softcap, at_once)
 
     def _padded_hidden(self, batch: StepBatch, device: torch.device) -> torch.Tensor:
         """Hidden states (K, m, d) at the places that carry loss, by the model's own forward pass over padded rows."""
-        ids, prefix = torch.from_numpy(batch.ids).to(device), torch.from_numpy(batch.prefix).to(device)
+        ids, prefix = (
+            torch.from_numpy(batch.ids).to(device),
+            torch.from_numpy(batch.prefix).to(device),
+        )
         where, p = torch.from_numpy(batch.where).to(device), batch.prefix.shape[1]
         rows = batch.sizes.shape[1]
         if self.recompute and p:  # a cache is filled on the way and cannot be filled again
@@ -341,7 +399,9 @@ class PackedModel:
             weight = group.views[own["weight"]]
             rows = x.reshape(self.size, -1, x.shape[-1])
             if "bias" in own:
-                out = torch.baddbmm(group.views[own["bias"]].unsqueeze(1), rows, weight.transpose(1, 2))
+                out = torch.baddbmm(
+                    group.views[own["bias"]].unsqueeze(1), rows, weight.transpose(1, 2)
+                )
             else:
                 out = torch.bmm(rows, weight.transpose(1, 2))
             return out.view(*x.shape[:-1], -1)
@@ -349,7 +409,9 @@ class PackedModel:
         return forward
 
     def _full_embedding(self, module: nn.Embedding, own: dict[str, str], group):
-        scale = getattr(module, "embed_scale", None)  # Gemma's embedding multiplies what it looks up
+        scale = getattr(
+            module, "embed_scale", None
+        )  # Gemma's embedding multiplies what it looks up
         silent = module.padding_idx  # torch gives the row of this token no gradient
 
         def forward(ids: torch.Tensor) -> torch.Tensor:
@@ -384,7 +446,9 @@ class PackedModel:
     ) -> torch.Tensor:
         """Last hidden states (K * B, T, d) of ids (K * B, T) that stand at `position`, after what the cache holds."""
         positions = (
-            torch.arange(position, position + ids.shape[1], device=ids.device).unsqueeze(0).expand(ids.shape[0], -1)
+            torch.arange(position, position + ids.shape[1], device=ids.device)
+            .unsqueeze(0)
+            .expand(ids.shape[0], -1)
         )
         out = self.decoder(
             input_ids=ids,
@@ -437,7 +501,8 @@ def _sheets(stack: Stack) -> list[Sheet]:
         for group in stack.groups:
             have = [f"{name}.lora_A" in group.views for names in sheet for name in names]
             if any(have) and not (
-                all(have) and all(group.joint(_tensors(sheet, w)) is not None for w in ("lora_A", "lora_B"))
+                all(have)
+                and all(group.joint(_tensors(sheet, w)) is not None for w in ("lora_A", "lora_B"))
             ):
                 return False
         shapes = [[tuple(stack.linears[n].weight.shape) for n in names] for names in sheet]
@@ -448,14 +513,18 @@ def _sheets(stack: Stack) -> list[Sheet]:
         for together in [names] if fits((names,)) else [(n,) for n in names]:
             alike.setdefault(re.sub(r"\.\d+\.", ".", " ".join(together)), []).append(together)
     return [
-        s for found in alike.values() for s in ([tuple(found)] if fits(tuple(found)) else [(names,) for names in found])
+        s
+        for found in alike.values()
+        for s in ([tuple(found)] if fits(tuple(found)) else [(names,) for names in found])
     ]
 
 
 def _joint_bias(modules: Sequence[nn.Linear]) -> torch.Tensor | None:
     if all(m.bias is None for m in modules):
         return None
-    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules])
+    return torch.cat(
+        [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
+    )
 
 
 @contextmanager

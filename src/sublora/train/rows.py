@@ -45,7 +45,10 @@ class TokenRows:
     @property
     def digest(self) -> str:
         """A hash of the rows, to tell them from others."""
-        parts = (np.ascontiguousarray(part).tobytes() for part in (self.ids, self.lengths, self.prompts, self.loss))
+        parts = (
+            np.ascontiguousarray(part).tobytes()
+            for part in (self.ids, self.lengths, self.prompts, self.loss)
+        )
         return hashlib.blake2b(b"|".join(parts), digest_size=10).hexdigest()
 
 
@@ -84,16 +87,23 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
 
 def text_rows(chat: "Chat", rows: Sequence[tuple[str, str]], context: "Context") -> list[TokenRow]:
     """Rows (prompt, completion) as a student in `context` reads them, all tokens of the completion with loss."""
-    return [TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows]
+    return [
+        TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows
+    ]
 
 
-def token_rows(base: "Base", rows: Sequence[tuple[str, str]], context: "Context", what: str) -> TokenRows:
+def token_rows(
+    base: "Base", rows: Sequence[tuple[str, str]], context: "Context", what: str
+) -> TokenRows:
     """`text_rows` as arrays. Raises SubloraError as `pack_rows` does."""
     return pack_rows(text_rows(base.chat, rows, context), base.window, what)
 
 
 def masked_rows(
-    rows: Sequence[TokenRow], marks: Sequence[Sequence[bool]], keep: Literal["divergent", "others", "random"], seed: str
+    rows: Sequence[TokenRow],
+    marks: Sequence[Sequence[bool]],
+    keep: Literal["divergent", "others", "random"],
+    seed: str,
 ) -> list[TokenRow]:
     """Loss on the marked tokens of each completion alone, on all others, or on as many as are marked, drawn at random for each row.
 
@@ -102,7 +112,9 @@ def masked_rows(
     out = []
     for i, row in enumerate(rows):
         if len(marks) < len(rows) or len(marks[i]) != len(row.completion):
-            raise SubloraError("The marks of divergent tokens are those of other rows; make them anew for these.")
+            raise SubloraError(
+                "The marks of divergent tokens are those of other rows; make them anew for these."
+            )
         loss = np.array(marks[i])
         if keep == "others":
             loss = ~loss
@@ -140,7 +152,9 @@ class StepBatch:
     tokens: int  # read by the model without padding, the shared prefix counted once for every row
 
 
-def assemble(students: Sequence[TokenRows], chosen: Sequence[np.ndarray], share_prefix: bool = True) -> StepBatch:
+def assemble(
+    students: Sequence[TokenRows], chosen: Sequence[np.ndarray], share_prefix: bool = True
+) -> StepBatch:
     """Stack one step of every student; padding stands on the right, where a causal model cannot see it."""
     k, b = len(students), max(len(c) for c in chosen)
     p = min(s.shared for s in students) if share_prefix else 0
@@ -157,9 +171,15 @@ def assemble(students: Sequence[TokenRows], chosen: Sequence[np.ndarray], share_
         targets.append(s.ids[c[row], at + p + 1])
     ids[np.arange(width) >= sizes[..., None]] = 0
     m = max(len(w) for w in where)
-    out_where, out_targets, weights = np.zeros((k, m), np.int64), np.zeros((k, m), np.int64), np.zeros((k, m))
+    out_where, out_targets, weights = (
+        np.zeros((k, m), np.int64),
+        np.zeros((k, m), np.int64),
+        np.zeros((k, m)),
+    )
     for i, (w, t) in enumerate(zip(where, targets, strict=True)):
         out_where[i, : len(w)], out_targets[i, : len(w)], weights[i, : len(w)] = w, t, 1.0 / len(w)
     prefix = np.stack([s.ids[0, :p] for s in students])
     tokens = int(sizes.sum() + p * sum(len(c) for c in chosen))
-    return StepBatch(prefix, ids.reshape(k * b, width), sizes, out_where, out_targets, weights, tokens)
+    return StepBatch(
+        prefix, ids.reshape(k * b, width), sizes, out_where, out_targets, weights, tokens
+    )

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AlphaRule = Literal["r", "4r", "rslora"]
 Schedule = Literal["linear", "cosine", "constant"]
-OptimizerName = Literal["adamw", "sgd", "rmsprop", "signsgd", "frozen-adam-scale", "muon", "rotated-adamw"]
+OptimizerName = Literal[
+    "adamw", "sgd", "rmsprop", "signsgd", "frozen-adam-scale", "muon", "rotated-adamw"
+]
 
 
 class StudentSpec(BaseModel):
@@ -19,7 +21,9 @@ class StudentSpec(BaseModel):
     alpha: AlphaRule | float = Field(
         "r", description="'r', '4r', 'rslora' (alpha = r, scale alpha/sqrt(r)) or a number"
     )
-    targets: tuple[str, ...] = Field(("all-linear",), description="names of the linear layers that get an adapter")
+    targets: tuple[str, ...] = Field(
+        ("all-linear",), description="names of the linear layers that get an adapter"
+    )
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "linear"
     warmup_steps: int = Field(5, ge=0)
@@ -31,9 +35,13 @@ class StudentSpec(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     clip: float = Field(
-        1.0, gt=0, description="largest norm of a step's gradient, over all of the student's parameters"
+        1.0,
+        gt=0,
+        description="largest norm of a step's gradient, over all of the student's parameters",
     )
-    scout_lr: float | None = Field(None, gt=0, description="rate of the scouting epoch of frozen-adam-scale")
+    scout_lr: float | None = Field(
+        None, gt=0, description="rate of the scouting epoch of frozen-adam-scale"
+    )
     seed: int = Field(0, ge=0)
     context: str = "default"
 
@@ -46,7 +54,9 @@ class StudentSpec(BaseModel):
                 f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
             )
         if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
-            raise ValueError("scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer")
+            raise ValueError(
+                "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
+            )
         return self
 
     @property

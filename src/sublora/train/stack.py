@@ -22,7 +22,10 @@ from sublora.seeds import derive_seed
 from sublora.train.spec import StudentSpec
 
 # Layers that read the same input; their products are one where all of them have an adapter.
-SIBLINGS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+SIBLINGS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("mlp.gate_proj", "mlp.up_proj"),
+)
 PEFT_PREFIX = "base_model.model."
 
 
@@ -45,7 +48,9 @@ class Group:
     `ranks` are the students' own, `rank` the one that the tensors have; both None for full fine-tunes.
     """
 
-    def __init__(self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: torch.Tensor) -> None:
+    def __init__(
+        self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: torch.Tensor
+    ) -> None:
         self.ranks, self.slots, self.flat = tuple(ranks), tuple(slots), flat
         self.rank = max((r for r in ranks if r is not None), default=None)
         self.grad: torch.Tensor | None = None
@@ -56,7 +61,9 @@ class Group:
 
     def _make_views(self) -> None:
         count = self.flat.shape[0]
-        self.views = {s.name: self.flat[:, s.start : s.stop].view(count, *s.shape) for s in self.slots}
+        self.views = {
+            s.name: self.flat[:, s.start : s.stop].view(count, *s.shape) for s in self.slots
+        }
         self._joint.clear()
 
     def train(self) -> None:
@@ -76,7 +83,9 @@ class Group:
         A leaf like the views, with its gradient in the same place; use the one or the others in a step.
         """
         if layers not in self._joint:
-            self._joint[layers] = self._joint_leaf([[self._by_name[n] for n in names] for names in layers])
+            self._joint[layers] = self._joint_leaf(
+                [[self._by_name[n] for n in names] for names in layers]
+            )
         return self._joint[layers]
 
     def _joint_leaf(self, layers: list[list[Slot]]) -> torch.Tensor | None:
@@ -86,14 +95,18 @@ class Group:
             [(s.start, s.shape) for s in slots] == [(t.start + n * stride, t.shape) for t in first]
             for n, slots in enumerate(layers)
         )
-        near = all(a.stop == b.start and a.shape[1:] == b.shape[1:] for a, b in itertools.pairwise(first))
+        near = all(
+            a.stop == b.start and a.shape[1:] == b.shape[1:] for a, b in itertools.pairwise(first)
+        )
         if not (even and near):
             return None
         width = first[0].shape[1]
         size = (self.flat.shape[0] * count, sum(s.shape[0] for s in first), width)
 
         def part(buffer: torch.Tensor) -> torch.Tensor:
-            return buffer.as_strided(size, (stride, width, 1), buffer.storage_offset() + first[0].start)
+            return buffer.as_strided(
+                size, (stride, width, 1), buffer.storage_offset() + first[0].start
+            )
 
         leaf = part(self.flat)
         if self.grad is not None:
@@ -156,8 +169,12 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
         for target in targets:
             if not any(n == target or n.endswith("." + target) for n in linears):
                 known = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
-                raise SubloraError(f"The model has no linear layer named '{target}' for an adapter; it has {known}.")
-        linears = {n: m for n, m in linears.items() if any(n == t or n.endswith("." + t) for t in targets)}
+                raise SubloraError(
+                    f"The model has no linear layer named '{target}' for an adapter; it has {known}."
+                )
+        linears = {
+            n: m for n, m in linears.items() if any(n == t or n.endswith("." + t) for t in targets)
+        }
     for name, module in linears.items():
         if type(module) is not nn.Linear:
             raise SubloraError(
@@ -224,7 +241,9 @@ def _init_lora(slot: Slot, rank: int, seed: int, dtype: torch.dtype) -> torch.Te
         # peft's default: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))
         bound = 1.0 / math.sqrt(slot.shape[1])
         random = torch.Generator().manual_seed(derive_seed("lora-init", seed, slot.name))
-        drawn = torch.empty((rank, slot.shape[1]), dtype=torch.float32).uniform_(-bound, bound, generator=random)
+        drawn = torch.empty((rank, slot.shape[1]), dtype=torch.float32).uniform_(
+            -bound, bound, generator=random
+        )
         out[:rank] = drawn.to(dtype)
     return out
 
@@ -239,9 +258,20 @@ class Stack:
     """K students over one base. `order[i]` is the place, in the caller's list, of the pack's i-th student."""
 
     def __init__(
-        self, kind: str, groups: list[Group], scales: torch.Tensor, order: list[int], linears: dict[str, nn.Linear]
+        self,
+        kind: str,
+        groups: list[Group],
+        scales: torch.Tensor,
+        order: list[int],
+        linears: dict[str, nn.Linear],
     ) -> None:
-        self.kind, self.groups, self.scales, self.order, self.linears = kind, groups, scales, order, linears
+        self.kind, self.groups, self.scales, self.order, self.linears = (
+            kind,
+            groups,
+            scales,
+            order,
+            linears,
+        )
         self.size = sum(g.flat.shape[0] for g in groups)
 
     def slices(self) -> list[slice]:
@@ -255,7 +285,9 @@ class Stack:
         return [(group, i) for group in self.groups for i in range(group.flat.shape[0])]
 
 
-def _arranged(model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]) -> Stack:
+def _arranged(
+    model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]
+) -> Stack:
     """The stack of these students; `rows(i, slots)` gives the row of student i.
 
     Raises SubloraError: rank above a layer's width, unknown target layer, LoRA and full fine-tunes together.
@@ -269,7 +301,9 @@ def _arranged(model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[in
     if methods == {"full"}:
         slots, order = full_slots(model), list(range(len(specs)))
         flat = torch.stack([rows(i, slots) for i in order]).to(device, dtype)
-        return Stack("full", [Group([None] * len(specs), slots, flat)], torch.ones(len(specs)), order, {})
+        return Stack(
+            "full", [Group([None] * len(specs), slots, flat)], torch.ones(len(specs)), order, {}
+        )
     layers = {s.targets: target_linears(model, s.targets) for s in specs}
     kind = [(tuple(layers[s.targets]), rank_class(s.rank)) for s in specs]
     order = sorted(range(len(specs)), key=lambda i: (*kind[i], specs[i].rank, i))
@@ -280,7 +314,9 @@ def _arranged(model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[in
         ranks = [specs[i].rank for i in chosen]
         check_rank(max(ranks), linears)
         slots = lora_slots(linears, max(ranks))
-        groups.append(Group(ranks, slots, torch.stack([rows(i, slots) for i in chosen]).to(device, dtype)))
+        groups.append(
+            Group(ranks, slots, torch.stack([rows(i, slots) for i in chosen]).to(device, dtype))
+        )
     scales = torch.tensor([specs[i].scale for i in order], dtype=dtype, device=device)
     every = {name: module for linears in layers.values() for name, module in linears.items()}
     names = [n for n, _ in model.named_modules() if n in every]
@@ -297,7 +333,9 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
     def fresh(i: int, slots: list[Slot]) -> torch.Tensor:
         if specs[i].method == "full":
             return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
-        return torch.cat([_init_lora(slot, specs[i].rank, specs[i].seed, dtype).reshape(-1) for slot in slots])
+        return torch.cat(
+            [_init_lora(slot, specs[i].rank, specs[i].seed, dtype).reshape(-1) for slot in slots]
+        )
 
     return _arranged(model, specs, fresh)
 
@@ -305,11 +343,17 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
 def _peft_targets(modules: Sequence[str], model: nn.Module) -> list[str]:
     """Names by which peft finds exactly these layers: their short names, or the full ones where others share a short name."""
     short = {m.rsplit(".", 1)[-1] for m in modules}
-    also = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in short]
+    also = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in short
+    ]
     return sorted(short if set(also) == set(modules) else modules)
 
 
-def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model: nn.Module, base_name: str) -> None:
+def save_student(
+    group: Group, row: int, spec: StudentSpec, folder: Path, model: nn.Module, base_name: str
+) -> None:
     """Write one student: a peft adapter folder, or `model.safetensors` of all weights with the model's config."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in group.tensors(row).items()}
     if spec.method == "full":
@@ -343,7 +387,9 @@ def save_student(group: Group, row: int, spec: StudentSpec, folder: Path, model:
         "modules_to_save": None,
         "use_dora": False,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 @torch.no_grad()
@@ -357,7 +403,9 @@ def update_norms(group: Group, row: int, spec: StudentSpec, model: nn.Module) ->
     return {n: spec.scale * float((own[f"{n}.lora_B"] @ own[f"{n}.lora_A"]).norm()) for n in names}
 
 
-def stack_weights(model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]) -> Stack:
+def stack_weights(
+    model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]
+) -> Stack:
     """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method."""
 
     return _arranged(model, specs, lambda i, slots: padded(weights[i], specs[i].rank, slots))
@@ -365,15 +413,23 @@ def stack_weights(model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequ
 
 def load_stack(model: nn.Module, folders: Sequence[Path], specs: Sequence[StudentSpec]) -> Stack:
     """Students from their folders, for measuring. Raises SubloraError where a file does not fit the base."""
-    return stack_weights(model, [_load_flat(model, f, s) for f, s in zip(folders, specs, strict=True)], specs)
+    return stack_weights(
+        model, [_load_flat(model, f, s) for f, s in zip(folders, specs, strict=True)], specs
+    )
 
 
 def _load_flat(model: nn.Module, folder: Path, spec: StudentSpec) -> torch.Tensor:
     full = spec.method == "full"
-    slots = full_slots(model) if full else lora_slots(target_linears(model, spec.targets), spec.rank)
+    slots = (
+        full_slots(model) if full else lora_slots(target_linears(model, spec.targets), spec.rank)
+    )
     file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
     tensors = load_file(file)
     keys = [s.name if full else f"{PEFT_PREFIX}{s.name}.weight" for s in slots]
-    if set(keys) != set(tensors) or any(tuple(tensors[k].shape) != s.shape for k, s in zip(keys, slots, strict=True)):
-        raise SubloraError(f"The weights in {file} do not fit the base model; they belong to another one.")
+    if set(keys) != set(tensors) or any(
+        tuple(tensors[k].shape) != s.shape for k, s in zip(keys, slots, strict=True)
+    ):
+        raise SubloraError(
+            f"The weights in {file} do not fit the base model; they belong to another one."
+        )
     return torch.cat([tensors[k].to(master_dtype(model)).reshape(-1) for k in keys])
