@@ -294,3 +294,16 @@ def test_plans_are_frozen():
 def test_shipped_recipes_can_be_planned(name, preset):
     plan = make_plan(load_recipe(name, preset=preset), MODEL, 100.0)
     assert plan.students and plan.packs and {s.arm for s in plan.students} == {"trait", "control"}
+
+
+@pytest.mark.parametrize("name", ["rank-lr", "teachers", "shuffle", "emergence", "optimizers"])
+def test_a_student_knows_its_control_and_its_place_in_the_grid(name):
+    plan = make_plan(load_recipe(name), MODEL, 60.0)
+    students = {s.id: s for s in plan.students}
+    for s in plan.students:
+        assert bool(s.twins) == (s.arm == "trait") and (s.twin is None) == (s.arm == "control")
+        for control in (students[i] for i in s.twins.values()):
+            assert control.arm == "control" and control.replicate == s.replicate
+            same = {k for k, v in s.labels.items() if control.labels[k] == v}
+            assert same >= {*s.labels} - {"data"}
+            assert control.labels["data"] in ("", s.labels["data"])

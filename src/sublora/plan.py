@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal, Protocol
@@ -159,7 +159,10 @@ class DatasetStage:
 @dataclass(frozen=True)
 class StudentStage:
     """`variant` is its name in the recipe, `take` how many of the dataset's first rows it reads (None: all), `step` the step after which
-    it is kept (None: the last one), and `whole` the student that the same training ends in."""
+    it is kept (None: the last one), and `whole` the student that the same training ends in.
+
+    `labels` is its value on every axis of students (train_context, placement, optimizer, variant, data, method, rank, lr); students
+    with equal labels and source are replicates. `twins` holds, by the name of each trait that it stands for, the id of its control."""
 
     id: str
     spec: dict[str, Any]
@@ -177,6 +180,18 @@ class StudentStage:
     step: int | None = None
     whole: str = ""
     mask: Mask | None = None
+    labels: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def twin(self) -> str | None:
+        """The id of the control that it is compared with; None for a control."""
+        return next(iter(self.twins.values()), None)
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """(data seed, training seed)."""
+        return self.data_seed, self.student.seed
 
     @property
     def arm(self) -> Arm:
@@ -730,7 +745,20 @@ def make_plan(
                 spec["step"] = own.step
             stage = (artifact_id("student", spec), spec, spec_, rows.id, held.id, source, data_seed)
             rest = (data, variant, take, own.step, whole, mask)
-            students.append(StudentStage(*stage, contexts[name], placement, optimizer, *rest))
+            labels = {
+                "train_context": name,
+                "placement": placement,
+                "optimizer": optimizer,
+                "variant": variant,
+                "data": data,
+                "method": spec_.method,
+                "rank": spec_.rank,
+                "lr": spec_.lr,
+            }
+            students.append(
+                StudentStage(*stage, contexts[name], placement, optimizer, *rest, labels)
+            )
+    students = _with_twins(recipe, traits, students)
     packs = plan_packs(
         students, recipe, tokens_per_row, PACK_TOKENS.get(device, PACK_TOKENS["cuda"])
     )
@@ -797,6 +825,26 @@ def make_plan(
         tuple(probes),
         tuple(gradients),
     )
+
+
+def _with_twins(
+    recipe: Recipe, traits: Sequence[Trait], students: Sequence[StudentStage]
+) -> list[StudentStage]:
+    """The students, each with the id of its control for every trait that it stands for."""
+
+    def key(source: str, labels: Mapping[str, Any], replicate: tuple[int, int]) -> tuple:
+        return source, *labels.values(), *replicate
+
+    found = {key(s.source, s.labels, s.replicate): s.id for s in students}
+    out = []
+    for s in students:
+        labels = {**s.labels, "data": twin_of(recipe, s.data)}
+        stands_for = [t for t in traits if s.source == source_of(recipe, t, s.data)]
+        twins = {
+            t.name: found[key(control_source(recipe, t), labels, s.replicate)] for t in stands_for
+        }
+        out.append(replace(s, twins=twins))
+    return out
 
 
 def _measures(
