@@ -2,9 +2,10 @@
 
 import pytest
 
+from sublora.analysis.effects import Effect, named
+from sublora.analysis.tables import estimate_rows
 from sublora.claims import Claim, judge_estimates, load_claims
 from sublora.errors import SubloraError
-from sublora.experiment import Estimate, estimate_rows
 from sublora.stats import Interval
 
 
@@ -16,7 +17,7 @@ def verdict(test: str, low: float, high: float, bar: float, **options) -> str:
     claim = Claim(
         id="x", statement="s", source="p", recipes=("r",), view="estimates", test=test, threshold={"bar": bar}, estimate="g: gap"
     )  # fmt: skip
-    estimates = [Estimate("digits", "g", "gap", interval(low, high, **options), {"models": 9})]
+    estimates = [named("digits", "g", "gap", interval(low, high, **options), {"models": 9})]
     (found,) = judge_estimates([claim], estimates, "r")
     assert found.trait == "digits" and found.n == {"models": 9}
     return found.verdict
@@ -43,14 +44,14 @@ def test_one_replicate_settles_nothing_and_a_missing_estimate_is_not_run():
     claim = load_claims()[0].model_copy(
         update={"view": "estimates", "test": "estimate_above", "estimate": "g: other"}
     )
-    estimates = [Estimate("digits", "g", "gap", interval(0, 1), {})]
+    estimates = [named("digits", "g", "gap", interval(0, 1), {})]
     (found,) = judge_estimates([claim], estimates, claim.recipes[0])
     assert found.verdict == "not run" and "g: other" in found.reason
 
 
 def test_p_values_are_corrected_over_the_tested_of_a_subject_and_group():
-    def e(subject: str, group: str, p: float, tested: bool = True) -> Estimate:
-        return Estimate(subject, group, f"{p}", interval(0, 1, p), {"rows": 3}, tested=tested)
+    def e(subject: str, group: str, p: float, tested: bool = True) -> Effect:
+        return named(subject, group, f"{p}", interval(0, 1, p), {"rows": 3}, tested=tested)
 
     rows = estimate_rows(
         [e("a", "g", 0.01), e("a", "g", 0.02), e("a", "g", 0.001, False), e("b", "g", 0.03)], 0.05

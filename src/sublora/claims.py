@@ -16,6 +16,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sublora.analysis.effects import Effect
 from sublora.arm_rules import ARM_RULES
 from sublora.arms import ArmEvidence, ArmPick
 from sublora.cells import Cell, Table, summarise
@@ -24,7 +25,6 @@ from sublora.claim_rules import RULES as GRID_RULES
 from sublora.claim_rules import Evidence, NotRun, View
 from sublora.errors import SubloraError
 from sublora.estimate_rules import ESTIMATE_RULES, EstimateEvidence
-from sublora.experiment import Estimate
 from sublora.findings import ACROSS, FINDING_RULES, Finding, FindingEvidence
 
 __all__ = [
@@ -212,10 +212,13 @@ def judge(
 
 
 def judge_estimates(
-    claims: Sequence[Claim], estimates: Sequence[Estimate], recipe_name: str
+    claims: Sequence[Claim], estimates: Sequence[Effect], recipe_name: str
 ) -> list[Verdict]:
     """Judge the claims that name this experiment, for every subject of its estimates."""
-    subjects = [EstimateEvidence(estimates, s) for s in dict.fromkeys(e.subject for e in estimates)]
+    subjects = [
+        EstimateEvidence(estimates, s)
+        for s in dict.fromkeys(str(e.labels["trait"]) for e in estimates)
+    ]
     chosen = [
         claim for claim in claims if recipe_name in claim.recipes and claim.view == "estimates"
     ]

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from sublora.analysis.effects import Effect
 from sublora.claim_rules import NotRun, Outcome, Rule, Threshold
-from sublora.experiment import Estimate
 from sublora.stats import Interval
 
 
 class EstimateEvidence:
     """The estimates of one subject."""
 
-    def __init__(self, estimates: Sequence[Estimate], subject: str) -> None:
+    def __init__(self, estimates: Sequence[Effect], subject: str) -> None:
         self.trait = subject
-        self.by_name = {f"{e.group}: {e.name}": e for e in estimates if e.subject == subject}
+        self.by_name = {
+            f"{e.labels['group']}: {e.labels['name']}": e
+            for e in estimates
+            if e.labels["trait"] == subject
+        }
 
-    def find(self, name: str) -> Estimate:
+    def find(self, name: str) -> Effect:
         """`group: name`. Raises NotRun where the run has no such estimate."""
         if name not in self.by_name:
             raise NotRun(f"the run has no estimate '{name}'")
@@ -34,7 +38,7 @@ def _against(verdict: Callable[[Interval, float], str], words: str) -> Callable[
         found, bar = ev.find(name), th["bar"]
         if found.unfit:
             raise NotRun(found.unfit)
-        interval = found.interval
+        interval = found.interval()
         numbers = {
             "estimate": interval.estimate,
             "low": interval.low,

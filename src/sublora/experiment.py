@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from sublora.analysis.effects import Effect, named
+from sublora.analysis.tables import estimate_rows
 from sublora.errors import SubloraError
-from sublora.stats import Interval, holm
+from sublora.stats import Interval
 from sublora.store import Store
 
 if TYPE_CHECKING:
@@ -61,16 +62,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval. `tested`: its p value (against `null`) counts in the correction of its subject and group."""
+    """What `analysis.effects.named` makes, for experiments that have not moved to it yet."""
 
-    subject: str  # what it is about: a data set, a trait, a model
+    subject: str
     group: str
     name: str
     interval: Interval
     n: Mapping[str, int]
     null: float = 0.0
     tested: bool = True
-    unfit: str | None = None  # why no claim can be judged on it
+    unfit: str | None = None
+
+    def effect(self) -> Effect:
+        return named(
+            self.subject,
+            self.group,
+            self.name,
+            self.interval,
+            self.n,
+            null=self.null,
+            tested=self.tested,
+            unfit=self.unfit,
+        )
 
 
 class Point(BaseModel):
@@ -117,12 +130,16 @@ class Tile(BaseModel):
 class Findings:
     """What an experiment came to."""
 
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[Effect | Estimate, ...]
     charts: tuple[Chart, ...]
     tiles: tuple[Tile, ...]
     how: str  # how the numbers were made, in a few sentences
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def effects(self) -> list[Effect]:
+        return [e.effect() if isinstance(e, Estimate) else e for e in self.estimates]
 
 
 class Experiment(BaseModel):
@@ -181,43 +198,10 @@ class Experiment(BaseModel):
         raise NotImplementedError
 
 
-def estimate_rows(estimates: Sequence[Estimate], level: float) -> list[dict[str, Any]]:
-    """The rows of results.csv: each estimate with its interval, and p values corrected (Holm) over the tested of a subject and group."""
-    corrected: dict[int, float] = {}
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, e in enumerate(estimates):
-        if e.tested:
-            groups.setdefault((e.subject, e.group), []).append(i)
-    for members in groups.values():
-        values = holm([estimates[i].interval.p_value for i in members])
-        corrected |= dict(zip(members, map(float, values), strict=True))
-    sizes = list(dict.fromkeys(k for e in estimates for k in e.n))
-    return [
-        {
-            "subject": e.subject,
-            "group": e.group,
-            "name": e.name,
-            "estimate": e.interval.estimate,
-            "low": _finite(e.interval.low),
-            "high": _finite(e.interval.high),
-            "null": e.null if e.tested else None,
-            "p_value": e.interval.p_value if e.tested else None,
-            "p_corrected": corrected.get(i),
-            "called": None if i not in corrected else corrected[i] < level,
-            **{f"n_{k}": e.n.get(k) for k in sizes},
-        }
-        for i, e in enumerate(estimates)
-    ]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def findings_json(findings: Findings, level: float) -> dict[str, Any]:
     """What the page is drawn from."""
     return {
-        "estimates": estimate_rows(findings.estimates, level),
+        "estimates": estimate_rows(findings.effects, level),
         "charts": [c.model_dump(mode="json") for c in findings.charts],
         "tiles": [t.model_dump(mode="json") for t in findings.tiles],
         "how": findings.how,

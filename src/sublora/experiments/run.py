@@ -136,9 +136,7 @@ def _finish(
     started = time.monotonic()
     findings = recipe.findings(store, stages, identity)
     found = findings_json(findings, recipe.level)
-    verdicts = [
-        v.to_dict() for v in judge_estimates(load_claims(), findings.estimates, recipe.name)
-    ]
+    verdicts = [v.to_dict() for v in judge_estimates(load_claims(), findings.effects, recipe.name)]
     journal.manifest["warnings"] = list(findings.warnings)
     write_atomic(out / "results.csv", to_csv(found["estimates"]))
     write_json_atomic(out / "findings.json", found)
