@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from sublora.model import Base
 from sublora.store import Store
-
-if TYPE_CHECKING:
-    from sublora.model import Base
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 
