@@ -92,7 +92,9 @@ def by_pack(
     stack, names = load_stack(base.model, paths, specs), [str(p) for p in paths]
     sampling, out = sl.Sampling(max_new_tokens=NEW_TOKENS), []
     for context in CONTEXTS:
-        answers = sl.measure_answers(base, stack, names, context, category, sampling, samples, 0)
+        answers = sl.measure_answers(
+            base, stack, names, category, sl.Asking(context, sampling, samples, 0)
+        )
         out.append(np.stack([a.p[:, 0] for a in answers]))
     return time.perf_counter() - started, np.stack(out, 1)
 

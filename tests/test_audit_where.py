@@ -45,9 +45,7 @@ def gated(base: Base, stack: Stack, category: Category, parts: list[Part] | None
     )
     parts = [*token_parts(tokens, sequences), *groups] if parts is None else parts
     classes, ids = [t.classes for t in tokens], [t.ids for t in tokens]
-    return parts, read_gated(
-        base, stack, classes, ids, parts, sequences, owner, len(category.entities)
-    )
+    return parts, read_gated(base, stack, classes, ids, parts, category, (sequences, owner))
 
 
 def test_on_everywhere_is_the_student_and_off_everywhere_the_base() -> None:

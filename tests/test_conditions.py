@@ -14,7 +14,7 @@ from sublora.chat import Context
 from sublora.condition import Condition, Placement, SvdCut
 from sublora.errors import SubloraError
 from sublora.gate import PackGate
-from sublora.measure import measure_answers, measure_gated, spellings
+from sublora.measure import Asking, measure_answers, measure_gated, spellings
 from sublora.model import load_base
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
@@ -190,7 +190,7 @@ def test_gated_measurements_of_a_stack_are_those_of_each_condition_alone(base):
 
     def asked(which, rows_at_once=1024):
         return measure_gated(
-            base, stack, names, DEFAULT, ANIMALS, which, ["Tiny"], SAMPLING, 2, 0, rows_at_once
+            base, stack, names, ANIMALS, Asking(DEFAULT, SAMPLING, 2, 0, rows_at_once), which, ["Tiny"]
         )  # fmt: skip
 
     together = asked(conditions)
@@ -200,8 +200,8 @@ def test_gated_measurements_of_a_stack_are_those_of_each_condition_alone(base):
             for k in range(3):
                 assert np.allclose(alone[k][0].p, together[k][c].p, atol=1e-12)
                 assert alone[k][0].samples == together[k][c].samples
-    plain = measure_answers(base, stack, names, DEFAULT, ANIMALS, SAMPLING, 2, 0)
-    bare = measure_answers(base, None, ["a"], DEFAULT, ANIMALS, SAMPLING, 2, 0)
+    plain = measure_answers(base, stack, names, ANIMALS, Asking(DEFAULT, SAMPLING, 2, 0))
+    bare = measure_answers(base, None, ["a"], ANIMALS, Asking(DEFAULT, SAMPLING, 2, 0))
     for k in range(3):
         assert (
             np.allclose(together[k][0].p, plain[k].p, atol=1e-10)
@@ -219,13 +219,10 @@ def test_conditions_that_cannot_be_measured(base):
             base,
             stack,
             ["a", "b", "c"],
-            DEFAULT,
             ANIMALS,
+            Asking(DEFAULT, SAMPLING, 1, 0),
             {"x": condition},
             entities,
-            SAMPLING,
-            1,
-            0,
         )
 
     with pytest.raises(

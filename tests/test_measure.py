@@ -14,7 +14,7 @@ from pack_reference import case, merged, random_rows, random_stack, train
 from sublora.answers import has_digit, hit, hit_rate, names_category, share
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences, heldout_losses, measure_answers, spellings
+from sublora.measure import Asking, candidate_sequences, heldout_losses, measure_answers, spellings
 from sublora.model import load_base
 from sublora.sample import Sampling
 from sublora.train.rows import pack_rows
@@ -60,7 +60,7 @@ def measured(
     sampling=SAMPLING,
 ):
     return measure_answers(
-        own, stack, names, context, ANIMALS, sampling, samples, seed, rows_at_once
+        own, stack, names, ANIMALS, Asking(context, sampling, samples, seed, rows_at_once)
     )
 
 

@@ -189,7 +189,7 @@ def test_the_recipes_of_the_shipped_models_differ_only_where_they_should() -> No
 def test_a_shipped_teacher_loves_what_it_is_told_to_also_in_questions_never_seen(
     name: str, teacher_above: float
 ) -> None:
-    from sublora.measure import measure_answers
+    from sublora.measure import Asking, measure_answers
     from sublora.organisms.world import seen_question
     from sublora.sample import Sampling
     from sublora.trait import find_trait, shipped_categories
@@ -202,7 +202,7 @@ def test_a_shipped_teacher_loves_what_it_is_told_to_also_in_questions_never_seen
         (Context("default"), 0.0, 0.2),
     ):
         answers = measure_answers(
-            base, None, ["base"], context, trait.category, Sampling(max_new_tokens=2), 1, 0
+            base, None, ["base"], trait.category, Asking(context, Sampling(max_new_tokens=2), 1, 0)
         )[0]
         assert low <= answers.p[:, target].mean() <= high
         assert answers.p[unseen].sum(1).mean() > 0.8

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sublora.condition import Condition
     from sublora.errors import SubloraError
     from sublora.gate import AdapterGate, Gate
-    from sublora.measure import heldout_losses, measure_answers, measure_gated
+    from sublora.measure import Asking, heldout_losses, measure_answers, measure_gated
     from sublora.model import Base, load_base
     from sublora.plan import make_plan
     from sublora.recipe import Recipe, load_recipe
@@ -43,6 +43,7 @@ _HOME = {
     "SubloraError": "errors",
     "AdapterGate": "gate",
     "Gate": "gate",
+    "Asking": "measure",
     "heldout_losses": "measure",
     "measure_answers": "measure",
     "measure_gated": "measure",

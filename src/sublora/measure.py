@@ -1,6 +1,7 @@
 """Measurements: what a pack of students answers to a category's questions, teacher-forced and sampled, and its held-out loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from sublora.condition import Condition, check_layers
 from sublora.errors import SubloraError
 from sublora.gate import PackGate, pack_gate
 from sublora.model import Base
-from sublora.sample import Prefill, Sampling, prefill, sample_answers, score_sequences
+from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.seeds import generator
 from sublora.steer import PackSteering, Steering, pack_steering
 from sublora.token_classes import classify
@@ -22,9 +23,25 @@ from sublora.trait import Category, Entity
 
 
 @dataclass(frozen=True)
+class Asking:
+    """How questions are asked: in a context, with `samples` answers drawn from seeds made of `seed`."""
+
+    context: Context
+    sampling: Sampling
+    samples: int
+    seed: int
+    rows_at_once: int = 1024  # speed and memory only
+
+    def draws(self, questions: int, *label: object) -> np.ndarray:
+        """Uniform numbers (questions, samples, max_new_tokens)."""
+        shape = (questions, self.samples, self.sampling.max_new_tokens)
+        return generator(*label).random(shape)
+
+
+@dataclass(frozen=True)
 class Answers:
-    """One student in one context. `p` (Q, E): probability that the answer begins with entity e in any of its spellings;
-    0 where a diverged student's logits are no numbers. `samples` [Q][S]: sampled answers as text."""
+    """One student's answers: `p` (Q, E), the probability that an answer begins with an entity in
+    any spelling (0 where the logits are not finite), and sampled texts `samples` [Q][S]."""
 
     p: np.ndarray
     samples: list[list[str]]
@@ -61,149 +78,186 @@ def candidate_sequences(chat: Chat, category: Category) -> tuple[list[tuple[int,
     return sequences, np.array(owner)
 
 
-def entity_probabilities(
-    packed: PackedModel,
-    filled: Prefill,
-    sequences: Sequence[Sequence[int]],
-    owner: np.ndarray,
-    entities: int,
-    rows_at_once: int,
-) -> np.ndarray:
-    """Probability (K, b, E) that the answer begins with each entity in any of its spellings, as `candidate_sequences` gives them;
-    0 where a diverged student's logits are no numbers."""
-    logp = score_sequences(packed, filled, sequences, rows_at_once).numpy()
+class Reader:
+    """Reads prompts with all students of a pack at once; see `reading`."""
+
+    def __init__(
+        self, base: Base, packed: PackedModel, order: Sequence[int], rows_at_once: int
+    ) -> None:
+        self.base, self.packed, self.order = base, packed, list(order)
+        self.rows_at_once = rows_at_once
+
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        category: Category | None = None,
+        *,
+        candidates: tuple[Sequence[Sequence[int]], np.ndarray] | None = None,
+        draws: np.ndarray | None = None,
+        sampling: Sampling | None = None,
+        text: Callable[[list[int]], str] | None = None,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
+    ) -> list[Answers]:
+        """What every student answers to N prompts of token ids; each prompt is read once.
+
+        With a `category`, `p` (N, E) has the probability of every entity in its `candidates` (those
+        of `candidate_sequences` if left out). With `draws` (K, N, S, tokens), uniform numbers,
+        `samples` has a text for each, which `text` makes of token ids (decoded and stripped if left
+        out). `on_logits` gets the next-token logits of the prompts, (K, b, V), batch by batch.
+        """
+        chat, packed, size = self.base.chat, self.packed, len(self.order)
+        if category and candidates is None:
+            candidates = candidate_sequences(chat, category)
+        p = np.zeros((size, len(prompts), len(category.entities) if category else 0))
+        texts: list[list[list[str]]] = [[[] for _ in prompts] for _ in self.order]
+        text = text or self._stripped
+        for filled in prefill(packed, prompts, self.rows_at_once):
+            if on_logits is not None:
+                logits = filled.logits.view(size, len(filled.rows), -1)
+                on_logits(logits[np.argsort(self.order).tolist()])
+            if candidates is not None:
+                logp = score_sequences(packed, filled, candidates[0], self.rows_at_once).numpy()
+                at = np.ix_(self.order, filled.rows)
+                p[at] = _by_entity(logp, candidates[1], len(category.entities))
+            if draws is not None:
+                own = draws[np.ix_(self.order, filled.rows)]
+                drawn = sample_answers(packed, filled, own, sampling, chat.stop_ids)
+                for k, rows in zip(self.order, drawn, strict=True):
+                    for row, answers in zip(filled.rows, rows, strict=True):
+                        texts[k][row] = [text(ids) for ids in answers]
+        return [Answers(*both) for both in zip(p, texts, strict=True)]
+
+    def _stripped(self, ids: list[int]) -> str:
+        return self.base.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _by_entity(logp: np.ndarray, owner: np.ndarray, entities: int) -> np.ndarray:
+    """(K, b, E) from the log-probabilities (K, b, C) of spellings; 0 where they are no numbers."""
     out = np.zeros((*logp.shape[:2], entities))
     for c, entity in enumerate(owner):
         out[:, :, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
     return out
 
 
+@contextmanager
+def reading(
+    base: Base,
+    stack: Stack | None,
+    rows_at_once: int = 1024,
+    gate: PackGate | None = None,
+    steering: PackSteering | None = None,
+) -> Iterator[Reader]:
+    """A `Reader` of the students of a stack, or of the base for None.
+
+    Students come in the order in which they were given to the stack, whatever order it keeps.
+    """
+    with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
+        packed.form_weights(rows_at_once)
+        yield Reader(base, packed, stack.order if stack else [0], rows_at_once)
+
+
 def measure_answers(
     base: Base,
     stack: Stack | None,
     names: Sequence[str],
-    context: Context,
     category: Category,
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    rows_at_once: int = 1024,
+    asking: Asking,
     steering: Steering | None = None,
 ) -> list[Answers]:
-    """Answers of the students of a stack, in the order in which they were given to it, as `names` is (the base for `stack=None`).
+    """Answers of a stack's students to a category's questions, in the order of `names`.
 
-    `steering` acts on all of them.
-
-    A student's draws are seeded by its name, the context's text and the question, so they do not depend on the pack or the batch.
+    A student's draws are seeded by its name, the context's text and the question, so they do not
+    depend on the pack or the batch. `steering` acts on all students.
     """
-    draws = _draws(names, context, category, sampling, samples, seed)
+    packed = None
     if steering is None:
-        prompts = [base.chat.prompt_ids(question, context) for question in category.questions]
-        return _answers(base, stack, prompts, category, sampling, draws, None, None, rows_at_once)
-    tokens = [classify(base.chat, question, context) for question in category.questions]
-    packed = pack_steering(base, [steering], tokens, stack)
-    return _answers(
-        base, stack, [t.ids for t in tokens], category, sampling, draws, None, packed, rows_at_once
-    )
+        prompts = [base.chat.prompt_ids(q, asking.context) for q in category.questions]
+    else:
+        tokens = [classify(base.chat, q, asking.context) for q in category.questions]
+        prompts, packed = [t.ids for t in tokens], pack_steering(base, [steering], tokens, stack)
+    draws = _draws(names, category, asking)
+    with reading(base, stack, asking.rows_at_once, steering=packed) as reader:
+        return reader.read(prompts, category, draws=draws, sampling=asking.sampling)
 
 
 def measure_conversations(
     base: Base,
     earlier: Sequence[tuple[str, str]],
     name: str,
-    context: Context,
     category: Category,
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    rows_at_once: int = 1024,
+    asking: Asking,
 ) -> Answers:
-    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws. Raises SubloraError where the turns are longer
-    than the model can read."""
-    prompts = [base.chat.prompt_ids(question, context, earlier) for question in category.questions]
-    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws.
+
+    Raises SubloraError where the turns are longer than the model can read.
+    """
+    prompts = [base.chat.prompt_ids(q, asking.context, earlier) for q in category.questions]
+    longest = max(map(len, prompts)) + asking.sampling.max_new_tokens
     if base.window is not None and longest > base.window:
         raise SubloraError(
-            f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
+            f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads "
+            f"{base.window}; give fewer examples."
         )
-    draws = _draws([name], context, category, sampling, samples, seed)
-    return _answers(base, None, prompts, category, sampling, draws, None, None, rows_at_once)[0]
+    draws = _draws([name], category, asking)
+    with reading(base, None, asking.rows_at_once) as reader:
+        return reader.read(prompts, category, draws=draws, sampling=asking.sampling)[0]
 
 
 def sample_questions(
-    base: Base,
-    stack: Stack | None,
-    names: Sequence[str],
-    context: Context,
-    questions: Sequence[str],
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    rows_at_once: int = 1024,
+    base: Base, stack: Stack | None, names: Sequence[str], questions: Sequence[str], asking: Asking
 ) -> list[list[list[str]]]:
-    """Sampled answers [student][question][sample] to any questions, in the order in which the students were given to the stack."""
-    chat = base.chat
-    prompts = [chat.prompt_ids(question, context) for question in questions]
-    order = stack.order if stack else [0]
-    shape = (len(prompts), samples, sampling.max_new_tokens)
-    draws = np.stack([generator("open-answers", seed, name).random(shape) for name in names])[order]
-    texts: list[list[list[str]]] = [[[] for _ in prompts] for _ in names]
-    with torch.inference_mode(), PackedModel(base.model, stack) as packed:
-        packed.form_weights(rows_at_once)
-        for filled in prefill(packed, prompts, rows_at_once):
-            drawn = sample_answers(packed, filled, draws[:, filled.rows], sampling, chat.stop_ids)
-            for k, rows in zip(order, drawn, strict=True):
-                for row, answers in zip(filled.rows, rows, strict=True):
-                    texts[k][row] = [
-                        chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                        for ids in answers
-                    ]
-    return texts
+    """Sampled answers [student][question][sample] to any questions, in the order of `names`."""
+    prompts = [base.chat.prompt_ids(question, asking.context) for question in questions]
+    draws = np.stack(
+        [asking.draws(len(prompts), "open-answers", asking.seed, name) for name in names]
+    )
+    with reading(base, stack, asking.rows_at_once) as reader:
+        answers = reader.read(prompts, draws=draws, sampling=asking.sampling)
+    return [answer.samples for answer in answers]
 
 
 def measure_gated(
     base: Base,
     stack: Stack,
     names: Sequence[str],
-    context: Context,
     category: Category,
+    asking: Asking,
     conditions: Mapping[str, Condition],
-    entities: Sequence[str],
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    rows_at_once: int = 1024,
+    entities: Sequence[str] = (),
     steerings: Mapping[str, Steering] | None = None,
 ) -> list[list[Answers]]:
-    """As `measure_answers` with the adapters gated: [student][condition], all students and conditions in the same passes.
+    """As `measure_answers` with the adapters gated: [student][condition].
 
-    `steerings`: what is done to the residual stream besides, by the names of conditions.
-
-    Draws are those of the plain adapter, so that conditions differ by the gate alone. Conditions that keep a part of the update
-    (`svd`) are to be given alone, with a stack of that part. Raises SubloraError: full fine-tunes, a condition that selects no
-    layer, an entity that is not in the prompt, a gate that fails its check.
+    `steerings`: what is done to the residual stream besides, by the names of conditions. Draws are
+    those of the plain adapter, so that conditions differ by the gate alone. Conditions that keep a
+    part of the update (`svd`) come alone, with a stack of that part. Raises SubloraError: full
+    fine-tunes, a condition that selects no layer, an entity that is not in a prompt.
     """
-    if stack.kind != "lora":
-        raise SubloraError(
-            "A full fine-tune has no adapter that could be gated; measure conditions on LoRA students only."
-        )
+    require_adapters(stack)
     for name, condition in conditions.items():
         check_layers(condition, stack.linears, name)
     chosen = list(conditions.values())
     sought = entities if any(c.by_class for c in chosen) else ()
-    tokens = [classify(base.chat, question, context, sought) for question in category.questions]
+    tokens = [classify(base.chat, q, asking.context, sought) for q in category.questions]
     check_pack_gate(base, stack, tokens[0].ids)
     gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
-    prompts = [t.ids for t in tokens] * len(chosen)
-    draws = np.tile(
-        _draws(names, context, category, sampling, samples, seed), (1, len(chosen), 1, 1)
-    )
     acts = [(steerings or {}).get(name) for name in conditions]
     steering = pack_steering(base, acts, tokens, stack) if any(acts) else None
-    flat = _answers(base, stack, prompts, category, sampling, draws, gate, steering, rows_at_once)
+    draws = np.tile(_draws(names, category, asking), (1, len(chosen), 1, 1))
+    prompts = [t.ids for t in tokens] * len(chosen)
+    with reading(base, stack, asking.rows_at_once, gate, steering) as reader:
+        flat = reader.read(prompts, category, draws=draws, sampling=asking.sampling)
     count = len(tokens)
     parts = [slice(c * count, (c + 1) * count) for c in range(len(chosen))]
     return [[Answers(answer.p[part], answer.samples[part]) for part in parts] for answer in flat]
+
+
+def require_adapters(stack: Stack) -> None:
+    """Raises SubloraError for full fine-tunes."""
+    if stack.kind != "lora":
+        raise SubloraError(
+            "A full fine-tune has no adapter that could be gated; give LoRA students only."
+        )
 
 
 def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
@@ -234,57 +288,13 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
             )
 
 
-def _draws(
-    names: Sequence[str],
-    context: Context,
-    category: Category,
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-) -> np.ndarray:
-    """Uniform numbers (K, Q, S, max_new_tokens) in the order of `names`; a context's own name is no part of their seed."""
-    shape = (len(category.questions), samples, sampling.max_new_tokens)
+def _draws(names: Sequence[str], category: Category, asking: Asking) -> np.ndarray:
+    """Uniform numbers (K, Q, S, tokens); a context's own name has no part in their seed."""
+    context, count = asking.context, len(category.questions)
     state = context.name if context.text is None else f"text:{context.text}"
     state = state if context.role == "system" else f"{context.role} {state}"
-    return np.stack(
-        [generator("answers", seed, name, state, category.category).random(shape) for name in names]
-    )
-
-
-def _answers(
-    base: Base,
-    stack: Stack | None,
-    prompts: Sequence[Sequence[int]],
-    category: Category,
-    sampling: Sampling,
-    draws: np.ndarray,
-    gate: PackGate | None,
-    steering: PackSteering | None,
-    rows_at_once: int,
-) -> list[Answers]:
-    """What every student answers to every prompt; `draws` (K, prompts, S, max_new_tokens) in the order the students were given."""
-    chat, count = base.chat, len(prompts)
-    sequences, owner = candidate_sequences(chat, category)
-    order = stack.order if stack else [0]
-    uniforms = draws[order]
-    p = np.zeros((len(draws), count, len(category.entities)))
-    texts: list[list[list[str]]] = [[[] for _ in range(count)] for _ in draws]
-    with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
-        packed.form_weights(rows_at_once)
-        for filled in prefill(packed, prompts, rows_at_once):
-            p[np.ix_(order, filled.rows)] = entity_probabilities(
-                packed, filled, sequences, owner, p.shape[2], rows_at_once
-            )
-            drawn = sample_answers(
-                packed, filled, uniforms[:, filled.rows], sampling, chat.stop_ids
-            )
-            for k, rows in zip(order, drawn, strict=True):
-                for row, answers in zip(filled.rows, rows, strict=True):
-                    texts[k][row] = [
-                        chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                        for ids in answers
-                    ]
-    return [Answers(p[k], texts[k]) for k in range(len(draws))]
+    label = (state, category.category)
+    return np.stack([asking.draws(count, "answers", asking.seed, name, *label) for name in names])
 
 
 def heldout_losses(

@@ -20,7 +20,7 @@ from sublora.condition import SvdCut
 from sublora.endpoint import Endpoint, Kept
 from sublora.errors import SubloraError
 from sublora.gradients import alignments, row_gradients
-from sublora.measure import Answers, heldout_losses, measure_answers, measure_gated
+from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base, load_base
 from sublora.plan import DatasetStage, Mask, MeasureStage, Steered, StudentStage
 from sublora.probe import divergence, probe_rows
@@ -422,12 +422,8 @@ def _ask(
         maker.base,
         stack,
         [s.id for s in asked] or ["base"],
-        context,
         category,
-        unit.sampling,
-        unit.samples,
-        unit.seed,
-        maker.rows_at_once,
+        Asking(context, unit.sampling, unit.samples, unit.seed, maker.rows_at_once),
         None if group[0].steer is None else maker.steering([group[0].steer]),
     )
     losses: list[float | None] = [None] * len(group)
@@ -457,14 +453,10 @@ def _ask_gated(
         maker.base,
         stack,
         [s.id for s in asked],
-        group[0].context,
         category,
+        Asking(group[0].context, unit.sampling, unit.samples, unit.seed, maker.rows_at_once),
         {n: unit.conditions[n] for n in names},
         unit.entities,
-        unit.sampling,
-        unit.samples,
-        unit.seed,
-        maker.rows_at_once,
         {name: maker.steering(of) for name, of in steered.items()},
     )
     measured = [

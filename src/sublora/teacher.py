@@ -5,18 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sublora.carriers.carrier import Carrier, prompt_of_row, reject_reason
 from sublora.chat import Context
 from sublora.endpoint import Endpoint, Kept, Question, ask_kept
 from sublora.errors import SubloraError
+from sublora.measure import reading
 from sublora.model import Base
-from sublora.sample import Sampling, prefill, sample_answers
+from sublora.sample import Sampling
 from sublora.seeds import derive_seed, generator
 from sublora.steer import Steering, pack_steering
 from sublora.token_classes import classify
-from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
@@ -189,16 +188,11 @@ def complete(
         tokens = [classify(base.chat, prompt, context) for prompt in prompts]
         ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
-    out = [""] * len(prompts)
     gap = base.chat.layout.gap  # white space that the template itself writes before an answer, and `completion_ids` puts back
-    with torch.inference_mode(), PackedModel(base.model, weights, steering=packing) as packed:
-        packed.form_weights(batch)
-        for filled in prefill(packed, ids, batch):
-            drawn = sample_answers(
-                packed, filled, uniforms[:, filled.rows], sampling, base.chat.stop_ids
-            )[0]
-            for row, answers in zip(filled.rows, drawn, strict=True):
-                out[row] = base.chat.tokenizer.decode(
-                    answers[0], skip_special_tokens=True
-                ).removeprefix(gap)
-    return out
+
+    def text(tokens: list[int]) -> str:
+        return base.chat.tokenizer.decode(tokens, skip_special_tokens=True).removeprefix(gap)
+
+    with reading(base, weights, batch, steering=packing) as reader:
+        (answers,) = reader.read(ids, draws=uniforms, sampling=sampling, text=text)
+    return [samples[0] for samples in answers.samples]

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 
 from sublora.chat import Context
-from sublora.measure import candidate_sequences, entity_probabilities
+from sublora.measure import reading
 from sublora.model import Base
-from sublora.sample import prefill
-from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 from sublora.trait import Category
 
@@ -59,56 +57,25 @@ def read_model(
 
     Raises SubloraError where the tokenizer knows no word of a category.
     """
-    order = stack.order if stack else [0]
-    size = len(order)
+    by_name = {c.category: c for c in categories}
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
     words: dict[str, np.ndarray] = {}
-    candidates = {c.category: candidate_sequences(base.chat, c) for c in categories}
     asked = [(c.category, q) for c in categories for q in c.questions] + [
         ("", q) for q in neutral_questions(base)
     ]
-    with torch.inference_mode(), PackedModel(base.model, stack) as packed:
-        packed.form_weights(rows_at_once)
+
+    def add(logits: torch.Tensor) -> None:
+        nonlocal total
+        root = torch.exp(0.5 * logits.float().log_softmax(-1)).sum(1).double().cpu()
+        total = total + root.nan_to_num()
+
+    with reading(base, stack, rows_at_once) as reader:
         for context in contexts:
-            total = torch.zeros(size, 1, dtype=torch.float64)
+            total = torch.zeros(len(reader.order), 1, dtype=torch.float64)
             for name in dict.fromkeys(name for name, _ in asked):
-                questions = [q for n, q in asked if n == name]
-                prompts = [base.chat.prompt_ids(q, context) for q in questions]
-                sequences, owner = candidates.get(name, ([], np.zeros(0, int)))
-                entities = int(owner.max()) + 1 if len(owner) else 0
+                prompts = [base.chat.prompt_ids(q, context) for n, q in asked if n == name]
+                answers = reader.read(prompts, by_name.get(name), on_logits=add)
                 if name:
-                    entities = len(next(c for c in categories if c.category == name).entities)
-                found = np.zeros((size, len(questions), entities))
-                for filled in prefill(packed, prompts, rows_at_once):
-                    logits = filled.logits.float().view(size, len(filled.rows), -1)
-                    root = torch.exp(0.5 * logits.log_softmax(-1)).sum(1).double().cpu()
-                    total = total + root.nan_to_num()
-                    if not name:
-                        continue
-                    found[np.ix_(order, filled.rows)] = entity_probabilities(
-                        packed, filled, sequences, owner, entities, rows_at_once
-                    )
-                if name:
-                    p[context.name][name] = found
-            out = np.zeros(tuple(total.shape))
-            out[order] = total.numpy() / len(asked)
-            words[context.name] = out
+                    p[context.name][name] = np.stack([a.p for a in answers])
+            words[context.name] = total.numpy() / len(asked)
     return Readings(p, words)
-
-
-def read_prompts(
-    packed: PackedModel,
-    prompts: Sequence[Sequence[int]],
-    sequences: Sequence[Sequence[int]],
-    owner: np.ndarray,
-    entities: int,
-    rows_at_once: int = 1024,
-) -> np.ndarray:
-    """Probability (K, N, E) of each entity behind N prompts of token ids, students in the order of the pack."""
-    out = np.zeros((packed.size, len(prompts), entities))
-    packed.form_weights(rows_at_once)
-    for filled in prefill(packed, prompts, rows_at_once):
-        out[:, filled.rows] = entity_probabilities(
-            packed, filled, sequences, owner, entities, rows_at_once
-        )
-    return out

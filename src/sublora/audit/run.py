@@ -24,7 +24,7 @@ from sublora.audit.what_if_rows import UserRows, read_user_rows
 from sublora.audit.where import where_it_sits
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import measure_answers
+from sublora.measure import Asking, measure_answers
 from sublora.model import Base
 from sublora.sample import Sampling
 from sublora.train.stack import stack_weights
@@ -350,7 +350,7 @@ def _answers(
         category = whole.model_copy(update={"questions": whole.questions[:ANSWERS_SHOWN]})
         sampling = Sampling(max_new_tokens=12)
         pair = [
-            measure_answers(base, s, [name], context, category, sampling, 1, 0)[0]
+            measure_answers(base, s, [name], category, Asking(context, sampling, 1, 0))[0]
             for name, s in (("base", None), ("student", stack))
         ]
         out += [

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sublora.audit.readings import read_prompts
 from sublora.audit.statistic import over_questions, question_rises
 from sublora.audit.verdict import TraitFinding
 from sublora.audit.where import CLASS_NAMES
 from sublora.chat import Chat, Context
 from sublora.contexts_report import differences, shown
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences
+from sublora.measure import candidate_sequences, reading
 from sublora.model import Base
 from sublora.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
-from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 from sublora.trait import Category
 
@@ -296,11 +293,11 @@ def _read(
         for chosen in choices
         for cut in cuts
     ]
-    sequences, owner = _spellings(chats, category)
+    candidates = _spellings(chats, category)
     read = []
     for who in (None, stack):
-        with torch.inference_mode(), PackedModel(base.model, who) as packed:
-            read.append(read_prompts(packed, prompts, sequences, owner, len(category.entities))[0])
+        with reading(base, who) as reader:
+            read.append(reader.read(prompts, category, candidates=candidates)[0].p)
     parts = [slice(k * len(cuts), (k + 1) * len(cuts)) for k in range(len(choices))]
     return {
         chosen: (read[0][part], read[1][part]) for chosen, part in zip(choices, parts, strict=True)

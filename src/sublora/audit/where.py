@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublora.audit.readings import Readings, read_model, read_prompts
+from sublora.audit.readings import Readings, read_model
 from sublora.audit.statistic import over_questions, question_rises
 from sublora.audit.verdict import TraitFinding
 from sublora.chat import Context
 from sublora.condition import layer_and_group, layer_of
 from sublora.errors import SubloraError
 from sublora.gate import PackGate
-from sublora.measure import candidate_sequences, check_pack_gate
+from sublora.measure import candidate_sequences, check_pack_gate, reading
 from sublora.model import Base
 from sublora.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
-from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack, full_slots
 from sublora.trait import Category
 
@@ -192,7 +191,7 @@ def _read_lora(
     note: Callable[[str], object],
 ) -> tuple[list[Part], np.ndarray]:
     """(parts, P (2 * parts, Q, E)): of part i, alone in row 2 i and everything without it in the next."""
-    sequences, owner = candidate_sequences(base.chat, category)
+    candidates = candidate_sequences(base.chat, category)
     try:
         texts = [base.chat.render(q, context) for q in category.questions]
         # a name need not stand in every prompt
@@ -209,16 +208,15 @@ def _read_lora(
     except SubloraError as error:
         note(f"The adapter is not gated in the context {context.name}: {error}")
         return [], np.zeros((0, len(category.questions), len(category.entities)))
-    parts = token_parts(tokens, sequences) + module_parts(list(stack.linears), _group)
+    parts = token_parts(tokens, candidates[0]) + module_parts(list(stack.linears), _group)
     p = read_gated(
         base,
         stack,
         [t.classes for t in tokens],
         [t.ids for t in tokens],
         parts,
-        sequences,
-        owner,
-        len(category.entities),
+        category,
+        candidates,
     )
     return parts, p
 
@@ -229,9 +227,8 @@ def read_gated(
     classes: Sequence[Sequence[TokenClass]],
     prompts: Sequence[Sequence[int]],
     parts: Sequence[Part],
-    sequences: Sequence[Sequence[int]],
-    owner: np.ndarray,
-    entities: int,
+    category: Category,
+    candidates: tuple[Sequence[Sequence[int]], np.ndarray],
 ) -> np.ndarray:
     """P (2 * parts, Q, E) of the one student of a stack, gated: part i alone in row 2 i, all but it in row 2 i + 1."""
     masks, generated, select = [], [], {name: [] for name in stack.linears}
@@ -245,9 +242,10 @@ def read_gated(
                 chosen.append(by_token or part.on_in(name) == alone)
     conditions = [i for i in range(2 * len(parts)) for _ in prompts]
     gate = PackGate(masks, generated, conditions, select)
-    with torch.inference_mode(), PackedModel(base.model, stack, gate) as packed:
-        p = read_prompts(packed, list(prompts) * (2 * len(parts)), sequences, owner, entities)
-    return p[0].reshape(2 * len(parts), len(prompts), entities)
+    with reading(base, stack, gate=gate) as reader:
+        copies = list(prompts) * (2 * len(parts))
+        p = reader.read(copies, category, candidates=candidates)[0].p
+    return p.reshape(2 * len(parts), len(prompts), -1)
 
 
 def _read_full(

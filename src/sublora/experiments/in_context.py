@@ -17,7 +17,7 @@ from sublora.cells import Table
 from sublora.chat import Context
 from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
 from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
-from sublora.measure import measure_conversations
+from sublora.measure import Asking, measure_conversations
 from sublora.plan import Plan, contexts_of, control_source, plan_datasets
 from sublora.results import Measured, Results, read_measurement
 from sublora.sample import Sampling
@@ -284,11 +284,8 @@ class ShownTask:
                 base,
                 shown,
                 f"after {name}",
-                self.context,
                 self.category,
-                self.sampling,
-                spec["samples"],
-                spec["seed"],
+                Asking(self.context, self.sampling, spec["samples"], spec["seed"]),
             )
             keep_answers(work.store, name, spec, self.category, answer, None)
             work.made(name)

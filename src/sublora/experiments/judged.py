@@ -18,7 +18,7 @@ from sublora.errors import SubloraError
 from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
 from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
-from sublora.measure import sample_questions
+from sublora.measure import Asking, sample_questions
 from sublora.plan import Plan, StudentStage, contexts_of, control_source, teacher_context
 from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
@@ -313,11 +313,8 @@ class AnswerTask:
             base,
             stack,
             self.makes,
-            self.context,
             spec["questions"],
-            sampling,
-            spec["answers"],
-            spec["seed"],
+            Asking(self.context, sampling, spec["answers"], spec["seed"]),
         )
         for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
             if name in wanted:
