@@ -8,8 +8,8 @@ from sublora.arms import ARM_COLUMNS, ArmPick, summarise_arms
 from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
+from sublora.experiments.document import shipped_recipes
 from sublora.experiments.kinds import open_recipe
-from sublora.recipe import shipped_recipes
 
 Q, SEEDS = 24, [(d, t) for d in (1, 2, 3, 4) for t in (1, 2, 3)]
 RNG = np.random.default_rng(5)

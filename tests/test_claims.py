@@ -9,7 +9,7 @@ import pytest
 
 from sublora.claims import RULES, Cell, Claim, Table, judge, load_claims, summarise, thresholds
 from sublora.errors import SubloraError
-from sublora.recipe import shipped_recipes
+from sublora.experiments.document import shipped_recipes
 from sublora.shape import best_lr_slope
 from sublora.stats import contrast
 

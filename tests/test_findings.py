@@ -12,9 +12,10 @@ from pack_reference import base_model
 from sublora.cells import Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
+from sublora.experiments.document import shipped_recipes
 from sublora.findings import Finding, FindingEvidence, finding_rows
 from sublora.plan import make_plan
-from sublora.recipe import load_recipe, shipped_recipes
+from sublora.recipe import load_recipe
 from sublora.report.load import load_run
 from sublora.run_findings import Steerable, across_traits
 from sublora.train.pack import Student, train_pack

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from sublora.errors import SubloraError
-from sublora.recipe import find_recipe, load_recipe, read_document, shipped_recipes
+from sublora.experiments.document import find_recipe, read_document, shipped_recipes
+from sublora.recipe import load_recipe
 
 PRESETS = ("micro", "nief", "blank", "cloud")
 

@@ -33,8 +33,8 @@ def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
             f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}."
         )
     if what == "recipes":
+        from sublora.experiments.document import read_document, shipped_recipes
         from sublora.experiments.kinds import recipe_of
-        from sublora.recipe import read_document, shipped_recipes
 
         documents = [read_document(name) for name in shipped_recipes()]
         _table(

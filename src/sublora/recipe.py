@@ -1,23 +1,19 @@
-"""Recipes: a named grid of datasets, students and measurements as one YAML file; presets and overrides; errors that name the line."""
+"""Grid recipes: a named grid of datasets, students and measurements; their values and how these must fit."""
 
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sublora.carriers.carrier import CARRIERS, CarrierField
+from sublora.carriers.carrier import CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import UserText
 from sublora.condition import Condition, Placement
 from sublora.endpoint import EndpointSpec
 from sublora.errors import SubloraError
+from sublora.experiments.document import Document, read_document
 from sublora.sample import Sampling
 from sublora.steer_spec import SteerSpec, VectorsSpec
 from sublora.train.spec import AlphaRule, OptimizerName, Schedule
@@ -570,189 +566,6 @@ class Recipe(BaseModel):
         return [(d, t) for d in self.data.seeds for t in self.train.seeds]
 
 
-def shipped_recipes() -> dict[str, Path]:
-    folder = files("sublora.recipes")
-    return {
-        p.name.removesuffix(".yaml"): Path(str(p))
-        for p in sorted(folder.iterdir(), key=str)
-        if p.name.endswith(".yaml")
-    }
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe's file, or the user's YAML file. Raises SubloraError with close names."""
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"}:
-        if path.is_file():
-            return path
-        raise SubloraError(f"There is no recipe file {name}; check the path.")
-    close = difflib.get_close_matches(name, shipped, n=2, cutoff=0.4)
-    raise SubloraError(
-        f"There is no recipe '{name}'; {'did you mean ' + ' or '.join(close) + '?' if close else '`sublora ls recipes` lists them.'}"
-    )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for a text and `on` for true; here they are a number and a word, as in YAML 1.2. Quoted texts stay texts."""
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != _BOOL]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    _BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-Loc = tuple[str | int, ...]
-Checked = TypeVar("Checked", bound=BaseModel)
-Lines = dict[Loc, int]
-
-
-def _lines(node: yaml.Node, path: Loc, out: Lines, source: str) -> None:
-    out[path] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, key.value)
-            if here in out:
-                raise SubloraError(
-                    f"{source} line {key.start_mark.line + 1}: '{key.value}' stands twice; keep one."
-                )
-            _lines(value, here, out, source)
-            out[here] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _lines(value, (*path, index), out, source)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Lines]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-        lines: Lines = {}
-        if node is not None:
-            _lines(node, (), lines, path.name)
-    except RecursionError:
-        raise SubloraError(
-            f"The recipe {path} is nested too deeply; see CONTRIBUTING.md for an example."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(
-            f"The recipe {path} cannot be read ({error}); give a YAML file."
-        ) from None
-    except yaml.YAMLError as error:
-        raise SubloraError(
-            f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
-    if not isinstance(data, dict):
-        raise SubloraError(
-            f"The recipe {path} is empty or not a mapping; see CONTRIBUTING.md for an example."
-        )
-    return data, lines
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge; null removes a section."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = (
-            _merge(out[key], value)
-            if isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-            else value
-        )
-    return out
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, found, value = text.partition("=")
-    if not found or not key.strip():
-        raise SubloraError(f"--set {text!r} is not key=value, such as --set train.epochs=2.")
-    try:
-        out: Any = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise SubloraError(f"The value in --set {text!r} is not valid YAML; quote it.") from None
-    for part in reversed(key.strip().split(".")):
-        out = {part: out}
-    return out
-
-
-@dataclass(frozen=True)
-class Document:
-    """A recipe's values with preset and flags applied, not yet checked, and where each of them was written."""
-
-    path: Path
-    values: dict[str, Any]
-    preset: str
-    lines: Lines
-    origin: dict[Loc, str]
-    measured: Mapping[str, Any]  # what a run took, for `sublora ls recipes`; no part of the recipe
-
-    def place(self, loc: Loc) -> str:
-        """The line or flag at fault for the value at `loc`."""
-        return _place(loc, self.path, self.preset, self.lines, self.origin)
-
-    def checked(self, model: type[Checked]) -> Checked:
-        """The recipe of this class. Raises SubloraError naming the line or flag of an unknown key or a wrong value."""
-        try:
-            return model.model_validate(self.values)
-        except ValidationError as error:
-            raise SubloraError(_explain(error, self, model)) from None
-
-
-def read_document(
-    name: str,
-    *,
-    preset: str | None = None,
-    sets: Sequence[str] = (),
-    model: str | None = None,
-    traits: Sequence[str] = (),
-) -> Document:
-    """Read a recipe's file, apply a preset, then the flags, then --set; in this order. Raises SubloraError as `load_recipe`."""
-    path = find_recipe(name)
-    data, lines = _read(path)
-    presets = data.pop("presets", {}) or {}
-    if not isinstance(presets, dict):
-        raise SubloraError(
-            f"{path.name} line {lines['presets',]}: presets is not a mapping of names to settings."
-        )
-    measured = data.pop("measured", {}) or {}
-    if not isinstance(measured, dict):
-        raise SubloraError(
-            f"{path.name} line {lines['measured',]}: measured is not a mapping, such as {{minutes: 2}}."
-        )
-    for key, value in presets.items():
-        if not isinstance(value, dict | None):
-            raise SubloraError(
-                f"{path.name} line {lines['presets', key]}: the preset '{key}' is not a mapping of settings."
-            )
-    origin: dict[Loc, str] = {}
-    chosen = preset or "micro"
-    if preset is not None and preset not in presets:
-        raise SubloraError(
-            f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}."
-        )
-    merged = _merge(data, presets.get(chosen) or {})
-    flags: list[tuple[str, dict[str, Any]]] = [(f"--set {s}", _parse_override(s)) for s in sets]
-    if model is not None:
-        flags.insert(0, (f"--model {model}", {"model": model}))
-    if traits:
-        flags.insert(0, (f"--trait {' '.join(traits)}", {"traits": list(traits)}))
-    for label, over in flags:
-        merged = _merge(merged, over)
-        _mark(over, (), label, origin)
-    return Document(path, merged, chosen, lines, origin, measured)
-
-
 def load_recipe(
     name: str,
     *,
@@ -800,70 +613,3 @@ def _width(model: str) -> int | None:
         return known_shape(model).width
     except SubloraError:  # said by whoever loads the model
         return None
-
-
-def _mark(over: Any, path: Loc, label: str, origin: dict[Loc, str]) -> None:
-    if isinstance(over, dict):
-        for key, value in over.items():
-            _mark(value, (*path, key), label, origin)
-    else:
-        origin[path] = label
-
-
-def _place(loc: Loc, path: Path, preset: str, lines: Lines, origin: dict[Loc, str]) -> str:
-    """The flag that set the value at `loc`, or else the line of the file, or the line of what it would stand in."""
-    heads = [loc[:stop] for stop in range(len(loc), 0, -1)]
-    for head in heads:
-        if head in origin:
-            return origin[head]
-    for head in heads:
-        flag = next((flag for place, flag in origin.items() if place[: len(head)] == head), None)
-        if flag and head == loc:
-            return flag
-        written = (
-            *head[:-1],
-            str(head[-1]),
-        )  # a key such as 1 is a number for YAML, and a text in `lines`
-        if line := lines.get(("presets", preset, *head)) or lines.get(head) or lines.get(written):
-            return f"{path.name} line {line}"
-        if flag:  # what a flag wrote lacks something, and no line of the file has any of it
-            return flag
-    return path.name
-
-
-def _explain(error: ValidationError, document: Document, root: type[BaseModel]) -> str:
-    """One sentence: where (line or flag), what, and the keys that are known there."""
-    # a misspelt key is also a missing one: say the first of the two
-    first = min(error.errors(), key=lambda e: e["type"] not in {"extra_forbidden", "invalid_key"})
-    loc = tuple(
-        p
-        for p in first["loc"]
-        if p not in {"constrained-str", "str", "UserText", "float", "literal['r','4r','rslora']"}
-    )
-    # the name of a carrier's kind is no key
-    loc = tuple(
-        p for i, p in enumerate(loc) if not (i and loc[i - 1] == "carrier" and p in CARRIERS)
-    )
-    if first["type"] == "misfit":
-        loc = tuple(first["ctx"]["where"].split("."))
-    message = first["msg"].removeprefix("Value error, ")
-    place = document.place(loc)
-    what = ".".join(map(str, loc))
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(root, loc[:-1])
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(known)}."
-        return f"{place}: unknown key '{what}'; {hint}"
-    return f"{place}: {what + ': ' if what else ''}{message}."
-
-
-def _known_keys(root: type[BaseModel], loc: Loc) -> list[str]:
-    models: list[Any] = [root]
-    for part in loc:
-        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
-        if field is None:
-            return []
-        options = getattr(field.annotation, "__args__", ()) or (field.annotation,)
-        plain = [getattr(o, "__origin__", o) for o in options]
-        models = [o for o in plain if isinstance(o, type) and issubclass(o, BaseModel)]
-    return sorted({name for m in models for name in m.model_fields})

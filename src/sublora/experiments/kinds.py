@@ -6,7 +6,8 @@ from typing import Any
 
 from sublora.errors import SubloraError
 from sublora.experiment import Experiment
-from sublora.recipe import Document, Recipe, grid_of, read_document
+from sublora.experiments.document import Document, read_document
+from sublora.recipe import Recipe, grid_of
 
 KINDS = {
     "aux-logits": "aux_logits:AuxLogits",

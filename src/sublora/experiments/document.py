@@ -1,0 +1,205 @@
+"""Recipe files: YAML with line numbers, `extends`, presets and --set; errors that name the line or flag at fault."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from sublora.errors import SubloraError
+from sublora.experiments.layers import Layer, Places, flag_layer, override, read_layer
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def _folder(name: str) -> dict[str, Path]:
+    found = sorted((files("sublora.experiments") / name).iterdir(), key=str)
+    paths = [Path(str(file)) for file in found if file.name.endswith(".yaml")]
+    return {path.stem: path for path in paths}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    return _folder("recipes")
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe's file, or the user's YAML file. Raises SubloraError with close names."""
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise SubloraError(f"There is no recipe file {name}; check the path.")
+    close = difflib.get_close_matches(name, shipped, n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`sublora ls recipes` lists them."
+    raise SubloraError(f"There is no recipe '{name}'; {hint}")
+
+
+def _check_section(layer: Layer, *path: str, what: str) -> None:
+    """Raises SubloraError where the section is there and no mapping."""
+    value: Any = layer.values
+    for key in path:
+        value = value.get(key) or {}
+    if not isinstance(value, dict):
+        raise SubloraError(f"{layer.places[path]}: {what}.")
+
+
+def _whole(path: Path, behind: tuple[Path, ...] = ()) -> tuple[Layer, dict[str, Any]]:
+    """A file over all that it extends, with its presets, and what it says under `measured`."""
+    own = read_layer(path)
+    _check_section(own, "measured", what="measured is not a mapping, such as {minutes: 2}")
+    _check_section(own, "presets", what="presets is not a mapping of names to settings")
+    measured = own.values.pop("measured", None) or {}
+    base = _extended(own, path, behind)
+    inherited = base.values.setdefault("presets", {})
+    presets = own.values["presets"] = own.values.get("presets") or {}
+    own.places.setdefault(("presets",), path.name)
+    for name, value in list(presets.items()):
+        what = f"the preset '{name}' is not a mapping of settings"
+        _check_section(own, "presets", name, what=what)
+        if value is None and name in inherited:
+            del presets[name], inherited[name]
+        elif value is None:
+            presets[name] = {}
+        else:
+            part = own.section("presets", name)
+            shared = _extended(part, path, behind)
+            shared.values.pop("presets", None)
+            presets[name] = shared.put(part).values
+            own.places.update({("presets", name, *at): p for at, p in shared.places.items()})
+    return base.put(own), measured
+
+
+def _extended(own: Layer, path: Path, behind: tuple[Path, ...]) -> Layer:
+    """What the key `extends`, which is taken out, names: a recipe, a shared preset, or a file beside this one."""
+    name = own.values.pop("extends", None)
+    if name is None:
+        return Layer({}, {})
+    where = own.places["extends",]
+    known = _folder("presets") | shipped_recipes()
+    beside = path.parent / str(name)
+    file = known.get(str(name), beside if beside.suffix in {".yaml", ".yml"} else None)
+    if file is None or not file.is_file():
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "name a recipe, a preset or a file."
+        raise SubloraError(f"{where}: there is no '{name}' to extend; {hint}")
+    if file in (path, *behind):
+        raise SubloraError(f"{where}: {path.stem} extends itself; name another recipe.")
+    return _whole(file, (path, *behind))[0]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A recipe's values with preset and flags applied, not yet checked, and where each of them was written."""
+
+    path: Path
+    values: dict[str, Any]
+    preset: str
+    places: Places
+    flags: Places
+    measured: Mapping[str, Any] = field(default_factory=dict)  # what a run took; not in the recipe
+
+    def place(self, loc: Sequence[str | int]) -> str:
+        """The line or flag at fault for the value at `loc`, or that of the section that it would stand in."""
+        path = tuple(map(str, loc))
+        if path in self.flags:
+            return self.flags[path]
+        heads = (path[:stop] for stop in range(len(path), 0, -1))
+        return next((self.places[head] for head in heads if head in self.places), self.path.name)
+
+    def checked(self, model: type[Checked]) -> Checked:
+        """The recipe of this class. Raises SubloraError naming the line or flag of an unknown key or a wrong value."""
+        try:
+            return model.model_validate(self.values)
+        except ValidationError as error:
+            raise SubloraError(_explain(error, self, model)) from None
+
+
+def read_document(
+    name: str,
+    *,
+    preset: str | None = None,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    traits: Sequence[str] = (),
+) -> Document:
+    """Read a recipe's file, apply a preset, then the flags, then --set; in this order.
+
+    Raises SubloraError: unknown recipe or preset, or a file that is no recipe, with its line.
+    """
+    path = find_recipe(name)
+    layer, measured = _whole(path)
+    presets = layer.values["presets"]
+    chosen = preset or "micro"
+    if preset is not None and preset not in presets:
+        raise SubloraError(
+            f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}."
+        )
+    if chosen in presets:
+        layer.put(layer.section("presets", chosen))
+    del layer.values["presets"]
+    given = [flag_layer(f"--trait {' '.join(traits)}", "traits", list(traits))] if traits else []
+    given += [flag_layer(f"--model {model}", "model", model)] if model is not None else []
+    flags: Places = {}
+    for flag in [*given, *map(override, sets)]:
+        flags |= flag.places
+        layer.put(flag, quiet=True)
+    return Document(path, layer.final(), chosen, layer.places, flags, measured)
+
+
+_UNKNOWN = {"extra_forbidden", "invalid_key"}
+
+
+def _explain(error: ValidationError, document: Document, root: type[BaseModel]) -> str:
+    """One sentence: where (line or flag), what, and the keys that are known there."""
+    # a misspelt key is also a missing one: say the first of the two
+    first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN)
+    loc: list[str | int] = []
+    options = [root]
+    for part in first["loc"]:
+        inner = [annotation for option in options for annotation in _inside(option, part)]
+        # what is nowhere in the schema names a member of a union, unless it is the unknown key
+        if inner or (first["type"] in _UNKNOWN and part == first["loc"][-1]):
+            loc.append(part)
+            known, options = options, inner
+    if first["type"] == "misfit":
+        loc = first["ctx"]["where"].split(".")
+    what = ".".join(map(str, loc))
+    if first["type"] == "extra_forbidden":
+        keys = sorted({key for o in known if _is_model(o) for key in o.model_fields})
+        close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(keys)}."
+        return f"{document.place(loc)}: unknown key '{what}'; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{document.place(loc)}: {what + ': ' if what else ''}{message}."
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The classes that a value of this annotation may have."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for option in get_args(annotation) for member in _members(option)]
+    return [annotation]
+
+
+def _inside(annotation: Any, part: str | int) -> list[Any]:
+    """The classes of what stands in a value at a key or an index."""
+    inner: tuple[Any, ...] = ()
+    if _is_model(annotation) and part in annotation.model_fields:
+        inner = (annotation.model_fields[part].annotation,)
+    elif get_origin(annotation) is dict:
+        inner = get_args(annotation)[1:]
+    elif get_origin(annotation) in (tuple, list) and isinstance(part, int):
+        inner = tuple(a for a in get_args(annotation) if a is not Ellipsis)
+    return [member for annotation in inner for member in _members(annotation)]
