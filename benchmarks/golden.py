@@ -35,6 +35,7 @@ RECIPES = (
 )
 PORT = 38471  # fixed: the address of a judge is part of what its verdicts were made from
 MODELS = ("micro", "micro-null")
+ON_NULL = ("rank-lr", "traits", "steering-teacher")  # the hard negative control takes as long again
 LABELS = {  # columns that say which row it is; the others are compared
     "results.csv": (
         "measurement_id",
@@ -86,7 +87,7 @@ def make(folder: Path, recipes: tuple[str, ...]) -> None:
     environment = os.environ | {"SUBLORA_HOME": str(folder / "store"), "OMP_NUM_THREADS": "1"}
     with judge() as url:
         for recipe in recipes:
-            for model in ("micro",) if recipe in ("judged", "aux-logits") else MODELS:
+            for model in MODELS if recipe in ON_NULL else MODELS[:1]:
                 out = folder / "runs" / model / recipe
                 if (out / "golden-done").exists():
                     continue
