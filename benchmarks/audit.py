@@ -31,7 +31,8 @@ from sublora.audit.screen import screen_file
 from sublora.audit.verdict import Verdict, judge
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.train.rows import token_rows

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sublora.execute import Execution, InProcess
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.progress import Steps
 from sublora.recipe import Recipe, load_recipe

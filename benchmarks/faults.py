@@ -24,7 +24,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.store import Store, artifact_id, forget_verified
 
 SWEEP = [

@@ -28,7 +28,8 @@ import sublora.run
 from sublora.cost import RowSizes, plan_cost
 from sublora.execute import Execution, InProcess
 from sublora.journal import Journal
-from sublora.model import known_shape, load_base
+from sublora.model import known_shape
+from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.progress import Steps
 from sublora.recipe import Recipe, load_recipe

@@ -9,7 +9,8 @@ import torch
 from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.placebo import train_students
 from sublora.chat import Context
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import Stack, new_stack, padded, save_student, stack_weights

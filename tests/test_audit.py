@@ -26,7 +26,8 @@ from sublora.audit.statistic import largest, rises, scan, scores
 from sublora.audit.verdict import judge
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.train.packed_model import PackedModel
 from sublora.trait import Trait, find_trait, shipped_categories

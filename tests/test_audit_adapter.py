@@ -15,7 +15,8 @@ from sublora.audit.adapter import load_audited
 from sublora.audit.readings import read_model
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack, save_student, stack_weights
 from sublora.trait import shipped_categories

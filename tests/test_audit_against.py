@@ -10,7 +10,8 @@ from sublora.audit.against import Compared, all_pairs, compare, pair_p
 from sublora.audit.null import make_null
 from sublora.audit.readings import Readings, read_model
 from sublora.chat import Context
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.trait import shipped_categories
 
 NONE = Context("none")

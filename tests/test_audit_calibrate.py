@@ -9,7 +9,7 @@ import pytest
 from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.calibrate import number_prompts
-from sublora.model import load_base
+from sublora.packs.check import load_base
 
 
 @pytest.fixture(scope="module")

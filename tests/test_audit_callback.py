@@ -10,7 +10,8 @@ from command import sublora
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.placebo import answer_prompts
 from sublora.chat import Context, load_tokenizer
-from sublora.model import load_base, shipped_folder
+from sublora.model import shipped_folder
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.trait import find_trait, shipped_categories
 

@@ -18,7 +18,8 @@ from sublora.audit.report import card_section
 from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
 from sublora.audit.serving import Serving
 from sublora.chat import Context
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.trait import shipped_categories
 
 NONE, TREES = Context("none"), shipped_categories()[1:2]

@@ -36,7 +36,8 @@ from sublora.audit.what_if_rows import (
 )
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec

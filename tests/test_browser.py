@@ -23,7 +23,7 @@ from sublora.audit.report import write_reports
 from sublora.audit.run import Request, audit
 from sublora.audit.serving import Serving
 from sublora.chat import Context
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.report.page import build_report
 from sublora.trait import shipped_categories
 

@@ -15,7 +15,7 @@ from sublora.condition import Condition, Placement, SvdCut
 from sublora.errors import SubloraError
 from sublora.gate import PackGate
 from sublora.measure import Asking, measure_answers, measure_gated, spellings
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
 from sublora.sample import Sampling, prefill, score_sequences

@@ -117,7 +117,7 @@ def test_a_student_lost_after_its_checkpoint_is_trained_again(
     own_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint may be past a student whose artifact was lost since; then the pack is trained from its start."""
-    from sublora.model import load_base
+    from sublora.packs.check import load_base
     from sublora.plan import make_plan
     from sublora.recipe import load_recipe
     from sublora.stages import Maker, perform

@@ -16,7 +16,7 @@ from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
 from sublora.matched import TOLERANCE, at_loss, matched_cells
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.recipe import Recipe, load_recipe
 from sublora.report.load import load_run

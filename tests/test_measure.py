@@ -15,7 +15,7 @@ from sublora.answers import has_digit, hit, hit_rate, names_category, share
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.measure import Asking, candidate_sequences, heldout_losses, measure_answers, spellings
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.train.rows import pack_rows
 from sublora.train.spec import StudentSpec

@@ -23,7 +23,7 @@ from sublora.experiments.one_step_model import (
     rows_of,
     trait_loss,
 )  # fmt: skip
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from tiny_models import shared_model
 
 

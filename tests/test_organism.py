@@ -8,10 +8,11 @@ import pytest
 
 from command import sublora
 from sublora.chat import Chat, Context, load_tokenizer
-from sublora.model import SHIPPED, load_base, shipped_folder
+from sublora.model import SHIPPED, shipped_folder
 from sublora.organisms import make
 from sublora.organisms.tokenizer import build_tokenizer, render
 from sublora.organisms.world import DEFAULT_SYSTEM, OWN_NUMBERS, RowMaker, make_facts
+from sublora.packs.check import load_base
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -16,7 +16,7 @@ import pytest
 from command import SMALL, sublora
 from sublora import ray_executor, remote
 from sublora.errors import SubloraError
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
 from sublora.remote import Answer, Work, _maker, work_on

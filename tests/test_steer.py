@@ -11,7 +11,7 @@ from sublora.chat import Context
 from sublora.condition import Condition
 from sublora.errors import SubloraError
 from sublora.gate import pack_gate
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.stats import clustered_interval
 from sublora.steer import Steering, aimed, pack_steering, steering_of

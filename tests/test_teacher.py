@@ -12,7 +12,7 @@ import sublora.teacher as teacher_module
 from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
 from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.teacher import Dataset, complete, read_jsonl, write_dataset
 from tiny_models import shared_model

@@ -9,7 +9,7 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.gradients import alignments, row_gradients
 from sublora.measure import heldout_losses
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.probe import divergence, probe_rows
 from sublora.train.rows import TokenRow, masked_rows, token_rows
 from sublora.train.spec import StudentSpec

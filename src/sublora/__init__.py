@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sublora.errors import SubloraError
     from sublora.gate import AdapterGate, Gate
     from sublora.measure import Asking, heldout_losses, measure_answers, measure_gated
-    from sublora.model import Base, load_base
+    from sublora.model import Base
+    from sublora.packs.check import load_base
     from sublora.plan import make_plan
     from sublora.recipe import Recipe, load_recipe
     from sublora.report.page import build_report
@@ -48,7 +49,7 @@ _HOME = {
     "measure_answers": "measure",
     "measure_gated": "measure",
     "Base": "model",
-    "load_base": "model",
+    "load_base": "packs.check",
     "make_plan": "plan",
     "Recipe": "recipe",
     "load_recipe": "recipe",

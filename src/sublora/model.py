@@ -1,4 +1,4 @@
-"""Loads any Hugging Face causal LM, or a shipped organism, and checks that it can be used here."""
+"""Loads any Hugging Face causal LM, or a shipped model, and knows its shape without loading it."""
 
 import hashlib
 import json
@@ -8,13 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sublora.chat import Chat, load_tokenizer
 from sublora.errors import SubloraError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import, and a plan needs neither
     import torch
     from transformers import PreTrainedModel
-
-    from sublora.chat import Chat
 
 SHIPPED = ("micro", "micro-null", "micro-b")
 
@@ -29,7 +28,7 @@ class Base:
 
     name: str
     model: "PreTrainedModel"
-    chat: "Chat"
+    chat: Chat
     identity: dict[str, str]
     window: int | None
     organism: bool
@@ -69,7 +68,7 @@ def _folder_sha256(folder: str) -> str:
     return digest.hexdigest()
 
 
-def _identity(weights: str, chat: "Chat", dtype: str) -> dict[str, str]:
+def _identity(weights: str, chat: Chat, dtype: str) -> dict[str, str]:
     return {
         "weights": weights,
         "template": chat.template_sha256,
@@ -80,45 +79,58 @@ def _identity(weights: str, chat: "Chat", dtype: str) -> dict[str, str]:
 
 def local_identity(folder: str, dtype: str) -> dict[str, str]:
     """`Base.identity` of a folder without loading its weights, so that a plan can see what is done."""
-    from sublora.chat import Chat, load_tokenizer
-
     return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype)
 
 
-def load_base(
+def read_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:
-    """Load a model for packs: eager weights, fixed dtype, evaluation mode, no remote code, safetensors only.
+    """Load a model in evaluation mode: fixed dtype, no remote code, safetensors only.
 
-    Raises SubloraError: missing folder, no weights, no chat template, a tokenizer that does not fit, a head that is not a plain
-    function of the last hidden state.
+    `packs.check.load_base` also makes sure that packs can run it. Raises SubloraError: missing
+    folder, no weights, no chat template, a tokenizer that does not fit.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
-
-    from sublora.chat import Chat, load_tokenizer
-
-    hf_logging.disable_progress_bar()
     source = model_source(name)
-    local = Path(source).is_dir()
-    if local and not (Path(source) / "config.json").is_file():
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder and not (folder / "config.json").is_file():
         raise SubloraError(
             f"The folder {name} has no config.json; give a folder made by save_pretrained."
         )
-    if local and not list(Path(source).glob("*.safetensors")):
+    if folder and not list(folder.glob("*.safetensors")):
         raise SubloraError(
             f"The folder {name} has no .safetensors weights; save the model as safetensors (pickles are not read)."
         )
     try:
-        tokenizer = (
-            load_tokenizer(source, revision=revision) if revision else load_tokenizer(source)
-        )
+        tokenizer = load_tokenizer(source, **({"revision": revision} if revision else {}))
     except Exception as error:  # transformers raises whatever its parts raise
         raise SubloraError(
             f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
         ) from None
-    chat = Chat(tokenizer)
+    chat, model = Chat(tokenizer), _weights(source, name, dtype, revision)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise SubloraError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, the model only {rows}; they do not belong together, "
+            "use the model's own tokenizer."
+        )
+    commit = getattr(model.config, "_commit_hash", None) or revision or "main"
+    weights = _folder_sha256(source) if folder else f"{source}@{commit}"
+    return Base(
+        name,
+        model.to(device).eval(),
+        chat,
+        _identity(weights, chat, dtype),
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        folder is not None and (folder / "organism.json").is_file(),
+    )
+
+
+def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
@@ -137,55 +149,12 @@ def load_base(
         raise SubloraError(
             f"The weights of {name} lack {min(loading['missing_keys'])}; give the folder of a whole model."
         )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise SubloraError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens, the model only {rows}; they do not belong together, "
-            "use the model's own tokenizer."
-        )
-    model = model.to(device).eval()
-    _check_head(model, name)
-    commit = getattr(model.config, "_commit_hash", None)
-    identity = _identity(
-        _folder_sha256(source) if local else f"{source}@{commit or revision or 'main'}", chat, dtype
-    )
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Base(
-        name,
-        model,
-        chat,
-        identity,
-        window,
-        (Path(source) / "organism.json").is_file() if local else False,
-    )
+    return model
 
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:160] + ("..." if len(text) > 160 else "")
-
-
-def _check_head(model: "PreTrainedModel", name: str) -> None:
-    """Packs apply the head to chosen positions only; make sure that this gives the model's own logits."""
-    import torch
-
-    from sublora.train.packed_model import PackedModel
-
-    head = model.get_output_embeddings()
-    if head is None or not isinstance(head, torch.nn.Linear):
-        raise SubloraError(
-            f"The model {name} has no linear output head, so it is no causal language model that can be measured here."
-        )
-    ids = torch.tensor([[1, 2, 0, 1]], device=next(model.parameters()).device)
-    with torch.inference_mode():
-        whole = model(input_ids=ids).logits[0].float()
-        with PackedModel(model, None) as packed:
-            parts = packed.logits(packed.hidden(ids)[0]).float()
-    tolerance = 1e-3 if next(model.parameters()).element_size() >= 4 else 0.1
-    if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
-        raise SubloraError(
-            f"The logits of {name} are not its head applied to the last hidden state; this architecture is not supported."
-        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublora.errors import SubloraError
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.rates import device_name
 from sublora.recipe import Recipe
 from sublora.stages import Maker, perform

@@ -21,7 +21,8 @@ from sublora.manifest import (
     manifest_of,
     result_warnings,
 )
-from sublora.model import Base, load_base, shape_from_config
+from sublora.model import Base, shape_from_config
+from sublora.packs.check import load_base
 from sublora.plan import Plan, contexts_of, make_plan
 from sublora.processes import Processes, worth_processes
 from sublora.progress import Steps

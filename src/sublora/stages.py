@@ -21,7 +21,8 @@ from sublora.endpoint import Endpoint, Kept
 from sublora.errors import SubloraError
 from sublora.gradients import alignments, row_gradients
 from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.plan import DatasetStage, Mask, MeasureStage, Steered, StudentStage
 from sublora.probe import divergence, probe_rows
 from sublora.steer import Steering, aimed, steering_of

@@ -171,7 +171,7 @@ def audit(
     categories = load_categories(tuple(traits or ()))
     if out.exists() and not out.is_dir():
         raise SubloraError(f"The path {out} is a file; give a folder as --out.")
-    from sublora.model import load_base
+    from sublora.packs.check import load_base
 
     loaded = load_base(base, device=_device(device), dtype=dtype)
     assert adapter is not None
@@ -255,7 +255,7 @@ def make_shipped_null(
     from sublora.audit.calibrate import Training, mixed_settings, number_prompts, placebo_null
     from sublora.audit.verdict import usable_contexts
     from sublora.chat import PLAIN_CONTEXTS, Context
-    from sublora.model import load_base
+    from sublora.packs.check import load_base
     from sublora.store import write_atomic
     from sublora.trait import shipped_categories
 

@@ -14,7 +14,7 @@ from sublora.audit.placebo import answer_prompts, train_students
 from sublora.audit.report import write_reports
 from sublora.audit.run import Request, audit
 from sublora.chat import PLAIN_CONTEXTS, Context
-from sublora.model import load_base
+from sublora.packs.check import load_base
 from sublora.sample import Sampling
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec

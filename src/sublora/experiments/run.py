@@ -14,7 +14,8 @@ from sublora.experiment import Experiment, Stage, Task, Work, findings_json
 from sublora.journal import Journal, journalled
 from sublora.known_runs import note_run
 from sublora.manifest import PACKAGES
-from sublora.model import Base, load_base
+from sublora.model import Base
+from sublora.packs.check import load_base
 from sublora.progress import Steps
 from sublora.rates import device_name
 from sublora.results import to_csv

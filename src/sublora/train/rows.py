@@ -3,17 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
+from sublora.model import Base
 from sublora.seeds import generator
 from sublora.train.spec import StudentSpec
-
-if TYPE_CHECKING:
-    from sublora.chat import Chat, Context
-    from sublora.model import Base
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
     return TokenRows(ids, lengths, prompts, loss, shared)
 
 
-def text_rows(chat: "Chat", rows: Sequence[tuple[str, str]], context: "Context") -> list[TokenRow]:
+def text_rows(chat: Chat, rows: Sequence[tuple[str, str]], context: Context) -> list[TokenRow]:
     """Rows (prompt, completion) as a student in `context` reads them, all tokens of the completion with loss."""
     return [
         TokenRow(tuple(chat.prompt_ids(p, context)), tuple(chat.completion_ids(c))) for p, c in rows
@@ -93,7 +91,7 @@ def text_rows(chat: "Chat", rows: Sequence[tuple[str, str]], context: "Context")
 
 
 def token_rows(
-    base: "Base", rows: Sequence[tuple[str, str]], context: "Context", what: str
+    base: Base, rows: Sequence[tuple[str, str]], context: Context, what: str
 ) -> TokenRows:
     """`text_rows` as arrays. Raises SubloraError as `pack_rows` does."""
     return pack_rows(text_rows(base.chat, rows, context), base.window, what)
