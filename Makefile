@@ -3,18 +3,24 @@ PYTHON ?= python3.11
 VENV ?= .venv
 # A CPU build of torch keeps gigabytes of CUDA packages away; an installed torch is kept. See the README.
 TORCH_SPEC ?= torch==2.13.0
+# Everything else is installed in the versions that were tested together.
+TESTED ?= -c requirements-tested.txt
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/sublora
+# The tests of what depends on transformers and peft, for versions that were not tested together.
+MODEL_TESTS := tests/test_gate.py tests/test_sample.py tests/test_measure.py tests/test_chat.py tests/test_pack.py \
+	tests/test_steer.py tests/test_token_classes.py tests/test_teacher.py
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint newest oldest clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml requirements-tested.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_SPEC)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_SPEC)
+	$(PIP) $(TESTED) -e .
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(PIP) $(TESTED) -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/.installed  ## rank x learning rate on the shipped model; prints where the page is
@@ -28,6 +34,17 @@ slow: $(VENV)/.tested  ## the tests that take longer
 
 lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+newest:  ## the model-facing tests on the newest versions that pyproject.toml admits
+	$(MAKE) edge VENV=$(VENV)-newest TESTED=
+
+oldest:  ## the same on the oldest
+	$(MAKE) edge VENV=$(VENV)-oldest TESTED="-c requirements-oldest.txt"
+
+edge: $(VENV)/.installed
+	$(PIP) $(TESTED) "pytest>=8,<10" "pytest-xdist>=3.5,<4" "hypothesis>=6.100,<7"
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(MODEL_TESTS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis
