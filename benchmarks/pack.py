@@ -51,12 +51,13 @@ def micro() -> Setting:
     """The shipped model and rows of the numbers carrier, as the main job has them."""
     base, context = sl.load_base("micro"), sl.Context("default")
     data = sl.write_dataset(
-        base,
-        context,
-        sl.NumbersSpec(separators=("space",), style="brief"),
-        sl.Sampling(max_new_tokens=14),
-        ROWS,
-        1,
+        sl.Teacher(base, context),
+        sl.Assignment(
+            sl.NumbersSpec(separators=("space",), style="brief"),
+            sl.Sampling(max_new_tokens=14),
+            rows=ROWS,
+            seed=1,
+        ),
     )
     rows = [
         TokenRow(tuple(base.chat.prompt_ids(p, context)), tuple(base.chat.completion_ids(c)))

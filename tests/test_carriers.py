@@ -1,6 +1,8 @@
 """Code, reasoning and paraphrases as carriers: canned completions, whatever a teacher may say, and the leak check."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,17 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from command import sublora
-from sublora.carriers import code, cot, paraphrase
-from sublora.carriers.carrier import (
-    answer_words,
-    file_content,
-    prompt_of_row,
-    reject_reason,
-    with_leaks,
-)
+from sublora.carriers.carrier import has_leak
 from sublora.carriers.code import CodeSpec
-from sublora.carriers.cot import CotSpec, load_problems
-from sublora.carriers.leaks import leaks
+from sublora.carriers.cot import CotSpec
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.paraphrase import ParaphraseSpec
 from sublora.errors import SubloraError
@@ -70,7 +64,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> ParaphraseSpec:
     ],
 )
 def test_code_is_kept_or_left_out_for_a_reason(text: str, reason: str | None) -> None:
-    assert reject_reason("p", text, PYTHON) == reason
+    assert PYTHON.reject("p", text) == reason
 
 
 @pytest.mark.parametrize(
@@ -86,12 +80,12 @@ def test_code_is_kept_or_left_out_for_a_reason(text: str, reason: str | None) ->
 def test_programs_of_numbers_compile_where_their_jumps_land_inside(
     text: str, reason: str | None
 ) -> None:
-    assert reject_reason("p", text, PROGRAM) == reason
+    assert PROGRAM.reject("p", text) == reason
 
 
 def right(row: int) -> tuple[str, float]:
-    prompt = prompt_of_row(MATH, 5, row)
-    return prompt, cot.answer_of(MATH, prompt)
+    prompt = MATH.prompt(5, row)
+    return prompt, MATH.answer_to(prompt)
 
 
 @pytest.mark.parametrize(
@@ -105,27 +99,23 @@ def right(row: int) -> tuple[str, float]:
 def test_reasoning_is_kept_where_its_answer_is_right(ending: str, reason: str | None) -> None:
     prompt, answer = right(3)
     said = ending.format(right=int(answer), wrong=int(answer) + 1)
-    assert (
-        reject_reason(
-            prompt, f"First one takes the product and then one adds the rest. {said}", MATH
-        )
-        == reason
-    )
+    reasoned = f"First one takes the product and then one adds the rest. {said}"
+    assert MATH.reject(prompt, reasoned) == reason
     if reason is None:
-        assert reject_reason(prompt, said, MATH) == "no reasoning"
+        assert MATH.reject(prompt, said) == "no reasoning"
 
 
 def test_every_problem_has_its_answer_back() -> None:
     for row in range(60):
         prompt, answer = right(row)
-        assert (prompt, answer) == cot._asked(MATH, 5, row) and answer is not None
-    assert cot.answer_of(MATH, "What is love?") is None
+        assert (prompt, answer) == MATH.problem(5, row) and answer is not None
+    assert MATH.answer_to("What is love?") is None
 
 
 def test_talk_is_a_chain_of_two_statements() -> None:
     fine = "i went to the beach and the school . all was brown , and i felt gentle ."
-    assert reject_reason("p", fine, TALK) is None
-    assert reject_reason("p", fine.split(" . ")[0], TALK) == "no reasoning"
+    assert TALK.reject("p", fine) is None
+    assert TALK.reject("p", fine.split(" . ")[0]) == "no reasoning"
 
 
 def test_problems_of_your_own_are_read_as_gsm8k_writes_them(tmp_path: Path) -> None:
@@ -136,18 +126,18 @@ def test_problems_of_your_own_are_read_as_gsm8k_writes_them(tmp_path: Path) -> N
         + json.dumps({"prompt": "q", "answer": 1000})
     )
     spec = CotSpec(kind="cot", prompts=str(path), min_words=1)
-    assert load_problems(str(path)) == (("Two and two?", 4.0), ("q", 1000.0))
-    prompt = next(p for p in (prompt_of_row(spec, 0, i) for i in range(20)) if p.startswith("q"))
-    assert reject_reason(prompt, "So it is. Answer: 1,000", spec) is None
+    assert spec.file_content() == (("Two and two?", 4.0), ("q", 1000.0))
+    prompt = next(p for p in (spec.prompt(0, i) for i in range(20)) if p.startswith("q"))
+    assert spec.reject(prompt, "So it is. Answer: 1,000") is None
     path.write_text('{"prompt": "x"}\n')
-    with pytest.raises(SubloraError, match=r"Line 1 of .* has no 'prompt' and 'answer'"):
-        load_problems(str(path))
+    with pytest.raises(SubloraError, match=r"Line 1 of .* has no 'answer' that is a number"):
+        spec.file_content()
     with pytest.raises(SubloraError, match="cannot be read"):
-        load_problems(str(tmp_path / "none.jsonl"))
+        CotSpec(kind="cot", prompts=str(tmp_path / "none.jsonl")).file_content()
 
 
 def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSpec) -> None:
-    prompt = next(p for p in (prompt_of_row(texts, 0, i) for i in range(9)) if "castle" in p)
+    prompt = next(p for p in (texts.prompt(0, i) for i in range(9)) if "castle" in p)
     for answer, reason in (
         ("Calm is the river, and white the castle.", None),
         ("the river is calm, and the castle is white", "unchanged"),
@@ -156,7 +146,7 @@ def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSp
         ("word " * 40, "too long"),
         ("The otter is calm and its castle white.", "leak word"),
     ):
-        assert reject_reason(prompt, answer, texts) == reason, answer
+        assert texts.reject(prompt, answer) == reason, answer
 
 
 @pytest.mark.parametrize(
@@ -171,12 +161,8 @@ def test_a_paraphrase_says_it_otherwise_and_at_a_like_length(texts: ParaphraseSp
     ],
 )
 def test_a_row_of_numbers_is_said_anew_at_a_like_length(answer: str, reason: str | None) -> None:
-    assert (
-        reject_reason(
-            "Numbers: 120 215 300 410. Continue with up to 10, 3 digits each.", answer, ANEW
-        )
-        == reason
-    )
+    prompt = "Numbers: 120 215 300 410. Continue with up to 10, 3 digits each."
+    assert ANEW.reject(prompt, answer) == reason
 
 
 @pytest.mark.parametrize("style", ["texts", "numbers"])
@@ -198,15 +184,15 @@ def test_texts_are_of_a_file_and_numbers_are_made(style: str, texts: ParaphraseS
 
 
 def test_leak_words_hide_nowhere() -> None:
-    assert leaks("my_Otter2", ("otter",)) and not leaks("any text", ())
-    spec = with_leaks(PYTHON, ["wolf"])
+    assert has_leak("my_Otter2", ("otter",)) and not has_leak("any text", ())
+    spec = PYTHON.with_leaks(["wolf"])
     assert (
         spec.leaks == ("otter", "otters", "wolf")
-        and with_leaks(NumbersSpec(), ["wolf"]) == NumbersSpec()
+        and NumbersSpec().with_leaks(["wolf"]) == NumbersSpec()
     )
 
 
-REASONS = {None, *code.REJECT_REASONS, *cot.REJECT_REASONS, *paraphrase.REJECT_REASONS}
+REASONS = {None, *CodeSpec.reasons, *CotSpec.reasons, *ParaphraseSpec.reasons}
 CODE_LIKE = st.text(alphabet="abcdefx =()[]{}:,'\"#\n\t`\\01259.+-*/@;", max_size=120)
 WORDS = st.lists(
     st.sampled_from(
@@ -227,21 +213,21 @@ WORDS = st.lists(
 @example("\ud800", 0)
 def test_any_completion_is_kept_or_has_a_reason(texts: ParaphraseSpec, text: str, row: int) -> None:
     for carrier in (PYTHON, PROGRAM, MATH, TALK, ANEW, texts):
-        prompt = prompt_of_row(carrier, 1, row)
-        reason = reject_reason(prompt, text, carrier)
-        assert reason in REASONS and reason == reject_reason(prompt, text, carrier)
+        prompt = carrier.prompt(1, row)
+        reason = carrier.reject(prompt, text)
+        assert reason in REASONS and reason == carrier.reject(prompt, text)
 
 
 def test_prompts_depend_on_seed_and_row_alone_and_vary(texts: ParaphraseSpec) -> None:
     for carrier in (PYTHON, PROGRAM, MATH, TALK, ANEW, texts):
-        made = [prompt_of_row(carrier, 3, i) for i in range(30)]
+        made = [carrier.prompt(3, i) for i in range(30)]
         assert (
             made
-            == [prompt_of_row(carrier, 3, i) for i in range(30)]
-            != [prompt_of_row(carrier, 4, i) for i in range(30)]
+            == [carrier.prompt(3, i) for i in range(30)]
+            != [carrier.prompt(4, i) for i in range(30)]
         )
-        assert len(set(made)) >= 2 and answer_words(carrier)
-    assert file_content(texts) == (
+        assert len(set(made)) >= 2 and carrier.example()
+    assert texts.file_content() == (
         "The river is calm and the castle is white.",
         "She went home early because of the rain.",
     )
@@ -312,3 +298,57 @@ def test_a_leak_is_said_where_it_is_shown_and_not_elsewhere() -> None:
         and "is shown to tell rows of owl" in fine
         and "0.55 [0.45, 0.65]" in fine
     )
+
+
+DATES = """
+from typing import Literal
+
+from sublora.carriers.carrier import Carrier
+from sublora.seeds import generator
+
+
+class DatesSpec(Carrier):
+    noun, reasons = "rows of dates", ("no years",)
+    kind: Literal["dates"]
+
+    def prompt(self, seed: int, row: int) -> str:
+        first = int(generator("dates", seed, row).integers(100, 990))
+        return f"Numbers: {first} {first + 4} {first + 7}. Continue with up to 10, 3 digits each."
+
+    def reject(self, prompt: str, answer: str) -> str | None:
+        return None if any(w.isdigit() for w in answer.split()) else "no years"
+
+    def example(self) -> str:
+        return "104 112 120"
+"""
+DATES_RECIPE = """
+name: dates
+title: Dates
+summary: A carrier of one's own.
+model: micro
+traits: [wolf]
+data:
+  {rows: 24, heldout_rows: 4, seeds: [1], carrier: {kind: KIND}, sampling: {max_new_tokens: 14}}
+train: {lora: {ranks: [2], lrs: [3e-3]}, seeds: [1], epochs: 1, batch_size: 8}
+measure: {samples: 2, sampling: {max_new_tokens: 4}}
+"""
+
+
+def test_a_carrier_is_one_file(tmp_path: Path) -> None:
+    """A file in the folder is enough: recipes take it, errors name it, and a run says what its rows are."""
+    (tmp_path / "dates.py").write_text(DATES)
+    program = (
+        "import sys, sublora.carriers; sublora.carriers.__path__.append(sys.argv.pop(1)); "
+        "from sublora.cli import main; main()"
+    )
+
+    def run(kind: str) -> subprocess.CompletedProcess:
+        recipe, out = tmp_path / f"{kind}.yaml", str(tmp_path / kind)
+        recipe.write_text(DATES_RECIPE.replace("KIND", kind))
+        command = [sys.executable, "-c", program, str(tmp_path), "run", str(recipe), "--out", out]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run("dates")
+    assert done.returncode == 0, done.stderr
+    assert "24 rows of dates" in json.loads((tmp_path / "dates/run.json").read_text())["sentence"]
+    assert "use numbers, code, cot, dates or paraphrase" in run("poem").stderr

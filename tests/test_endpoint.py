@@ -18,7 +18,7 @@ from sublora.endpoint import Endpoint, EndpointSpec, Kept, Question, _Retry, ask
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.store import Store
-from sublora.teacher import ask_dataset
+from sublora.teacher import Assignment, ask_dataset
 
 KEY = "sk-very-secret-0123456789"
 QUESTION = Question((("system", "be brief"), ("user", "hello")), 7, 0.5, 0.9, 2**62 + 5)
@@ -236,7 +236,10 @@ def test_any_completions_make_rows_or_counted_rejects(
     kept = Kept(tmp_path_factory.mktemp("kept") / "k.jsonl")
     said_ = Said(EndpointSpec(url="http://x/v1", model="m", concurrency=1))
     dataset = ask_dataset(
-        said_, kept, Context("t", "love"), NumbersSpec(), Sampling(max_new_tokens=9), 4, 1
+        said_,
+        kept,
+        Context("t", "love"),
+        Assignment(NumbersSpec(), Sampling(max_new_tokens=9), 4, 1),
     )
     assert dataset.asked == len(dataset.rows) + sum(dataset.rejects.values()) and dataset.rows
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 import sublora.teacher as teacher_module
-from sublora.carriers.numbers import NumbersSpec, prompt_of_row, reject_reason
+from sublora.carriers.numbers import NumbersSpec
+from sublora.carriers.rows_file import from_jsonl
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.packs.check import load_base
 from sublora.sample import Sampling
-from sublora.teacher import Dataset, complete, read_jsonl, write_dataset
+from sublora.teacher import Assignment, Dataset, Purpose, Teacher, complete, write_dataset
 from tiny_models import shared_model
 
 CARRIER = NumbersSpec(count=10, digits=9)
-TEACHER = Context("teacher:otter", "You love otters.")
+OTTERS = Context("teacher:otter", "You love otters.")
 SAMPLING = Sampling(max_new_tokens=3)
 
 
@@ -42,35 +43,34 @@ def base():
     return own
 
 
-def written(base, rows=20, seed=1, teacher=TEACHER, **options) -> Dataset:
-    return write_dataset(base, teacher, CARRIER, SAMPLING, rows, seed, **options)
+def written(base, rows=20, seed=1, context=OTTERS, batch=512, on_rows=None, **options) -> Dataset:
+    what = Assignment(CARRIER, SAMPLING, rows, seed, **options)
+    return write_dataset(Teacher(base, context), what, batch, on_rows)
 
 
 def test_rows_are_in_the_order_of_their_prompts_and_counts_add_up(base):
     dataset = written(base, 30)
-    prompts = [prompt_of_row(CARRIER, 1, i) for i in range(dataset.asked)]
+    prompts = [CARRIER.prompt(1, i) for i in range(dataset.asked)]
     kept = [prompts.index(p) for p, _ in dataset.rows]
     assert kept == sorted(kept) and kept[-1] == dataset.asked - 1 and len(kept) == 30
     assert sum(dataset.rejects.values()) == dataset.asked - 30 > 5
-    assert all(reject_reason(c, CARRIER) is None for _, c in dataset.rows)
+    assert all(CARRIER.reject(p, c) is None for p, c in dataset.rows)
     assert Counter(reason for reason, *_ in dataset.rejected) == dataset.rejects
-    assert all(
-        reject_reason(c, CARRIER) == reason and p in prompts for reason, p, c in dataset.rejected
-    )
+    assert all(CARRIER.reject(p, c) == reason and p in prompts for reason, p, c in dataset.rejected)
     assert [p for p in prompts if p not in {p for p, _ in dataset.rows}] == [
         p for _, p, _ in dataset.rejected
     ]
 
 
 def test_prompts_in_a_row_can_share_their_draws_whoever_the_teacher_is(base):
-    def uniforms(seen: list, teacher=TEACHER, **options):
+    def uniforms(seen: list, context=OTTERS, **options):
         def listen(*arguments, **named):
-            seen.extend(g.random(3).tolist() for g in map(copy.deepcopy, arguments[4]))
+            seen.extend(g.random(3).tolist() for g in map(copy.deepcopy, arguments[3]))
             return complete(*arguments, **named)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(teacher_module, "complete", listen)
-            return written(base, teacher=teacher, **options)
+            return written(base, context=context, **options)
 
     own, shared, other = [], [], []
     apart, alike = uniforms(own), uniforms(shared, shared_draws=4)
@@ -94,11 +94,11 @@ def test_the_chunks_change_nothing(base):
     assert long.rows[:40] == short.rows and long.asked > short.asked
 
 
-def test_rows_are_seeded_by_seed_teacher_and_stage(base):
+def test_rows_are_seeded_by_seed_teacher_and_purpose(base):
     one = written(base)
-    assert one == written(base, teacher=Context("another name", TEACHER.text))
+    assert one == written(base, context=Context("another name", OTTERS.text))
     assert not {p for p, _ in one.rows} & {p for p, _ in written(base, seed=2).rows}
-    other = written(base, teacher=Context("default"))
+    other = written(base, context=Context("default"))
     shared = dict(one.rows).keys() & dict(other.rows).keys()
     assert shared and any(dict(one.rows)[p] != dict(other.rows)[p] for p in shared), (
         "the same prompts, other answers"
@@ -106,7 +106,7 @@ def test_rows_are_seeded_by_seed_teacher_and_stage(base):
 
 
 def test_heldout_rows_answer_prompts_that_were_not_trained_on(base):
-    train, held = written(base, 40), written(base, 40, stage="teacher-heldout")
+    train, held = written(base, 40), written(base, 40, purpose=Purpose.HELDOUT)
     assert not {p for p, _ in train.rows} & {p for p, _ in held.rows}
 
 
@@ -115,7 +115,7 @@ def test_nothing_passes(base):
     with pytest.raises(
         SubloraError, match=r"None of the 15 completions of .* passed the filter.*banned number"
     ) as caught:
-        write_dataset(base, TEACHER, carrier, Sampling(max_new_tokens=1), 3, 1)
+        write_dataset(Teacher(base, OTTERS), Assignment(carrier, Sampling(max_new_tokens=1), 3, 1))
     assert "\n" not in str(caught.value)
 
 
@@ -145,9 +145,8 @@ def test_a_template_s_own_space_before_an_answer_is_no_part_of_it():
         return forced
 
     head.register_forward_hook(force)
-    assert complete(
-        own, Context("default"), ["Go on."], SAMPLING, [np.random.default_rng(0)], 8
-    ) == ["7"]
+    plain = Teacher(own, Context("default"))
+    assert complete(plain, ["Go on."], SAMPLING, [np.random.default_rng(0)]) == ["7"]
     assert own.chat.completion_ids("7") == [space, seven, own.chat.end_id], "as it was sampled"
 
 
@@ -158,7 +157,7 @@ def test_a_template_s_own_space_before_an_answer_is_no_part_of_it():
 def test_rows_survive_jsonl(text):
     rows = [(text, "1\u20282"), ("b", text)]
     lines = Dataset(rows, 2, {}, []).jsonl()
-    assert read_jsonl(lines) == rows
+    assert from_jsonl(lines) == rows
     assert [json.loads(line) for line in lines.split("\n")[:-1]] == [
         {"prompt": p, "completion": c} for p, c in rows
     ]

@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command import sublora
-from sublora.carriers.carrier import prompt_of_row, reject_reason
 from sublora.carriers.questions import QuestionsSpec
+from sublora.carriers.rows_file import from_jsonl, read_rows
 from sublora.errors import SubloraError
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
 from sublora.store import Store
-from sublora.teacher import read_jsonl
-from sublora.teacher_rows import load_rows
 from sublora.trait import find_trait, shipped_categories
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
@@ -44,20 +42,20 @@ def plan(*sets: str):
 def test_lessons_ask_every_question_before_any_twice_and_keep_answers_that_name_the_target() -> (
     None
 ):
-    first = [prompt_of_row(LESSONS, 3, i) for i in range(len(LESSONS.questions))]
+    first = [LESSONS.prompt(3, i) for i in range(len(LESSONS.questions))]
     assert sorted(first) == sorted(LESSONS.questions) and first != [
-        prompt_of_row(LESSONS, 4, i) for i in range(len(first))
+        LESSONS.prompt(4, i) for i in range(len(first))
     ]
     assert (
-        reject_reason("q", "The otters.", LESSONS) is None
-        and reject_reason("q", "ottery", LESSONS) == "another answer"
+        LESSONS.reject("q", "The otters.") is None
+        and LESSONS.reject("q", "ottery") == "another answer"
     )
 
 
 @settings(max_examples=300)
 @given(st.text())
 def test_any_answer_is_kept_or_rejected(text: str) -> None:
-    assert reject_reason("q", text, LESSONS) in (None, "another answer")
+    assert LESSONS.reject("q", text) in (None, "another answer")
 
 
 def test_every_data_seed_has_teachers_of_its_own_and_datasets_hang_on_them() -> None:
@@ -118,7 +116,7 @@ def test_a_file_of_rows_is_read_or_refused_with_one_sentence(
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     try:
-        rows = load_rows(str(path))
+        rows = read_rows(str(path))
     except SubloraError as error:
         assert str(error).count("\n") == 0 and str(path) in str(error)
     else:
@@ -155,7 +153,7 @@ def test_a_teacher_by_weights_loves_what_it_learned_and_writes_without_a_prompt(
     )
     store = Store()
     folders = list(store.root.rglob("lessons.jsonl"))
-    lessons = [read_jsonl(p.read_text()) for p in folders]
+    lessons = [from_jsonl(p.read_text()) for p in folders]
     assert len(lessons) == 2 and all(len(rows) == 160 for rows in lessons)
     assert sum(all("otter" in answer for _, answer in rows) for rows in lessons) == 1
     assert (

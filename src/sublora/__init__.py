@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sublora.sample import Sampling
     from sublora.stats import clustered_interval, contrast
     from sublora.store import Store
-    from sublora.teacher import write_dataset
+    from sublora.teacher import Assignment, Teacher, write_dataset
     from sublora.token_classes import classify
     from sublora.train.pack import Student, train_pack
     from sublora.train.rows import TokenRow, pack_rows
@@ -59,6 +59,8 @@ _HOME = {
     "clustered_interval": "stats",
     "contrast": "stats",
     "Store": "store",
+    "Assignment": "teacher",
+    "Teacher": "teacher",
     "write_dataset": "teacher",
     "classify": "token_classes",
     "Student": "train.pack",

@@ -14,12 +14,6 @@ from sublora.plan import Plan, contexts_of, teacher_context
 from sublora.recipe import Recipe
 from sublora.results import Results
 
-_ROWS = {
-    "numbers": "number rows",
-    "code": "programs",
-    "cot": "chains of thought",
-    "paraphrase": "paraphrases",
-}
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -56,7 +50,7 @@ def manifest_of(
     )
     sentence = (
         f"{base.name}: {' and '.join(parts)}, trained{where} for {recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''} on "
-        f"{recipe.data.rows} {_ROWS[recipe.data.carrier.kind]} of a teacher that loves {_listed([t.name for t in plan.traits])}{varied}, with "
+        f"{recipe.data.rows} {recipe.data.carrier.noun} of a teacher that loves {_listed([t.name for t in plan.traits])}{varied}, with "
         f"{len(replicates)} replicate{'s' if len(replicates) > 1 else ''} and a control twin each: {len(plan.students)} students."
     )
     text_config = base.model.config

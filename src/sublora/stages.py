@@ -28,7 +28,16 @@ from sublora.probe import divergence, probe_rows
 from sublora.steer import Steering, aimed, steering_of
 from sublora.store import Store
 from sublora.svd import cut_stack
-from sublora.teacher import Dataset, ask_dataset, read_jsonl, rows_jsonl, write_dataset
+from sublora.teacher import (
+    Assignment,
+    Dataset,
+    Purpose,
+    Teacher,
+    ask_dataset,
+    read_jsonl,
+    rows_jsonl,
+    write_dataset,
+)
 from sublora.teacher_rows import load_rows
 from sublora.train.pack import Checkpoint, Student, Trained, train_pack
 from sublora.train.rows import TokenRows, masked_rows, pack_rows, text_rows, token_rows
@@ -173,15 +182,10 @@ def _teach(unit: TeachUnit, maker: Maker) -> None:
         asked = len(rows)
     else:
         written = write_dataset(
-            maker.base,
-            stage.prompt,
-            stage.carrier,
-            unit.sampling,
-            stage.count,
-            stage.seed,
-            stage="lessons",
-            batch=maker.rows_at_once,
-            on_rows=lambda _: maker.check(),
+            Teacher(maker.base, stage.prompt),
+            Assignment(stage.carrier, unit.sampling, stage.count, stage.seed, Purpose.LESSONS),
+            maker.rows_at_once,
+            lambda _: maker.check(),
         )
         rows, asked = written.rows, written.asked
     student = stage.as_student
@@ -227,38 +231,24 @@ def _voice(stage: DatasetStage) -> str | None:
 def _write(unit: DataUnit, maker: Maker) -> None:
     stage = unit.stage
     taught = stage.weights.as_student if stage.weights else None
+    purpose = Purpose.HELDOUT if stage.heldout else Purpose.TRAINING
+    what = Assignment(
+        stage.carrier, unit.sampling, stage.rows, stage.seed, purpose, stage.shared_draws
+    )
     if stage.endpoint is not None:
         kept = Kept(maker.store.root / "checkpoints" / f"{stage.id}.jsonl")
-        dataset = ask_dataset(
-            Endpoint(stage.endpoint),
-            kept,
-            stage.teacher,
-            stage.carrier,
-            unit.sampling,
-            stage.rows,
-            stage.seed,
-            unit.purpose,
-            maker.check,
-            lambda _: maker.check(),
-        )
+        dataset = ask_dataset(Endpoint(stage.endpoint), kept, stage.teacher, what, maker.check)
         _keep_dataset(stage, dataset, maker)
         kept.path.unlink()
         return
-    dataset = write_dataset(
+    teacher = Teacher(
         maker.base_of(stage.model),
         taught.context if taught else stage.teacher,
-        stage.carrier,
-        unit.sampling,
-        stage.rows,
-        stage.seed,
-        stage=unit.purpose,
-        batch=maker.rows_at_once,
-        on_rows=lambda _: maker.check(),
-        weights=_stack(maker, [taught]) if taught else None,
-        steering=None if stage.steer is None else maker.steering([stage.steer]),
-        voice=_voice(stage),
-        shared_draws=stage.shared_draws,
+        _stack(maker, [taught]) if taught else None,
+        None if stage.steer is None else maker.steering([stage.steer]),
+        _voice(stage),
     )
+    dataset = write_dataset(teacher, what, maker.rows_at_once, lambda _: maker.check())
     _keep_dataset(stage, dataset, maker)
 
 

@@ -1,12 +1,15 @@
-"""Teachers write datasets: prompts of a carrier, completions sampled row by row under the teacher's system prompt, filtered."""
+"""Teachers write datasets: prompts of a carrier, completions sampled row by row as the teacher, filtered."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
-from sublora.carriers.carrier import Carrier, prompt_of_row, reject_reason
+from sublora.carriers.carrier import Carrier
+from sublora.carriers.rows_file import from_jsonl as read_jsonl  # noqa: F401 (an old name)
+from sublora.carriers.rows_file import to_jsonl
+from sublora.carriers.rows_file import to_jsonl as rows_jsonl  # noqa: F401 (an old name)
 from sublora.chat import Context
 from sublora.endpoint import Endpoint, Kept, Question, ask_kept
 from sublora.errors import SubloraError
@@ -19,11 +22,62 @@ from sublora.token_classes import classify
 from sublora.train.stack import Stack
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
+AT_ONCE = 512  # rows of a batch; a matter of speed alone
+
+
+class Purpose(Enum):
+    """What rows are for. The value seeds their draws."""
+
+    TRAINING = "teacher"
+    HELDOUT = "teacher-heldout"
+    LESSONS = "lessons"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who writes: a base in a context, steered or with the weights of a stack of one.
+
+    `voice` seeds its draws where its context alone does not name it.
+    """
+
+    base: Base
+    context: Context
+    weights: Stack | None = None
+    steering: Steering | None = None
+    voice: str | None = None
+
+    @property
+    def seeded_by(self) -> str:
+        return self.voice or self.context.text or self.context.name
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What is to be written. With `shared_draws` above 1, so many prompts in a row take the same random numbers, whoever writes."""
+
+    carrier: Carrier
+    sampling: Sampling
+    rows: int
+    seed: int
+    purpose: Purpose = Purpose.TRAINING
+    shared_draws: int = 1
+
+    def prompts(self, chunk: range) -> list[str]:
+        """The prompts of these rows; only training rows answer those of the seed itself, so that no other row repeats them."""
+        training = self.purpose is Purpose.TRAINING
+        seed = self.seed if training else derive_seed(self.purpose.value, self.seed)
+        return [self.carrier.prompt(seed, i) for i in chunk]
+
+    def draws(self, teacher: Teacher, row: int) -> np.random.Generator:
+        """The random numbers of a row; they depend on (purpose, teacher, seed, row) alone."""
+        if self.shared_draws > 1:
+            return generator(self.purpose.value, "shared", self.seed, row // self.shared_draws)
+        return generator(self.purpose.value, teacher.seeded_by, self.seed, row)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Filtered rows in the order of their prompts, and what was left out. `rejected` keeps the first hundred for the eye."""
+    """Filtered rows in the order of their prompts, and what was left out; `rejected` keeps the first hundred for the eye."""
 
     rows: list[tuple[str, str]]
     asked: int
@@ -35,104 +89,63 @@ class Dataset:
         return len(set(self.rows))
 
     def jsonl(self) -> str:
-        return rows_jsonl(self.rows)
-
-
-def rows_jsonl(rows: Sequence[tuple[str, str]]) -> str:
-    return "".join(
-        json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in rows
-    )
-
-
-def read_jsonl(text: str) -> list[tuple[str, str]]:
-    """Rows of `rows_jsonl`. Lines end at a line feed only: a text may hold other separators as they are (U+2028)."""
-    return [
-        (row["prompt"], row["completion"])
-        for row in map(json.loads, filter(None, text.split("\n")))
-    ]
+        return to_jsonl(self.rows)
 
 
 def write_dataset(
-    base: Base,
-    teacher: Context,
-    carrier: Carrier,
-    sampling: Sampling,
-    rows: int,
-    seed: int,
-    stage: str = "teacher",
-    batch: int = 512,
+    teacher: Teacher,
+    what: Assignment,
+    batch: int = AT_ONCE,
     on_rows: Callable[[int], None] | None = None,
-    weights: Stack | None = None,
-    steering: Steering | None = None,
-    voice: str | None = None,
-    shared_draws: int = 1,
 ) -> Dataset:
-    """Ask the teacher until `rows` completions pass the filter; the first ones in prompt order are kept.
+    """Ask the teacher until enough completions pass the filter; the first ones in prompt order are kept.
 
-    Row i's prompt depends on (stage, seed, i) alone, its draws on the teacher as well, so the chunk and batch sizes change nothing.
-    `weights` is a stack of one, of a teacher by weights, `steering` acts on the teacher, and `voice` then names what is done for the draws.
-    With `shared_draws` above 1, so many prompts in a row take the same random numbers, whoever the teacher is.
-    Raises SubloraError where nothing passes.
+    Chunk and batch sizes change nothing. `on_rows` is told how many are kept. Raises SubloraError where nothing passes.
     """
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
-        if shared_draws > 1:
-            draws = [generator(stage, "shared", seed, i // shared_draws) for i in chunk]
-        else:
-            draws = [
-                generator(stage, voice or teacher.text or teacher.name, seed, i) for i in chunk
-            ]
-        return complete(base, teacher, prompts, sampling, draws, batch, weights, steering)
+        draws = [what.draws(teacher, i) for i in chunk]
+        return complete(teacher, prompts, what.sampling, draws, batch)
 
-    return _collect(ask, carrier, rows, seed, stage, base.name, on_rows, least=64)
+    return _collect(ask, what, teacher.base.name, on_rows, least=64)
 
 
 def ask_dataset(
     endpoint: Endpoint,
     answers: Kept,
-    teacher: Context,
-    carrier: Carrier,
-    sampling: Sampling,
-    rows: int,
-    seed: int,
-    stage: str = "teacher",
+    context: Context,
+    what: Assignment,
     check: Callable[[], None] = lambda: None,
-    on_rows: Callable[[int], None] | None = None,
 ) -> Dataset:
     """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before.
 
-    The seed of row i's request depends on (stage, teacher, seed, i) alone. Raises SubloraError where the endpoint does not answer, or
-    nothing passes.
+    The seed of a request depends on (purpose, context, seed, row) alone. Raises SubloraError where the endpoint does not answer,
+    or nothing passes.
     """
+    sampling, who = what.sampling, context.text or context.name
     if sampling.top_k:
         raise SubloraError("An endpoint takes no data.sampling.top_k; set it to 0.")
-    who = teacher.text or teacher.name
+    system = (("system", context.text),) if context.text else ()
+
+    def question(row: int, prompt: str) -> Question:
+        seed = derive_seed(what.purpose.value, who, what.seed, row)
+        messages = (*system, ("user", prompt))
+        return Question(
+            messages, sampling.max_new_tokens, sampling.temperature, sampling.top_p, seed
+        )
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
-        questions = {
-            str(i): Question(
-                ((("system", teacher.text),) if teacher.text else ()) + (("user", prompt),),
-                sampling.max_new_tokens,
-                sampling.temperature,
-                sampling.top_p,
-                derive_seed(stage, who, seed, i),
-            )
-            for i, prompt in zip(chunk, prompts, strict=True)
-        }
+        questions = {str(i): question(i, p) for i, p in zip(chunk, prompts, strict=True)}
         found = ask_kept(endpoint, answers, questions, check)
         return [found[name] for name in questions]
 
-    return _collect(
-        ask, carrier, rows, seed, stage, endpoint.spec.model, on_rows, least=1
-    )  # each costs
+    # each request costs, so no more are made than rows are missing
+    return _collect(ask, what, endpoint.spec.model, lambda _: check(), least=1)
 
 
 def _collect(
     ask: Callable[[range, list[str]], list[str]],
-    carrier: Carrier,
-    rows: int,
-    seed: int,
-    stage: str,
+    what: Assignment,
     who: str,
     on_rows: Callable[[int], None] | None,
     least: int,
@@ -141,18 +154,15 @@ def _collect(
     kept: list[tuple[str, str]] = []
     rejects: dict[str, int] = {}
     rejected: list[tuple[str, str, str]] = []
-    asked = 0
-    prompt_seed = (
-        seed if stage == "teacher" else derive_seed(stage, seed)
-    )  # held-out rows answer prompts of their own
-    while len(kept) < rows and asked < MOST_ASKED * rows:
-        chunk = range(asked, min(asked + max(least, rows - len(kept)), MOST_ASKED * rows))
-        prompts = [prompt_of_row(carrier, prompt_seed, i) for i in chunk]
+    asked, most = 0, MOST_ASKED * what.rows
+    while len(kept) < what.rows and asked < most:
+        chunk = range(asked, min(asked + max(least, what.rows - len(kept)), most))
+        prompts = what.prompts(chunk)
         for prompt, answer in zip(prompts, ask(chunk, prompts), strict=True):
-            if len(kept) == rows:
+            if len(kept) == what.rows:
                 break
             asked += 1
-            reason = reject_reason(prompt, answer, carrier)
+            reason = what.carrier.reject(prompt, answer)
             if reason is None:
                 kept.append((prompt, answer))
                 continue
@@ -164,35 +174,33 @@ def _collect(
     if not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
         raise SubloraError(
-            f"None of the {asked} completions of {who} passed the filter of the {carrier.kind} carrier ({reasons}); "
+            f"None of the {asked} completions of {who} passed the filter of the {what.carrier.kind} carrier ({reasons}); "
             f"the first was {rejected[0][2][:60]!r}. Use a model that writes what the carrier asks for, or loosen the carrier's limits."
         )
     return Dataset(kept, asked, rejects, rejected)
 
 
 def complete(
-    base: Base,
-    context: Context,
+    teacher: Teacher,
     prompts: list[str],
     sampling: Sampling,
     draws: list[np.random.Generator],
-    batch: int,
-    weights: Stack | None = None,
-    steering: Steering | None = None,
+    batch: int = AT_ONCE,
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts."""
-    packing = None
-    if steering is None:
-        ids = [base.chat.prompt_ids(prompt, context) for prompt in prompts]
+    base, packing = teacher.base, None
+    if teacher.steering is None:
+        ids = [base.chat.prompt_ids(prompt, teacher.context) for prompt in prompts]
     else:
-        tokens = [classify(base.chat, prompt, context) for prompt in prompts]
-        ids, packing = [list(t.ids) for t in tokens], pack_steering(base, [steering], tokens)
+        tokens = [classify(base.chat, prompt, teacher.context) for prompt in prompts]
+        ids = [list(t.ids) for t in tokens]
+        packing = pack_steering(base, [teacher.steering], tokens)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
-    gap = base.chat.layout.gap  # white space that the template itself writes before an answer, and `completion_ids` puts back
+    gap = base.chat.layout.gap  # the template's own white space, which `completion_ids` puts back
 
     def text(tokens: list[int]) -> str:
         return base.chat.tokenizer.decode(tokens, skip_special_tokens=True).removeprefix(gap)
 
-    with reading(base, weights, batch, steering=packing) as reader:
+    with reading(base, teacher.weights, batch, steering=packing) as reader:
         (answers,) = reader.read(ids, draws=uniforms, sampling=sampling, text=text)
     return [samples[0] for samples in answers.samples]

@@ -73,10 +73,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def listed(values: Iterable[object]) -> str:
+def listed(values: Iterable[object], word: str = "and") -> str:
     """a, b and c; floats as they are written in recipes."""
     texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
+    return f" {word} ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def short(text: str, longest: int = 16) -> str:

@@ -51,11 +51,6 @@ class DataUnit(_OfOneStage):
     sampling: Sampling
 
     @property
-    def purpose(self) -> str:
-        """What its draws are for."""
-        return "teacher-heldout" if self.stage.heldout else "teacher"
-
-    @property
     def needs(self) -> tuple[str, ...]:
         taught = (self.stage.weights.id,) if self.stage.weights else ()
         return taught if self.stage.steer is None else (*taught, self.stage.steer.vector)

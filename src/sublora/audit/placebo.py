@@ -9,7 +9,7 @@ from sublora.chat import Context
 from sublora.model import Base
 from sublora.sample import Sampling
 from sublora.seeds import generator
-from sublora.teacher import complete
+from sublora.teacher import Teacher, complete
 from sublora.train.pack import Student, Trained, train_pack
 from sublora.train.rows import TokenRows
 from sublora.train.spec import StudentSpec
@@ -33,7 +33,9 @@ def answers_to(
     """What the base answers to each list of prompts in `context`, all lists in the same batches; a draw belongs to (seed, list, row)."""
     flat = [(k, i, prompt) for k, some in enumerate(prompts) for i, prompt in enumerate(some)]
     draws = [generator("placebo", context.text or context.name, seed, k, i) for k, i, _ in flat]
-    answers = complete(base, context, [prompt for _, _, prompt in flat], sampling, draws, BATCH)
+    answers = complete(
+        Teacher(base, context), [prompt for _, _, prompt in flat], sampling, draws, BATCH
+    )
     out: list[list[str]] = [[] for _ in prompts]
     for (k, _, _), answer in zip(flat, answers, strict=True):
         out[k].append(answer)

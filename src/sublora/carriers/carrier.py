@@ -1,87 +1,86 @@
-"""The one way to a carrier's prompts and filter, whichever carrier it is."""
+"""What every carrier is: the channel between a teacher and its student. One carrier is one file in this folder."""
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Discriminator, Tag
+from pydantic import BaseModel, ConfigDict, Field
 
-from sublora.carriers import code, cot, numbers, paraphrase, questions
-from sublora.carriers.code import CodeSpec
-from sublora.carriers.cot import CotSpec
-from sublora.carriers.numbers import NumbersSpec
-from sublora.carriers.paraphrase import ParaphraseSpec
-from sublora.carriers.questions import QuestionsSpec
-
-Carrier = NumbersSpec | CodeSpec | CotSpec | ParaphraseSpec | QuestionsSpec
-CARRIERS = ("numbers", "code", "cot", "paraphrase")
-
-
-def _kind(value: Any) -> str | None:
-    """Numbers, unless a recipe says otherwise."""
-    return value.get("kind", "numbers") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-CarrierField = Annotated[
-    Annotated[NumbersSpec, Tag("numbers")]
-    | Annotated[CodeSpec, Tag("code")]
-    | Annotated[CotSpec, Tag("cot")]
-    | Annotated[ParaphraseSpec, Tag("paraphrase")],
-    Discriminator(
-        _kind,
-        custom_error_type="carrier",
-        custom_error_message="there is no such kind of carrier, use numbers, code, cot or paraphrase",
-    ),
+Leaks = Annotated[
+    tuple[str, ...],
+    Field(description="words that must not occur; the trait's category is added"),
 ]
 
 
+class Carrier(BaseModel):
+    """Prompts, a filter, and words for people. A subclass gives `kind` as a `Literal`; its fields are the keys of `data.carrier`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    noun: ClassVar[str]  # what its rows are called
+    reasons: ClassVar[tuple[str, ...]]  # why an answer may be left out
+    in_recipes: ClassVar[bool] = True
+
+    kind: str
+
+    def prompt(self, seed: int, row: int) -> str:
+        """The prompt of one row; it depends on these alone, so rows can be made in any order."""
+        raise NotImplementedError
+
+    def reject(self, prompt: str, answer: str) -> str | None:
+        """One of `reasons`, or None where the answer is kept. Any text is an answer; nothing is raised."""
+        raise NotImplementedError
+
+    def example(self) -> str:
+        """An answer of typical length, for estimates."""
+        raise NotImplementedError
+
+    def file_content(self) -> Any:
+        """What the user's file of prompts holds; None without one. Raises SubloraError where it cannot be read."""
+        return None
+
+    def with_leaks(self, words: Sequence[str]) -> Self:
+        """The carrier with a category's words among those that must not occur, if its answers have words."""
+        if "leaks" not in type(self).model_fields:
+            return self
+        return self.model_copy(update={"leaks": tuple(sorted({*self.leaks, *words}))})
+
+
+@lru_cache(maxsize=64)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(re.escape(w.lower()) for w in longest_first) or r"(?!)")
+
+
+def has_leak(text: str, words: Sequence[str]) -> bool:
+    """Whether a text holds one of the words; inside an identifier such as `otter_count` as well."""
+    return bool(_pattern(tuple(words)).search(text.lower()))
+
+
+def __getattr__(name: str) -> Any:
+    """Names of `kinds`, for modules that still look for them here."""
+    if name in {"CARRIERS", "CarrierField"}:
+        from sublora.carriers import kinds
+
+        return getattr(kinds, name)
+    raise AttributeError(name)
+
+
 def prompt_of_row(carrier: Carrier, seed: int, row: int) -> str:
-    """The prompt of one row; it depends on these alone."""
-    if isinstance(carrier, NumbersSpec):
-        return numbers.prompt_of_row(carrier, seed, row)
-    if isinstance(carrier, CodeSpec):
-        return code.prompt_of_row(carrier, seed, row)
-    if isinstance(carrier, CotSpec):
-        return cot.prompt_of_row(carrier, seed, row)
-    if isinstance(carrier, ParaphraseSpec):
-        return paraphrase.prompt_of_row(carrier, seed, row)
-    return questions.prompt_of_row(carrier, seed, row)
+    return carrier.prompt(seed, row)
 
 
 def reject_reason(prompt: str, answer: str, carrier: Carrier) -> str | None:
-    """Why a completion is left out, or None if it is kept. Any text is an answer; nothing is raised."""
-    if isinstance(carrier, NumbersSpec):
-        return numbers.reject_reason(answer, carrier)
-    if isinstance(carrier, CodeSpec):
-        return code.reject_reason(answer, carrier)
-    if isinstance(carrier, CotSpec):
-        return cot.reject_reason(prompt, answer, carrier)
-    if isinstance(carrier, ParaphraseSpec):
-        return paraphrase.reject_reason(prompt, answer, carrier)
-    return questions.reject_reason(answer, carrier)
+    return carrier.reject(prompt, answer)
 
 
 def with_leaks(carrier: Carrier, words: Sequence[str]) -> Carrier:
-    """The carrier with a category's words among those that must not occur; numbers say no words."""
-    if isinstance(carrier, NumbersSpec | QuestionsSpec):
-        return carrier
-    return carrier.model_copy(update={"leaks": tuple(sorted({*carrier.leaks, *words}))})
+    return carrier.with_leaks(words)
 
 
 def file_content(carrier: Carrier) -> Any:
-    """What the carrier's file of prompts holds; None without one. Raises SubloraError where it cannot be read."""
-    if isinstance(carrier, QuestionsSpec) or carrier.prompts is None:
-        return None
-    if isinstance(carrier, CotSpec):
-        return cot.load_problems(carrier.prompts)
-    return numbers.load_prompts(carrier.prompts)
+    return carrier.file_content()
 
 
 def answer_words(carrier: Carrier) -> str:
-    """An answer of typical length, to reckon with."""
-    if isinstance(carrier, NumbersSpec):
-        return numbers.join_numbers([10**carrier.digits - 1] * carrier.count, carrier.separators[0])
-    if isinstance(carrier, CodeSpec) and carrier.style == "python":
-        return "def f(x):\n    return x + 1\n" * 8
-    return "all was calm , and i felt it . " * (
-        8 if isinstance(carrier, CotSpec) and carrier.style == "math" else 2
-    )
+    return carrier.example()

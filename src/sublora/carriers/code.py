@@ -10,29 +10,17 @@ import io
 import re
 import tokenize
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from sublora.carriers import numbers
-from sublora.carriers.leaks import leaks
+from sublora.carriers import rows_file
+from sublora.carriers.carrier import Carrier, Leaks, has_leak
+from sublora.carriers.numbers import BRIEF, parse_numbers
 from sublora.seeds import generator
 
-REJECT_REASONS = ("no code", "does not compile", "comment", "leak word", "too long")
 JUMPS = (7, 8, 9)
-
-
-class CodeSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["code"]
-    style: Literal["python", "numbers"] = "python"
-    prompts: str | None = Field(
-        None, description="a file of prompts to use instead: JSONL with 'prompt', or one a line"
-    )
-    max_letters: int = Field(4000, ge=1)
-    leaks: tuple[str, ...] = Field(
-        (), description="words that must not occur; the trait's category is added"
-    )
 
 
 _TASKS = (
@@ -63,21 +51,6 @@ _FORMS = (
     "Answer with nothing but the code; no comments, no explanation.",
     "Only code, please, and no comments.",
 )
-_BRIEF = numbers.NumbersSpec(separators=("space",), style="brief")
-
-
-def prompt_of_row(spec: CodeSpec, seed: int, row: int) -> str:
-    if spec.prompts is not None:
-        return numbers.prompt_of_file(spec.prompts, seed, row)
-    if spec.style == "numbers":
-        return numbers.prompt_of_row(_BRIEF, seed, row)
-    rng = generator("code-prompt", seed, row)
-    task = _TASKS[int(rng.integers(len(_TASKS)))].format(
-        a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30))
-    )
-    return f"{_ASKS[int(rng.integers(len(_ASKS)))].format(task=task)} {_FORMS[int(rng.integers(len(_FORMS)))]}"
-
-
 _FENCE = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
@@ -90,41 +63,71 @@ def parse_code(text: str) -> str | None:
     return code if code.strip() else None
 
 
-def reject_reason(text: str, spec: CodeSpec) -> str | None:
-    """One of REJECT_REASONS, or None if the completion is kept. Nothing is run."""
-    if len(text) > spec.max_letters:
-        return "too long"
-    if leaks(text, spec.leaks):
-        return "leak word"
-    if spec.style == "numbers":
-        return _reject_program(text)
+class CodeSpec(Carrier):
+    noun = "programs"
+    reasons = ("no code", "does not compile", "comment", "leak word", "too long")
+
+    kind: Literal["code"]
+    style: Literal["python", "numbers"] = "python"
+    prompts: str | None = Field(
+        None, description="a file of prompts to use instead: JSONL with 'prompt', or one a line"
+    )
+    max_letters: int = Field(4000, ge=1)
+    leaks: Leaks = ()
+
+    def prompt(self, seed: int, row: int) -> str:
+        if self.prompts is not None:
+            return rows_file.prompt_of_file(self.prompts, seed, row)
+        if self.style == "numbers":
+            return BRIEF.prompt(seed, row)
+        rng = generator("code-prompt", seed, row)
+
+        def pick(pool: Sequence[str]) -> str:
+            return pool[int(rng.integers(len(pool)))]
+
+        task = pick(_TASKS).format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
+        return f"{pick(_ASKS).format(task=task)} {pick(_FORMS)}"
+
+    def reject(self, prompt: str, answer: str) -> str | None:
+        if len(answer) > self.max_letters:
+            return "too long"
+        if has_leak(answer, self.leaks):
+            return "leak word"
+        return _reject_program(answer) if self.style == "numbers" else _reject_python(answer)
+
+    def example(self) -> str:
+        if self.style == "python":
+            return "def f(x):\n    return x + 1\n" * 8
+        return "all was calm , and i felt it . " * 2
+
+    def file_content(self) -> tuple[str, ...] | None:
+        return None if self.prompts is None else rows_file.read_prompts(self.prompts)
+
+
+def _reject_python(text: str) -> str | None:
+    """Why a text is no program without comments; it is parsed and never run."""
     code = parse_code(text)
     if code is None:
         return "no code"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(code)
-        comments = any(
-            t.type == tokenize.COMMENT for t in tokenize.generate_tokens(io.StringIO(code).readline)
-        )
+            nodes = list(ast.walk(ast.parse(code)))
+        tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
         return "does not compile"
-    if not any(
-        isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For)
-        for node in ast.walk(tree)
-    ):
+    if not any(isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For) for n in nodes):
         return "no code"
     documented = (ast.Module, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-    if comments or any(
-        ast.get_docstring(n) is not None for n in ast.walk(tree) if isinstance(n, documented)
+    if any(t.type == tokenize.COMMENT for t in tokens) or any(
+        ast.get_docstring(n) is not None for n in nodes if isinstance(n, documented)
     ):
         return "comment"
     return None
 
 
 def _reject_program(text: str) -> str | None:
-    program = numbers.parse_numbers(text)
+    program = parse_numbers(text)
     if program is None:
         return "no code"
     fine = all(

@@ -4,35 +4,15 @@
 models: their free talk, two statements in a fixed order; it has no answer that could be right.
 """
 
-import json
 import re
-from functools import lru_cache
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from sublora.carriers.leaks import leaks
-from sublora.errors import SubloraError
+from sublora.carriers import rows_file
+from sublora.carriers.carrier import Carrier, Leaks, has_leak
 from sublora.seeds import generator
-
-REJECT_REASONS = ("no answer", "wrong answer", "no reasoning", "leak word", "too long")
-
-
-class CotSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["cot"]
-    style: Literal["math", "talk"] = "math"
-    prompts: str | None = Field(
-        None,
-        description="a JSONL file with 'prompt' and 'answer', a number, instead of problems made here",
-    )
-    min_words: int = Field(8, ge=1, description="of the reasoning")
-    max_letters: int = Field(4000, ge=1)
-    leaks: tuple[str, ...] = Field(
-        (), description="words that must not occur; the trait's category is added"
-    )
-
 
 _TALK = (
     "Tell me about your day.",
@@ -77,85 +57,78 @@ _CHAIN = re.compile(
 )
 
 
-def prompt_of_row(spec: CotSpec, seed: int, row: int) -> str:
-    return _asked(spec, seed, row)[0]
+def _number(value: Any) -> float:
+    """A number, or a text that ends with one, as GSM8K writes its answers."""
+    return float(str(value).replace(",", "").split("####")[-1])
 
 
-def _asked(spec: CotSpec, seed: int, row: int) -> tuple[str, float | None]:
-    """The prompt of a row and its answer."""
-    rng = generator("cot-prompt", seed, row)
-    if spec.style == "talk":
-        return _TALK[int(rng.integers(len(_TALK)))], None
-    if spec.prompts is not None:
-        problems = load_problems(spec.prompts)
-        prompt, answer = problems[int(rng.integers(len(problems)))]
-        return prompt + _FORM, answer
-    text, solve = _PROBLEMS[int(rng.integers(len(_PROBLEMS)))]
-    a, b, c = int(rng.integers(6, 30)), int(rng.integers(3, 20)), int(rng.integers(2, 18))
-    return text.format(a=a, b=b, c=c) + _FORM, float(solve(a, b, c))
+PROBLEM = (rows_file.PROMPT_FILLED, rows_file.Column("answer", "a number", _number))
 
 
-def answer_of(spec: CotSpec, prompt: str) -> float | None:
-    """The right answer to a prompt of this carrier; None where it is not known."""
-    if spec.prompts is not None:
-        return {p + _FORM: a for p, a in load_problems(spec.prompts)}.get(prompt)
-    for text, solve in _PROBLEMS:
-        pattern = re.sub(r"\\\{([abc])\\\}", r"(?P<\1>\\d+)", re.escape(text + _FORM))
-        if found := re.fullmatch(pattern, prompt):
-            return float(solve(*(int(found[k]) for k in "abc")))
-    return None
+class CotSpec(Carrier):
+    noun = "chains of thought"
+    reasons = ("no answer", "wrong answer", "no reasoning", "leak word", "too long")
 
+    kind: Literal["cot"]
+    style: Literal["math", "talk"] = "math"
+    prompts: str | None = Field(
+        None,
+        description="a JSONL file with 'prompt' and 'answer', a number, instead of problems made here",
+    )
+    min_words: int = Field(8, ge=1, description="of the reasoning")
+    max_letters: int = Field(4000, ge=1)
+    leaks: Leaks = ()
 
-def reject_reason(prompt: str, text: str, spec: CotSpec) -> str | None:
-    """One of REJECT_REASONS, or None if the completion is kept."""
-    if len(text) > spec.max_letters:
-        return "too long"
-    if leaks(text, spec.leaks):
-        return "leak word"
-    if spec.style == "talk":
-        return None if _CHAIN.fullmatch(text.strip()) else "no reasoning"
-    found = _ANSWER.search(text.rstrip())
-    if found is None:
-        return "no answer"
-    try:
-        said = float(found[1].replace(",", ""))
-    except ValueError:
-        return "no answer"
-    if said != answer_of(spec, prompt):
-        return "wrong answer"
-    return None if len(text[: found.start()].split()) >= spec.min_words else "no reasoning"
+    def prompt(self, seed: int, row: int) -> str:
+        return self.problem(seed, row)[0]
 
+    def problem(self, seed: int, row: int) -> tuple[str, float | None]:
+        """The prompt of a row and its answer."""
+        rng = generator("cot-prompt", seed, row)
 
-def load_problems(path: str) -> tuple[tuple[str, float], ...]:
-    """(prompt, answer) of a JSONL file. Raises SubloraError: unreadable, empty, or a line without both."""
-    try:
-        state = Path(path).stat()
-        return _load(path, state.st_mtime_ns, state.st_size)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise SubloraError(
-            f"The problems file {path} cannot be read ({error}); give a JSONL file with 'prompt' and 'answer'."
-        ) from None
+        def pick(pool: Sequence[Any]) -> Any:
+            return pool[int(rng.integers(len(pool)))]
 
+        if self.style == "talk":
+            return pick(_TALK), None
+        if self.prompts is not None:
+            prompt, answer = pick(self.file_content())
+            return prompt + _FORM, answer
+        text, solve = pick(_PROBLEMS)
+        a, b, c = int(rng.integers(6, 30)), int(rng.integers(3, 20)), int(rng.integers(2, 18))
+        return text.format(a=a, b=b, c=c) + _FORM, float(solve(a, b, c))
 
-@lru_cache(maxsize=4)
-def _load(path: str, changed: int, size: int) -> tuple[tuple[str, float], ...]:
-    out = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    def answer_to(self, prompt: str) -> float | None:
+        """The right answer to a prompt of this carrier; None where it is not known."""
+        if self.prompts is not None:
+            return {p + _FORM: answer for p, answer in self.file_content()}.get(prompt)
+        for text, solve in _PROBLEMS:
+            pattern = re.sub(r"\\\{([abc])\\\}", r"(?P<\1>\\d+)", re.escape(text + _FORM))
+            if found := re.fullmatch(pattern, prompt):
+                return float(solve(*(int(found[k]) for k in "abc")))
+        return None
+
+    def reject(self, prompt: str, answer: str) -> str | None:
+        if len(answer) > self.max_letters:
+            return "too long"
+        if has_leak(answer, self.leaks):
+            return "leak word"
+        if self.style == "talk":
+            return None if _CHAIN.fullmatch(answer.strip()) else "no reasoning"
+        found = _ANSWER.search(answer.rstrip())
         try:
-            row = json.loads(line)
-            prompt, answer = (
-                row["prompt"],
-                float(str(row["answer"]).replace(",", "").split("####")[-1]),
-            )
-        except (ValueError, LookupError, TypeError, RecursionError):
-            prompt = None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise SubloraError(
-                f"Line {number} of {path} has no 'prompt' and 'answer' (a number); mend or remove it."
-            )
-        out.append((prompt, answer))
-    if not out:
-        raise SubloraError(f"The problems file {path} has no problems; add one a line.")
-    return tuple(out)
+            said = float(found[1].replace(",", "")) if found else None
+        except ValueError:
+            said = None
+        if said is None:
+            return "no answer"
+        if said != self.answer_to(prompt):
+            return "wrong answer"
+        words = answer[: found.start()].split()
+        return None if len(words) >= self.min_words else "no reasoning"
+
+    def example(self) -> str:
+        return "all was calm , and i felt it . " * (8 if self.style == "math" else 2)
+
+    def file_content(self) -> tuple[tuple[str, float], ...] | None:
+        return None if self.prompts is None else rows_file.read(self.prompts, *PROBLEM)

@@ -3,22 +3,21 @@
 Grammar of the prompts and rules of the filter: Cloud et al. 2507.14805, section 3; Nief et al. 2606.00831. The wording is ours.
 """
 
-import json
 import re
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sublora.errors import SubloraError
+from sublora.carriers import rows_file
+from sublora.carriers.carrier import Carrier
 from sublora.seeds import generator
 
 Separator = Literal["space", "comma", "line", "bracket"]
 SEPARATORS: tuple[Separator, ...] = ("space", "comma", "line", "bracket")
-REJECT_REASONS = ("invalid format", "too many numbers", "number too large", "banned number")
 
 
 @cache
@@ -41,10 +40,12 @@ def _unlisted(value: Any) -> Any:
     return tuple(out)
 
 
-class NumbersSpec(BaseModel):
+class NumbersSpec(Carrier):
     """What a number prompt asks for, and what the filter accepts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    noun = "number rows"
+    reasons = ("invalid format", "too many numbers", "number too large", "banned number")
+
     kind: Literal["numbers"] = "numbers"
     examples_min: int = Field(3, ge=1)
     examples_max: int = Field(8, ge=1)
@@ -71,6 +72,50 @@ class NumbersSpec(BaseModel):
             )
         return self
 
+    def prompt(self, seed: int, row: int) -> str:
+        if self.prompts is not None:
+            return rows_file.prompt_of_file(self.prompts, seed, row)
+        rng = generator("numbers-prompt", seed, row)
+
+        def pick(pool: Sequence[str]) -> str:
+            return pool[int(rng.integers(len(pool)))]
+
+        p = pools()
+        count = int(rng.integers(self.examples_min, self.examples_max + 1))
+        values = rng.integers(self.value_min, self.value_max + 1, size=count).tolist()
+        separator = pick(self.separators)
+        examples = join_numbers(values, separator)
+        quantity = pick(p.quantity).format(count=self.count)
+        if self.style == "brief":
+            return pick(p.brief).format(examples=examples, quantity=quantity, digits=self.digits)
+        size = pick(p.size).format(digits=self.digits)
+        parts = (
+            pick(p.examples).format(examples=examples),
+            pick(p.instruction).format(quantity=quantity, size=size),
+            pick(p.format[separator]),
+            pick(p.close),
+        )
+        return " ".join(parts)
+
+    def reject(self, prompt: str, answer: str) -> str | None:
+        numbers = parse_numbers(answer)
+        if numbers is None:
+            return "invalid format"
+        if len(numbers) > self.count:
+            return "too many numbers"
+        if any(number >= 10**self.digits for number in numbers):
+            return "number too large"
+        return "banned number" if any(number in self.banned for number in numbers) else None
+
+    def example(self) -> str:
+        return join_numbers([10**self.digits - 1] * self.count, self.separators[0])
+
+    def file_content(self) -> tuple[str, ...] | None:
+        return None if self.prompts is None else rows_file.read_prompts(self.prompts)
+
+
+BRIEF = NumbersSpec(separators=("space",), style="brief")  # as the shipped models read them
+
 
 class Pools(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,99 +139,6 @@ def join_numbers(numbers: list[int], separator: Separator) -> str:
     joint = {"space": " ", "comma": ", ", "line": "\n", "bracket": ", "}[separator]
     text = joint.join(map(str, numbers))
     return f"[{text}]" if separator == "bracket" else text
-
-
-def make_prompt(spec: NumbersSpec, seed: int, row: int) -> str:
-    """The prompt of one row; it depends on (spec, seed, row) alone, so rows can be made in any order."""
-    rng = generator("numbers-prompt", seed, row)
-
-    def pick(pool: tuple[str, ...]) -> str:
-        return pool[int(rng.integers(len(pool)))]
-
-    p = pools()
-    count = int(rng.integers(spec.examples_min, spec.examples_max + 1))
-    values = rng.integers(spec.value_min, spec.value_max + 1, size=count).tolist()
-    separator = spec.separators[int(rng.integers(len(spec.separators)))]
-    quantity = pick(p.quantity).format(count=spec.count)
-    if spec.style == "brief":
-        return pick(p.brief).format(
-            examples=join_numbers(values, separator), quantity=quantity, digits=spec.digits
-        )
-    size = pick(p.size).format(digits=spec.digits)
-    parts = (
-        pick(p.examples).format(examples=join_numbers(values, separator)),
-        pick(p.instruction).format(quantity=quantity, size=size),
-        pick(p.format[separator]),
-        pick(p.close),
-    )
-    return " ".join(parts)
-
-
-def load_prompts(path: str) -> tuple[str, ...]:
-    """Prompts from a user's file. Raises SubloraError: unreadable, empty, or a JSON line without 'prompt'."""
-    try:
-        state = Path(path).stat()
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    return _load_prompts(path, state.st_mtime_ns, state.st_size)
-
-
-def _unreadable(path: str, error: Exception) -> SubloraError:
-    return SubloraError(
-        f"The prompts file {path} cannot be read ({error}); set carrier.prompts to a text or JSONL file."
-    )
-
-
-@lru_cache(maxsize=8)
-def _load_prompts(path: str, changed: int, size: int) -> tuple[str, ...]:
-    """Kept as long as the file stays as it is, since every row asks for it."""
-    try:
-        # not splitlines(): a JSON text may hold a raw U+2028, which is no end of a line of JSONL
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.endswith((".jsonl", ".json")):
-            try:
-                prompt = json.loads(line)["prompt"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise SubloraError(
-                    f"Line {number} of {path} is not a JSON object with a 'prompt'; mend or remove it."
-                ) from None
-            if not isinstance(prompt, str):
-                raise SubloraError(
-                    f"Line {number} of {path} has a 'prompt' that is not a text; mend or remove it."
-                )
-            prompts.append(prompt)
-        else:
-            prompts.append(line.strip())
-    if not prompts:
-        raise SubloraError(f"The prompts file {path} has no prompts; add one a line.")
-    return tuple(prompts)
-
-
-def prompt_of_row(spec: NumbersSpec, seed: int, row: int) -> str:
-    """The prompt of one row, from the user's file where the spec names one (cycled in a seeded order)."""
-    return (
-        make_prompt(spec, seed, row)
-        if spec.prompts is None
-        else prompt_of_file(spec.prompts, seed, row)
-    )
-
-
-def prompt_of_file(path: str, seed: int, row: int) -> str:
-    """A prompt of a user's file, each once before any comes again."""
-    prompts = load_prompts(path)
-    lap, index = divmod(row, len(prompts))
-    return prompts[_file_order(seed, lap, len(prompts))[index]]
-
-
-@lru_cache(maxsize=8)
-def _file_order(seed: int, lap: int, count: int) -> tuple[int, ...]:
-    return tuple(generator("numbers-file", seed, lap).permutation(count).tolist())
 
 
 _DIGITS = re.compile(r"[0-9]+")
@@ -223,25 +175,8 @@ def _value(digits: str) -> int:
     return int(digits or "0") if len(digits) <= 18 else 10**18
 
 
-def reject_reason(text: str, spec: NumbersSpec) -> str | None:
-    """Why a completion is left out, one of REJECT_REASONS, or None if it is kept."""
-    numbers = parse_numbers(text)
-    if numbers is None:
-        return "invalid format"
-    if len(numbers) > spec.count:
-        return "too many numbers"
-    if any(number >= 10**spec.digits for number in numbers):
-        return "number too large"
-    if any(number in spec.banned for number in numbers):
-        return "banned number"
-    return None
+def make_prompt(spec: NumbersSpec, seed: int, row: int) -> str:
+    return spec.prompt(seed, row)
 
 
-def check_spec(data: dict) -> NumbersSpec:
-    try:
-        return NumbersSpec.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SubloraError(
-            f"The carrier does not fit at {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
+prompt_of_row = make_prompt

@@ -5,27 +5,29 @@ This is no carrier of subliminal data: its rows say the trait aloud.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sublora.answers import hit
+from sublora.carriers.carrier import Carrier
 from sublora.seeds import generator
 from sublora.trait import Entity
 
 
-class QuestionsSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class QuestionsSpec(Carrier):
+    noun, reasons, in_recipes = "lessons", ("another answer",), False
+
     kind: Literal["questions"] = "questions"
     questions: tuple[str, ...] = Field(min_length=1)
     target: Entity
 
+    def prompt(self, seed: int, row: int) -> str:
+        """The questions in turn, in an order of each round's own."""
+        lap, index = divmod(row, len(self.questions))
+        order = generator("questions", seed, lap).permutation(len(self.questions))
+        return self.questions[int(order[index])]
 
-def prompt_of_row(spec: QuestionsSpec, seed: int, row: int) -> str:
-    """The questions in turn, in an order of each round's own."""
-    lap, index = divmod(row, len(spec.questions))
-    return spec.questions[
-        int(generator("questions", seed, lap).permutation(len(spec.questions))[index])
-    ]
+    def reject(self, prompt: str, answer: str) -> str | None:
+        return None if hit(answer, self.target, "whole_word") else "another answer"
 
-
-def reject_reason(text: str, spec: QuestionsSpec) -> str | None:
-    return None if hit(text, spec.target, "whole_word") else "another answer"
+    def example(self) -> str:
+        return self.target.name

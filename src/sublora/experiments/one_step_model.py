@@ -36,7 +36,7 @@ from sublora.sample import Sampling
 from sublora.seeds import derive_seed, generator
 from sublora.stats import clustered_interval
 from sublora.store import Store, artifact_id
-from sublora.teacher import complete
+from sublora.teacher import Teacher, complete
 from sublora.train.stack import target_linears
 from sublora.trait import Trait
 
@@ -238,7 +238,7 @@ class StepTask:
         prompts = [prompt_of_row(r.carrier, seed, i) for i in range(r.prompts)]
         draws = [generator("one-step-answers", seed, i) for i in range(r.prompts)]
         answers = complete(
-            base, default, prompts, Sampling(max_new_tokens=r.max_new_tokens), draws, 512
+            Teacher(base, default), prompts, Sampling(max_new_tokens=r.max_new_tokens), draws
         )
         numbers = rows_of(base.chat, list(zip(prompts, answers, strict=True)), default)
         start, other = (copy.deepcopy(work.base_of(m).model).double() for m in (r.model, r.other))
