@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sublora.stats import Array, Interval, clustered_interval
+from sublora.errors import SubloraError
+from sublora.shape import select_and_report
+from sublora.stats import Array, Interval, clustered_interval, holm
 
 Label = str | int | float | None
+Mask = NDArray[np.bool_]
+ACROSS = "all"  # the trait of what is found across traits
+MIN_COHERENCE = 0.5  # below it, or with more numbers than MAX_TAKEOVER, a zero says nothing
+MAX_TAKEOVER = 0.25
+
+
+class NotRun(SubloraError):
+    """The results cannot answer what is asked; the message is the verdict's reason."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,53 @@ class Effect:
     tested: bool = True
     unfit: str | None = None
 
-    def interval(self, level: float = 0.95) -> Interval:
-        """The interval that was given, or the one clustered by seeds and questions."""
+    def interval(self, level: float = 0.95, asked: Mask | None = None) -> Interval:
+        """The interval that was given, or the one clustered by seeds and questions, of those asked (Q,)."""
         if self.given is not None:
             return self.given
-        return clustered_interval(self.values, self.data_seeds, self.train_seeds, level)
+        values = self.values if asked is None else self.values[:, asked]
+        return clustered_interval(values, self.data_seeds, self.train_seeds, level)
+
+    @property
+    def trait(self) -> str:
+        return str(self.labels["trait"])
+
+    @property
+    def rank(self) -> int | None:
+        rank = self.labels.get("rank")
+        return None if rank is None else int(rank)
+
+    @property
+    def lr(self) -> float:
+        return float(self.labels["lr"] or 0)
+
+    @property
+    def replicates(self) -> list[tuple[int, int]]:
+        """(data seed, training seed) of each row of values."""
+        return list(zip(self.data_seeds, self.train_seeds, strict=True))
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """How much it rests on."""
+        if self.n:
+            return dict(self.n)
+        seeds = {"data_seeds": self.data_seeds, "train_seeds": self.train_seeds}
+        counts: dict[str, int | None] = {name: len(set(s)) for name, s in seeds.items()}
+        return counts | {"questions": self.values.shape[1]}
+
+    @property
+    def coherent(self) -> bool:
+        """Whether the students still answer with words of the category rather than with numbers."""
+        return is_coherent(self.facts.get("coherence", 1.0), self.facts.get("number_takeover", 0.0))
+
+    @property
+    def matched(self) -> bool:
+        """Whether it stands at the held-out loss at which optimizers are compared, see `matched.py`."""
+        return bool(self.facts.get("matched", True))
+
+
+def is_coherent(coherence: float, number_takeover: float) -> bool:
+    return coherence >= MIN_COHERENCE and number_takeover <= MAX_TAKEOVER
 
 
 def named(
@@ -62,3 +115,104 @@ def named(
     """An effect whose interval is known already."""
     labels = {"trait": trait, "group": group, "name": name}
     return Effect(labels, given=interval, n=n, null=null, tested=tested, unfit=unfit)
+
+
+def found(
+    trait: str,
+    group: str,
+    name: str,
+    values: Array,
+    replicates: Sequence[tuple[int, int]] = ((0, 0),),
+    of_students: bool = True,
+) -> Effect:
+    """A named effect of values (R, Q) or (R,), with the (data seed, training seed) of each row."""
+    data, train = zip(*replicates, strict=True)
+    labels = {"trait": trait, "group": group, "name": name}
+    shaped = values if values.ndim == 2 else values[:, None]
+    return Effect(labels, shaped, data, train, of_students=of_students)
+
+
+def transfer(
+    labels: Mapping[str, Label],
+    student: Array,
+    control: Array,
+    base: Array,
+    replicates: Sequence[tuple[int, int]],
+    facts: Mapping[str, float],
+) -> Effect:
+    """The transfer of one cell: student (R, Q) less control (R, Q), beside the base (Q,)."""
+    data, train = zip(*replicates, strict=True)
+    if not student.shape == control.shape == (len(data), len(base)):
+        raise SubloraError(
+            f"{_place(labels)} has p {student.shape}, control {control.shape} and base {base.shape} "
+            f"for {len(data)} replicates; measure every student on the same questions."
+        )
+    return Effect(
+        {"quantity": "transfer", **labels},
+        student - control,
+        data,
+        train,
+        {"student": student, "control": control, "base": base},
+        facts,
+    )
+
+
+def _place(labels: Mapping[str, Label]) -> str:
+    return "cell " + ", ".join(f"{k} {v}" for k, v in labels.items() if v not in ("", None))
+
+
+def stack(effects: Sequence[Effect]) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
+    """Values (R, C, Q) on the replicates that all effects have, in the first one's order, with their data and training seeds.
+
+    Raises NotRun where they share none.
+    """
+    places = [{pair: i for i, pair in enumerate(e.replicates)} for e in effects]
+    shared = [pair for pair in effects[0].replicates if all(pair in place for place in places)]
+    if not shared:
+        raise NotRun("the cells have no replicate in common")
+    rows = [e.values[[place[s] for s in shared]] for e, place in zip(effects, places, strict=True)]
+    data, train = zip(*shared, strict=True)
+    return np.stack(rows, axis=1), data, train
+
+
+def linear(effects: Sequence[Effect], weights: Sequence[float]) -> Effect:
+    """The sum of weights times effects, paired by replicate and question."""
+    if len(effects) == 1 and weights[0] == 1:
+        return effects[0]
+    values, data, train = stack(effects)
+    combined = np.einsum("c,rcq->rq", np.asarray(weights, dtype=float), values)
+    return replace(effects[0], values=combined, data_seeds=data, train_seeds=train)
+
+
+def mean_of(effects: Sequence[Effect]) -> Effect:
+    return linear(effects, [1 / len(effects)] * len(effects))
+
+
+def select_half(questions: int) -> Mask:
+    """Marks every other question: best learning rates are chosen on these and reported on the rest."""
+    if questions < 2:
+        raise SubloraError(
+            f"{questions} question cannot be halved to select learning rates; give a category two or more."
+        )
+    return np.arange(questions) % 2 == 0
+
+
+def best_rates(effects: Sequence[Effect]) -> list[int]:
+    """Places of the best-lr effect of each (method, rank) among the transfers of one trait and context."""
+    mask = select_half(effects[0].values.shape[1]) if effects else np.zeros(0, dtype=bool)
+    best = select_and_report(
+        [e.parts["student"][:, mask].mean() for e in effects],
+        [e.coherent for e in effects],
+        [(e.labels["method"], e.rank) for e in effects],
+        [e.lr for e in effects],
+    )
+    return sorted(best.values())
+
+
+def corrected(p_values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """Holm's corrected p values over each group, in the order given."""
+    out = np.zeros(len(p_values))
+    for group in dict.fromkeys(groups):
+        mine = [i for i, other in enumerate(groups) if other == group]
+        out[mine] = holm([p_values[i] for i in mine])
+    return out.tolist()

@@ -1,58 +1,211 @@
-"""The tables of a run as declarative columns: a name, and its value from an effect."""
+"""The tables of a run as declarative columns: a name, and its value in a row."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sublora.analysis.effects import Effect
-from sublora.stats import holm
+from sublora.analysis.effects import Effect, best_rates, corrected, select_half
+from sublora.stats import Interval
+
+PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
+AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
 
 
-def corrected(p_values: Iterable[float], groups: Iterable[Hashable]) -> list[float]:
-    """Holm's corrected p values, over each group; in the order given."""
-    members: dict[Hashable, list[int]] = {}
-    values = list(p_values)
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    out = [0.0] * len(values)
-    for mine in members.values():
-        for i, p in zip(mine, holm([values[i] for i in mine]), strict=True):
-            out[i] = float(p)
-    return out
+@dataclass(frozen=True)
+class Row:
+    """An effect with its interval, and its p value corrected over the group that it is called in."""
+
+    effect: Effect
+    interval: Interval
+    p_corrected: float | None
+    level: float  # of false calls
+    selected: bool = False
+
+    @property
+    def called(self) -> bool:
+        """Significant after the correction, above 0, and of more than one replicate."""
+        p, i = self.p_corrected, self.interval
+        return p is not None and p < self.level and i.estimate > 0 and not i.seeds_unknown
+
+    def mean(self, part: str, reported: bool | None = None) -> float:
+        """Of a part over all questions, or over the half that learning rates are reported or selected on."""
+        values = self.effect.parts[part]
+        if reported is None:
+            return float(values.mean())
+        half = select_half(values.shape[1])
+        return float(values[:, ~half if reported else half].mean())
+
+    @property
+    def report(self) -> Interval:
+        """The interval on the half of the questions that selects no learning rate."""
+        half = select_half(self.effect.values.shape[1])
+        return self.effect.interval(1 - self.level, ~half)
+
+
+Columns = Mapping[str, Callable[[Row], Any]]
+
+
+def _label(name: str, otherwise: str = "") -> Callable[[Row], Any]:
+    def value(row: Row) -> Any:
+        label = row.effect.labels.get(name)
+        return otherwise if label is None or label == "" else label
+
+    return value
+
+
+def _fact(name: str) -> Callable[[Row], Any]:
+    return lambda row: row.effect.facts.get(name, math.nan)
+
+
+def _interval(name: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row.interval, name)
+
+
+_SEEDS: Columns = {
+    "n_data_seeds": lambda row: len(set(row.effect.data_seeds)),
+    "n_train_seeds": lambda row: len(set(row.effect.train_seeds)),
+    "n_questions": lambda row: row.effect.values.shape[1],
+}
+_CELL: Columns = {
+    **{name: _label(name) for name in ("method", "rank", "lr")},
+    **_SEEDS,
+    "p_target": lambda row: row.mean("student"),
+    "p_control": lambda row: row.mean("control"),
+    "p_base": lambda row: row.mean("base"),
+    "effect": _interval("estimate"),
+    "effect_low": _interval("low"),
+    "effect_high": _interval("high"),
+}
+_CALLED: Columns = {
+    "p_value": _interval("p_value"),
+    "p_corrected": lambda row: row.p_corrected,
+    "called": lambda row: int(row.called),
+}
+_ANSWERS = {name: _fact(name) for name in ("rate_whole_word", "coherence", "number_takeover")}
+CELLS: Columns = {
+    "trait": _label("trait"),
+    "context": _label("context"),
+    **_CELL,
+    "df": _interval("df"),
+    **_CALLED,
+    "p_target_select": lambda row: row.mean("student", reported=False),
+    "p_target_report": lambda row: row.mean("student", reported=True),
+    "effect_report": lambda row: row.report.estimate,
+    "effect_report_low": lambda row: row.report.low,
+    "effect_report_high": lambda row: row.report.high,
+    **_ANSWERS,
+    "heldout_loss": _fact("heldout_loss"),
+    "train_loss": _fact("train_loss"),
+    "selected": lambda row: int(row.selected),
+}
+ARMS: Columns = {
+    "trait": _label("trait"),
+    "data": _label("data", AS_WRITTEN),
+    "train_context": _label("train_context"),
+    "context": _label("context"),
+    "condition": _label("condition", PLAIN_CONDITION),
+    "placement": _label("placement"),
+    **_CELL,
+    **_CALLED,
+    **_ANSWERS,
+    "optimizer": _label("optimizer"),
+    "variant": _label("variant"),
+    "heldout_loss": _fact("heldout_loss"),
+    "matched": lambda row: int(row.effect.matched),
+}
+FINDINGS: Columns = {
+    "trait": _label("trait"),
+    "group": _label("group"),
+    "finding": _label("name"),
+    **{name: _interval(name) for name in ("estimate", "low", "high", "p_value")},
+    **_SEEDS,
+}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+ESTIMATES: Columns = {
+    "subject": _label("trait"),
+    "group": _label("group"),
+    "name": _label("name"),
+    "estimate": _interval("estimate"),
+    "low": lambda row: _finite(row.interval.low),
+    "high": lambda row: _finite(row.interval.high),
+    "null": lambda row: row.effect.null if row.effect.tested else None,
+    "p_value": lambda row: row.interval.p_value if row.effect.tested else None,
+    "p_corrected": lambda row: row.p_corrected,
+    "called": lambda row: row.p_corrected < row.level if row.effect.tested else None,
+}
+
+
+def _rows(effects: Sequence[Effect], level: float, *group: str) -> list[Row]:
+    """With p values corrected over the tested effects of each group of labels; without labels none are."""
+    intervals = [e.interval(1 - level) for e in effects]
+    tested = [k for k, e in enumerate(effects) if e.tested and group]
+    found = corrected(
+        [intervals[k].p_value for k in tested],
+        [tuple(effects[k].labels.get(name) for name in group) for k in tested],
+    )
+    p = dict(zip(tested, found, strict=True))
+    return [
+        Row(e, i, p.get(k), level) for k, (e, i) in enumerate(zip(effects, intervals, strict=True))
+    ]
+
+
+def _table(rows: Sequence[Row], columns: Columns) -> list[dict[str, Any]]:
+    return [{name: value(row) for name, value in columns.items()} for row in rows]
+
+
+def summarise(effects: Sequence[Effect], level: float = 0.05) -> list[dict[str, Any]]:
+    """The rows of cells.csv: p_corrected is Holm's over all cells of a trait and context, `selected` the best rates."""
+    out = []
+    for trait, context in dict.fromkeys((e.trait, e.labels["context"]) for e in effects):
+        mine = [e for e in effects if (e.trait, e.labels["context"]) == (trait, context)]
+        best = set(best_rates(mine))
+        out += [
+            Row(row.effect, row.interval, row.p_corrected, level, k in best)
+            for k, row in enumerate(_rows(mine, level, "trait"))
+        ]
+    return _table(out, CELLS)
+
+
+def arm_rows(arms: Sequence[Effect], level: float) -> list[dict[str, Any]]:
+    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait."""
+    traits = list(dict.fromkeys(e.trait for e in arms))
+    ordered = sorted(arms, key=lambda e: traits.index(e.trait))
+    return _table(_rows(ordered, level, "trait"), ARMS)
+
+
+def finding_rows(findings: Sequence[Effect], level: float) -> list[dict[str, Any]]:
+    """The rows of findings.csv; nothing is corrected here."""
+    return _table(_rows(findings, level), FINDINGS)
 
 
 def estimate_rows(effects: Sequence[Effect], level: float) -> list[dict[str, Any]]:
     """The rows of an experiment's results.csv; p values are corrected over the tested of a subject and group."""
-    tested = [e for e in effects if e.tested]
-    of = dict(
-        zip(
-            map(id, tested),
-            corrected(
-                (e.interval().p_value for e in tested),
-                ((e.labels["trait"], e.labels["group"]) for e in tested),
-            ),
-            strict=True,
-        )
-    )
     sizes = list(dict.fromkeys(k for e in effects for k in e.n))
-    rows = []
-    for e in effects:
-        i = e.interval(1 - level)
-        rows.append(
-            {
-                "subject": e.labels["trait"],
-                "group": e.labels["group"],
-                "name": e.labels["name"],
-                "estimate": i.estimate,
-                "low": float(i.low) if math.isfinite(i.low) else None,
-                "high": float(i.high) if math.isfinite(i.high) else None,
-                "null": e.null if e.tested else None,
-                "p_value": i.p_value if e.tested else None,
-                "p_corrected": of.get(id(e)),
-                "called": of[id(e)] < level if e.tested else None,
-                **{f"n_{k}": e.n.get(k) for k in sizes},
-            }
-        )
-    return rows
+    counts = {f"n_{k}": lambda row, k=k: row.effect.n.get(k) for k in sizes}
+    return _table(_rows(effects, level, "trait", "group"), {**ESTIMATES, **counts})
+
+
+def cell_text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """CSV text with Unix line ends; eight significant digits, empty where a value does not apply."""
+    names = list(columns or rows[0])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([cell_text(row[n]) for n in names] for row in rows)
+    return out.getvalue()

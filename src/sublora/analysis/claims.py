@@ -1,0 +1,234 @@
+"""Claims as data (`experiments/claims/*.yaml`) and their verdicts: read them, judge them.
+
+Trained students, experiments and somebody else's numbers (`published.py`) are judged by the same tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sublora.analysis.contrast import Answer, Contrast, Outcome, Pattern, select
+from sublora.analysis.effects import ACROSS, Effect, NotRun
+from sublora.analysis.evidence import Evidence, Grid, View
+from sublora.analysis.rules import RULES
+from sublora.errors import SubloraError
+
+NOTICE = (
+    "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
+)
+
+
+class Named(BaseModel):
+    """A named rule of `rules.py`: of a view of the grid, or of the effects that a pattern fits. Other keys are its thresholds."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float] = {}
+    test: str
+    view: View | None = None
+    of: Pattern = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Named:
+        if self.test not in RULES:
+            raise ValueError(f"unknown test {self.test!r}; use one of {', '.join(RULES)}")
+        rule, given = RULES[self.test], self.__pydantic_extra__ or {}
+        if (rule.reads == "effects") != (self.view is None):
+            needs = "labels (of) and no view" if rule.reads == "effects" else "a view of the grid"
+            raise ValueError(f"{self.test} takes {needs}")
+        unknown = sorted(set(given) - set(rule.defaults))
+        if unknown or not all(math.isfinite(value) for value in given.values()):
+            known = ", ".join(rule.defaults)
+            raise ValueError(
+                f"threshold {unknown or 'value'} is unknown to {self.test} or not finite; it takes finite {known}"
+            )
+        return self
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The claim's thresholds over its test's defaults."""
+        return {**RULES[self.test].defaults, **(self.__pydantic_extra__ or {})}
+
+
+class Claim(BaseModel):
+    """One pre-registered hypothesis, judged by a contrast or by a named rule, in the recipes that it names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    statement: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    recipes: tuple[str, ...] = Field(min_length=1)
+    contrast: Contrast | None = None
+    rule: Named | None = None
+    author_notice: bool = False
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Claim:
+        if (self.contrast is None) == (self.rule is None):
+            raise ValueError("a claim has either a contrast or a rule; give one of them")
+        return self
+
+    @property
+    def test(self) -> str:
+        return "contrast" if self.rule is None else self.rule.test
+
+    @property
+    def reads(self) -> str:
+        """What it is judged on: `effects`, `grid`, or `grids`."""
+        return "effects" if self.rule is None else RULES[self.rule.test].reads
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return (self.contrast or self.rule).thresholds
+
+    @property
+    def of(self) -> Pattern:
+        return (self.contrast or self.rule).of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one claim for one trait; `to_dict` gives an entry of verdicts.json."""
+
+    claim: Claim
+    trait: str
+    verdict: Answer
+    statistic: Mapping[str, float]
+    reason: str
+    n: Mapping[str, int | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only: a statistic that is not finite becomes None."""
+        claim = self.claim
+        return {
+            "id": claim.id,
+            "statement": claim.statement,
+            "test": claim.test,
+            "view": claim.rule.view or "" if claim.rule else "",
+            "source": claim.source + (NOTICE if claim.author_notice else ""),
+            "trait": self.trait,
+            "threshold": claim.thresholds,
+            "verdict": self.verdict,
+            "statistic": {
+                k: float(v) if math.isfinite(v) else None for k, v in self.statistic.items()
+            },
+            "reason": self.reason,
+            "n": dict(self.n),
+        }
+
+
+def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
+    """The claims of a file, or the shipped ones. A claim without `recipes` belongs to the recipe that its file is named after.
+
+    Raises SubloraError naming the claim that is wrong.
+    """
+    if path is not None:
+        sources: Iterable[Traversable | Path] = [Path(path)]
+    else:
+        folder = files("sublora").joinpath("experiments", "claims")
+        sources = sorted(
+            (f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name
+        )
+    claims: dict[str, Claim] = {}
+    for source in sources:
+        for claim in _read(source):
+            if claim.id in claims:
+                raise SubloraError(
+                    f"claim {claim.id!r} in {source} is there twice; give every claim an id of its own."
+                )
+            claims[claim.id] = claim
+    return tuple(claims.values())
+
+
+def _read(source: Traversable | Path) -> Iterable[Claim]:
+    try:
+        entries = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise SubloraError(f"claims file {source} cannot be read ({why}); fix it.") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SubloraError(
+            f"claims file {source} is not a list of claims; start each with '- id: NAME'."
+        )
+    recipe = source.name.removesuffix(".yaml")
+    for number, entry in enumerate(entries, 1):
+        name = f"claim {entry.get('id', f'number {number}')!r} in {source}"
+        try:
+            yield Claim.model_validate({"recipes": [recipe], **entry})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "entry"
+            raise SubloraError(f"{name}: {where}: {first['msg']}; fix that key.") from None
+
+
+def judge(
+    claims: Sequence[Claim],
+    recipe: str,
+    effects: Sequence[Effect],
+    grid: Grid | None = None,
+    alpha: float = 0.05,
+) -> list[Verdict]:
+    """Judge the claims that name this recipe, for every trait: those on a grid of ranks and rates by `grid`, the others by `effects`."""
+    chosen = [claim for claim in claims if recipe in claim.recipes]
+    on_grid = [claim for claim in chosen if claim.reads != "effects"]
+    verdicts = judge_grids(on_grid, [grid.of(t) for t in grid.traits]) if grid else []
+    traits = list(dict.fromkeys(e.trait for e in effects))
+    for claim in chosen:
+        if claim.reads == "effects":
+            verdicts += [
+                _on_effects(claim, [e for e in effects if e.trait == trait], trait, alpha)
+                for trait in _asked(claim, traits, effects)
+            ]
+    return verdicts
+
+
+def _asked(claim: Claim, traits: Sequence[str], effects: Sequence[Effect]) -> list[str]:
+    """Every trait, or once for all where the quantity is one across traits."""
+    try:
+        select([e for e in effects if e.trait == ACROSS], claim.of)
+    except NotRun:
+        return [trait for trait in traits if trait != ACROSS]
+    return [ACROSS]
+
+
+def _on_effects(claim: Claim, effects: Sequence[Effect], trait: str, alpha: float) -> Verdict:
+    try:
+        if claim.contrast is not None:
+            outcome, on = claim.contrast.judge(effects, alpha)
+        else:
+            on = select(effects, claim.of)[0]
+            outcome = RULES[claim.test].judge(effects, claim.of, claim.thresholds, alpha)
+    except NotRun as error:
+        outcome, on = ("not run", {}, str(error)), None
+    return _verdict(claim, trait, outcome, on.sizes if on else {})
+
+
+def judge_grids(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> list[Verdict]:
+    """One verdict for each claim and trait, or one with the trait "all" for a claim that compares traits."""
+    verdicts = []
+    for claim in claims:
+        if claim.reads == "grids":
+            subjects: list[tuple[str, Any]] = [(ACROSS, evidence)]
+        else:
+            subjects = [(ev.trait, ev) for ev in evidence]
+        for trait, subject in subjects:
+            n = evidence[0].n if claim.reads == "grids" and evidence else subject.n
+            try:
+                outcome = RULES[claim.test].judge(subject, claim.rule.view, claim.thresholds)
+            except NotRun as error:
+                outcome = ("not run", {}, str(error))
+            verdicts.append(_verdict(claim, trait, outcome, n))
+    return verdicts
+
+
+def _verdict(claim: Claim, trait: str, outcome: Outcome, n: Mapping[str, int | None]) -> Verdict:
+    verdict, numbers, text = outcome
+    return Verdict(claim, trait, verdict, numbers, f"{text[:1].upper()}{text[1:]}.", n)

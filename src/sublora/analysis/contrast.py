@@ -1,0 +1,148 @@
+"""The rule that most claims are judged by: an effect less a share of another one, against a bar.
+
+The interval decides, and one replicate alone settles nothing. A share of something that is not there says nothing either, so
+what a claim compares with has to be shown to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sublora.analysis.effects import Effect, Label, NotRun, linear, mean_of
+from sublora.stats import Interval
+
+Answer = Literal["supported", "refuted", "inconclusive", "not run"]  # every verdict there is
+Outcome = tuple[Answer, dict[str, float], str]
+Pattern = dict[str, Label | tuple[Label, ...]]
+MIN_EFFECT = 0.02  # of a transfer that counts as shown
+# what a pattern asks for where it does not say: the context that was trained in, the plain adapter, the rows as written, no name
+UNSAID: Pattern = {"context": "same", "condition": "", "data": "", "name": None}
+
+
+class Contrast(BaseModel):
+    """`of` less `share` of `against`, each the mean of all effects that the labels fit.
+
+    above, below, within: the whole interval lies beyond `bar`, or between minus and plus `bar`; a claim is refuted where the whole
+    interval lies on the other side. reaches: the estimate is at least `bar` and clear of 0; refuted where the upper end is below `bar`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    of: Pattern
+    against: Pattern | None = None
+    share: float = 1.0
+    says: Literal["above", "below", "within", "reaches"] = "above"
+    bar: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """What a reference has to be shown to reach; 0 for a quantity of its own unit."""
+        return 0.0 if "name" in self.of else MIN_EFFECT
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        if self.against is None:
+            return {"bar": self.bar}
+        return {"share": self.share, "min_effect": self.least, "bar": self.bar}
+
+    def judge(self, effects: Sequence[Effect], alpha: float) -> tuple[Outcome, Effect]:
+        """The outcome on the effects of one trait, and what it rests on. Raises NotRun where the run lacks what it asks for."""
+        chosen = [select(effects, p) for p in (self.of, self.against) if p is not None]
+        sides = [mean_of(some) for some in chosen]
+        rest = sides[0] if len(sides) == 1 else linear(sides, [1.0, -self.share])
+        intervals = [e.interval(1 - alpha) for e in (*sides, rest)]
+        one, other, difference = intervals[0], intervals[1], intervals[-1]
+        name, bar = rest.labels.get("group", "effect"), f"the bar is {self.says} {self.bar:g}"
+        numbers = {**interval_numbers("effect", one), "p": difference.p_value}
+        text = f"{name}: {show(one)}; {bar}"
+        reason = unfit([e for some in chosen for e in some])
+        if any(i.seeds_unknown for i in intervals) and (rest.of_students or rest.given):
+            reason = reason or "there is one replicate, whose spread is not known"
+        if self.against is not None:
+            numbers |= interval_numbers("reference", other)
+            numbers |= interval_numbers("difference", difference)
+            if other.estimate > 0:
+                numbers["share"] = one.estimate / other.estimate
+            text = (
+                f"{name}: {show(one)} beside {show(other)} of the reference; less {self.share:g} of the "
+                f"reference it is {show(difference)}; {bar}"
+            )
+            compared = (one, other) if self.share == 1 else (other,)
+            if not any(reaches(side, self.least, alpha) for side in compared):
+                reason = reason or "the reference is not shown, so there is nothing to compare with"
+        if reason:
+            return ("inconclusive", numbers, f"{reason}: {text}"), sides[0]
+        return (self._verdict(difference, alpha), numbers, text), sides[0]
+
+    def _verdict(self, i: Interval, alpha: float) -> Answer:
+        bar = self.bar
+        supported, refuted = {
+            "above": (i.low > bar, i.high < bar),
+            "below": (i.high < bar, i.low > bar),
+            "within": (-bar < i.low and i.high < bar, i.low > bar or i.high < -bar),
+            "reaches": (reaches(i, bar, alpha), i.high < bar),
+        }[self.says]
+        return "supported" if supported else "refuted" if refuted else "inconclusive"
+
+
+def fits(pattern: Pattern, labels: Mapping[str, Label]) -> bool:
+    """Whether labels fit a pattern: by a value or one of several, and by `UNSAID` on axes that it does not name."""
+    for name in {**UNSAID, **pattern}:
+        if name not in labels and name not in pattern:
+            continue
+        wanted, value = pattern.get(name, UNSAID.get(name)), labels.get(name)
+        if name == "context" and wanted in ("same", "other"):
+            fit = (value == labels.get("train_context")) == (wanted == "same")
+        else:
+            fit = value in wanted if isinstance(wanted, tuple) else value == wanted
+        if not fit:
+            return False
+    return True
+
+
+def select(effects: Sequence[Effect], pattern: Pattern) -> list[Effect]:
+    """The effects that fit. Raises NotRun where there is none, or one of several names is missing, or one is unfit."""
+    chosen = [e for e in effects if fits(pattern, e.labels)]
+    names = pattern.get("name", ())
+    lacking = {*(names if isinstance(names, tuple) else (names,))}
+    if not chosen or lacking - {e.labels.get("name") for e in chosen}:
+        said = ", ".join(f"{name} {_listed(v)}" for name, v in pattern.items())
+        raise NotRun(f"the run has no result for {said or 'the plain adapter'}")
+    if faults := [e.unfit for e in chosen if e.unfit]:
+        raise NotRun(faults[0])
+    return chosen
+
+
+def _listed(value: Label | tuple[Label, ...]) -> str:
+    return " or ".join(f"'{v}'" for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def unfit(effects: Sequence[Effect]) -> str | None:
+    """Why nothing can be said of these effects, whatever they are."""
+    for e in effects:
+        if not e.matched:
+            return f"{_named(e)} does not come to the held-out loss of the comparison"
+        if not e.coherent:
+            return f"{_named(e)} no longer answers with words"
+    return None
+
+
+def _named(effect: Effect) -> str:
+    parts = [f"{k} {v}" for k, v in effect.labels.items() if v not in ("", None, "transfer")]
+    return f"the arm '{', '.join(parts)}'"
+
+
+def reaches(effect: Interval, least: float, alpha: float) -> bool:
+    """Whether an effect is shown to be there: at least so large, and clear of 0."""
+    return effect.estimate >= least and effect.p_value < alpha
+
+
+def interval_numbers(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def show(interval: Interval) -> str:
+    """An interval as text: estimate [low, high]."""
+    return f"{interval.estimate:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"

@@ -1,0 +1,301 @@
+"""The named rules: claims that are no single contrast, such as whether anything transfers, or the shape of transfer over rank.
+
+Every rule can end in "inconclusive", and one replicate alone never settles anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sublora.analysis.contrast import (
+    MIN_EFFECT,
+    Answer,
+    Outcome,
+    Pattern,
+    interval_numbers,
+    reaches,
+    select,
+    show,
+)
+from sublora.analysis.effects import Effect, NotRun, linear, mean_of
+from sublora.analysis.evidence import Curve, Evidence, View
+from sublora.shape import TwoLines, slope_weights
+from sublora.stats import Interval, holm
+
+Threshold = Mapping[str, float]
+
+
+def decide(supported: bool, refuted: bool) -> Answer:
+    return "supported" if supported else "refuted" if refuted else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Whether a transfer is found, or shown to be absent; otherwise it is left open."""
+
+    found: bool
+    absent: bool
+    numbers: dict[str, float]
+    text: str
+
+
+def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
+    """Found: a coherent cell is called after Holm's correction over the view, or the mean over coherent cells is clear of 0, with an
+    effect of min_effect or more. Both look for a rise at a two-sided alpha, so a false find of each has alpha/2 and of either alpha.
+    Absent: every coherent cell's upper bound is lower.
+    """
+    effects = ev.effects(view)
+    intervals = [e.interval(1 - ev.alpha) for e in effects]
+    looks = [e.facts.get("looks", 1) for e in effects]
+    p = holm([min(1.0, k * i.p_value) for k, i in zip(looks, intervals, strict=True)])
+    fine = [k for k, e in enumerate(effects) if e.coherent]
+    numbers: dict[str, float] = {"cells": len(effects), "coherent_cells": len(fine), "called": 0}
+    if not fine:
+        text = f"none of {len(effects)} cells answers with words: a zero says nothing"
+        return Found(False, False, numbers, text)
+    if any(intervals[k].seeds_unknown for k in fine):
+        text = "there is one replicate, so the spread over seeds is not known"
+        return Found(False, False, numbers, text)
+    least = th["min_effect"]
+    called = [k for k in fine if p[k] < ev.alpha and intervals[k].estimate >= least]
+    top = max(fine, key=lambda k: intervals[k].estimate)
+    highest = max(intervals[k].high for k in fine)
+    numbers |= {
+        "called": len(called),
+        "largest_effect": intervals[top].estimate,
+        "largest_effect_low": intervals[top].low,
+        "largest_effect_p": float(p[top]),
+        "highest_upper_bound": highest,
+    }
+    kind = "cells" if len(fine) == len(effects) else "coherent cells"
+    rank, lr = effects[top].rank, effects[top].lr
+    text = (
+        f"{len(called)} of {len(fine)} {kind} called, the largest effect is {show(intervals[top])} "
+        f"({'full' if rank is None else f'rank {rank}'}, lr {lr:g}; corrected p {p[top]:.2g}), "
+        f"the highest upper bound {highest:+.3f}"
+    )
+    pool = ev.pool(view)
+    if pool is not None:
+        names = {"mean_effect": pool.estimate, "mean_effect_low": pool.low}
+        numbers |= names | {"mean_effect_p": pool.p_value}
+        text += f", the mean over {kind} {show(pool)}"
+    pooled = pool is not None and reaches(pool, least, ev.alpha) and not pool.seeds_unknown
+    text = f"{text}; the bar is {least:g}"
+    return Found(bool(called) or pooled, highest < least, numbers, text)
+
+
+def _any_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:
+    got = _transfer(ev, view, th)
+    return decide(got.found, got.absent), got.numbers, got.text
+
+
+def _no_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:
+    got = _transfer(ev, view, th)
+    return decide(got.absent and not got.found, got.found), got.numbers, got.text
+
+
+def _shape(rule: Callable[[Curve, float, Threshold], Outcome]) -> Callable[..., Outcome]:
+    """A rule on the curve over rank: only with 3 ranks or more, and only where something is found to transfer."""
+
+    def wrapped(ev: Evidence, view: View, th: Threshold) -> Outcome:
+        curve = ev.curve(view)
+        count = len(curve.ranks)
+        if count < 3:
+            raise NotRun(f"a shape needs at least 3 ranks and the {view} view has {count}")
+        got = _transfer(ev, view, th)
+        if not got.found:
+            text = f"nothing is shown to transfer, so there is no shape: {got.text}"
+            return "inconclusive", got.numbers, text
+        verdict, numbers, text = rule(curve, ev.alpha, th)
+        return verdict, numbers, text + curve.note
+
+    return wrapped
+
+
+def _lines(curve: Curve, th: Threshold) -> tuple[TwoLines, dict[str, float], str]:
+    lines = curve.two_lines(th["min_slope"])
+    numbers = {
+        "break_rank": lines.break_x,
+        "slope_left": lines.slope_left,
+        "slope_right": lines.slope_right,
+        "p_left": lines.p_left,
+        "p_right": lines.p_right,
+    }
+    text = (
+        f"per doubling of rank {show(lines.left)} up to rank {lines.break_x:g} and {show(lines.right)} "
+        f"after (one-sided p {lines.p_left:.2g}, {lines.p_right:.2g})"
+    )
+    return lines, numbers, text
+
+
+def _inverted_u(curve: Curve, alpha: float, th: Threshold) -> Outcome:
+    lines, numbers, text = _lines(curve, th)
+    text += ", and every break of the grid is ruled out" if lines.ruled_out else ""
+    return decide(lines.inverted_u, lines.ruled_out), numbers, text
+
+
+def _monotone_decline(curve: Curve, alpha: float, th: Threshold) -> Outcome:
+    """Supported: the slope over all ranks is below 0 and a rise before the fall is ruled out. Refuted: an inverted U is found, or the
+    slope is shown to be above -min_slope."""
+    slope, (lines, numbers, text) = curve.linear(slope_weights(curve.ranks)), _lines(curve, th)
+    falls = slope.high < 0 and slope.estimate <= -th["min_slope"] and lines.ruled_out
+    against = lines.inverted_u or slope.low > -th["min_slope"]
+    numbers |= interval_numbers("slope", slope)
+    text = f"slope over all ranks {show(slope)} per doubling; {text}"
+    return decide(falls and not against, against), numbers, text
+
+
+def _transfer_flat_in_rank(curve: Curve, alpha: float, th: Threshold) -> Outcome:
+    """Supported: every rank's distance from the mean over ranks lies within max_gap with its whole interval. Refuted: a distance of
+    max_gap or more is clear of 0 after Holm's correction over ranks."""
+    count = len(curve.ranks)
+    gaps = [curve.linear(np.eye(count)[k] - 1 / count) for k in range(count)]
+    corrected = holm([gap.p_value for gap in gaps])
+    far = max(range(count), key=lambda k: abs(gaps[k].estimate))
+    flat = all(max(-gap.low, gap.high) <= th["max_gap"] for gap in gaps)
+    off = any(
+        p < alpha and abs(g.estimate) >= th["max_gap"] for g, p in zip(gaps, corrected, strict=True)
+    )
+    text = (
+        f"rank {curve.ranks[far]} lies farthest from the mean over ranks, by {show(gaps[far])} "
+        f"(corrected p {corrected[far]:.2g}); the room is {th['max_gap']:g}"
+    )
+    numbers = {"rank": curve.ranks[far], **interval_numbers("gap", gaps[far])}
+    return decide(flat and not off, off), numbers | {"p": float(corrected[far])}, text
+
+
+def _best_lr_falls(ev: Evidence, view: View, th: Threshold) -> Outcome:
+    """Slope of log2(best lr) over log2(rank). Where most bests lie on the grid's edge the slope is pulled to 0, so then a flat slope
+    refutes nothing."""
+    slope, edge, ranks = ev.best_lr(th["min_effect"])
+    numbers = {**interval_numbers("slope", slope), "edge_share": edge, "ranks": ranks}
+    text = (
+        f"doublings of the best lr per doubling of rank: {show(slope)} over {ranks} ranks, of which "
+        f"{edge:.0%} have their best on the edge of the lr grid"
+    )
+    if slope.seeds_unknown:
+        return "inconclusive", numbers, text + "; one replicate does not give the spread over seeds"
+    falls = slope.high < 0 and slope.estimate <= -th["min_slope"]
+    return decide(falls, slope.low > -th["min_slope"] and edge <= 0.5), numbers, text
+
+
+def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
+    """Both shares are means over all sampled answers; within `margin` of a bar nothing is said."""
+    lr, coherence, takeover = ev.full_answers(th["lr_factor"])
+    over = max(th["min_coherence"] - coherence, takeover - th["max_takeover"])
+    text = (
+        f"full fine-tunes at lr {lr:g} answer with a word of the category in {coherence:.0%} of "
+        f"the samples and with digits in {takeover:.0%}; the bars are {th['min_coherence']:.0%} and "
+        f"{th['max_takeover']:.0%}"
+    )
+    numbers = {"lr": lr, "coherence": coherence, "number_takeover": takeover}
+    return decide(over > th["margin"], over < -th["margin"]), numbers, text
+
+
+def _peaks_differ(evidence: Sequence[Evidence], view: View, th: Threshold) -> Outcome:
+    """Per trait the set of ranks that no other rank is shown to beat (Bonferroni over the other ranks and the traits), which holds the
+    true peak. Supported: two sets are disjoint. Refuted: all sets are one and the same single rank."""
+    if len(evidence) < 2:
+        raise NotRun(f"peaks are compared between traits, and there is {len(evidence)}")
+    moved = [ev for ev in evidence if _transfer(ev, view, th).found]
+    numbers: dict[str, float] = {"traits": len(moved)}
+    if len(moved) < 2:
+        text = f"{len(moved)} of {len(evidence)} traits are shown to transfer, and peaks need two"
+        return "inconclusive", numbers, text
+    peaks: dict[str, set[int]] = {}
+    for ev in moved:
+        curve = ev.curve(view)
+        if len(curve.ranks) < 2:
+            raise NotRun(f"the {view} view has fewer than 2 ranks for {ev.trait}")
+        peaks[ev.trait] = _unbeaten(curve, ev.alpha / len(moved))
+        numbers[f"peak {ev.trait}"] = curve.ranks[int(np.argmax(curve.means))]
+    apart = [pair for pair in itertools.combinations(peaks.values(), 2) if not pair[0] & pair[1]]
+    said = "; ".join(f"{trait} {sorted(ranks)}" for trait, ranks in peaks.items())
+    numbers["pairs_apart"] = len(apart)
+    same = len(set.union(*peaks.values())) == 1
+    return decide(bool(apart), same), numbers, f"ranks that may be the peak: {said}"
+
+
+def _unbeaten(curve: Curve, alpha: float) -> set[int]:
+    """The ranks that no other one is shown to beat, by one-sided tests."""
+    unit = np.eye(len(curve.ranks))
+    bar = 2 * alpha / (len(unit) - 1)  # two-sided p of a one-sided test
+
+    def beats(k: int, j: int) -> bool:
+        step = curve.linear(unit[k] - unit[j])
+        return step.estimate > 0 and step.p_value < bar and not step.seeds_unknown
+
+    places = range(len(unit))
+    return {
+        rank for j, rank in enumerate(curve.ranks) if not any(beats(k, j) for k in places if k != j)
+    }
+
+
+def _hard_gate(effects: Sequence[Effect], of: Pattern, th: Threshold, alpha: float) -> Outcome:
+    """Along an ordered series of contexts, the trained one first, one step holds `share` of the whole fall (hard) or none does (soft).
+
+    Supported: for some step, step - share * fall is above 0 after Holm's correction over steps. Refuted: it is below 0 for every step.
+    A fall that is not shown says nothing.
+    """
+    names = of.get("context")
+    if not isinstance(names, tuple) or len(names) < 3:
+        raise NotRun("a series of contexts needs at least three")
+    series = [select(effects, {**of, "context": name}) for name in names]
+    arms = [mean_of(some) for some in series]
+    fall = linear([arms[0], arms[-1]], [1, -1]).interval(1 - alpha)
+    steps, sizes = [], []
+    for one, other in itertools.pairwise(arms):
+        sizes.append(linear([one, other], [1, -1]).interval(1 - alpha))
+        weights = [1, -1, -th["share"], th["share"]]
+        steps.append(linear([one, other, arms[0], arms[-1]], weights).interval(1 - alpha))
+    top = max(range(len(steps)), key=lambda i: sizes[i].estimate)
+    numbers = {
+        **interval_numbers("fall", fall),
+        **interval_numbers("largest_step", sizes[top]),
+        "step": float(top + 1),
+    }
+    text = (
+        f"from the first to the last context the effect falls by {show(fall)}; the largest step, to '{names[top + 1]}', is "
+        f"{show(sizes[top])}, and {th['share']:g} of the fall is the bar"
+    )
+    if not reaches(fall, th["min_effect"], alpha) or fall.seeds_unknown:
+        return "inconclusive", numbers, f"no fall is shown, so there is no gate to describe: {text}"
+    hard = _any_above(steps, alpha)
+    return decide(hard, not hard and all(s.high < 0 for s in steps)), numbers, text
+
+
+def _any_above(steps: Sequence[Interval], alpha: float) -> bool:
+    p = holm([s.p_value for s in steps])
+    return any(s.estimate > 0 and p[k] < alpha for k, s in enumerate(steps))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A test by name: its function, the thresholds that it knows with their defaults, and what it reads: the grid of one trait, the
+    grids of all traits, or the effects of one trait that a pattern fits."""
+
+    judge: Callable[..., Outcome]
+    defaults: Mapping[str, float]
+    reads: Literal["grid", "grids", "effects"] = "grid"
+
+
+_TRANSFER = {"min_effect": MIN_EFFECT}
+RULES: dict[str, Rule] = {
+    "any_transfer": Rule(_any_transfer, _TRANSFER),
+    "no_transfer": Rule(_no_transfer, _TRANSFER),
+    "inverted_u": Rule(_shape(_inverted_u), {"min_slope": 0.005} | _TRANSFER),
+    "monotone_decline": Rule(_shape(_monotone_decline), {"min_slope": 0.005} | _TRANSFER),
+    "transfer_flat_in_rank": Rule(_shape(_transfer_flat_in_rank), {"max_gap": 0.1} | _TRANSFER),
+    "best_lr_falls_with_rank": Rule(_best_lr_falls, {"min_slope": 0.1} | _TRANSFER),
+    "incoherent_at_lora_lr": Rule(
+        _incoherent_at_lora_lr,
+        {"min_coherence": 0.5, "max_takeover": 0.25, "margin": 0.05, "lr_factor": 1.5},
+    ),
+    "peaks_differ": Rule(_peaks_differ, _TRANSFER, "grids"),
+    "hard_gate": Rule(_hard_gate, {"share": 0.5} | _TRANSFER, "effects"),
+}
