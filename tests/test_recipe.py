@@ -208,6 +208,56 @@ def test_mistakes_in_a_preset_name_its_own_line(own):
         load_recipe(path, preset="big")
 
 
+def test_a_recipe_says_only_what_differs_from_the_one_that_it_extends(own, tmp_path):
+    own()
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "name: child\nextends: own.yaml\ntrain:\n  lora: null\n  full: {lrs: [1e-4]}\n"
+        "presets:\n  big: {data: {rows: 7}, train: {lora: null}}\n  paper: {extends: nief}\n"
+    )
+    recipe = load_recipe(str(child))
+    assert (recipe.name, recipe.title, recipe.data.rows) == ("child", "My own", 40)
+    assert recipe.train.lora is None and recipe.train.full.lrs == (1e-4,)
+    big = load_recipe(str(child), preset="big")
+    assert big.data.rows == 7 and big.train.lora is None
+    paper = load_recipe(str(child), preset="paper")
+    assert paper.train.batch_size == 66 and paper.data.carrier.style == "full"
+
+
+def test_a_mistake_in_what_is_inherited_names_the_file_that_says_it(own, tmp_path):
+    own("rows: 40", "rows: 0")
+    child = tmp_path / "child.yaml"
+    child.write_text("name: child\nextends: own.yaml\nmeasure: {samples: 0}\n")
+    with pytest.raises(SubloraError, match=r"own\.yaml line 6: data\.rows: .*greater"):
+        load_recipe(str(child))
+    with pytest.raises(SubloraError, match=r"child\.yaml line 3: measure\.samples: .*greater"):
+        load_recipe(str(child), sets=["data.rows=4"])
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ("nif", r"child\.yaml line 2: there is no 'nif' to extend; did you mean nief\?"),
+        ("other.yaml", r"child\.yaml line 2: there is no 'other\.yaml' to extend"),
+        ("[a]", r"child\.yaml line 2: there is no '\['a'\]' to extend"),
+        ("child.yaml", r"child\.yaml line 2: child extends itself"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path, extends, message):
+    child = tmp_path / "child.yaml"
+    child.write_text(f"name: child\nextends: {extends}\n")
+    with pytest.raises(SubloraError, match=message):
+        load_recipe(str(child))
+
+
+def test_a_recipe_is_short():
+    """At most 25 lines with the comments on what was fixed before the results; three have long lists."""
+    long = {
+        name for name, path in shipped_recipes().items() if len(path.read_text().splitlines()) > 25
+    }
+    assert long == {"edit-distance", "optimizers", "steerability"}
+
+
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"just text", b"\xff\xfe"])
 def test_files_that_are_no_recipe(tmp_path, content):
     (tmp_path / "r.yaml").write_bytes(content)
