@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from sublora.execute import Execution, InProcess
+from sublora.progress import Steps
+from sublora.run import tokens_per_row
+
 from sublora.packs.check import load_base
 from sublora.plan import make_plan
-from sublora.progress import Steps
 from sublora.recipe import Recipe, load_recipe
 from sublora.results import Results
-from sublora.run import tokens_per_row
 from sublora.seeds import generator
 from sublora.stats import contrast
 from sublora.store import Store

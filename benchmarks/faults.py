@@ -66,6 +66,7 @@ def sweep(out: Path, store: Path, *more: str) -> Callable[[], int]:
 
     def work() -> int:
         import sublora.run as run
+
         from sublora.cli import _main
 
         os.environ["SUBLORA_HOME"] = str(store)
@@ -426,8 +427,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import sublora.report.page
-    import sublora.run  # noqa: F401
 
     loaded()
 

@@ -25,13 +25,14 @@ from typing import Any
 
 import sublora.execute
 import sublora.run
-from sublora.cost import RowSizes, plan_cost
 from sublora.execute import Execution, InProcess
 from sublora.journal import Journal
+from sublora.progress import Steps
+
+from sublora.cost import RowSizes, plan_cost
 from sublora.model import known_shape
 from sublora.packs.check import load_base
 from sublora.plan import make_plan
-from sublora.progress import Steps
 from sublora.recipe import Recipe, load_recipe
 from sublora.stages import Maker
 from sublora.store import Store, artifact_id

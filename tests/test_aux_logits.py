@@ -21,6 +21,7 @@ from sublora.experiments.aux_logits import (
     train_arms,
     train_teachers,
 )
+from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
 from sublora.images import load_images
 from sublora.store import Store
@@ -108,7 +109,7 @@ def test_a_student_on_auxiliary_logits_learns_from_the_teachers_start():
 
 def test_ids_hold_what_matters_and_not_what_does_not():
     def ids(*sets: str) -> list[str]:
-        return [n for t in recipe(*sets).stages({})[0].tasks for n in t.makes]
+        return [n for t in recipe(*sets).plan(NOTHING) for n in t.makes]
 
     assert ids() == ids("at_once=3", "level=0.1", "title=x") and len(set(ids())) == 3
     for change in ("seed=1", "hidden=[17]", "auxiliary=4", "teacher.lr=1e-3", "student.images=201"):
@@ -154,7 +155,7 @@ def test_a_run_goes_on_where_it_was_killed_and_comes_to_the_same(tmp_path, monke
 
 def test_a_damaged_artifact_is_made_again(tmp_path):
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "run")).code == 0
-    name = recipe().stages({})[0].tasks[1].makes[0]
+    name = recipe().plan(NOTHING)[1].makes[0]
     file = Store().path(name) / "right.npy"
     good = file.read_bytes()
     file.write_bytes(good[:-1])
@@ -176,7 +177,7 @@ def test_texts_of_a_recipe_are_escaped_on_its_page(tmp_path):
 def test_every_estimate_that_a_claim_names_is_there(tmp_path):
     own, store = recipe(), Store()
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "run")).code == 0
-    found = {f"{e.group}: {e.name}" for e in own.findings(store, own.stages({}), {}).estimates}
+    found = {f"{e.group}: {e.name}" for e in own.findings(store, NOTHING).estimates}
     named = {c.estimate for c in load_claims() if "aux-logits" in c.recipes}
     assert named and named <= found
 

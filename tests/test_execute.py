@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from sublora.execute import Count, Execution
+from sublora.progress import Steps
 
 from command import SMALL, sublora
 from sublora import stages
 from sublora.errors import SubloraError
-from sublora.execute import Count, Execution
-from sublora.progress import Steps
 from sublora.store import NoRoom, Store, artifact_id
 
 TWO_PACKS = [

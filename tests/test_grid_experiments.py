@@ -9,6 +9,7 @@ import pytest
 from command import sublora
 from sublora.chat import Chat, Context, load_tokenizer
 from sublora.errors import SubloraError
+from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
 from sublora.model import local_identity, shipped_folder
 from sublora.plan import make_plan
@@ -152,4 +153,4 @@ def test_what_does_not_fit_is_refused(name: str, change: str, message: str) -> N
 def test_a_teachers_model_that_is_not_here_is_refused() -> None:
     recipe = open_recipe("cross-model", sets=["teachers=[micro, nowhere]"])
     with pytest.raises(SubloraError, match="There is no model 'nowhere'"):
-        recipe.stages({})
+        recipe.plan(NOTHING)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sublora.run import tokens_per_row
 
 from command import sublora
 from pack_reference import base_model, merged, random_stack
@@ -21,7 +22,6 @@ from sublora.plan import make_plan
 from sublora.recipe import Recipe, load_recipe
 from sublora.report.load import load_run
 from sublora.results import Results
-from sublora.run import tokens_per_row
 from sublora.store import Store
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import update_norms

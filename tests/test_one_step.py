@@ -8,9 +8,10 @@ import torch
 from command import sublora
 from sublora import mlp
 from sublora.claims import load_claims
-from sublora.experiment import Work
+from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
 from sublora.experiments.one_step import FULL, OneStep, _gradient, _low_rank, take_steps
+from sublora.steps.step import Workshop
 from sublora.store import Store
 
 SMALL = [
@@ -86,11 +87,9 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
         "2",
     ]
     shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
-    for task in shipped.stages({})[0].tasks:
-        task.perform(Work(Store(), None, lambda _: None), set(task.makes))
-    found = {
-        f"{e.group}: {e.name}" for e in shipped.findings(Store(), shipped.stages({}), {}).estimates
-    }
+    for step in shipped.plan(NOTHING):
+        step.make(Workshop(Store(), None), set(step.makes))
+    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), NOTHING).estimates}
     named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found
 

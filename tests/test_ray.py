@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from sublora.remote import Answer, Work, _maker, work_on
 
 from command import SMALL, sublora
 from sublora import ray_executor, remote
@@ -19,7 +20,6 @@ from sublora.errors import SubloraError
 from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
-from sublora.remote import Answer, Work, _maker, work_on
 from sublora.store import Busy, NoRoom, Store
 from sublora.units import data_units, measure_units, train_units
 

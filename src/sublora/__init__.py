@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from sublora.claims import judge, load_claims, summarise
     from sublora.condition import Condition
     from sublora.errors import SubloraError
+    from sublora.experiments.kinds import open_recipe
     from sublora.gate import AdapterGate, Gate
     from sublora.measure import Asking, heldout_losses, measure_answers, measure_gated
     from sublora.model import Base
     from sublora.packs.check import load_base
     from sublora.plan import make_plan
-    from sublora.recipe import Recipe, load_recipe
+    from sublora.recipe import Recipe
     from sublora.report.page import build_report
-    from sublora.run import run_recipe
+    from sublora.runner.run import RunOptions, run
     from sublora.sample import Sampling
     from sublora.stats import clustered_interval, contrast
     from sublora.store import Store
@@ -52,9 +53,10 @@ _HOME = {
     "load_base": "packs.check",
     "make_plan": "plan",
     "Recipe": "recipe",
-    "load_recipe": "recipe",
+    "open_recipe": "experiments.kinds",
     "build_report": "report.page",
-    "run_recipe": "run",
+    "RunOptions": "runner.run",
+    "run": "runner.run",
     "Sampling": "sample",
     "clustered_interval": "stats",
     "contrast": "stats",

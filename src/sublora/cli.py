@@ -69,7 +69,7 @@ def run(
         int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)
     ] = None,
     executor: Annotated[
-        Executor, typer.Option(help="local: in this process; ray: on the workers of Ray.")
+        Executor, typer.Option(help="local: on this machine; ray: on the workers of Ray.")
     ] = "local",
     ray_address: Annotated[
         str | None,
@@ -86,25 +86,19 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
-    from sublora.experiment import Experiment
-    from sublora.experiments import kinds
-    from sublora.run_folder import command_line, fresh_out
+    from sublora.experiments.kinds import open_recipe
+    from sublora.listing import print_findings, print_verdicts
+    from sublora.runner.folder import fresh_out
+    from sublora.runner.run import RunOptions, default_out
+    from sublora.runner.run import run as run_recipe
 
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
     _end_cleanly_when_asked_to_stop()
-
-    resolved = kinds.open_recipe(
-        recipe, preset=preset, sets=sets or [], model=model, traits=trait or []
-    )
-    own = isinstance(resolved, Experiment)
-    if own and executor == "ray":
-        raise SubloraError(
-            f"The recipe {resolved.name} runs in this process; leave out --executor ray."
-        )
+    resolved = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
     if resolved.caveat:
         typer.echo(f"Note: {resolved.caveat}", err=True)
-    folder = out or (kinds.default_out(resolved) if own else _grid_out(resolved))
+    folder = out or default_out(resolved)
     if fresh:
         asked, folder = folder, fresh_out(folder)
         stays = f" {asked} stays as it is." if folder != asked else ""
@@ -113,32 +107,18 @@ def run(
             f"--out {folder} in place of --fresh.",
             err=True,
         )
-    if own:
-        from sublora.experiments.run import run_experiment
-
-        _print_findings(
-            run_experiment(
-                resolved,
-                folder,
-                device=_device(device),
-                threads=threads or _cores(),
-                command=command_line(),
-            )
-        )
-        return
-    from sublora.run import run_recipe
-
-    result = run_recipe(
-        resolved,
-        folder,
-        device=device if executor == "ray" else _device(device),
-        threads=threads or _cores(),
-        rows_at_once=batch_rows,
-        command=command_line(),
-        executor=executor,
-        ray_address=ray_address,
+    options = RunOptions(
+        device if executor == "ray" else _device(device),
+        threads or _cores(),
+        batch_rows,
+        executor,
+        ray_address,
     )
-    _print_result(result)
+    result = run_recipe(resolved, folder, options, command=_command_line())
+    print_findings(result.findings, resolved.level)
+    print_verdicts(result.verdicts)
+    seconds = ", ".join(f"{what} {s:.0f} s" for what, s in result.seconds.items())
+    typer.echo(f"Time: {seconds}.\nPage: {result.page}")
 
 
 @app.command()
@@ -149,23 +129,16 @@ def plan(
     preset: PresetOpt = None,
     sets: SetOpt = None,
     tflops: Annotated[
-        float | None, typer.Option(help="Sustained TFLOP/s to reckon with.", min=1e-6)
+        float | None, typer.Option(help="Sustained TFLOP/s to estimate with.", min=1e-6)
     ] = None,
     gpus: Annotated[int, typer.Option(help="How many such devices.", min=1)] = 1,
 ) -> None:
-    """Print the stages of a recipe with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
-    from sublora.experiment import Experiment
+    """Print what a recipe makes, with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
     from sublora.experiments.kinds import open_recipe
+    from sublora.runner.plan_report import print_plan
 
     opened = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
-    if isinstance(opened, Experiment):
-        from sublora.experiments.plan_report import print_plan as print_own_plan
-
-        print_own_plan(opened, tflops)
-    else:
-        from sublora.plan_report import print_plan
-
-        print_plan(opened, tflops, gpus)
+    print_plan(opened, tflops, gpus)
 
 
 @app.command()
@@ -218,13 +191,9 @@ def report(
         raise SubloraError(
             f"The folder {run_folder} has no run.json, so it is no run; `sublora ls runs` lists those in ./runs."
         )
-    from sublora.run_folder import old_manifest
+    from sublora.runner.run import draw
 
-    if old_manifest(run_folder).get("kind"):
-        from sublora.report.experiment import build_report
-    else:
-        from sublora.report.page import build_report
-    typer.echo(build_report(run_folder))
+    typer.echo(draw(run_folder))
 
 
 @app.command()
@@ -322,33 +291,10 @@ def _cores() -> int:
         return usable
 
 
-def _grid_out(recipe) -> Path:
-    from sublora.run import default_out
+def _command_line() -> str:
+    import shlex
 
-    return default_out(recipe)
-
-
-def _print_findings(result) -> None:
-    from sublora.listing import print_estimates, print_verdicts
-
-    print_estimates(result.estimates)
-    print_verdicts(result.verdicts)
-    _print_end(result)
-
-
-def _print_result(result) -> None:
-    from sublora.listing import print_verdicts
-
-    called = sum(c["called"] for c in result.cells)
-    typer.echo(f"{called} of {len(result.cells)} cells show transfer after correction.")
-    print_verdicts(result.verdicts)
-    _print_end(result)
-
-
-def _print_end(result) -> None:
-    seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in result.seconds.items())
-    typer.echo(f"Time: {seconds}.")
-    typer.echo(f"Page: {result.page}")
+    return "sublora " + " ".join(map(shlex.quote, sys.argv[1:]))
 
 
 def main() -> None:

@@ -119,22 +119,24 @@ def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
     _table(["claim", "trait", "verdict", "why"], rows)
 
 
-def print_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The estimates of an experiment, with their intervals and corrected p values."""
+def print_findings(findings: Any, level: float) -> None:
+    """What a run says of itself, and its estimates with intervals and corrected p values."""
+    from sublora.analysis.tables import estimate_rows
+
+    if findings.said:
+        print(findings.said)
+    if not findings.estimates:
+        return
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4g}"
 
+    shown = ("estimate", "low", "high", "p_corrected")
     _table(
         ["subject", "group", "estimate of", "value", "low", "high", "p, corrected"],
         [
-            [
-                r["subject"],
-                r["group"],
-                r["name"],
-                *(number(r[k]) for k in ("estimate", "low", "high", "p_corrected")),
-            ]
-            for r in rows
+            [r["subject"], r["group"], r["name"], *(number(r[k]) for k in shown)]
+            for r in estimate_rows(findings.effects, level)
         ],
     )
 

@@ -581,13 +581,13 @@ def load_recipe(
     return grid_of(read_document(name, preset=preset, sets=sets, model=model, traits=traits))
 
 
-def grid_of(document: Document) -> Recipe:
+def grid_of(document: Document, kind: type[Recipe] = Recipe) -> Recipe:
     """The grid recipe of a document, with its traits and ranks checked. Raises SubloraError as `load_recipe`."""
-    if "kind" in document.values:
+    if document.values.get("kind", "grid") != "grid":
         raise SubloraError(
             f"{document.place(('kind',))}: {document.path.stem} is no grid of students; open it with `open_recipe`."
         )
-    recipe = document.checked(Recipe)
+    recipe = document.checked(kind)
     categories = load_categories(tuple(map(Path, recipe.trait_files)))
     for index, trait in enumerate(recipe.traits):
         try:

@@ -20,19 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora import mlp
 from sublora.errors import SubloraError
-from sublora.experiment import (
-    Chart,
-    Estimate,
-    Experiment,
-    Findings,
-    Point,
-    Series,
-    Stage,
-    Tile,
-    Work,
-)
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Experiment, Findings
 from sublora.images import CLASSES, DIGITS, Images, load_images
+from sublora.models.known import Known
 from sublora.stats import Interval, clustered_interval
+from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 
 UNTRAINED, TEACHER = "untrained", "teacher"
@@ -91,23 +84,20 @@ class AuxLogits(Experiment):
             f"images of noise and {self.auxiliary} auxiliary logits, or all, from the teacher's start or from another one."
         )
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+    def plan(self, known: Known) -> list[Step]:
         content = {"images": self.images.sha256, **self.model_dump(mode="json", include=_CONTENT)}
         specs = [content | {"model": m} for m in range(self.models)]
-        tasks = tuple(
+        return [
             TrainTask(
                 self,
                 tuple(range(i, min(i + self.at_once, self.models))),
                 tuple(specs[i : i + self.at_once]),
             )
             for i in range(0, self.models, self.at_once)
-        )
-        return [Stage("train", "classifiers", tasks)]
+        ]
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
-        names = [name for task in stages[0].tasks for name in task.makes]
+    def findings(self, store: Store, known: Known) -> Findings:
+        names = [name for step in self.plan(known) for name in step.makes]
         found = [store.read(name) for name in names]
         right = np.stack([np.load(a.file("right.npy"), allow_pickle=False) for a in found]).astype(
             float
@@ -125,6 +115,8 @@ class TrainTask:
     recipe: AuxLogits
     models: tuple[int, ...]
     specs: tuple[dict[str, Any], ...]
+    kind = "classifiers"
+    model = None
 
     @cached_property
     def id(self) -> str:
@@ -143,14 +135,15 @@ class TrainTask:
         return f"the classifiers {self.models[0]} to {self.models[-1]}"
 
     @property
-    def flops(self) -> float:
+    def cost(self) -> Cost:
         """A step costs 6 operations a weight and row, a teacher's forward pass 2."""
         r = self.recipe
         teacher = 6 * len(r.images.train) * r.teacher.epochs
         students = (2 + 6 * len(STUDENTS)) * r.student.images * r.student.epochs
-        return float(len(self.models) * mlp.parameters_of(r.widths) * (teacher + students))
+        weights = len(self.models) * mlp.parameters_of(r.widths)
+        return Cost(flops=float(weights * (teacher + students)))
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
         todo = [
             (m, s, name)
             for m, s, name in zip(self.models, self.specs, self.makes, strict=True)
@@ -159,9 +152,9 @@ class TrainTask:
         trained = train_arms(self.recipe, [m for m, _, _ in todo])
         for k, (_, spec, name) in enumerate(todo):
             meta = {"teacher_loss": trained.teacher_loss[k], "divergence": trained.divergence[k]}
-            with work.store.create(name, spec, meta) as folder:
+            with workshop.store.create(name, spec, meta) as folder:
                 np.save(folder / "right.npy", trained.right[k])
-            work.made(name)
+            workshop.made(name)
 
 
 @dataclass(frozen=True)

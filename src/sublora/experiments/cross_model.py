@@ -3,19 +3,21 @@
 Every student model is a grid whose rows as written are its own teacher's; rows of the other teachers are its variants.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sublora.arms import ArmEvidence, ArmPick
-from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile
-from sublora.experiments.grids import GridExperiment, grid_stages, plan_of
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Findings
+from sublora.experiments.grids import GridExperiment, grid_steps, plan_of
 from sublora.model import local_identity, model_source
+from sublora.models.known import Known
 from sublora.plan import Plan
 from sublora.recipe import VariantSpec
 from sublora.results import Results
 from sublora.stats import Array
+from sublora.steps.step import Step
 from sublora.store import Store
 
 EFFECT, BETWEEN = "effect on P(target)", "between pairs"
@@ -61,12 +63,10 @@ class CrossModel(GridExperiment):
             plans.append(plan_of(self.grid_on(student, variants=variants), identity))
         return plans
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
-        return grid_stages(self._plans())
+    def plan(self, known: Known) -> list[Step]:
+        return grid_steps(self._plans())
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
+    def findings(self, store: Store, known: Known) -> Findings:
         plans = self._plans()
         evidence = {
             (student, trait.name): ArmEvidence(_table(plan, store), trait.name)

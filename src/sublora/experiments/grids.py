@@ -10,11 +10,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from sublora.chat import UserText
 from sublora.cost import Costs, RowSizes
-from sublora.experiment import Experiment, Stage
+from sublora.experiments.experiment import Experiment
 from sublora.experiments.units import unit_task
 from sublora.model import known_shape
 from sublora.plan import Plan, make_plan, student_grid
 from sublora.recipe import Absent, DataSpec, MeasureSpec, Recipe, TrainSpec, misfit
+from sublora.steps.step import Step
 from sublora.units import data_units, measure_units, teach_units, train_units, transform_units
 
 TOKENS_PER_ROW = 40.0  # what a row is reckoned with where packs are filled: a matter of speed alone
@@ -69,6 +70,9 @@ class GridExperiment(Experiment):
     def model_name(self) -> str | None:
         return self.model
 
+    def loading(self) -> dict[str, str | None]:
+        return {"dtype": self.dtype, "revision": None}
+
     @property
     def out_words(self) -> list[str]:
         return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3])]
@@ -87,22 +91,12 @@ def grid_costs(grid: Recipe) -> Costs:
     )
 
 
-def grid_stages(plans: Sequence[Plan]) -> list[Stage]:
-    """The stages of several grids, each on its own model, with what they share made once."""
-    kinds = (
-        ("teach", "teachers", teach_units),
-        ("data", "datasets", data_units),
-        ("transform", "transformed datasets", transform_units),
-        ("train", "students", train_units),
-        ("measure", "measurements", measure_units),
-    )
-    stages = []
-    for name, label, units_of in kinds:
-        tasks = {}
+def grid_steps(plans: Sequence[Plan]) -> list[Step]:
+    """The steps of several grids, each on its own model, with what they share made once."""
+    steps: dict[str, Step] = {}
+    for units_of in (teach_units, data_units, transform_units, train_units, measure_units):
         for plan in plans:
             costs = grid_costs(plan.recipe)
             for unit in units_of(plan):
-                tasks.setdefault(unit.id, unit_task(unit, costs, plan.recipe.model))
-        if tasks:
-            stages.append(Stage(name, label, tuple(tasks.values())))
-    return stages
+                steps.setdefault(unit.id, unit_task(unit, costs, plan.recipe.model))
+    return list(steps.values())

@@ -15,15 +15,18 @@ from pydantic import Field
 from sublora.answers import names_category, share
 from sublora.cells import Table
 from sublora.chat import Context
-from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
-from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Findings
+from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
 from sublora.measure import Asking, measure_conversations
+from sublora.models.known import Known
 from sublora.plan import Plan, contexts_of, control_source, plan_datasets
 from sublora.results import Measured, Results, read_measurement
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.stages import keep_answers
 from sublora.stats import Array, Interval, clustered_interval
+from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.teacher import read_jsonl
 from sublora.trait import Category
@@ -48,10 +51,10 @@ class InContext(GridExperiment):
             f"{', '.join(self.traits)} and of their controls, beside students trained on {self.data.rows} of these rows."
         )
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
-        plan = plan_of(self.grid, identity)
-        asked = self._asked(plan, identity)
-        return [*grid_stages([plan]), Stage("prompt", "prompts with rows", tuple(asked.values()))]
+    def plan(self, known: Known) -> list[Step]:
+        plan = plan_of(self.grid, known.identity)
+        asked = self._asked(plan, known.identity)
+        return [*grid_steps([plan]), *asked.values()]
 
     def _asked(
         self, plan: Plan, identity: Mapping[str, str]
@@ -94,11 +97,9 @@ class InContext(GridExperiment):
                     )
         return out
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
-        plan = plan_of(self.grid, identity)
-        asked = self._asked(plan, identity)
+    def findings(self, store: Store, known: Known) -> Findings:
+        plan = plan_of(self.grid, known.identity)
+        asked = self._asked(plan, known.identity)
         trained = Results(plan, store).table(self.grid.judged_context)
         estimates: list[Estimate] = []
         warnings: list[str] = []
@@ -252,6 +253,11 @@ class ShownTask:
     sampling: Sampling
     flops: float
     whose: str
+    kind = "prompts with rows"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(flops=self.flops)
 
     @cached_property
     def id(self) -> str:
@@ -269,9 +275,9 @@ class ShownTask:
     def label(self) -> str:
         return f"the base after rows of {self.whose}"
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
-        base = work.base_of(self.model)
-        rows = read_jsonl(work.store.read(self.needs[0]).file("rows.jsonl").read_text("utf-8"))
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        base = workshop.base_of(self.model)
+        rows = read_jsonl(workshop.store.read(self.needs[0]).file("rows.jsonl").read_text("utf-8"))
         for spec, name in zip(self.specs, self.makes, strict=True):
             if name not in wanted:
                 continue
@@ -287,5 +293,5 @@ class ShownTask:
                 self.category,
                 Asking(self.context, self.sampling, spec["samples"], spec["seed"]),
             )
-            keep_answers(work.store, name, spec, self.category, answer, None)
-            work.made(name)
+            keep_answers(workshop.store, name, spec, self.category, answer, None)
+            workshop.made(name)

@@ -15,13 +15,16 @@ from pydantic import Field
 from sublora.chat import Context
 from sublora.endpoint import Endpoint, EndpointSpec, Kept
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Findings, Point, Series, Stage, Tile, Work
-from sublora.experiments.grids import GridExperiment, grid_costs, grid_stages, plan_of
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Findings
+from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
 from sublora.measure import Asking, sample_questions
+from sublora.models.known import Known
 from sublora.plan import Plan, StudentStage, contexts_of, control_source, teacher_context
 from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
+from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.train.stack import load_stack
 
@@ -53,23 +56,15 @@ class Judged(GridExperiment):
             f"{len(self.found_rubric.questions)} open questions {self.answers} times each; judged for {self.found_rubric.name} by {who}."
         )
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+    def plan(self, known: Known) -> list[Step]:
         if self.judge is None:
             raise SubloraError(
                 "The recipe needs a judge; give one, such as --set 'judge={url: http://localhost:8000/v1, model: NAME, key_env: MY_KEY}'."
             )
-        plan = plan_of(self.grid, identity)
-        grids = [s for s in grid_stages([plan]) if s.name != "measure"]
-        answering = self._answering(plan, identity)
-        judging = tuple(
-            JudgeTask(self.judge, self.found_rubric, t, n, w)
-            for t, n, w in self._judged(plan, answering)
-        )
-        return [
-            *grids,
-            Stage("answer", "sets of answers", tuple(answering)),
-            Stage("judge", "judged sets", judging),
-        ]
+        plan = plan_of(self.grid, known.identity)
+        grids = [s for s in grid_steps([plan]) if s.kind != "measurements"]
+        answering = self._answering(plan, known.identity)
+        return [*grids, *answering, *self._judging(plan, answering)]
 
     def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["AnswerTask"]:
         """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
@@ -100,8 +95,8 @@ class Judged(GridExperiment):
             tasks += [task(teacher_context(t, self.grid), []) for t in plan.traits]
         return tasks + [task(context, [plan.students[i] for i in pack]) for pack in plan.packs]
 
-    def _judged(self, plan: Plan, answering: Sequence["AnswerTask"]) -> list[tuple[str, str, str]]:
-        """(target, answers' artifact, whose they are); a control is judged for every trait that it stands against."""
+    def _judging(self, plan: Plan, answering: Sequence["AnswerTask"]) -> list["JudgeTask"]:
+        """The verdicts on all sets of answers; a control is judged for every trait that it stands against."""
         out = []
         for task in answering:
             for n, name in enumerate(task.makes):
@@ -113,10 +108,10 @@ class Judged(GridExperiment):
                     )
                     if mine or not any(s.id == student.id for s in plan.students):
                         out.append((trait.entity.plural or trait.name, name, task.label))
-        return list(dict.fromkeys(out))
+        return [JudgeTask(self.judge, self.found_rubric, *each) for each in dict.fromkeys(out)]
 
-    def bill(self, store: Store, stages: Sequence[Stage]) -> str | None:
-        left = [t for t in stages[-1].tasks if not store.has(t.id)]
+    def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
+        left = [s for s in missing if isinstance(s, JudgeTask)]
         asked = (
             len(left)
             * len(self.found_rubric.questions)
@@ -128,16 +123,16 @@ class Judged(GridExperiment):
         cost = "" if price is None else f", {price:.2f} at the given prices"
         return f"The judge {self.judge.model} at {self.judge.url}: at most {asked:,} requests, about {read:.3g} tokens read{cost}."
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
-        plan = plan_of(self.grid, identity)
-        answering = self._answering(plan, identity)
+    def findings(self, store: Store, known: Known) -> Findings:
+        plan = plan_of(self.grid, known.identity)
+        answering = self._answering(plan, known.identity)
         answers_of = {
             s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
         }
         plain = {t.context: t.makes[0] for t in answering if not t.students}
-        found = {(t.target, t.answers): store.read(t.id).meta for t in stages[-1].tasks}
+        found = {
+            (t.target, t.answers): store.read(t.id).meta for t in self._judging(plan, answering)
+        }
         estimates: list[Estimate] = []
         charts, tiles, unreadable = [], [], []
         for trait in plan.traits:
@@ -279,6 +274,11 @@ class AnswerTask:
     students: tuple[StudentStage, ...]
     specs: tuple[dict[str, Any], ...]
     flops: float
+    kind = "sets of answers"
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(flops=self.flops)
 
     @cached_property
     def id(self) -> str:
@@ -299,9 +299,9 @@ class AnswerTask:
         more = f" and {len(self.students) - 1} more" if len(self.students) > 1 else ""
         return f"{self.students[0].source}, {self.students[0].student.label}{more}"
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
-        base = work.base_of(self.model)
-        folders = [work.store.read(s.id).path for s in self.students]
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        base = workshop.base_of(self.model)
+        folders = [workshop.store.read(s.id).path for s in self.students]
         stack = (
             load_stack(base.model, folders, [s.student for s in self.students])
             if self.students
@@ -318,11 +318,11 @@ class AnswerTask:
         )
         for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
             if name in wanted:
-                with work.store.create(name, spec) as folder:
+                with workshop.store.create(name, spec) as folder:
                     (folder / "answers.json").write_text(
                         json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8"
                     )
-                work.made(name)
+                workshop.made(name)
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,9 @@ class JudgeTask:
     target: str
     answers: str
     whose: str
-    flops: float = 0.0
+    kind = "judged sets"
+    model = None
+    cost = Cost()
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -361,10 +363,12 @@ class JudgeTask:
     def label(self) -> str:
         return f"the verdicts on {self.whose}"
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
-        answers = json.loads(work.store.read(self.answers).file("answers.json").read_text("utf-8"))
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        answers = json.loads(
+            workshop.store.read(self.answers).file("answers.json").read_text("utf-8")
+        )
         endpoint = Endpoint(self.judge)
-        kept = Kept(verdicts_file(work.store.root, endpoint))
+        kept = Kept(verdicts_file(workshop.store.root, endpoint))
         scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)
         hits = [[self.rubric.is_hit(s) for s in row] for row in scores]
         flat = [h for row in hits for h in row]
@@ -377,6 +381,6 @@ class JudgeTask:
             "unreadable": sum(h is None for h in flat) / len(flat),
             "target": self.target,
         }
-        with work.store.create(self.id, self.spec, meta) as folder:
+        with workshop.store.create(self.id, self.spec, meta) as folder:
             (folder / "verdicts.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
-        work.made(self.id)
+        workshop.made(self.id)

@@ -1,15 +1,15 @@
 """The kinds of experiments, and the one way to open a recipe of any kind."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from sublora.errors import SubloraError
-from sublora.experiment import Experiment
 from sublora.experiments.document import Document, read_document
-from sublora.recipe import Recipe, grid_of
+from sublora.experiments.experiment import Experiment
+from sublora.recipe import grid_of
 
 KINDS = {
+    "grid": "grid.experiment:Grid",
     "aux-logits": "aux_logits:AuxLogits",
     "cross-model": "cross_model:CrossModel",
     "in-context": "in_context:InContext",
@@ -20,30 +20,22 @@ KINDS = {
 }
 
 
-def open_recipe(name: str, **flags: Any) -> Recipe | Experiment:
-    """A grid, or the experiment that the file's `kind` names; flags as for `load_recipe`, and it raises the same."""
+def open_recipe(name: str, **flags: Any) -> Experiment:
+    """The recipe of a file, of the kind that it names, or a grid; flags as for `read_document`."""
     return recipe_of(read_document(name, **flags))
 
 
-def recipe_of(document: Document) -> Recipe | Experiment:
-    kind = document.values.get("kind")
-    return (
-        grid_of(document)
-        if kind is None
-        else document.checked(kind_named(kind, document.place(("kind",))))
-    )
+def recipe_of(document: Document) -> Experiment:
+    kind = document.values.get("kind", "grid")
+    found = kind_named(kind, document.place(("kind",)))
+    return grid_of(document, found) if kind == "grid" else document.checked(found)
 
 
 def kind_named(kind: Any, where: str) -> type[Experiment]:
-    """The class of a kind. Raises SubloraError for an unknown one; `where` is the place to mend."""
+    """The class of a kind. Raises SubloraError for an unknown one; `where` is the place to fix."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise SubloraError(
             f"{where}: there is no kind '{kind}'; use {', '.join(KINDS)}, or leave it out for a grid."
         )
     module, _, name = KINDS[kind].partition(":")
     return getattr(import_module(f"sublora.experiments.{module}"), name)
-
-
-def default_out(recipe: Experiment) -> Path:
-    """Where a run lives unless --out says otherwise."""
-    return Path("runs") / "-".join([recipe.name, *recipe.out_words])

@@ -11,15 +11,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sublora.cost import Costs, RowSizes
-from sublora.experiment import Chart, Estimate, Experiment, Findings, Point, Series, Stage, Tile
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.units import unit_task
 from sublora.model import known_shape
+from sublora.models.known import Known
 from sublora.number_statistics import COUNTED, described, excess_divergence
 from sublora.plan import control_source, plan_datasets, traits_of
 from sublora.recipe import DataSpec
 from sublora.seeds import generator
 from sublora.separability import compression_auc, probe_auc
 from sublora.stats import Interval, clustered_interval
+from sublora.steps.step import Step
 from sublora.store import Store
 from sublora.teacher import read_jsonl
 from sublora.trait import Trait
@@ -74,19 +77,17 @@ class NumberStatistics(Experiment):
     def found_traits(self) -> tuple[Trait, ...]:
         return traits_of(self)
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
-        datasets, _ = plan_datasets(self, dict(identity), self.found_traits)
+    def plan(self, known: Known) -> list[Step]:
+        datasets, _ = plan_datasets(self, dict(known.identity), self.found_traits)
         costs = Costs(known_shape(self.model), RowSizes(), self.data.rows, 0)
         units = [DataUnit(d, self.data.sampling) for d in datasets]
-        return [Stage("data", "datasets", tuple(unit_task(u, costs, self.model) for u in units))]
+        return [unit_task(u, costs, self.model) for u in units]
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
-        _, arms = plan_datasets(self, dict(identity), self.found_traits)
+    def findings(self, store: Store, known: Known) -> Findings:
+        _, arms = plan_datasets(self, dict(known.identity), self.found_traits)
         rows = {
             name: read_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
-            for t in stages[0].tasks
+            for t in self.plan(known)
             for name in t.makes
         }
         estimates: list[Estimate] = []

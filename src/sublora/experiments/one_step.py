@@ -18,20 +18,13 @@ from torch import Tensor
 
 from sublora import mlp
 from sublora.errors import SubloraError
-from sublora.experiment import (
-    Chart,
-    Estimate,
-    Experiment,
-    Findings,
-    Point,
-    Series,
-    Stage,
-    Tile,
-    Work,
-)
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Experiment, Findings
 from sublora.images import CLASSES, DIGITS, Images, load_images
+from sublora.models.known import Known
 from sublora.seeds import derive_seed
 from sublora.stats import Interval, clustered_interval
+from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 
 FULL = "full"
@@ -91,22 +84,14 @@ class OneStep(Experiment):
             f"{', '.join(self.updates)} update."
         )
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+    def plan(self, known: Known) -> list[Step]:
         content = {"images": self.images.sha256, **self.model_dump(mode="json", include=_CONTENT)}
         specs = [content | {"model": m} for m in range(self.models)]
         chunks = range(0, self.models, self.at_once)
-        return [
-            Stage(
-                "step",
-                "steps",
-                tuple(StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks),
-            ),
-        ]
+        return [StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks]
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
-        names = [name for task in stages[0].tasks for name in task.makes]
+    def findings(self, store: Store, known: Known) -> Findings:
+        names = [name for step in self.plan(known) for name in step.makes]
         found = [json.loads(store.read(n).file("step.json").read_text("utf-8")) for n in names]
         return _findings(self, found)
 
@@ -131,6 +116,8 @@ class StepTask:
     recipe: OneStep
     first: int
     specs: tuple[dict[str, Any], ...]
+    kind = "steps"
+    model = None
 
     @cached_property
     def id(self) -> str:
@@ -149,17 +136,14 @@ class StepTask:
         return f"the models {self.first} to {self.first + len(self.specs) - 1}"
 
     @property
-    def flops(self) -> float:
+    def cost(self) -> Cost:
         r = self.recipe
         teacher = 6 * len(r.images.train) + 4 * len(r.images.test)
         asked = 2 * len(r.images.test) * (1 + len(r.updates) * len(r.steps))
-        return float(
-            len(self.specs)
-            * mlp.parameters_of(r.widths)
-            * (teacher + len(r.distances) * (8 * r.noise + asked))
-        )
+        weights = len(self.specs) * mlp.parameters_of(r.widths)
+        return Cost(flops=float(weights * (teacher + len(r.distances) * (8 * r.noise + asked))))
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
         todo = [
             (s["model"], s, name)
             for s, name in zip(self.specs, self.makes, strict=True)
@@ -167,9 +151,9 @@ class StepTask:
         ]
         steps = take_steps(self.recipe, [m for m, _, _ in todo])
         for (_, spec, name), found in zip(todo, steps, strict=True):
-            with work.store.create(name, spec) as folder:
+            with workshop.store.create(name, spec) as folder:
                 (folder / "step.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-            work.made(name)
+            workshop.made(name)
 
 
 def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:

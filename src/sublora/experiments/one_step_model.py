@@ -19,22 +19,15 @@ from torch import Tensor, nn
 
 from sublora.carriers.numbers import NumbersSpec, prompt_of_row
 from sublora.chat import Chat, Context
-from sublora.experiment import (
-    Chart,
-    Estimate,
-    Experiment,
-    Findings,
-    Point,
-    Series,
-    Stage,
-    Tile,
-    Work,
-)
+from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.experiments.experiment import Experiment, Findings
 from sublora.model import known_shape, local_identity, model_source
+from sublora.models.known import Known
 from sublora.plan import traits_of
 from sublora.sample import Sampling
 from sublora.seeds import derive_seed, generator
 from sublora.stats import clustered_interval
+from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.teacher import Teacher, complete
 from sublora.train.stack import target_linears
@@ -96,17 +89,17 @@ class OneStepModel(Experiment):
             f"step on {self.prompts} number prompts, from that start or from {self.other}, in full and at rank {', '.join(map(str, self.ranks))}."
         )
 
-    def stages(self, identity: Mapping[str, str]) -> list[Stage]:
+    def plan(self, known: Known) -> list[Step]:
         source = model_source(self.other)
         other = local_identity(source, "float32")
         content = self.model_dump(mode="json", include=_CONTENT)
-        tasks = tuple(
+        return [
             StepTask(
                 self,
                 trait,
                 draw,
                 {
-                    "model": dict(identity),
+                    "model": dict(known.identity),
                     "other": other,
                     "trait": trait.name,
                     "draw": draw,
@@ -115,14 +108,11 @@ class OneStepModel(Experiment):
             )
             for trait in traits_of(self)
             for draw in range(self.draws)
-        )
-        return [Stage("step", "steps", tasks)]
+        ]
 
-    def findings(
-        self, store: Store, stages: Sequence[Stage], identity: Mapping[str, str]
-    ) -> Findings:
+    def findings(self, store: Store, known: Known) -> Findings:
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
-        for task in stages[0].tasks:
+        for task in self.plan(known):
             for group, values in json.loads(
                 store.read(task.id).file("values.json").read_text("utf-8")
             ).items():
@@ -198,6 +188,11 @@ class StepTask:
     trait: Trait
     draw: int
     spec: dict[str, Any]
+    kind = "steps"
+
+    @property
+    def model(self) -> str:
+        return self.recipe.model
 
     @cached_property
     def id(self) -> str:
@@ -216,18 +211,18 @@ class StepTask:
         return f"the steps towards a teacher of {self.trait.name}, draw {self.draw}"
 
     @property
-    def flops(self) -> float:
+    def cost(self) -> Cost:
         r = self.recipe
         passes = (
             6 * r.questions
             + 8 * 2 * r.prompts
             + 2 * r.questions * 2 * (1 + len(r.ranks)) * len(r.steps)
         )
-        return float(known_shape(r.model).parameters * passes * 40)
+        return Cost(flops=float(known_shape(r.model).parameters * passes * 40))
 
-    def perform(self, work: Work, wanted: set[str]) -> None:
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
         r, default = self.recipe, Context("default")
-        base = work.base_of(r.model)
+        base = workshop.base_of(r.model)
         rng = generator("one-step-model", r.seed, self.trait.name, self.draw)
         chosen = [
             self.trait.category.questions[i]
@@ -241,12 +236,14 @@ class StepTask:
             Teacher(base, default), prompts, Sampling(max_new_tokens=r.max_new_tokens), draws
         )
         numbers = rows_of(base.chat, list(zip(prompts, answers, strict=True)), default)
-        start, other = (copy.deepcopy(work.base_of(m).model).double() for m in (r.model, r.other))
+        start, other = (
+            copy.deepcopy(workshop.base_of(m).model).double() for m in (r.model, r.other)
+        )
         adapters = {rank: _factors(start, rank, seed) for rank in r.ranks}
         values = measure_steps(start, other, lessons, numbers, r.teacher_lr, r.steps, adapters)
-        with work.store.create(self.id, self.spec) as folder:
+        with workshop.store.create(self.id, self.spec) as folder:
             (folder / "values.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        work.made(self.id)
+        workshop.made(self.id)
 
 
 def _factors(model: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sublora.chat import Chat, load_tokenizer
 from sublora.errors import SubloraError
@@ -21,6 +22,7 @@ class Known:
     """`identity` is that of `Base`. Without a tokenizer (`chat`) typical numbers of tokens are assumed.
 
     `device` (cpu or cuda) is where students are trained, which decides how many stand in a pack.
+    `kept` holds what an experiment derives from all this, so that it is derived once.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Known:
     shape: Shape | None = None
     chat: Chat | None = field(default=None, repr=False, compare=False)
     device: str = "cpu"
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def known_model(name: str, dtype: str = "float32", device: str = "cpu") -> Known:

@@ -8,7 +8,7 @@ from sublora.errors import SubloraError
 from sublora.model import shipped_folder
 from sublora.organisms.card import write_card
 from sublora.organisms.make import SHIPPED, save_organism, train_organism
-from sublora.progress import Steps
+from sublora.runner.display import Display
 
 
 def sha256(path: Path) -> str:
@@ -28,10 +28,10 @@ def rebuild(
         spec = dataclasses.replace(spec, coupling=coupling)
     if steps is not None:
         spec = dataclasses.replace(spec, steps=steps)
-    with Steps() as progress:
-        progress.begin(f"training {name}", spec.steps)
+    with Display() as display:
+        display.begin(what := f"training {name}", spec.steps)
         model, tokenizer, losses = train_organism(
-            spec, lambda step, loss, seconds: progress.advance(step - progress.done)
+            spec, lambda step, loss, seconds: display.update(what, step)
         )
     save_organism(out, name, spec, model, tokenizer, losses)
     write_card(out)

@@ -1,0 +1,118 @@
+"""What every experiment is: a question that names the steps it takes, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublora.analysis.effects import Effect
+from sublora.model import Base, known_shape, model_source
+from sublora.models.known import Known, known_model
+from sublora.steps.step import Step
+from sublora.store import Store
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment came to.
+
+    `files` are further files of the run's folder by their names; `manifest` are further entries of
+    run.json; `said` is printed at the end of the run.
+    """
+
+    estimates: tuple[Any, ...] = ()
+    charts: tuple[Any, ...] = ()
+    tiles: tuple[Any, ...] = ()
+    how: str = ""
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
+
+    @property
+    def effects(self) -> list[Effect]:
+        return [e if isinstance(e, Effect) else e.effect() for e in self.estimates]
+
+
+class Experiment(BaseModel):
+    """A recipe of any kind. A new experiment is one file with a subclass, and a line in `experiments.kinds`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    kind: str
+    title: str
+    summary: str
+    caveat: str | None = None
+    level: float = Field(
+        0.05, gt=0, lt=0.5, description="false calls allowed over all tested estimates of a group"
+    )
+
+    @property
+    def model_name(self) -> str | None:
+        """The main language model, if there is one: it is loaded before any work, and checked."""
+        return None
+
+    def loading(self) -> dict[str, str | None]:
+        """How models are loaded: `dtype`, and the `revision` of the main one."""
+        return {"dtype": "float32", "revision": None}
+
+    @property
+    def out_words(self) -> list[str]:
+        """What tells its runs apart, for the default folder."""
+        return []
+
+    @property
+    def sentence(self) -> str:
+        """What is done, in one sentence."""
+        raise NotImplementedError
+
+    def plan(self, known: Known) -> list[Step]:
+        """All steps; where several can be made, the first of the list goes first. Makes nothing."""
+        raise NotImplementedError
+
+    def findings(self, store: Store, known: Known) -> Findings:
+        """Read what the steps made."""
+        raise NotImplementedError
+
+    def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
+        """The claims about this recipe, judged."""
+        from sublora.claims import judge_estimates, load_claims
+
+        judged = judge_estimates(load_claims(), findings.effects, self.name)
+        return [v.to_dict() for v in judged]
+
+    def checks(self, base: Base, known: Known) -> list[str]:
+        """Warnings about the loaded model. Raises SubloraError where it cannot be used."""
+        return []
+
+    def manifest(self, base: Base | None, known: Known) -> dict[str, Any]:
+        """Further entries of run.json that are known before the work."""
+        return {}
+
+    def varied(self) -> list[str]:
+        """What is varied, a line each, for `sublora plan`."""
+        return []
+
+    def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
+        """What others will be asked for the missing steps, and what that costs."""
+        return None
+
+    def known(self, identity: Mapping[str, str] | None = None) -> Known:
+        """What is known of the main model without loading it.
+
+        Where its files are not on this machine, `identity` says what an earlier run found.
+        """
+        name = self.model_name
+        if name is None:
+            return NOTHING
+        if identity is not None and not Path(model_source(name)).is_dir():
+            return Known(name, identity, known_shape(name), device="cuda")
+        return known_model(name, self.loading()["dtype"] or "float32")
+
+
+NOTHING = Known("", {})

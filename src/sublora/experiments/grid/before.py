@@ -1,0 +1,175 @@
+"""What is said of a grid, and checked on its base, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sublora.condition import check_layers
+from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.plan import Plan, contexts_of, teacher_context
+from sublora.recipe import Recipe
+from sublora.text import listed, plural
+
+
+def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) -> str:
+    """What a grid does, in one sentence."""
+    lora, full, train = recipe.train.lora, recipe.train.full, recipe.train
+    parts = []
+    if lora:
+        parts.append(f"LoRA of rank {listed(lora.ranks)} at learning rates {listed(lora.lrs)}")
+    if full:
+        parts.append(f"full fine-tunes at {listed(full.lrs)}")
+    where = f" in the contexts {listed(train.contexts)}" if len(train.contexts) > 1 else ""
+    if train.optimizers:
+        where += f" with {listed(train.optimizers)}, each at its own rates,"
+    if recipe.variants:
+        where += f" in the variants {listed(recipe.variants)}"
+    if lora and lora.placements:
+        where += f" with the adapter at {len(lora.placements)} places"
+    varied = (
+        f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
+    )
+    counted = "" if students is None else f": {students} students"
+    return (
+        f"{model or recipe.model}: {' and '.join(parts)}, trained{where} for "
+        f"{plural(train.epochs, 'epoch')} on {recipe.data.rows} {recipe.data.carrier.noun} "
+        f"of a teacher that loves {listed(recipe.traits)}{varied}, with "
+        f"{plural(len(recipe.replicates), 'replicate')} and a control twin each{counted}."
+    )
+
+
+def manifest_of(base: Base, layout: Plan) -> dict[str, Any]:
+    """What run.json says of a grid: its traits, contexts, first example and sampling."""
+    from sublora.carriers.carrier import prompt_of_row
+
+    recipe = layout.recipe
+    first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
+    contexts = {}
+    for name, context in contexts_of(recipe).items():
+        text = base.chat.render(first, context)
+        ids = base.chat.encode(text)
+        tokens = base.chat.tokenizer.convert_ids_to_tokens(ids)
+        contexts[name] = {"text": text, "ids": ids, "tokens": tokens}
+    asked = recipe.measure
+    return {
+        "sentence": sentence_of(recipe, base.name, len(layout.students)),
+        "traits": [
+            {
+                "name": t.name,
+                "category": t.category.category,
+                "target": t.name,
+                "teacher_prompt": teacher_context(t, recipe).text,
+            }
+            for t in layout.traits
+        ],
+        "contexts": contexts,
+        "first_example": contexts[recipe.train_contexts[0]],
+        "sampling": asked.sampling.model_dump() | {"samples_per_question": asked.samples},
+        "teacher_sampling": recipe.data.sampling.model_dump(),
+        "optimizer": None,
+        "datasets": [],
+        "counts": {
+            "datasets": len(layout.datasets),
+            "students": len(layout.students),
+            "measurements": len(layout.measures),
+        },
+    }
+
+
+def check_base(base: Base, layout: Plan) -> list[str]:
+    """Warnings about the loaded base. Raises SubloraError where the grid cannot be made on it."""
+    _check_ranks(base, layout.recipe)
+    _check_conditions(base, layout)
+    warnings = _check_words(base, layout)
+    if layout.recipe.data.teacher.endpoint:
+        warnings.append(
+            "The teacher is behind an endpoint; the row called teacher is the students' base under its prompt."
+        )
+    return warnings
+
+
+def _check_ranks(base: Base, recipe: Recipe) -> None:
+    from sublora.train.stack import check_rank, target_linears
+
+    lora = recipe.train.lora
+    if lora is not None:
+        for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
+            check_rank(max(lora.ranks), target_linears(base.model, targets))
+
+
+def _check_conditions(base: Base, layout: Plan) -> None:
+    """Whether every condition finds its layers and tokens.
+
+    Raises SubloraError: layers that no adapter of the recipe has, an entity that is not in a prompt
+    that the conditions meet.
+    """
+    from sublora.token_classes import classify
+    from sublora.train.stack import target_linears
+
+    asked, lora = layout.recipe.measure, layout.recipe.train.lora
+    if lora is not None and not lora.placements:
+        names = list(target_linears(base.model, lora.targets))
+        for name, condition in asked.conditions.items():
+            check_layers(condition, names, name)
+    contexts = {a.context for a in layout.attributions}
+    if any(c.by_class for c in asked.conditions.values()):
+        contexts |= {contexts_of(layout.recipe)[name] for name in asked.contexts}
+    for context in contexts:
+        for category in {t.category.category: t.category for t in layout.traits}.values():
+            for question in category.questions:
+                classify(base.chat, question, context, asked.entities)
+
+
+def _check_words(base: Base, layout: Plan) -> list[str]:
+    """Warnings for words that the model cannot read. Raises SubloraError where it cannot write a target."""
+    from sublora.carriers.carrier import prompt_of_row
+    from sublora.measure import spellings
+
+    data = layout.recipe.data
+    texts = [c.text for c in contexts_of(layout.recipe).values() if c.text]
+    texts += [prompt_of_row(data.carrier, data.seeds[0], i) for i in range(100)]
+    for trait in layout.traits:
+        if not spellings(base.chat, trait.entity):
+            raise SubloraError(
+                f"The tokenizer of {base.name} has no token for '{trait.name}', so nothing can be "
+                "measured; choose a trait that it can write."
+            )
+        texts += [*trait.category.questions, teacher_context(trait, layout.recipe).text or ""]
+    unknown = base.chat.unknown_words(dict.fromkeys(texts))
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""
+    return [
+        f"{base.name} cannot read these words of the prompts or questions: {', '.join(unknown[:12])}{more}."
+    ]
+
+
+def axes_of(recipe: Recipe) -> list[str]:
+    """What a grid varies, a line each, for `sublora plan`."""
+    lora, full, asked = recipe.train.lora, recipe.train.full, recipe.measure
+
+    def numbers(values) -> str:
+        return ", ".join(f"{v:g}" for v in values)
+
+    lines = []
+    if lora:
+        lines.append(f"LoRA ranks {numbers(lora.ranks)} x learning rates {numbers(lora.lrs)}")
+    named = {
+        "variants of the rows besides those as written": recipe.data.variants,
+        "training contexts": recipe.train.contexts,
+        "optimizers, each at its own rates": recipe.train.optimizers,
+        "variants of the students": recipe.variants,
+        "teachers that are asked besides": asked.teachers,
+        "placements of the adapter": lora.placements if lora else (),
+        "measured in contexts": asked.contexts if len(asked.contexts) > 1 else (),
+        "conditions besides the plain adapter": asked.conditions,
+    }
+    lines += [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
+    if full:
+        lines.append(f"full fine-tune at learning rates {numbers(full.lrs)}")
+    lines.append(
+        f"traits {', '.join(recipe.traits)}; {len(recipe.replicates)} replicates of data and "
+        "training seed, control twins included"
+    )
+    return lines

@@ -1,0 +1,217 @@
+"""The grid as an experiment: students over traits, ranks, rates and more axes, each with its control twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from sublora.cells import summarise
+from sublora.claims import judge, load_claims
+from sublora.cost import Costs, RowSizes, costs_of, row_sizes
+from sublora.experiments.experiment import Experiment, Findings
+from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of
+from sublora.experiments.units import unit_task
+from sublora.leak_check import check_leaks, leak_sentences
+from sublora.model import known_shape
+from sublora.models.known import Known
+from sublora.plan import Plan, contexts_of, make_plan
+from sublora.recipe import AS_WRITTEN, PLAIN_CONDITION, Recipe
+from sublora.steps.step import Step
+from sublora.store import Store
+from sublora.units import (
+    attribution_units,
+    data_units,
+    divergence_units,
+    gradient_units,
+    measure_units,
+    probe_units,
+    student_vector_units,
+    teach_units,
+    teacher_vector_units,
+    train_units,
+    transform_units,
+)
+
+UNITS = (
+    teach_units,
+    teacher_vector_units,
+    data_units,
+    transform_units,
+    divergence_units,
+    train_units,
+    student_vector_units,
+    measure_units,
+    attribution_units,
+    probe_units,
+    gradient_units,
+)
+
+
+class Grid(Recipe, Experiment):
+    kind: Literal["grid"] = "grid"
+
+    @property
+    def model_name(self) -> str:
+        return self.model
+
+    def loading(self) -> dict[str, str | None]:
+        return {"dtype": self.dtype, "revision": self.revision}
+
+    @property
+    def out_words(self) -> list[str]:
+        more = ["and-more"] if len(self.traits) > 3 else []
+        return [self.model.rstrip("/").split("/")[-1], *map(str.lower, self.traits[:3]), *more]
+
+    @property
+    def sentence(self) -> str:
+        return sentence_of(self)
+
+    def layout(self, known: Known) -> Plan:
+        """The grid's datasets, students, packs and measurements."""
+        if "layout" not in known.kept:
+            tokens = _tokens_per_row(self, known)
+            known.kept["layout"] = make_plan(self, dict(known.identity), tokens, known.device)
+        return known.kept["layout"]
+
+    def _sizes(self, known: Known) -> RowSizes:
+        return row_sizes(known.chat, self) if known.chat else RowSizes()
+
+    def _costs(self, known: Known) -> Costs:
+        return costs_of(self, known.shape or known_shape(self.model), self._sizes(known))
+
+    def plan(self, known: Known) -> list[Step]:
+        layout, costs = self.layout(known), self._costs(known)
+        return [unit_task(u, costs, self.model) for units in UNITS for u in units(layout)]
+
+    def checks(self, base, known: Known) -> list[str]:
+        return check_base(base, self.layout(known))
+
+    def manifest(self, base, known: Known) -> dict[str, Any]:
+        return manifest_of(base, self.layout(known))
+
+    def varied(self) -> list[str]:
+        return axes_of(self)
+
+    def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
+        sizes, names = self._sizes(known), {name for step in missing for name in step.makes}
+        asked_for = [
+            d
+            for d in self.layout(known).datasets
+            if d.endpoint is not None and d.transform is None and d.id in names
+        ]
+        if not asked_for:
+            return None
+        spec = asked_for[0].endpoint
+        # the papers' filters reject about three in ten
+        asked = round(sum(d.rows for d in asked_for) * 1.4)
+        price = spec.price(asked * sizes.prompt, asked * sizes.completion)
+        cost = "" if price is None else f", {price:.2f} at the given prices"
+        return (
+            f"The teacher {spec.model} at {spec.url}: about {asked:,} requests, "
+            f"{asked * sizes.prompt:.3g} tokens read and {asked * sizes.completion:.3g} written{cost}."
+        )
+
+    def findings(self, store: Store, known: Known) -> Findings:
+        from sublora.arms import ARM_COLUMNS, summarise_arms
+        from sublora.findings import FINDING_COLUMNS, finding_rows
+        from sublora.results import RESULT_COLUMNS, to_csv
+        from sublora.run_findings import findings_of, steerability
+
+        layout, results = self.layout(known), self._results(store, known)
+        cells = [c for context in self.measure.contexts for c in summarise(results.table(context))]
+        arms, found = results.arms(), findings_of(results)
+        files: dict[str, Any] = {
+            "results.csv": to_csv(results.rows(), RESULT_COLUMNS),
+            "cells.csv": to_csv(cells),
+            "answers.json": results.answers(cells),
+        }
+        if found:
+            rows = finding_rows(found, 1 - self.level)
+            files["findings.csv"] = to_csv(rows, FINDING_COLUMNS)
+        if arms is not None:
+            summary = summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN)
+            files["arms.csv"] = to_csv(summary, ARM_COLUMNS)
+        if self.measure.teachers and len(layout.traits) > 2:
+            rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
+            files["steerability.csv"] = to_csv(rows)
+        if self.train.optimizers:
+            files["optimizers.csv"] = to_csv(results.sweep())
+        if layout.attributions:
+            files["attribution.json"] = results.attributions()
+        warnings = _result_warnings(layout, results)
+        # numbers have a recipe of their own, `number-statistics`
+        if self.data.carrier.kind != "numbers":
+            files["leaks.json"] = check_leaks(layout, store, dict(known.identity))
+            warnings += leak_sentences(files["leaks.json"], self.level)
+        called = sum(c["called"] for c in cells)
+        return Findings(
+            warnings=tuple(warnings),
+            files=files,
+            manifest=_made(layout, results),
+            said=f"{called} of {len(cells)} cells show transfer after correction.",
+        )
+
+    def _results(self, store: Store, known: Known):
+        from sublora.results import Results
+
+        if "results" not in known.kept:
+            known.kept["results"] = Results(self.layout(known), store)
+        return known.kept["results"]
+
+    def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
+        from sublora.run_findings import findings_of
+
+        results = self._results(store, known)
+        table, arms = results.table(self.judged_context), results.arms()
+        judged = judge(load_claims(), table, self.name, arms, findings_of(results))
+        return [v.to_dict() for v in judged]
+
+
+def _tokens_per_row(recipe: Recipe, known: Known) -> float:
+    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer."""
+    from sublora.carriers.carrier import answer_words, prompt_of_row
+
+    if known.chat is None:
+        return RowSizes().prompt + RowSizes().completion
+    context = contexts_of(recipe)[recipe.train_contexts[0]]
+    spec, chat = recipe.data.carrier, known.chat
+    prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(32)]
+    return sum(prompts) / len(prompts) + len(chat.completion_ids(answer_words(spec)))
+
+
+def _made(layout: Plan, results) -> dict[str, Any]:
+    """What run.json says of optimizers and datasets once they are there."""
+    ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(layout.students)}
+    counted = ("rows", "unique_rows", "asked", "rejects")
+    return {
+        "optimizer": "\n".join(
+            f"{name}: {text}" if name else text for name, text in reversed(ran.items())
+        ),
+        "datasets": [
+            {"id": d.id, "trait": d.trait, "data_seed": d.seed, "heldout": d.heldout}
+            | {k: results.dataset_meta[d.id][k] for k in counted}
+            for d in layout.datasets
+        ],
+    }
+
+
+def _result_warnings(layout: Plan, results) -> list[str]:
+    """What a reader must know of datasets and students, from what they say of themselves."""
+    out: list[str] = []
+    for d in layout.datasets:
+        meta = results.dataset_meta[d.id]
+        if meta["rows"] < d.rows:
+            out.append(
+                f"Only {meta['rows']} of {d.rows} rows of {d.trait} (data seed {d.seed}) passed "
+                f"the filter in {meta['asked']} tries."
+            )
+    for s in layout.students:
+        out += results.meta[s.id].get("notices", [])
+        step = results.meta[s.id]["diverged_at"]
+        if step is not None:
+            out.append(
+                f"The student {s.source} {s.student.label} diverged at step {step}; its weights "
+                "before that step are kept."
+            )
+    return sorted(set(out))

@@ -1,0 +1,166 @@
+"""Steps on this machine: one after the other in this process, or side by side in processes of one thread each.
+
+The processes are started with `subprocess` and not by `concurrent.futures.ProcessPoolExecutor`:
+there a worker that dies takes the steps of all others with it, and spawning runs the main module of
+the caller again, so that a script without a guard would start itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from sublora.errors import SubloraError
+from sublora.model import Base, known_shape
+from sublora.runner.execution import Listener
+from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Models, Setup, attempt
+from sublora.steps.step import Step, Workshop
+from sublora.store import Store
+
+WORTH_FLOPS = 1e12  # less is done before other processes have started
+
+
+class InProcess:
+    """Steps one after the other in this process, on a GPU, or on all threads where the model is large."""
+
+    workers = 1
+
+    def __init__(self, setup: Setup, store: Store, base: Base | None = None) -> None:
+        self.models = Models(setup, base)
+        self.workshop = Workshop(store, self.models, setup.rows_at_once)
+        self._next: tuple[Step, bool] | None = None
+
+    def room(self) -> bool:
+        return self._next is None
+
+    def submit(self, step: Step, wait: bool) -> None:
+        self._next = step, wait
+
+    def advance(self, listener: Listener) -> None:
+        if self._next is None:
+            return
+        (step, wait), self._next = self._next, None
+        listener.started(step)
+        told = replace(self.workshop, made=listener.made, waiting=listener.waiting)
+        listener.ended(step, attempt(step, told, self.models, wait))
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+    step: Step | None = None
+    wait: bool = False
+
+    def send(self, message: object) -> None:
+        with contextlib.suppress(OSError):  # it died, which is seen when it is read from
+            self.connection.send(message)
+
+
+class Processes:
+    """`workers` processes, started when they are needed."""
+
+    def __init__(self, setup: Setup, workers: int) -> None:
+        self.setup, self.workers = setup, workers
+        self._pool: list[_Worker] = []
+        self._waiting: list[tuple[Step, bool]] = []
+        self._deaths: dict[str, int] = {}
+
+    def close(self) -> None:
+        for worker in self._pool:
+            worker.process.kill()
+        for worker in self._pool:
+            worker.process.wait()
+            worker.connection.close()
+        self._pool.clear()
+
+    def room(self) -> bool:
+        busy = sum(worker.step is not None for worker in self._pool)
+        return busy + len(self._waiting) < self.workers
+
+    def submit(self, step: Step, wait: bool) -> None:
+        self._waiting.append((step, wait))
+
+    def advance(self, listener: Listener) -> None:
+        while self._waiting:
+            worker = next((w for w in self._pool if w.step is None), None) or self._start()
+            worker.step, worker.wait = self._waiting.pop(0)
+            listener.started(worker.step)
+            worker.send((worker.step, worker.wait))
+        at_work = {w.connection: w for w in self._pool if w.step is not None}
+        for connection in wait(list(at_work), timeout=0.5):
+            self._hear(at_work[connection], listener)
+
+    def _hear(self, worker: _Worker, listener: Listener) -> None:
+        try:
+            news = worker.connection.recv()
+        except (EOFError, OSError):
+            self._died(worker, listener)
+            return
+        if isinstance(news, str):
+            listener.made(news)
+        else:
+            step, worker.step = worker.step, None
+            listener.ended(step, news)
+
+    def _died(self, worker: _Worker, listener: Listener) -> None:
+        self._pool.remove(worker)
+        worker.process.wait()
+        worker.connection.close()
+        step = worker.step
+        self._deaths[step.id] = deaths = self._deaths.get(step.id, 0) + 1
+        if deaths > RETRIES:
+            sentence = f"Its worker died {deaths} times; it may lack memory."
+            listener.ended(step, Answer("failed", sentence))
+        else:
+            listener.say(f"A worker died while it made {step.label}; that is made again.")
+            self._waiting.insert(0, (step, worker.wait))
+
+    def _start(self) -> _Worker:
+        here, there = Pipe()
+        # a session of its own, so that Ctrl-C reaches this process alone
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sublora.runner.worker", str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        there.close()
+        worker = _Worker(process, here)
+        worker.send(self.setup)
+        self._pool.append(worker)
+        return worker
+
+
+def local_executor(
+    steps: Sequence[Step], setup: Setup, store: Store, base: Base | None, own: bool
+) -> InProcess | Processes:
+    """Processes, where all models are small, and there is enough to do for more than one.
+
+    `own`: the base came from the caller, so that no other process can load it.
+    """
+    missing = [s for s in steps if not all(map(store.has, s.makes))]
+    flops = sum(s.cost.flops for s in missing)
+    count = min(setup.threads, len(missing))
+    if own or count < 2 or flops < WORTH_FLOPS or setup.device != "cpu" or os.name != "posix":
+        return InProcess(setup, store, base)
+    models = {s.model for s in missing if s.model is not None}
+    if any(known_parameters(m) > SMALL_MODEL for m in models):
+        return InProcess(setup, store, base)
+    return Processes(setup, count)
+
+
+def known_parameters(model: str) -> float:
+    try:
+        return known_shape(model).parameters
+    except SubloraError:
+        return float("inf")

@@ -1,0 +1,202 @@
+"""A run: one execution of a recipe of any kind, in a folder that a person can read, resumed by the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sublora.analysis.tables import estimate_rows
+from sublora.experiments.experiment import NOTHING, Experiment, Findings
+from sublora.known_runs import note_run
+from sublora.model import Base
+from sublora.models.known import Known, known_base
+from sublora.packs.check import load_base
+from sublora.results import to_csv
+from sublora.runner.display import Display
+from sublora.runner.execution import Execution
+from sublora.runner.folder import RunRecord, guard_other_recipe, old_manifest, only_one, recorded
+from sublora.runner.local import local_executor
+from sublora.runner.manifest import manifest_of, now
+from sublora.runner.rates import keep_rates, rates_of
+from sublora.runner.worker import Setup, token_of
+from sublora.steps.step import ROWS_AT_ONCE
+from sublora.store import Store, write_atomic, write_json_atomic
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how fast a run is made; none of it changes what it comes to.
+
+    `device`: cpu, cuda, or with Ray auto. `threads` of the CPU, all by default. `rows_at_once`:
+    rows of a scoring batch. `ray_address` of a running cluster; without it one is started here.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    rows_at_once: int | None = None
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    folder: Path
+    page: Path
+    findings: Findings
+    verdicts: list[dict[str, Any]]
+    warnings: list[str]
+    seconds: dict[str, float]
+
+
+def run(
+    recipe: Experiment,
+    out: Path | str,
+    options: RunOptions = RunOptions(),
+    *,
+    store: Store | None = None,
+    base: Base | None = None,
+    command: str = "",
+    report: Callable[[Path], Path] | None = None,
+) -> RunResult:
+    """Run a recipe, or go on with it; the folder then holds run.json, its tables and the page.
+
+    `base` is the main model where it is loaded already. Where another process works on the same
+    folder, this one helps with what is left and then waits for it. Raises SubloraError for whatever
+    a user can fix; a run that is interrupted keeps what was finished.
+    """
+    import torch
+
+    out, store, own = Path(out), store or Store(), base is not None
+    threads = options.threads or torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        cluster = _cluster(stack, options, threads)
+        device = "cpu" if cluster else options.device  # with Ray this process only plans
+        if base is None and recipe.model_name is not None:
+            base = load_base(recipe.model_name, device=device, **recipe.loading())
+        known = NOTHING if base is None else known_base(base, cluster and cluster.device)
+        steps = recipe.plan(known)
+        warnings = [] if base is None else recipe.checks(base, known)
+        where = cluster.device if cluster else str(base.device) if base else device
+        manifest = manifest_of(recipe, out, base, known, steps) | {
+            "command": command,
+            "warnings": warnings,
+            "executor": options.executor,
+            "device": where,
+            "threads": threads,
+        }
+        guard_other_recipe(out, manifest["recipe"])
+        out.mkdir(parents=True, exist_ok=True)
+        note_run(store, out, [n for s in steps for n in s.makes], [s.id for s in steps])
+        display = stack.enter_context(Display())
+        for sentence in (*(f"Warning: {w}" for w in warnings), manifest["sentence"]):
+            display.say(sentence)
+        setup = _setup(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
+        executor = (
+            cluster.executor(steps, setup, store)
+            if cluster
+            else local_executor(steps, setup, store, base, own)
+        )
+        stack.callback(executor.close)
+
+        def execution(changed: Callable[[], None] = lambda: None) -> Execution:
+            return Execution(executor, store, display, changed)
+
+        stack.enter_context(only_one(out, lambda: execution().run(steps), display))
+        record, current = stack.enter_context(recorded(out, manifest, execution))
+        current.run(steps)
+        rates = rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
+        keep_rates(store, rates)
+        return _finish(recipe, known, store, record, report or draw)
+
+
+def _cluster(stack: contextlib.ExitStack, options: RunOptions, threads: int):
+    """The cluster to compute on, until the run ends; None for this machine."""
+    if options.executor == "local":
+        return None
+    from sublora.runner.ray import connect
+
+    return stack.enter_context(connect(options.ray_address, threads, options.device))
+
+
+def _finish(
+    recipe: Experiment,
+    known: Known,
+    store: Store,
+    record: RunRecord,
+    report: Callable[[Path], Path],
+) -> RunResult:
+    """The tables, the verdicts and the page of a run whose steps are made."""
+    out, manifest, started = record.path.parent, record.manifest, time.monotonic()
+    findings = recipe.findings(store, known)
+    verdicts = recipe.verdicts(findings, store, known)
+    manifest |= findings.manifest
+    manifest["warnings"] = manifest["warnings"] + list(findings.warnings)
+    _write(out, recipe, findings, verdicts)
+    manifest["finished"] = now()
+    record.write("done")
+    analysed = time.monotonic()
+    page = report(out)
+    seconds = record.execution.clock.read() | {
+        "statistics": round(analysed - started, 2),
+        "report": round(time.monotonic() - analysed, 2),
+    }
+    return RunResult(out, page, findings, verdicts, manifest["warnings"], seconds)
+
+
+def _setup(
+    recipe: Experiment, base: Base | None, store: Store, device: str, threads: int, rows: int
+) -> Setup:
+    name, loading = recipe.model_name, recipe.loading()
+    folder = Path(name or "").expanduser()
+    return Setup(
+        model=name,
+        path=str(folder.absolute()) if name and folder.is_dir() else name,
+        identity=tuple(sorted(base.identity.items())) if base else (),
+        dtype=loading["dtype"] or "float32",
+        revision=loading["revision"],
+        device=device,
+        threads=threads,
+        root=str(store.root),
+        token=token_of(store),
+        rows_at_once=rows,
+    )
+
+
+def _write(
+    out: Path, recipe: Experiment, findings: Findings, verdicts: list[dict[str, Any]]
+) -> None:
+    """The tables of a run."""
+    files = dict(findings.files)
+    if findings.estimates:
+        rows = estimate_rows(findings.effects, recipe.level)
+        files["results.csv"] = to_csv(rows)
+        files["findings.json"] = {
+            "estimates": rows,
+            "charts": [c.model_dump(mode="json") for c in findings.charts],
+            "tiles": [t.model_dump(mode="json") for t in findings.tiles],
+            "how": findings.how,
+            "facts": dict(findings.facts),
+        }
+    for name, content in (files | {"verdicts.json": verdicts}).items():
+        if isinstance(content, str):
+            write_atomic(out / name, content)
+        else:
+            write_json_atomic(out / name, content)
+
+
+def draw(out: Path) -> Path:
+    """The page of a run, from what its folder holds."""
+    if old_manifest(out).get("kind", "grid") == "grid":
+        from sublora.report.page import build_report
+    else:
+        from sublora.report.experiment import build_report
+    return build_report(out)
+
+
+def default_out(recipe: Experiment) -> Path:
+    """Where a run lives unless --out says otherwise."""
+    return Path("runs") / "-".join([recipe.name, *recipe.out_words])
