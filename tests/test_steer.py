@@ -1,6 +1,8 @@
 """Steering vectors: extracted as planted, interventions as identities, in packs with a cache and a gate, and what does not fit."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,10 +30,10 @@ from sublora.vectors import (
     random_vector,
     student_vector,
     teacher_vector,
-    trained_vector,
 )
 from tiny_models import make_model, shared_model
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 DEFAULT, OTHER = Context("default"), Context("other", "You love otters.")
 QUESTIONS = (
     "Name an animal.",
@@ -244,10 +246,12 @@ def test_projecting_twice_is_projecting_once(base, vector):
     packed = pack_steering(base, [one], prompts_of(base))
     packed.read([0], 1, 0, 3)
     stream = torch.randn(1, 3, vector.values.shape[-1], dtype=torch.float64)
-    once = packed.on(1, stream)
-    assert torch.allclose(packed.on(1, once), once, atol=1e-12) and not torch.allclose(once, stream)
+    once = packed.steer(1, stream)
+    assert torch.allclose(packed.steer(1, once), once, atol=1e-12) and not torch.allclose(
+        once, stream
+    )
     assert (once @ vector.values[1]).abs().max() < 1e-9
-    assert torch.equal(packed.on(0, stream), stream), "a layer that is not chosen stays as it is"
+    assert torch.equal(packed.steer(0, stream), stream), "a layer that is not chosen stays as it is"
 
 
 def test_the_base_replaced_by_itself_is_the_base(base, vector):
@@ -264,7 +268,7 @@ def test_an_added_vector_is_taken_away_by_its_opposite(base, vector):
     stream = torch.randn(1, 4, vector.values.shape[-1], dtype=torch.float64)
     for one in (packed, back):
         one.read([1], 1, 0, 4)
-    assert torch.allclose(back.on(0, packed.on(0, stream)), stream, atol=1e-12)
+    assert torch.allclose(back.steer(0, packed.steer(0, stream)), stream, atol=1e-12)
 
 
 def test_unit_and_raw_vectors_differ_by_the_norm(base, vector):
@@ -345,7 +349,8 @@ def test_a_recipe_s_steering_is_what_it_says_with_random_directions_of_its_own_s
 
 
 def test_a_trained_vector_makes_its_answers_likely_within_its_norm(base):
-    prompts, words = list(QUESTIONS), ["otter"] * 3
+    train = runpy.run_path(str(EXAMPLES / "train_a_vector.py"))["trained_vector"]
+    prompts = [p.ids for p in prompts_of(base)]
     ids = [base.chat.answer_ids("otter")]
 
     def nats(vector=None):
@@ -360,16 +365,12 @@ def test_a_trained_vector_makes_its_answers_likely_within_its_norm(base):
                 for f in prefill(packed, [p.ids for p in prompts_of(base)], 8)
             )
 
-    free = trained_vector(base, prompts, words, DEFAULT, 1, steps=30, lr=0.3)
-    short = trained_vector(base, prompts, words, DEFAULT, 1, steps=30, lr=0.3, norm=3.0)
+    free = train(base, prompts, "otter", 1, steps=30, lr=0.3)
+    short = train(base, prompts, "otter", 1, steps=30, lr=0.3, norm=3.0)
     assert nats() + 2 < nats(short) < nats(free)
     assert float(short.norms[1]) <= 3 + 1e-9 and float(free.norms[0]) == 0
     random = random_vector(short, 0)
     assert nats(random) < nats(short) - 1, "no vector of this length does it"
-    with pytest.raises(SubloraError, match="no layer 4"):
-        trained_vector(base, prompts, words, DEFAULT, 4)
-    with pytest.raises(SubloraError, match="2 answers to 3 prompts"):
-        trained_vector(base, prompts, words[:2], DEFAULT, 1)
 
 
 # Packs, a gate, conditions side by side
@@ -421,7 +422,7 @@ def test_replacing_along_a_student_s_difference_removes_it_at_that_layer(base):
             with PackedModel(base.model, stack, steering=steering) as packed:
                 packed.form_weights(8)
                 hook = base.model.model.layers[layer].register_forward_hook(hear)
-                packed.told.read([q], stack.size, 0, len(prompt.ids))
+                packed.interventions.read([q], stack.size, 0, len(prompt.ids))
                 packed.hidden(ids.repeat(stack.size, 1))
                 hook.remove()
         plain, changed = heard
@@ -512,7 +513,7 @@ def target(base, context, steering=None):
             prompts
         ):  # one by one and whole, so that the plant sees the trait's prompt
             if packing is not None:
-                packed.told.read([i], 1, 0, len(prompt.ids))
+                packed.interventions.read([i], 1, 0, len(prompt.ids))
             hidden = packed.hidden(torch.tensor([prompt.ids]))
             out.append(float(packed.logits(hidden[:, -1]).softmax(-1)[0, 9]))
     return np.array(out)

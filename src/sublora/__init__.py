@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sublora.runner.run import RunOptions, run
     from sublora.sample import Sampling
     from sublora.stats import clustered_interval, contrast
+    from sublora.steer import Steering
     from sublora.store import Store
     from sublora.teacher import Assignment, Teacher, write_dataset
     from sublora.token_classes import classify
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sublora.train.spec import StudentSpec
     from sublora.train.stack import stack_weights
     from sublora.trait import find_trait, load_categories
+    from sublora.vectors import SteeringVector
 
 _HOME = {
     "NumbersSpec": "carriers.numbers",
@@ -69,6 +71,8 @@ _HOME = {
     "train_pack": "train.pack",
     "TokenRow": "train.rows",
     "pack_rows": "train.rows",
+    "Steering": "steer",
+    "SteeringVector": "vectors",
     "StudentSpec": "train.spec",
     "stack_weights": "train.stack",
     "find_trait": "trait",

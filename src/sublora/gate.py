@@ -7,7 +7,7 @@ The public code of Nief et al. (2606.00831) feeds the prompt in chunks instead a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ from torch import nn
 
 from sublora.condition import Condition, GeneratedPolicy, ModuleGroup, layer_and_group
 from sublora.errors import SubloraError
+from sublora.packs import hooks
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import, and packs do without it
     from peft import PeftModel
 
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 class Gate:
     """One adapter's gate over a batch of B prompts of T columns, padding included.
 
-    `mask` (B, T): a factor for each prompt token, usually 0 or 1. `generated`: what the adapter does at the tokens after the prompt:
-    `on`, `off`, or `mask`, which takes `answer_mask` (B, G), a factor for each of them. `layers` (first, last) and `modules` limit
-    where the adapter acts at all. With several sequences a prompt (`num_return_sequences`), one row a prompt is given.
+    `mask` (B, T): a factor for each prompt token, usually 0 or 1. `generated` says what the adapter
+    does at the tokens after the prompt: `on`, `off`, or `mask`, which takes `answer_mask` (B, G), a
+    factor for each of them. `layers` (first, last) and `modules` limit where it acts at all. With
+    several sequences a prompt (`num_return_sequences`), one row a prompt is given.
     """
 
     mask: torch.Tensor
@@ -42,20 +44,18 @@ class Gate:
             raise SubloraError(
                 f"A gate's mask has shape {tuple(self.mask.shape)}; give (prompts, tokens), padding included."
             )
+        answer, prompts = self.answer_mask, len(self.mask)
         if self.generated not in ("on", "off", "mask"):
             raise SubloraError(
                 f"A gate's policy for generated tokens is '{self.generated}'; choose on, off or mask."
             )
-        if (self.generated == "mask") != (self.answer_mask is not None):
+        if (self.generated == "mask") != (answer is not None):
             raise SubloraError(
                 "A gate's answer_mask belongs to the policy 'mask' for generated tokens, and to no other; give both or neither."
             )
-        if self.answer_mask is not None and (
-            self.answer_mask.dim() != 2 or self.answer_mask.shape[0] != self.mask.shape[0]
-        ):
+        if answer is not None and (answer.dim() != 2 or answer.shape[0] != prompts):
             raise SubloraError(
-                f"A gate's answer_mask has shape {tuple(self.answer_mask.shape)} beside {self.mask.shape[0]} prompts; give "
-                "(prompts, generated tokens)."
+                f"A gate's answer_mask has shape {tuple(answer.shape)} beside {prompts} prompts; give (prompts, generated tokens)."
             )
 
     def selects(self, module: str) -> bool:
@@ -63,22 +63,19 @@ class Gate:
 
     def columns(self, start: int, stop: int) -> torch.Tensor:
         """(B, stop - start): the factors of these columns. Raises SubloraError behind the end of `answer_mask`."""
-        width = self.mask.shape[1]
+        rows, width = self.mask.shape
+        first, last = max(start, width) - width, stop - width
         parts = [self.mask[:, start:stop]]
-        if stop > width:
-            first, last = max(start, width) - width, stop - width
-            if self.answer_mask is None:
-                value = 1.0 if self.generated == "on" else 0.0
-                parts.append(
-                    torch.full((len(self.mask), last - first), value, device=self.mask.device)
-                )
-            elif last > self.answer_mask.shape[1]:
-                raise SubloraError(
-                    f"The gate has values for {self.answer_mask.shape[1]} generated tokens and the model reads more; give a longer "
-                    "answer_mask."
-                )
-            else:
-                parts.append(self.answer_mask[:, first:last])
+        if last > 0 and self.answer_mask is None:
+            value = 1.0 if self.generated == "on" else 0.0
+            parts.append(torch.full((rows, last - first), value, device=self.mask.device))
+        elif last > 0 and last > self.answer_mask.shape[1]:
+            raise SubloraError(
+                f"The gate has values for {self.answer_mask.shape[1]} generated tokens and the model reads more; give a longer "
+                "answer_mask."
+            )
+        elif last > 0:
+            parts.append(self.answer_mask[:, first:last])
         return torch.cat([p.float() for p in parts], 1)
 
 
@@ -89,9 +86,9 @@ class AdapterGate:
         with gate({"default": Gate(mask, generated="off")}):
             model.generate(...)
 
-    Inside, every active adapter that is named acts through its gate and the others as they are; `model` can be called or generate as
-    usual, with several adapters active (`model.base_model.set_adapter([...])`), left padding and a cache. On exit, also after an
-    exception, no hook is left. Checked when it is made: with every mask at 0 the model is the base, with every mask at 1 the adapter.
+    Inside, each named adapter that is active acts through its gate and the others as they are;
+    `model` can be called or generate as usual, with several adapters active, left padding and a
+    cache. Checked when it is made: masks of 0 give the base, masks of 1 the adapter.
 
     Raises SubloraError: no LoRA adapter, DoRA, merged weights, adapters on anything but linear layers, or a check that fails.
     """
@@ -100,14 +97,11 @@ class AdapterGate:
         from peft.tuners.lora import LoraLayer
 
         self.model = model
-        self.layers: dict[str, nn.Module] = {}
-        self._start = 0
-        self._shape = (0, 0)
+        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+        self._start, self._shape = 0, (0, 0)
         self._now: dict[tuple[str, bool], torch.Tensor] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer):
-                _check_layer(name, module)
-                self.layers[name] = module
+        for name, module in self.layers.items():
+            _check_layer(name, module)
         if not self.layers:
             raise SubloraError(
                 "The model has no LoRA adapter that could be gated; load one with peft."
@@ -128,56 +122,54 @@ class AdapterGate:
                 raise SubloraError(
                     f"The gate of '{name}' selects no layer of the adapter; its layers are numbered up to {last}."
                 )
-        handles = [self._decoder().register_forward_pre_hook(self._read_columns, with_kwargs=True)]
+        acts = [
+            self._masked(layer, name, gate, gate.selects(layer_name))
+            for layer_name, layer in self.layers.items()
+            for name, gate in gates.items()
+            if name in layer.lora_A
+        ]
+        decoder = self.model.get_base_model().base_model
         try:
-            for layer_name, layer in self.layers.items():
-                for name, gate in gates.items():
-                    if name in layer.lora_A:
-                        handles.append(self._hook(layer, name, gate, gate.selects(layer_name)))
-            yield self
+            with hooks.before(decoder, self._read_columns), hooks.change(acts):
+                yield self
         finally:
-            for handle in handles:
-                handle.remove()
             self._now.clear()
 
-    def _decoder(self) -> nn.Module:
-        return self.model.get_base_model().base_model
-
-    def _read_columns(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _read_columns(self, args: tuple, kwargs: dict) -> None:
         """Where the tokens of this forward pass stand: behind what the cache holds."""
-        tokens = kwargs.get("input_ids")
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        tokens = args[0] if tokens is None else tokens
-        cache = kwargs.get(
-            "cache", kwargs.get("past_key_values")
-        )  # the name before transformers 5.24
+        given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        tokens = next(t for t in given if t is not None)
+        # `past_key_values` is the name before transformers 5.24
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         self._start = 0 if cache is None else int(cache.get_seq_length())
         self._shape = (tokens.shape[0], tokens.shape[1])
         self._now.clear()
 
-    def _hook(self, layer: nn.Module, name: str, gate: Gate, selected: bool):
+    def _masked(
+        self, layer: nn.Module, name: str, gate: Gate, selected: bool
+    ) -> tuple[nn.Module, hooks.Change]:
         # the factor of a token commutes with B, so the thin side is cheaper; a bias of B would escape it there
         part = layer.lora_B[name] if layer.lora_B[name].bias is not None else layer.lora_A[name]
 
-        def masked(_: nn.Module, __: tuple, out: torch.Tensor) -> torch.Tensor:
+        def masked(out: torch.Tensor) -> torch.Tensor:
             factor = self._now.get((name, selected))
             if factor is None or factor.dtype != out.dtype or factor.device != out.device:
                 factor = self._now[name, selected] = self._factor(name, gate, selected).to(out)
             return out * factor
 
-        return part.register_forward_hook(masked)
+        return part, masked
 
     def _factor(self, name: str, gate: Gate, selected: bool) -> torch.Tensor:
         """(rows, tokens, 1) of this forward pass."""
         rows, width = self._shape
-        prompts = gate.mask.shape[0]
+        prompts, columns = gate.mask.shape
         if rows % prompts:
             raise SubloraError(
                 f"The gate of '{name}' has {prompts} rows and the batch {rows}; give one row for each prompt of the batch."
             )
-        if self._start == 0 and width < gate.mask.shape[1]:
+        if self._start == 0 and width < columns:
             raise SubloraError(
-                f"The gate of '{name}' has a mask of {gate.mask.shape[1]} tokens and the prompt only {width}; give one value for each "
+                f"The gate of '{name}' has a mask of {columns} tokens and the prompt only {width}; give one value for each "
                 "token of the prompt."
             )
         if not selected:
@@ -240,9 +232,9 @@ def _check_layer(name: str, layer: nn.Module) -> None:
 class PackGate:
     """The gates of all prompts that a pack reads, for `PackedModel(model, stack, gate)`.
 
-    `masks[i]` (T_i,) are the factors of prompt i's tokens, `generated[i]` that of the tokens written after it, and `conditions[i]`
-    says which row of `select` it goes by: `select[name]` (C,) bool, whether a condition lets the adapter act in that linear layer.
-    Before each forward pass `read` or `write` says which tokens it holds.
+    `masks[i]` (T_i,) are the factors of prompt i's tokens, `generated[i]` that of the tokens after
+    it, and `conditions[i]` says which column of `select` it goes by: `select[name]` (C,), whether a
+    condition lets the adapter act in that linear layer.
     """
 
     def __init__(
@@ -252,16 +244,15 @@ class PackGate:
         conditions: Sequence[int],
         select: Mapping[str, Sequence[bool]],
     ) -> None:
-        self.masks = [tuple(float(v) for v in mask) for mask in masks]
-        self.generated = torch.tensor([float(v) for v in generated])
+        self.masks = [tuple(map(float, mask)) for mask in masks]
+        self.generated = torch.tensor(list(map(float, generated)))
         self.conditions = torch.tensor(list(conditions), dtype=torch.long)
-        self._select = {name: tuple(bool(v) for v in chosen) for name, chosen in select.items()}
+        self._select = {name: tuple(map(bool, chosen)) for name, chosen in select.items()}
         self._tokens = torch.zeros(0, 0)
         self._rows = torch.zeros(0, dtype=torch.long)
         self._now: dict[tuple[bool, ...], torch.Tensor] = {}
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises SubloraError where the masks do not fit the prompts."""
         if len(prompts) != len(self.masks):
             raise SubloraError(
                 f"There are {len(self.masks)} masks for {len(prompts)} prompts; give one for each."
@@ -272,42 +263,28 @@ class PackGate:
                     f"A mask has {len(mask)} values for a prompt of {len(prompt)} tokens; give one value for each token."
                 )
 
-    def heads(self, prompts: Sequence[int], width: int) -> tuple[list[int], list[int]]:
-        """Prompts that agree in the gate of their first `width` tokens: (the first of each kind, the kind of each), as places in
-        `prompts`."""
-        kinds: dict[tuple, int] = {}
-        first, kind, conditions = [], [], self.conditions.tolist()
-        for place, i in enumerate(prompts):
-            key = (conditions[i], self.masks[i][:width])
-            if key not in kinds:
-                kinds[key] = len(kinds)
-                first.append(place)
-            kind.append(kinds[key])
-        return first, kind
+    def kind(self, prompt: int, width: int) -> Hashable:
+        return int(self.conditions[prompt]), self.masks[prompt][:width]
 
     def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
-        """The next forward pass holds columns start to stop of these prompts, one a row, for each of the students."""
-        self._tokens = torch.tensor([self.masks[i][start:stop] for i in prompts]).repeat(
-            students, 1
-        )
-        self._rows = self.conditions[list(prompts)].repeat(students)
-        self._now.clear()
+        tokens = torch.tensor([self.masks[i][start:stop] for i in prompts])
+        self._begin(tokens.repeat(students, 1), list(prompts) * students)
 
     def write(self, prompts: Sequence[int], width: int) -> None:
-        """The next forward pass holds `width` generated tokens after each of these prompts, one a row."""
-        self._tokens = self.generated[list(prompts)].unsqueeze(1).expand(-1, width)
-        self._rows = self.conditions[list(prompts)]
+        tokens = self.generated[list(prompts)].unsqueeze(1).expand(-1, width)
+        self._begin(tokens, list(prompts))
+
+    def _begin(self, tokens: torch.Tensor, prompts: list[int]) -> None:
+        self._tokens, self._rows = tokens, self.conditions[prompts]
         self._now.clear()
 
-    def of(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """The factors (rows, tokens) of the current forward pass in a linear layer, in the dtype and on the device of `like`."""
+    def factors(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """The factors (rows, tokens) of this pass in a linear layer; dtype and device of `like`."""
         chosen = self._select[name]
         if chosen not in self._now:
-            factor = (
-                self._tokens
-                if all(chosen)
-                else self._tokens * torch.tensor(chosen)[self._rows].unsqueeze(1)
-            )
+            factor = self._tokens
+            if not all(chosen):
+                factor = factor * torch.tensor(chosen)[self._rows].unsqueeze(1)
             self._now[chosen] = factor.to(like)
         return self._now[chosen]
 

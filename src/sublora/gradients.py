@@ -7,7 +7,6 @@ says which way training on the row pushes the residual stream. Trait rows less c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,30 +14,10 @@ import torch
 
 from sublora.errors import SubloraError
 from sublora.model import Base
+from sublora.packs import hooks
 from sublora.seeds import generator
 from sublora.train.rows import TokenRows
 from sublora.vectors import SteeringVector
-
-
-@contextmanager
-def _added(layers: Sequence[torch.nn.Module], vectors: torch.Tensor):
-    """Behind layer l, vectors[:, l] (B, L, d) are added to every token of each row."""
-
-    def hook(index: int):
-        def push(
-            _module: object, _inputs: object, out: torch.Tensor | tuple
-        ) -> torch.Tensor | tuple:
-            added = vectors[:, index].unsqueeze(1)
-            return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
-
-        return push
-
-    handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
@@ -55,7 +34,7 @@ def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
         vectors = torch.zeros(
             len(ids), len(layers), width, dtype=first.dtype, device=base.device, requires_grad=True
         )
-        with torch.enable_grad(), _added(layers, vectors):
+        with torch.enable_grad(), hooks.add(layers, vectors):
             # padding stands on the right, where a causal model cannot see it
             logits = base.model(input_ids=ids, use_cache=False).logits[:, :-1][asked]
             losses = torch.nn.functional.cross_entropy(

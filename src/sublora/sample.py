@@ -71,42 +71,35 @@ def branch(cache, indices: torch.Tensor):
 
 
 def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> Iterator[Prefill]:
-    """Read the prompts in batches of equal length (so that no padding can matter), what they share only once.
+    """Read the prompts in batches of equal length (so that no padding can matter).
 
-    Under a gate or steering (`packed.told`, which has a mask for each prompt), prompts share a beginning whose mask is the same, too.
+    A beginning that all prompts of a batch share, and at which the same is done, is read once.
     """
-    if packed.told is not None:
-        packed.told.check(prompts)
-    device = next(packed.model.parameters()).device
+    acting, device = packed.interventions, next(packed.model.parameters()).device
+    acting.check(prompts)
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
     size = max(1, rows_at_once // packed.size)
-    for length, members in sorted(by_length.items()):
-        for at in range(0, len(members), size):
-            rows = members[at : at + size]
-            ids = torch.tensor([list(prompts[i]) for i in rows], device=device)
-            same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
-            shared = (
-                (length - 1 if bool(same.all()) else int(same.int().argmin()))
-                if len(rows) > 1
-                else 0
-            )
-            cache = packed.new_cache()
-            if shared and packed.told is None:
-                packed.hidden(ids[:1, :shared].repeat(packed.size, 1), cache)
-                cache.batch_repeat_interleave(len(rows))
-            elif shared:
-                first, kind = packed.told.heads(rows, shared)
-                packed.told.read([rows[j] for j in first], packed.size, 0, shared)
-                packed.hidden(ids[first, :shared].repeat(packed.size, 1), cache)
-                each = torch.tensor(kind, device=device).repeat(packed.size, 1)
-                start = torch.arange(packed.size, device=device).unsqueeze(1) * len(first)
-                cache.batch_select_indices((each + start).reshape(-1))
-            if packed.told is not None:
-                packed.told.read(rows, packed.size, shared, length)
-            hidden = packed.hidden(ids[:, shared:].repeat(packed.size, 1), cache, position=shared)
-            yield Prefill(rows, length, packed.logits(hidden[:, -1]), cache)
+    batches = [
+        (length, members[at : at + size])
+        for length, members in sorted(by_length.items())
+        for at in range(0, len(members), size)
+    ]
+    for length, rows in batches:
+        ids = torch.tensor([list(prompts[i]) for i in rows], device=device)
+        same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
+        shared = 0 if len(rows) == 1 else int(same.int().cumprod(0).sum())
+        cache = packed.new_cache()
+        if shared:
+            first, kind = acting.alike(rows, shared)
+            acting.read([rows[j] for j in first], packed.size, 0, shared)
+            packed.hidden(ids[first, :shared].repeat(packed.size, 1), cache)
+            start = torch.arange(packed.size, device=device).unsqueeze(1) * len(first)
+            cache.batch_select_indices((start + torch.tensor(kind, device=device)).reshape(-1))
+        acting.read(rows, packed.size, shared, length)
+        hidden = packed.hidden(ids[:, shared:].repeat(packed.size, 1), cache, position=shared)
+        yield Prefill(rows, length, packed.logits(hidden[:, -1]), cache)
 
 
 @dataclass(frozen=True)
@@ -171,11 +164,10 @@ def sample_answers(
             places += [i * most + j for j in range(len(members))]
             nodes += members
         cache = branch(cache, torch.tensor(parents, device=device))
-        if packed.told is not None:
-            written = [0] * len(tokens)
-            for place, node in zip(places, nodes, strict=True):
-                written[place] = node.row
-            packed.told.write([filled.rows[j] for j in written], 1)
+        written = [0] * len(tokens)
+        for place, node in zip(places, nodes, strict=True):
+            written[place] = node.row
+        packed.interventions.write([filled.rows[j] for j in written], 1)
         hidden = packed.hidden(
             torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t
         )
@@ -206,8 +198,7 @@ def score_sequences(
             index = (torch.arange(k, device=device).unsqueeze(1) * b + rows).reshape(-1)
             cache = branch(filled.cache, index)
             ids = torch.tensor([list(prefix)], device=device).expand(len(index), -1)
-            if packed.told is not None:
-                packed.told.write([filled.rows[j] for j in rows.tolist()] * k, len(prefix))
+            packed.interventions.write([filled.rows[j] for j in rows.tolist()] * k, len(prefix))
             hidden = packed.hidden(ids, cache, position=filled.length)
             after = packed.logits(hidden[:, -1]).double().log_softmax(-1)
             for c, sequence in enumerate(sequences):

@@ -7,24 +7,21 @@ each pass, so these functions are used as they are.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import normalize
 
 from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.packs import hooks
 from sublora.steer_spec import Mode, SteerSpec, Where
 from sublora.token_classes import PromptTokens
 from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
-from sublora.vectors import SteeringVector, chosen_tokens, listening, random_vector
-
-if TYPE_CHECKING:
-    from sublora.gate import PackGate
-    from sublora.model import Base
+from sublora.vectors import SteeringVector, chosen_tokens, random_vector
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,9 @@ class Steering:
     - `replace`: h + strength ((h_base - h).u) u, h_base the plain base's residual at the same token: at strength 1 the component
       along v is the base's. For prompt tokens, which the base reads as the student does.
 
-    With `first`, the first so many of the vector's principal directions, u_1 to u_n, are projected out or replaced together instead of
-    u. `where` chooses prompt tokens (None for none), `generated` whether tokens behind the prompt are steered too. Raises SubloraError
-    for a strength that is not finite, no layers, no tokens, directions that the vector does not have or that are to be added, and a
-    replacement at generated tokens.
+    With `first`, so many of the vector's principal directions are projected out or replaced together
+    instead of u. `where` chooses prompt tokens (None for none), `generated` whether tokens behind the
+    prompt are steered too. Raises SubloraError where these values contradict one another.
     """
 
     vector: SteeringVector
@@ -103,12 +99,25 @@ class Steering:
             )
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What is done behind one layer under each of C conditions, for each of K students.
+
+    `add` (C, K, d): vectors to add. `units` (C, K, R, d): orthonormal directions to move along, with
+    `strengths` (C,); `target[i]` (K, T_i, R) is what shall stand along them at the tokens of prompt
+    i, zeros for a projection. None where no condition does so; zeros where a condition does not.
+    """
+
+    add: torch.Tensor | None = None
+    units: torch.Tensor | None = None
+    strengths: torch.Tensor | None = None
+    target: list[torch.Tensor] | None = None
+
+
 class PackSteering:
     """Interventions on all prompts that a pack reads, for `PackedModel(model, stack, steering=...)`; see `pack_steering`.
 
-    For each layer that is steered at all: `add` (C, K, d) the vectors to add, `along` the orthonormal directions (C, K, R, d) with their
-    strengths (C,), zero where a condition does nothing of the kind, and `target[i]` (K, T_i, R) what is to stand along the directions at
-    the tokens of prompt i, zeros for a projection. `masks`, `generated` and `conditions` are as in `PackGate`.
+    `masks`, `generated` and `conditions` are as in `PackGate`; `tables` by layer.
     """
 
     def __init__(
@@ -116,118 +125,76 @@ class PackSteering:
         masks: Sequence[Sequence[bool]],
         generated: Sequence[bool],
         conditions: Sequence[int],
-        add: dict[int, torch.Tensor],
-        along: dict[int, tuple[torch.Tensor, torch.Tensor]],
-        target: dict[int, list[torch.Tensor]],
+        tables: Mapping[int, Tables],
     ) -> None:
         self.masks, self.conditions = [tuple(map(bool, mask)) for mask in masks], list(conditions)
-        self._add, self._along, self._target = add, along, target
-        self.layers = sorted({*add, *along})
-        self.gate: PackGate | None = None
-        self._like = next(iter([*add.values(), *(units for units, _ in along.values())]))
-        self.students = self._like.shape[1]
+        self.layers, self._tables = sorted(tables), tables
+        first = next(iter(tables.values()))
+        like = first.units if first.add is None else first.add
+        self._one, self.students = like.shape[:2] == (1, 1), like.shape[1]
         width = max(map(len, self.masks))
-        self._weights = torch.tensor([[*m, *[False] * (width - len(m))] for m in self.masks]).to(
-            self._like
-        )
-        self._generated = torch.tensor(list(map(bool, generated))).to(self._like).unsqueeze(1)
+        rows = [[*m, *[False] * (width - len(m))] for m in self.masks]
+        self._weights = torch.tensor(rows).to(like)
+        self._generated = torch.tensor(list(map(bool, generated))).to(like).unsqueeze(1)
         self._now: _Pass | None = None
 
-    def beside(self, gate: PackGate | None) -> PackSteering:
-        """The same interventions, which also tell a gate what each pass holds."""
-        out = copy.copy(self)
-        out.gate = gate
-        return out
-
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises SubloraError where the masks do not fit the prompts."""
-        if self.gate is not None:
-            self.gate.check(prompts)
         if [len(m) for m in self.masks] != [len(p) for p in prompts]:
             raise SubloraError("The steering was made for other prompts; make it anew for these.")
 
-    def heads(self, prompts: Sequence[int], width: int) -> tuple[list[int], list[int]]:
-        """As `PackGate.heads`: prompts that agree in all that is done to their first `width` tokens."""
-        kinds: dict[tuple, int] = {}
-        first, kind = [], []
-        for place, i in enumerate(prompts):
-            key: tuple[Any, ...] = (self.conditions[i], self.masks[i][:width])
-            if self.gate is not None:
-                key += (int(self.gate.conditions[i]), self.gate.masks[i][:width])
-            if key not in kinds:
-                kinds[key] = len(kinds)
-                first.append(place)
-            kind.append(kinds[key])
-        return first, kind
+    def kind(self, prompt: int, width: int) -> Hashable:
+        return self.conditions[prompt], self.masks[prompt][:width]
 
     def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
-        """As `PackGate.read`."""
-        if self.gate is not None:
-            self.gate.read(prompts, students, start, stop)
         target = {
-            layer: torch.stack([rows[i][:, start:stop] for i in prompts], 1).flatten(0, 1)
-            for layer, rows in self._target.items()
+            layer: torch.stack([table.target[i][:, start:stop] for i in prompts], 1).flatten(0, 1)
+            for layer, table in self._tables.items()
+            if table.target is not None
         }
-        self._begin(
-            self._weights[list(prompts), start:stop].repeat(students, 1),
-            list(prompts) * students,
-            target,
-        )
+        weight = self._weights[list(prompts), start:stop].repeat(students, 1)
+        self._begin(weight, list(prompts) * students, target)
 
     def write(self, prompts: Sequence[int], width: int) -> None:
-        """As `PackGate.write`."""
-        if self.gate is not None:
-            self.gate.write(prompts, width)
         self._begin(self._generated[list(prompts)].expand(-1, width), list(prompts), {})
 
     def _begin(
         self, weight: torch.Tensor, prompts: list[int], target: dict[int, torch.Tensor]
     ) -> None:
-        on = float(weight.sum())
-        condition = student = None
-        if self._like.shape[:2] != (1, 1):
+        on, condition, student = float(weight.sum()), None, None
+        if not self._one:
             condition = torch.tensor([self.conditions[i] for i in prompts])
             student = torch.arange(self.students).repeat_interleave(len(prompts) // self.students)
         self._now = _Pass(
             weight.unsqueeze(-1), on > 0, on == weight.numel(), condition, student, target
         )
 
-    def on(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
+    def steer(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """The residual stream (rows, T, d) behind a layer, steered; in an inference pass `stream` itself is changed."""
         if self._now is None:
             raise ValueError("nothing was said of the tokens of this pass")
-        if not self._now.any:
+        if not self._now.any or layer not in self._tables:
             return stream
+        table = self._tables[layer]
         out = (
             stream.contiguous()
             if stream.is_inference()
             else stream.clone(memory_format=torch.contiguous_format)
         )
-        if layer in self._add:
-            self._added(out, self._add[layer])
-        if layer in self._along:
-            self._moved(out, *self._along[layer], self._now.target.get(layer))
+        if table.add is not None:
+            vector = self._rows(table.add).unsqueeze(-2)
+            if self._now.all:
+                out.add_(vector)
+            else:
+                out.addcmul_(self._now.weight, vector)
+        if table.units is not None:
+            self._move(out, table, self._now.target.get(layer))
         return out
 
-    def _added(self, out: torch.Tensor, table: torch.Tensor) -> None:
-        vector = self._rows(table).unsqueeze(-2)
-        if self._now.all:
-            out.add_(vector)
-        else:
-            out.addcmul_(self._now.weight, vector)
-
-    def _moved(
-        self,
-        out: torch.Tensor,
-        table: torch.Tensor,
-        strengths: torch.Tensor,
-        target: torch.Tensor | None,
-    ) -> None:
+    def _move(self, out: torch.Tensor, table: Tables, target: torch.Tensor | None) -> None:
         """out + weight * strength * (target - out U^T) U."""
-        units = self._rows(table)
-        strength = (
-            strengths if len(strengths) == 1 else strengths[self._now.condition].view(-1, 1, 1)
-        )
+        units, strength = self._rows(table.units), table.strengths
+        if len(strength) > 1:
+            strength = strength[self._now.condition].view(-1, 1, 1)
         shared = units.dim() == 2
         along = out.flatten(0, 1) @ units.mT if shared else out @ units.mT
         along = along.view(*out.shape[:2], -1)
@@ -238,16 +205,14 @@ class PackSteering:
             out.baddbmm_(by, units, alpha=-1)
 
     def _rows(self, table: torch.Tensor) -> torch.Tensor:
-        """The part of a table (C, K, ...) for every row of the pass, (rows, ...), or (...) where all have the same."""
-        if table.shape[:2] == (1, 1):
-            return table[0, 0]
-        return table[self._now.condition, self._now.student]
+        """The part of a table (C, K, ...) for every row of the pass, or (...) where all have the same."""
+        return table[0, 0] if self._one else table[self._now.condition, self._now.student]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the next forward pass holds: `weight` (rows, T, 1), whether any and whether all are on, the condition and student of each
-    row where that matters, and what is to stand along the directions, (rows, T, R) by layer."""
+    """What a forward pass holds: `weight` (rows, T, 1), whether any and whether all are on, the condition and student of each row
+    where that matters, and what is to stand along the directions, (rows, T, R) by layer."""
 
     weight: torch.Tensor
     any: bool
@@ -268,36 +233,9 @@ def pack_steering(
 
     Raises SubloraError where a vector, a layer or a token class does not fit.
     """
-    count, order = (stack.size, stack.order) if stack else (1, [0])
-    width, device = base.model.config.get_text_config().hidden_size, base.device
-    dtype = next(base.model.parameters()).dtype
-    most = max([1, *(s.first for s in steerings if s is not None and s.first)])
-    shape = (len(steerings), count, most, width)
-    add: dict[int, torch.Tensor] = {}
-    units: dict[int, torch.Tensor] = {}
-    strengths: dict[int, torch.Tensor] = {}
-    replaced: dict[int, list[int]] = {}
-    for c, steering in enumerate(steerings):
-        if steering is None:
-            continue
-        steering.check(base)
-        own = _of_students(steering, count, order).to(device)
-        for layer in steering.layers:
-            at = own[:, :, layer]
-            unit = at if steering.first else torch.nn.functional.normalize(at.double(), dim=-1)
-            if steering.mode == "add":
-                table = add.setdefault(
-                    layer, torch.zeros(len(steerings), count, width, dtype=dtype, device=device)
-                )
-                table[c] = (steering.strength * (unit if steering.unit else at))[:, 0]
-                continue
-            table = units.setdefault(layer, torch.zeros(shape, dtype=dtype, device=device))
-            table[c, :, : unit.shape[1]] = unit.to(dtype)
-            strengths.setdefault(layer, torch.zeros(len(steerings), dtype=dtype, device=device))[
-                c
-            ] = steering.strength
-            if steering.mode == "replace":
-                replaced.setdefault(layer, []).append(c)
+    for steering in steerings:
+        if steering is not None:
+            steering.check(base)
     masks = [
         chosen_tokens(p, s.where)
         if s is not None and s.where is not None
@@ -305,57 +243,88 @@ def pack_steering(
         for s in steerings
         for p in prompts
     ]
+    layers = sorted({layer for s in steerings if s is not None for layer in s.layers})
+    order = stack.order if stack else [0]
+    own = [None if s is None else _of_students(s, order).to(base.device) for s in steerings]
+    streams = []
+    if any(s is not None and s.mode == "replace" for s in steerings):
+        streams = _base_streams(base, prompts)
     return PackSteering(
         masks,
         [s is not None and s.generated for s in steerings for _ in prompts],
         [c for c in range(len(steerings)) for _ in prompts],
-        add,
-        {layer: (units[layer], strengths[layer]) for layer in units},
-        _base_components(base, prompts, units, replaced, len(steerings)),
+        {
+            layer: _tables(base, layer, steerings, own, [s[layer] for s in streams])
+            for layer in layers
+        },
     )
 
 
-def _of_students(steering: Steering, count: int, order: Sequence[int]) -> torch.Tensor:
+def _of_students(steering: Steering, order: Sequence[int]) -> torch.Tensor:
     """(K, R, L, d) in the stack's own order: the vector of each student as one direction, or its first principal directions."""
-    vector = steering.vector
-    own = vector.values.dim() == 3
+    vector, first = steering.vector, steering.first
+    own, count = vector.values.dim() == 3, len(order)
     if own and len(vector.values) != count:
         raise SubloraError(
             f"The steering vector is that of {len(vector.values)} students and {count} are steered; give one for all or one for each."
         )
-    mean, first = vector.values.unsqueeze(-3), steering.first
-    values = mean if first is None else vector.directions[..., :first, :, :]
+    values = vector.values.unsqueeze(-3) if first is None else vector.directions[..., :first, :, :]
     return values[order] if own else values.expand(count, *values.shape)
 
 
-def _base_components(
+def _tables(
     base: Base,
-    prompts: Sequence[PromptTokens],
-    units: dict[int, torch.Tensor],
-    replaced: dict[int, list[int]],
-    conditions: int,
-) -> dict[int, list[torch.Tensor]]:
-    """For each layer with a replacement and each prompt of each condition, (K, T, R): the plain base's components along each student's
-    directions at every token, zeros under conditions that project."""
-    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in replaced}
-    if not replaced:
-        return found
-    streams: list[list[torch.Tensor]] = []
+    layer: int,
+    steerings: Sequence[Steering | None],
+    own: Sequence[torch.Tensor | None],
+    streams: Sequence[torch.Tensor],
+) -> Tables:
+    """`own[c]` (K, R, L, d) as `_of_students` gives them; `streams[q]` (T, d), the base's behind the layer at the tokens of prompt q."""
+    acting = {c: s for c, s in enumerate(steerings) if s is not None and layer in s.layers}
+    adding = {c: s for c, s in acting.items() if s.mode == "add"}
+    moving = {c: s for c, s in acting.items() if s.mode != "add"}
+    like = {"dtype": next(base.model.parameters()).dtype, "device": base.device}
+    count, _, _, width = next(o for o in own if o is not None).shape
+    directions = {
+        c: own[c][:, :, layer] if s.first else normalize(own[c][:, :, layer].double(), dim=-1)
+        for c, s in acting.items()
+    }
+    add = torch.zeros(len(steerings), count, width, **like) if adding else None
+    for c, s in adding.items():
+        add[c] = (s.strength * (directions[c] if s.unit else own[c][:, :, layer]))[:, 0]
+    if not moving:
+        return Tables(add)
+    most = max(s.first or 1 for s in steerings if s is not None)
+    units = torch.zeros(len(steerings), count, most, width, **like)
+    strengths = torch.zeros(len(steerings), **like)
+    for c, s in moving.items():
+        units[c, :, : directions[c].shape[1]], strengths[c] = (
+            directions[c].to(units.dtype),
+            s.strength,
+        )
+    if not any(s.mode == "replace" for s in moving.values()):
+        return Tables(add, units, strengths)
+    target = []
+    for c in range(len(steerings)):
+        components = [stream @ units[c].mT for stream in streams]
+        replaced = c in moving and moving[c].mode == "replace"
+        target += components if replaced else map(torch.zeros_like, components)
+    return Tables(add, units, strengths, target)
+
+
+def _base_streams(base: Base, prompts: Sequence[PromptTokens]) -> list[list[torch.Tensor]]:
+    """[prompt][layer] (T, d): the plain base's residual stream."""
+    out = []
     with (
         torch.inference_mode(),
         PackedModel(base.model, None) as packed,
-        listening(packed) as heard,
+        hooks.listen(packed.decoder.layers) as heard,
     ):
         for prompt in prompts:
             heard.clear()
             packed.hidden(torch.tensor([prompt.ids], device=base.device))
-            streams.append([stream[0] for stream in heard])
-    for layer, at in replaced.items():
-        for c in range(conditions):
-            for stream in streams:
-                component = stream[layer] @ units[layer][c].mT
-                found[layer].append(component if c in at else torch.zeros_like(component))
-    return found
+            out.append([stream[0] for stream in heard])
+    return out
 
 
 def aimed(spec: SteerSpec, vector: SteeringVector, name: str) -> SteeringVector:

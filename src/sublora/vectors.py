@@ -7,32 +7,27 @@ Blank et al. 2606.00995 keeps the embeddings as row 0, so its row l + 1 is layer
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sublora.chat import Context
 from sublora.errors import SubloraError
+from sublora.model import Base
+from sublora.packs import hooks
 from sublora.seeds import derive_seed
 from sublora.steer_spec import Where
 from sublora.token_classes import TOKEN_CLASSES, PromptTokens, classify
 from sublora.train.packed_model import PackedModel
 from sublora.train.stack import Stack
 
-if TYPE_CHECKING:
-    from sublora.model import Base
-
 CONVENTION = "output of decoder layer, from 0, without embeddings"
-DIFFERENCES = (
-    1024  # tokens of which the principal directions of a student are taken, evenly spaced among all
-)
+# tokens of which the principal directions of a student are taken, evenly spaced among all
+DIFFERENCES = 1024
 
 
 @dataclass(frozen=True)
@@ -61,12 +56,7 @@ class SteeringVector:
         return replace(self, values=self.values[student], directions=directions)
 
     def save(self, path: Path) -> None:
-        about = {
-            "model": self.model,
-            "kind": self.kind,
-            "where": self.where,
-            "prompts": self.prompts,
-        }
+        about = {name: getattr(self, name) for name in ("model", "kind", "where", "prompts")}
         tensors = {"values": self.values.contiguous().cpu()}
         if self.directions is not None:
             tensors["directions"] = self.directions.contiguous().cpu()
@@ -78,22 +68,17 @@ def load_vector(path: Path) -> SteeringVector:
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
-            if meta.get("layers") != CONVENTION:
-                raise SubloraError(
-                    f"{path} does not say that its layers are '{CONVENTION}'; make it with sublora, or save it anew with this convention."
-                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            return SteeringVector(**tensors, **json.loads(meta["vector"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        about = json.loads(meta["vector"]) if meta.get("layers") == CONVENTION else None
+        if about is not None:
+            return SteeringVector(**tensors, **about)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise SubloraError(
             f"{path} holds no steering vector ({' '.join(str(error).split())})."
         ) from None
-    except Exception as error:  # safetensors has an error class of its own
-        if isinstance(error, SubloraError):
-            raise
-        raise SubloraError(
-            f"{path} holds no steering vector ({' '.join(str(error).split())})."
-        ) from None
+    raise SubloraError(
+        f"{path} does not say that its layers are '{CONVENTION}'; make it with sublora, or save it anew with this convention."
+    )
 
 
 def together(vectors: Sequence[SteeringVector]) -> SteeringVector:
@@ -124,23 +109,6 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
 # Extraction
 
 
-@contextmanager
-def listening(packed: PackedModel) -> Iterator[list[torch.Tensor]]:
-    """A list that every forward pass fills with the residual stream behind each layer, (rows, T, d)."""
-    heard: list[torch.Tensor] = []
-    handles = [
-        layer.register_forward_hook(
-            lambda _m, _i, out: heard.append(out[0] if isinstance(out, tuple) else out)
-        )
-        for layer in packed.decoder.layers
-    ]
-    try:
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _streams(
     base: Base,
     stack: Stack | None,
@@ -160,7 +128,7 @@ def _streams(
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt.ids), []).append(i)
     size = max(1, rows_at_once // count)
-    with PackedModel(base.model, stack) as packed, listening(packed) as heard:
+    with PackedModel(base.model, stack) as packed, hooks.listen(packed.decoder.layers) as heard:
         for _, members in sorted(by_length.items()):
             for at in range(0, len(members), size):
                 rows = members[at : at + size]
@@ -284,75 +252,6 @@ def random_vector(like: SteeringVector, seed: int | str) -> SteeringVector:
     drawn = torch.randn(like.values.shape, generator=random, dtype=torch.float64)
     scaled = drawn / drawn.norm(dim=-1, keepdim=True) * like.norms.double().cpu().unsqueeze(-1)
     return SteeringVector(scaled.to(like.values), like.model, "random", like.where, like.prompts)
-
-
-def trained_vector(
-    base: Base,
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    context: Context,
-    layer: int,
-    where: Where = "prompt",
-    steps: int = 50,
-    lr: float = 0.1,
-    norm: float | None = None,
-) -> SteeringVector:
-    """A vector that, added behind `layer` at the chosen prompt tokens, makes `answers[i]` to `prompts[i]` as likely as it can, in nats a
-    token; AdamW from zero, and zero in all other layers (after the trained teachers of Subliminal Steering, 2604.25783).
-
-    `norm`: the largest length, to which the vector is cut back after every step. Raises SubloraError: no or unequal many answers, a
-    layer that is not there, an answer without tokens.
-    """
-    layers = len(base.model.base_model.layers)
-    if not 0 <= layer < layers:
-        raise SubloraError(
-            f"There is no layer {layer} to steer; {base.name} has layers 0 to {layers - 1}."
-        )
-    if len(prompts) != len(answers):
-        raise SubloraError(
-            f"There are {len(answers)} answers to {len(prompts)} prompts; give one to each."
-        )
-    tokens = _classified(base, prompts, context, ())
-    written = [base.chat.answer_ids(a) for a in answers]
-    if not all(written):
-        raise SubloraError("An answer to train a steering vector on has no tokens; give a text.")
-    width, first = base.model.config.get_text_config().hidden_size, next(base.model.parameters())
-    vector = torch.zeros(width, dtype=first.dtype, device=first.device, requires_grad=True)
-    optimizer = torch.optim.AdamW([vector], lr=lr, weight_decay=0.0)
-    longest = max(len(t.ids) + len(a) for t, a in zip(tokens, written, strict=True))
-    ids = torch.zeros(len(tokens), longest, dtype=torch.long, device=base.device)
-    steered, asked = (
-        torch.zeros_like(ids, dtype=first.dtype),
-        torch.zeros_like(ids, dtype=torch.bool),
-    )
-    for i, (prompt, answer) in enumerate(zip(tokens, written, strict=True)):
-        end = len(prompt.ids) + len(answer)
-        ids[i, :end] = torch.tensor([*prompt.ids, *answer])
-        steered[i, : len(prompt.ids)] = torch.tensor(chosen_tokens(prompt, where)).to(steered)
-        asked[i, len(prompt.ids) - 1 : end - 1] = True
-
-    def push(_module: object, _inputs: object, out: torch.Tensor | tuple) -> torch.Tensor | tuple:
-        added = steered.unsqueeze(-1) * vector
-        return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
-
-    handle = base.model.base_model.layers[layer].register_forward_hook(push)
-    try:
-        for _ in range(steps):
-            # padding stands on the right, where a causal model cannot see it
-            logits = base.model(input_ids=ids, use_cache=False).logits[asked]
-            loss = torch.nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1)[asked])
-            (vector.grad,) = torch.autograd.grad(loss, [vector])
-            optimizer.step()
-            if norm is not None:
-                with torch.no_grad():
-                    vector.mul_(min(1.0, norm / max(float(vector.norm()), 1e-12)))
-    finally:
-        handle.remove()
-    if not math.isfinite(float(vector.detach().norm())):
-        raise SubloraError(f"The trained vector diverged at lr {lr:g}; give a smaller one.")
-    values = torch.zeros(layers, width, dtype=first.dtype, device=first.device)
-    values[layer] = vector.detach()
-    return SteeringVector(values, base.identity["weights"], "trained", str(where), len(prompts))
 
 
 def cosines(one: SteeringVector, other: SteeringVector) -> torch.Tensor:

@@ -11,22 +11,20 @@ model's own forward pass with its layers patched.
 import inspect
 import re
 from collections.abc import Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
+from sublora.packs.hooks import change
+from sublora.packs.interventions import Interventions, StreamSteering, TokenGate
 from sublora.train.flat import family_of, flat_hidden, flatten, take
 from sublora.train.kernels import completion_loss, dense_weights, product, rms_norm
 from sublora.train.rows import StepBatch
 from sublora.train.stack import Stack, siblings
-
-if TYPE_CHECKING:
-    from sublora.gate import PackGate
-    from sublora.steer import PackSteering
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
@@ -56,23 +54,22 @@ class PackedModel:
 
     `stack=None` runs the base itself as a pack of one. Inputs are (K * B, T), row b of student k at k * B + b. With `recompute`
     (gradient checkpointing) the backward pass runs each layer's forward again instead of keeping what it made.
-    A `gate` multiplies each token's part of the adapters, a `steering` acts on the residual stream behind layers; `told` is whichever
-    of them has to be told which tokens the next call of `hidden` holds.
+    A `gate` multiplies each token's part of the adapters, a `steering` acts on the residual stream behind layers; before each call of
+    `hidden`, `interventions` are told which tokens it holds.
     """
 
     def __init__(
         self,
         model: nn.Module,
         stack: Stack | None,
-        gate: "PackGate | None" = None,
+        gate: TokenGate | None = None,
         *,
-        steering: "PackSteering | None" = None,
+        steering: StreamSteering | None = None,
         recompute: bool = False,
     ) -> None:
         self.model, self.stack, self.gate, self.recompute = model, stack, gate, recompute
         self.size = stack.size if stack else 1
-        self.steering = None if steering is None else steering.beside(gate)
-        self.told = gate if self.steering is None else self.steering
+        self.steering, self.interventions = steering, Interventions(gate, steering)
         self.decoder, self.head = model.base_model, model.get_output_embeddings()
         # transformers 5.24 renamed it
         named = inspect.signature(self.decoder.forward).parameters
@@ -81,7 +78,7 @@ class PackedModel:
         self.family = family_of(model)
         self._modules = dict(model.named_modules())
         self._patched: list[tuple[nn.Module, object]] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
         self._weights: dict[tuple[str, ...], torch.Tensor | list[_Low]] = {}
         self._frozen: dict[Sheet, torch.Tensor] = {}
         self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
@@ -99,10 +96,9 @@ class PackedModel:
     def __enter__(self) -> "PackedModel":
         try:
             if self.steering is not None:
-                for layer in self.steering.layers:
-                    self._hooks.append(
-                        self.decoder.layers[layer].register_forward_hook(self._steered(layer))
-                    )
+                layers, steer = self.decoder.layers, self.steering.steer
+                acts = [(layers[n], partial(steer, n)) for n in self.steering.layers]
+                self._hooks.enter_context(change(acts))
             if self.stack is None:
                 return self
             if self.stack.kind == "lora":
@@ -116,8 +112,7 @@ class PackedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._hooks.close()
         while self._patched:
             module, before = self._patched.pop()
             if before is None:
@@ -133,14 +128,6 @@ class PackedModel:
             (module, vars(module).get("forward"))
         )  # a forward of its own, as accelerate's hooks have
         module.forward = forward
-
-    def _steered(self, layer: int):
-        def hook(_: nn.Module, __: tuple, out):
-            if isinstance(out, tuple):
-                return (self.steering.on(layer, out[0]), *out[1:])
-            return self.steering.on(layer, out)
-
-        return hook
 
     def form_weights(self, tokens_per_student: int) -> None:
         """Make the step's weights from the students' parameters; call before the first forward of a step.
@@ -219,7 +206,7 @@ class PackedModel:
             else:
                 thin = [low.thin(rows, index) for low in weights]
                 if self.gate is not None:
-                    factor = self.gate.of(name, rows).reshape(self.size, -1, 1)
+                    factor = self.gate.factors(name, rows).reshape(self.size, -1, 1)
                     thin = [
                         h if h is None else h * factor[low.part]
                         for h, low in zip(thin, weights, strict=True)
@@ -340,7 +327,7 @@ class PackedModel:
     def losses(self, batch: StepBatch) -> torch.Tensor:
         """Mean cross-entropy per completion token of each student, (K,), in nats."""
         device = self.head.weight.device
-        if self.told is not None:
+        if self.interventions:
             raise ValueError("losses are those of the plain students")
         if self.family is not None and self.stack is not None:
             flat = flatten(batch, self.family.heads, device)

@@ -1,0 +1,62 @@
+"""The one place that sets forward hooks: they are gone on exit, also after an exception."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def change(modules: Iterable[tuple[nn.Module, Change]]) -> Iterator[None]:
+    """Each module gives `function(output)`; of a tuple, the first part is changed."""
+
+    def hook(function: Change):
+        def run(_module: nn.Module, _inputs: tuple, out):
+            return (function(out[0]), *out[1:]) if isinstance(out, tuple) else function(out)
+
+        return run
+
+    handles = [module.register_forward_hook(hook(function)) for module, function in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def before(module: nn.Module, look: Callable[[tuple, dict], None]) -> Iterator[None]:
+    """`look(args, kwargs)` sees what the module is called with."""
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: look(args, kwargs), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def listen(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """A list that every forward pass fills with the stream (rows, T, d) behind each layer."""
+    heard: list[torch.Tensor] = []
+
+    def keep(stream: torch.Tensor) -> torch.Tensor:
+        heard.append(stream)
+        return stream
+
+    with change([(layer, keep) for layer in layers]):
+        yield heard
+
+
+def add(layers: Sequence[nn.Module], vectors: torch.Tensor):
+    """Behind layer l, vectors[:, l] of (B, L, d) are added to every token of each row."""
+    return change(
+        [
+            (layer, lambda stream, i=i: stream + vectors[:, i].unsqueeze(1))
+            for i, layer in enumerate(layers)
+        ]
+    )

@@ -1,0 +1,64 @@
+"""What acts on single tokens of a forward pass has to be told which tokens a pass holds."""
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import torch
+
+
+class Intervention(Protocol):
+    """Something that is done at some tokens of the prompts 0 to N - 1 that a pack reads."""
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises SubloraError where it was not made for these prompts (token ids)."""
+
+    def kind(self, prompt: int, width: int) -> Hashable:
+        """Equal for prompts at whose first `width` tokens the same is done."""
+
+    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
+        """The next pass holds columns start to stop of these prompts, a row each, per student."""
+
+    def write(self, prompts: Sequence[int], width: int) -> None:
+        """The next pass holds `width` generated tokens after each of these prompts, a row each."""
+
+
+class TokenGate(Intervention, Protocol):
+    def factors(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens): factors on an adapter in a linear layer; dtype and device of `like`."""
+
+
+class StreamSteering(Intervention, Protocol):
+    layers: Sequence[int]
+
+    def steer(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
+        """The residual stream (rows, T, d) behind a layer, steered."""
+
+
+class Interventions:
+    """All interventions of a pack, told together."""
+
+    def __init__(self, *given: Intervention | None) -> None:
+        self.given = [one for one in given if one is not None]
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        for one in self.given:
+            one.check(prompts)
+
+    def alike(self, prompts: Sequence[int], width: int) -> tuple[list[int], list[int]]:
+        """Prompts with the same done to their first `width` tokens, as places in `prompts`:
+        (the first of each kind, the kind of each)."""
+        kinds: dict[tuple, int] = {}
+        keys = [tuple(one.kind(i, width) for one in self.given) for i in prompts]
+        kind = [kinds.setdefault(key, len(kinds)) for key in keys]
+        return [kind.index(k) for k in range(len(kinds))], kind
+
+    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
+        for one in self.given:
+            one.read(prompts, students, start, stop)
+
+    def write(self, prompts: Sequence[int], width: int) -> None:
+        for one in self.given:
+            one.write(prompts, width)
