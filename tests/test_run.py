@@ -194,7 +194,7 @@ def test_a_flipped_byte_is_found_and_made_again(tmp_path: Path) -> None:
     small = [*SMALL, "--set", "train.lora.ranks=[1]", "--out", str(tmp_path / "a")]
     assert sublora("run", "rank", *small).code == 0
     before = (tmp_path / "a" / "results.csv").read_bytes()
-    from sublora import store as store_module
+    from sublora.store import forget_verified
 
     weights = next(
         Path(os.environ["SUBLORA_HOME"]).glob("artifacts/student/*/adapter_model.safetensors")
@@ -202,7 +202,7 @@ def test_a_flipped_byte_is_found_and_made_again(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    store_module._verified.clear()
+    forget_verified()
     answer = sublora("run", "rank", *small)
     assert answer.code == 0 and "made again" in answer.err
     assert (tmp_path / "a" / "results.csv").read_bytes() == before

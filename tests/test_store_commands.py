@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from command import sublora
-from sublora.known_runs import note_run
 from sublora.store import Store, artifact_id
+from sublora.store.known_runs import note_run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def verify(
 ) -> None:
     """Hash every file of every artifact again; exit code 1 if any is damaged."""
     from sublora.store import Store
-    from sublora.store_commands import damaged, move_away
+    from sublora.store.usage import damaged
 
     store, count, bad = Store(), 0, 0
     for folder, wrong in damaged(store):
@@ -27,7 +27,7 @@ def verify(
         if wrong is None:
             continue
         bad += 1
-        typer.echo(wrong if not move else f"Moved to {move_away(store, folder)}: {wrong}")
+        typer.echo(wrong if not move else f"Moved to {store.move_away(folder)}: {wrong}")
     typer.echo(f"{count} artifacts in {store.root}: {bad} damaged.")
     if bad and not move:
         typer.echo(
@@ -56,7 +56,7 @@ def gc(
 ) -> None:
     """Remove artifacts that no run refers to, damaged ones that were moved away, and leftovers of processes that died."""
     from sublora.store import Store
-    from sublora.store_commands import collect
+    from sublora.store.usage import collect
 
     store = Store()
     removed = collect(store, dry_run=dry_run, min_age=min_age * 3600, forget=forget or ())
@@ -83,7 +83,7 @@ def du() -> None:
     """Sizes by kind of artifact and by run."""
     from sublora.listing import _table
     from sublora.store import Store
-    from sublora.store_commands import disk_usage
+    from sublora.store.usage import disk_usage
 
     store = Store()
     disk = disk_usage(store)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from sublora.analysis.tables import estimate_rows
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
-from sublora.known_runs import note_run
 from sublora.model import Base
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
@@ -25,6 +24,7 @@ from sublora.runner.rates import keep_rates, rates_of
 from sublora.runner.worker import Setup, token_of
 from sublora.steps.step import ROWS_AT_ONCE
 from sublora.store import Store, write_atomic, write_json_atomic
+from sublora.store.known_runs import note_run
 
 
 @dataclass(frozen=True)

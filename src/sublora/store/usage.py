@@ -3,18 +3,17 @@
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sublora.errors import SubloraError
-from sublora.known_runs import KnownRun, known_runs, notes_locked
-from sublora.store import MANIFEST, ArtifactCorrupt, Busy, Store, forget_verified
+from sublora.store.artifacts import MANIFEST, ArtifactCorrupt, Store, forget_verified
+from sublora.store.files import held
+from sublora.store.known_runs import KnownRun, known_runs, notes_locked
 
-YOUNG_SECONDS = 3600.0  # an artifact that no run refers to is kept for so long: whoever made it may be about to note a run
+# An artifact that no run refers to is kept for so long: whoever made it may be about to note a run.
+YOUNG_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,13 @@ def damaged(store: Store) -> Iterator[tuple[Path, str | None]]:
         wrong = None
         try:
             store.read(folder.name)
-        except (
-            ArtifactCorrupt,
-            ValueError,
-        ) as error:  # a name that is none of ours is a ValueError
+        except (ArtifactCorrupt, ValueError) as error:  # ValueError: a name that is none of ours
             wrong = str(error)
         except SubloraError:
             if not folder.exists():  # moved away by another process while we looked
                 continue
             wrong = f"The artifact {folder} has no {MANIFEST}."
         yield folder, wrong
-
-
-def move_away(store: Store, folder: Path) -> Path:
-    """Move a folder to `corrupt/`; returns its new place."""
-    return folder.rename(store.root / "corrupt" / f"{folder.name}.{uuid.uuid4().hex[:8]}")
 
 
 def size_of(path: Path) -> int:
@@ -117,9 +108,8 @@ def collect(
                 return
             if path.is_dir():
                 # out of sight in one step first, so that a kill leaves no half artifact under its name
-                shutil.rmtree(
-                    path if what == "corrupt" else move_away(store, path), ignore_errors=True
-                )
+                away = path if what == "corrupt" else store.move_away(path)
+                shutil.rmtree(away, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
@@ -136,7 +126,7 @@ def collect(
                 remove(path, "checkpoints")
         for path in sorted((store.root / "corrupt").iterdir()):
             remove(path, "corrupt")
-        leftovers = _dead(store) if dry_run else store.sweep()
+        leftovers = store.sweep(dry_run=dry_run)
         if not dry_run:
             for run in gone:
                 run.note.unlink(missing_ok=True)
@@ -155,27 +145,8 @@ def _readable(store: Store) -> list[KnownRun]:
 
 
 def _held(store: Store, name: str) -> bool:
-    """Whether a living process holds the lock of an artifact or unit."""
-    try:
-        with store.lock(name, wait=False):
-            return False
-    except Busy:
-        return True
-    except ValueError:  # no name of ours
-        return False
-
-
-def _dead(store: Store) -> int:
-    """How many temporary folders `sweep` would remove."""
-    count = 0
-    for work in (store.root / "tmp").iterdir():
-        if work.is_dir() and time.time() - work.stat().st_mtime > 60:
-            try:
-                with FileLock(work / "alive", timeout=0):
-                    count += 1
-            except (Timeout, FileNotFoundError):
-                continue
-    return count
+    """Whether a living process makes an artifact or works at a step."""
+    return held(store.root / "locks" / f"{name}.lock")
 
 
 def disk_usage(store: Store) -> Disk:

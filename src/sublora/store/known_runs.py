@@ -14,7 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sublora.store import Store, write_json_atomic
+from sublora.store.artifacts import Store
+from sublora.store.files import write_json_atomic
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,8 @@ def known_runs(store: Store) -> list[KnownRun]:
     for note in sorted((store.root / "runs").glob("*.json")):
         try:
             body = json.loads(note.read_text("utf-8"))
-            runs.append(
-                KnownRun(
-                    note,
-                    Path(body["folder"]),
-                    body["host"],
-                    frozenset(body["artifacts"]),
-                    frozenset(body["units"]),
-                )
-            )
+            found = (frozenset(body[key]) for key in ("artifacts", "units"))
+            runs.append(KnownRun(note, Path(body["folder"]), body["host"], *found))
         except FileNotFoundError:
             continue
         except (KeyError, TypeError, ValueError) as error:
