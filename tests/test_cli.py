@@ -155,12 +155,12 @@ def test_a_trait_that_the_model_cannot_write_is_refused_and_unread_words_are_nam
 def test_no_room_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from sublora import run
+    from sublora.runner import folder
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr(run, "write_json_atomic", full)
+    monkeypatch.setattr(folder, "write_json_atomic", full)
     small = [
         "data.rows=8",
         "data.heldout_rows=4",

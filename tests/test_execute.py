@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
-from sublora.execute import Count, Execution
-from sublora.progress import Steps
 
 from command import SMALL, sublora
 from sublora import stages
 from sublora.errors import SubloraError
+from sublora.runner.display import Display
+from sublora.runner.execution import Count, Execution, StepsFailed
+from sublora.runner.local import InProcess
+from sublora.runner.queue import Queue
+from sublora.runner.worker import Answer, Setup
+from sublora.steps.step import Cost, Workshop
 from sublora.store import NoRoom, Store, artifact_id
 
 TWO_PACKS = [
@@ -48,7 +52,7 @@ def test_an_error_of_one_pack_is_said_and_the_others_go_on(
     assert answer.code == 2 and "Traceback" not in answer.err
     last = answer.err.splitlines()[-1]
     assert last.startswith(
-        "Error: 4 of 8 students and 4 of 10 measurements could not be made, the first one ("
+        "Error: 4 of 4 students (full fine-tune) and 4 of 10 measurements could not be made, the first one ("
     )
     assert "RuntimeError: the loss has the wrong shape. All others are kept" in last
     assert len(made("student")) == 4 and len(made("measurement")) == 6
@@ -72,45 +76,94 @@ def test_a_full_disk_stops_all_with_its_sentence(
     assert answer.code == 2 and answer.err.endswith("Error: No room left.\n") and len(calls) == 1
 
 
-class Unit:
-    """Makes artifacts without any model."""
+class Part:
+    """A step that makes artifacts without any model."""
 
-    def __init__(self, name: str, needs: tuple[str, ...] = ()) -> None:
+    model, cost = None, Cost()
+
+    def __init__(self, name: str, needs: tuple[str, ...] = (), kind: str = "parts") -> None:
         self.id = self.label = name
-        self.makes, self.needs = (artifact_id("part", {"name": name}),), needs
+        self.makes, self.needs, self.kind = (artifact_id("part", {"name": name}),), needs, kind
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        if self.id == "bad":
+            raise SubloraError("It is bad.")
+        with workshop.store.create(self.makes[0], {"name": self.id}):
+            pass
+        workshop.made(self.makes[0])
 
 
-def test_counts_are_truthful_while_units_go_and_fail(own_store: Path) -> None:
+def in_process(store: Store) -> InProcess:
+    return InProcess(Setup(None, None, (), "float32", None, "cpu", 1, str(store.root)), store)
+
+
+def test_counts_are_truthful_while_steps_go_and_fail(own_store: Path) -> None:
     store, seen = Store(own_store), []
-    good, bad = Unit("good"), Unit("bad")
-
-    class InTurn:
-        workers = 1
-
-        def run(self, units, watch):
-            for unit in units:
-                watch.started(unit)
-                if unit is bad:
-                    watch.failed(unit, SubloraError("It is bad."))
-                    continue
-                with store.create(unit.makes[0], {"name": unit.id}):
-                    pass
-                watch.made(unit.makes[0])
-                watch.finished(unit, None, "")
-
+    good, bad = Part("good"), Part("bad")
+    child = Part("child", needs=bad.makes, kind="children")
+    grandchild = Part("grandchild", needs=child.makes, kind="children")
     execution = Execution(
-        InTurn(), store, Steps(), lambda: seen.append(str(execution.counts.get("parts")))
+        in_process(store), store, Display(), lambda: seen.append(execution.progress()["parts"])
     )
-    execution._run_stage("parts", [good, bad])
+    with pytest.raises(StepsFailed, match="1 of 2 parts and 2 of 2 children could not be made"):
+        execution.run([good, bad, grandchild, child])
     assert execution.counts["parts"] == Count(2, done=1, running=0, failed=1)
-    states = [str(Count(2, *c)) for c in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1))]
-    assert [s for i, s in enumerate(seen) if i == 0 or s != seen[i - 1]] == states
-    child = Unit("child", needs=bad.makes)
-    execution._run_stage("children", [child])
-    assert (
-        execution.counts["children"].failed == 1
-        and "could not be made" in execution.failures[-1].sentence
-    )
+    assert execution.counts["children"] == Count(2, done=0, running=0, failed=2)
+    states = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1)]
+    told = [(s["done"], s["running"], s["failed"]) for s in seen]
+    assert [s for i, s in enumerate(told) if i == 0 or s != told[i - 1]] == states
+    assert [(f.what, "could not be made" in f.sentence) for f in execution.failures] == [
+        ("bad", False),
+        ("child", True),
+        ("grandchild", True),
+    ]
+
+
+def test_a_step_goes_as_soon_as_what_it_needs_is_there(own_store: Path) -> None:
+    """No barrier stands between kinds: the child of the first goes before the last of the parents has ended."""
+    parents = [Part(f"parent {n}") for n in range(3)]
+    children = [Part(f"child {n}", p.makes, "children") for n, p in enumerate(parents)]
+    store = Store(own_store)
+
+    class OneEndsAtATime:
+        """Takes all; what was taken first is made and ends."""
+
+        workers, order, taken = 3, [], []
+        room = staticmethod(lambda: True)
+
+        def submit(self, step, wait):
+            self.taken.append(step)
+            self.order.append(f"takes {step.id}")
+
+        def advance(self, listener):
+            step = self.taken.pop(0)
+            listener.started(step)
+            step.make(Workshop(store, None), {step.makes[0]})
+            self.order.append(f"ends {step.id}")
+            listener.ended(step, Answer("done"))
+
+    executor = OneEndsAtATime()
+    Execution(executor, store, Display()).run([*parents, *children])
+    order = executor.order
+    assert order.index("takes child 0") < order.index("ends parent 1")
+    assert all(store.has(step.makes[0]) for step in children)
+    # in one process with one worker the order is that of the plan
+    waiting = Queue([*parents, *children], set())
+    (first, _), (second, _) = waiting.take(), waiting.take()
+    waiting.made(first.makes[0])
+    assert [first, second, waiting.take()[0], waiting.take()[0]] == [*parents, children[0]]
+
+
+def test_what_another_process_makes_is_looked_at_when_nothing_else_is_left() -> None:
+    one, two = Part("one"), Part("two")
+    waiting = Queue([one, two], set())
+    taken, _ = waiting.take()
+    waiting.ended(taken, busy=True)
+    assert waiting.take() == (two, False) and waiting.take() is None
+    waiting.ended(two)
+    assert waiting.take() == (one, True) and waiting
+    waiting.ended(one)
+    assert not waiting
 
 
 def test_a_student_lost_after_its_checkpoint_is_trained_again(

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from sublora.run import tokens_per_row
 
 from command import sublora
 from pack_reference import base_model, merged, random_stack
@@ -16,10 +15,12 @@ from sublora.arms import ArmPick
 from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.errors import SubloraError
+from sublora.experiments.grid.experiment import Grid
 from sublora.matched import TOLERANCE, at_loss, matched_cells
+from sublora.models.known import known_base
 from sublora.packs.check import load_base
 from sublora.plan import make_plan
-from sublora.recipe import Recipe, load_recipe
+from sublora.recipe import load_recipe
 from sublora.report.load import load_run
 from sublora.results import Results
 from sublora.store import Store
@@ -234,11 +235,7 @@ def test_a_run_says_what_ran_and_how_far_it_moved(folder):
 def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(folder):
     run = json.loads((folder / "run.json").read_text())
     base = load_base("micro")
-    plan = make_plan(
-        Recipe.model_validate(run["recipe"]),
-        base.identity,
-        tokens_per_row(base, load_recipe("optimizers")),
-    )
+    plan = Grid.model_validate(run["recipe"]).layout(known_base(base))
     results = Results(plan, Store(folder.parent / "store"))
     whole = results.sweep()
     old = {s.id for s in plan.students if s.optimizer in ("AdamW", "SGD")}

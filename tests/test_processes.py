@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from command import SMALL
-from sublora import processes
-from sublora.execute import InProcess
-from sublora.recipe import load_recipe
-from sublora.run import run_recipe
+from sublora.experiments.kinds import open_recipe
+from sublora.runner import local
+from sublora.runner.run import RunOptions, run
 from sublora.store import Store
 
 PACKS = [
@@ -31,7 +30,7 @@ PACKS = [
 
 def small_recipe():
     values = [v for flag, v in itertools.pairwise(PACKS) if flag == "--set"]
-    return load_recipe("rank-lr", sets=values)
+    return open_recipe("rank-lr", sets=values)
 
 
 def contents(store: Path) -> dict[str, dict[str, str]]:
@@ -43,46 +42,56 @@ def contents(store: Path) -> dict[str, dict[str, str]]:
     return out
 
 
-class Killing(processes.Processes):
+class Killing(local.Processes):
     """Kills the worker of the first artifact that is made."""
 
-    killed = 0
+    killed, said = 0, ()
 
-    def run(self, units, watch):
-        made = watch.made
+    def advance(self, listener):
+        super().advance(KillsOnce(self, listener))
 
-        def strike(name: str) -> None:
-            made(name)
-            if not self.killed:
-                self.killed = 1
-                next(w for w in self._pool if w.unit and name in w.unit.makes).process.kill()
 
-        watch.made = strike
-        try:
-            super().run(units, watch)
-        finally:
-            del watch.made
+class KillsOnce:
+    def __init__(self, pool: Killing, listener) -> None:
+        self.pool, self.listener = pool, listener
+
+    def __getattr__(self, name: str):
+        return getattr(self.listener, name)
+
+    def made(self, name: str) -> None:
+        self.listener.made(name)
+        if not Killing.killed:
+            Killing.killed = 1
+            for child in multiprocessing_children():
+                os.kill(child, signal.SIGKILL)
+
+    def say(self, sentence: str) -> None:
+        Killing.said += (sentence,)
+        self.listener.say(sentence)
+
+
+def multiprocessing_children() -> set[int]:
+    return workers_of(os.getpid())
 
 
 @pytest.mark.slow
-def test_processes_make_the_same_bytes_even_if_one_is_killed(
+def test_processes_make_the_same_bytes_even_if_they_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
     for name, worth, executor in (
-        ("one", False, InProcess),
-        ("more", True, processes.Processes),
-        ("killed", True, Killing),
+        ("one", float("inf"), local.Processes),
+        ("more", 0.0, local.Processes),
+        ("killed", 0.0, Killing),
     ):
-        monkeypatch.setattr("sublora.run.worth_processes", lambda *_, worth=worth: worth)
-        monkeypatch.setattr("sublora.run.Processes", executor)
-        result = run_recipe(
-            small_recipe(), tmp_path / name, store=Store(tmp_path / f"store {name}"), threads=2
-        )
-        used.append(
-            ((result.folder / "results.csv").read_bytes(), contents(tmp_path / f"store {name}"))
-        )
+        monkeypatch.setattr(local, "WORTH_FLOPS", worth)
+        monkeypatch.setattr(local, "Processes", executor)
+        store = tmp_path / f"store {name}"
+        result = run(small_recipe(), tmp_path / name, RunOptions(threads=2), store=Store(store))
+        used.append(((result.folder / "results.csv").read_bytes(), contents(store)))
     assert used[0] == used[1] == used[2] and len(used[0][1]) > 8
+    assert Killing.killed and all("that is made again" in s for s in Killing.said)
+    assert 1 <= len(Killing.said) <= 2
 
 
 def workers_of(pid: int) -> set[int]:
@@ -91,7 +100,7 @@ def workers_of(pid: int) -> set[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == pid and b"sublora.processes" in (entry / "cmdline").read_bytes():
+            if parent == pid and b"sublora.runner.worker" in (entry / "cmdline").read_bytes():
                 out.add(int(entry.name))
         except (OSError, ValueError):
             continue
@@ -112,7 +121,7 @@ def wait_for(condition, seconds: float = 60.0):
 def test_no_worker_outlives_its_run(tmp_path: Path, sign: int) -> None:
     environment = os.environ | {"SUBLORA_HOME": str(tmp_path / "home")}
     code = (
-        "import sublora.run, sublora.cli; sublora.run.worth_processes = lambda *_: True; import sys; "
+        "import sublora.runner.local as local, sublora.cli; local.WORTH_FLOPS = 0.0; import sys; "
         "sys.argv[0] = 'sublora'; sublora.cli.main()"
     )
     command = [

@@ -7,20 +7,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sublora.progress as progress
-from sublora.progress import Steps
+import sublora.runner.display as display
+from sublora.runner.display import Display
 from sublora.seeds import derive_seed, generator
 
 
 def told(monkeypatch, capsys, total, done, seconds, every=10.0) -> list[str]:
     """What is said of a stage in which each unit takes `seconds`."""
     clock = iter(np.arange(0.0, 1e6, seconds))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with Steps(every) as steps:
-        steps.live, steps._bar = False, None
-        steps.begin("students", total, done)
-        for _ in range(total - done):
-            steps.advance()
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
+    with Display(every, live=False) as shown:
+        shown.begin("students", total, done)
+        for made in range(done, total):
+            if made == done:
+                shown.update("students", done, running=1)
+            shown.update("students", made + 1)
     captured = capsys.readouterr()
     assert captured.out == "", "standard output is for results"
     return captured.err.splitlines()

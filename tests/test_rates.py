@@ -6,14 +6,22 @@ from pathlib import Path
 import pytest
 
 from command import SMALL, sublora
-from sublora.cost import DATASETS, MEASUREMENTS, STUDENTS, RowSizes, costs_of, plan_cost
-from sublora.model import known_shape, local_identity, model_source
-from sublora.plan import make_plan
-from sublora.rates import Rate, Timing, keep_rates, known_identity, rates_for, rates_of, read_rates
-from sublora.recipe import load_recipe
+from sublora.experiments.kinds import open_recipe
+from sublora.model import local_identity, model_source
+from sublora.runner.plan_report import rows_of
+from sublora.runner.rates import (
+    Rate,
+    Timing,
+    keep_rates,
+    known_identity,
+    rates_for,
+    rates_of,
+    read_rates,
+)
 from sublora.store import Store
-from sublora.units import data_units, measure_units, train_units
 
+DATASETS, MEASUREMENTS = "datasets", "measurements"
+STUDENTS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 ONE = [
     *SMALL,
@@ -34,23 +42,14 @@ def rate(
     )
 
 
-def test_units_cost_together_what_the_plan_costs() -> None:
-    recipe = load_recipe("rank-lr", sets=[s for s in ONE if s != "--set"])
-    plan, shape, sizes = make_plan(recipe, MODEL, 60.0), known_shape("micro"), RowSizes()
-    whole = {c.stage: c.flops for c in plan_cost(plan, shape, sizes, set())}
-    costs, sums = costs_of(recipe, shape, sizes), dict.fromkeys(whole, 0.0)
-    for unit in (*data_units(plan), *train_units(plan), *measure_units(plan)):
-        stage, work = costs.unit(unit)
-        sums[stage] += work.flops
-    assert sums == pytest.approx(whole) and set(whole) == {
-        DATASETS,
-        *STUDENTS.values(),
-        MEASUREMENTS,
-    }
-    timings = [Timing(u, 3.0, "cpu") for u in train_units(plan)] + [
-        Timing(data_units(plan)[0], 1.0, "cpu")
-    ]
-    found = {r.stage: r.flops for r in rates_of(timings, costs, "micro", MODEL, 2)}
+def test_a_rate_is_the_operations_of_whole_steps_by_the_seconds_of_a_worker() -> None:
+    recipe = open_recipe("rank-lr", sets=[s for s in ONE if s != "--set"])
+    steps = recipe.plan(recipe.known())
+    whole = {row.kind: row.flops for row in rows_of(steps, set())}
+    assert set(whole) == {DATASETS, *STUDENTS.values(), MEASUREMENTS}
+    timings = [Timing(s, 3.0, "cpu") for s in steps if s.kind in STUDENTS.values()]
+    timings += [Timing(steps[0], 1.0, "cpu")]
+    found = {r.stage: r.flops for r in rates_of(timings, "micro", MODEL, 2)}
     # a second of one worker is too little for a rate of the datasets
     assert found == pytest.approx({name: whole[name] / 3.0 for name in STUDENTS.values()})
 
@@ -95,7 +94,7 @@ def test_a_plan_uses_the_rates_of_this_model_and_says_which(own_store: Path) -> 
         "runs of this model on a CPU (last on 2026-01-09)" in answer.out
         and "2 workers" in answer.out
     )
-    assert "Other stages at" in answer.out and "half of a matrix product's rate" in answer.out
+    assert "Other kinds at" in answer.out and "half of a matrix product's rate" in answer.out
     assert "as given" in sublora("plan", "rank-lr", *ONE, "--tflops", "1").out
 
 

@@ -12,16 +12,17 @@ from collections import deque
 from pathlib import Path
 
 import pytest
-from sublora.remote import Answer, Work, _maker, work_on
 
 from command import SMALL, sublora
-from sublora import ray_executor, remote
 from sublora.errors import SubloraError
+from sublora.experiments.kinds import open_recipe
+from sublora.models.known import known_base
 from sublora.packs.check import load_base
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
+from sublora.runner import run, worker
+from sublora.runner.ray import Ray
+from sublora.runner.worker import Answer, Models, Setup, attempt, bench, work_on
+from sublora.steps.step import Workshop
 from sublora.store import Busy, NoRoom, Store
-from sublora.units import data_units, measure_units, train_units
 
 GRID = [
     *SMALL,
@@ -41,25 +42,20 @@ def files(store: Path) -> dict[str, dict]:
     }
 
 
-def work(root: Path, token: str, base) -> Work:
-    return Work(
-        "micro",
-        None,
-        "float32",
-        tuple(sorted(base.identity.items())),
-        "cpu",
-        1,
-        2048,
-        str(root),
-        token,
-    )
+def setup(root: Path, token: str, base) -> Setup:
+    identity = tuple(sorted(base.identity.items()))
+    return Setup("micro", "micro", identity, "float32", None, "cpu", 1, str(root), token)
 
 
 @pytest.fixture
-def plan_and_base():
-    recipe = load_recipe("rank", sets=[*SMALL[1::2], "train.lora.ranks=[1]"])
+def steps_and_base():
+    recipe = open_recipe("rank", sets=[*SMALL[1::2], "train.lora.ranks=[1]"])
     base = load_base("micro")
-    return make_plan(recipe, base.identity, 60.0), base
+    return recipe.plan(known_base(base)), base
+
+
+def of(steps, kind: str) -> list:
+    return [step for step in steps if step.kind.startswith(kind)]
 
 
 def test_without_the_package_one_sentence_says_so(
@@ -96,51 +92,50 @@ def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path: Path) -> 
             assert answer.code == 2 and answer.err.count("\n") == 1 and given in answer.err
 
 
-def test_units_and_answers_travel(plan_and_base) -> None:
-    plan, _ = plan_and_base
-    for unit in (*data_units(plan), *train_units(plan), *measure_units(plan)):
-        again = pickle.loads(pickle.dumps(unit))
-        assert again == unit and (again.id, again.makes, again.needs) == (
-            unit.id,
-            unit.makes,
-            unit.needs,
+def test_steps_travel(steps_and_base) -> None:
+    for step in steps_and_base[0]:
+        again = pickle.loads(pickle.dumps(step))
+        assert again == step and (again.id, again.makes, again.needs) == (
+            step.id,
+            step.makes,
+            step.needs,
         )
-        assert len(pickle.dumps(unit)) < 200_000
+        assert len(pickle.dumps(step)) < 200_000
 
 
 def test_a_worker_without_the_folder_asks_for_what_it_lacks_and_sends_what_it_made(
-    tmp_path: Path, own_store: Path, plan_and_base, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_store: Path, steps_and_base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, base = plan_and_base
-    monkeypatch.setattr(remote.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(remote, "_receive", receive := Received(Store(own_store)))
-    here, away = Store(own_store), work(tmp_path / "not-there", "f" * 32, base)
-    for unit in data_units(plan):
-        answer = work_on(away, unit, {}, True)
-        assert (answer.status, set(answer.sent)) == ("done", {unit.stage.id}) and answer.seconds > 0
+    steps, base = steps_and_base
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker, "receive", receive := Received(Store(own_store)))
+    here, away = Store(own_store), setup(tmp_path / "not-there", "f" * 32, base)
+    for step in of(steps, "datasets"):
+        answer = work_on(away, step, {}, True)
+        assert (answer.status, set(answer.sent)) == ("done", set(step.makes)) and answer.seconds > 0
         for name, content in answer.sent.items():
             here.adopt(name, content)
-    unit = train_units(plan)[0]
-    assert work_on(away, unit, {}, True).status == "done"  # it made the datasets itself
-    other = work(tmp_path / "not-there", "e" * 32, base)  # another machine
-    lacks = work_on(other, unit, {}, True)
-    assert (lacks.status, lacks.lacks) == ("lacks", unit.needs)
-    answer = work_on(other, unit, dict.fromkeys(unit.needs), True)
-    assert answer.status == "done" and receive.taken == set(unit.needs)
+    step = of(steps, "students")[0]
+    assert work_on(away, step, {}, True).status == "done"  # it made the datasets itself
+    other = setup(tmp_path / "not-there", "e" * 32, base)  # another machine
+    lacks = work_on(other, step, {}, True)
+    assert (lacks.status, lacks.lacks) == ("lacks", step.needs)
+    answer = work_on(other, step, dict.fromkeys(step.needs), True)
+    assert answer.status == "done" and receive.taken == set(step.needs)
     for name, content in answer.sent.items():
         here.adopt(name, content)
         assert (
             here.read(name).files
             == Store(tmp_path / f"sublora-{os.getuid()}-{'f' * 12}").read(name).files
         )
-    spoilt = answer.sent[unit.makes[0]] | {"training.json": b"{}"}
-    here.discard(unit.makes[0])
+    spoilt = answer.sent[step.makes[0]] | {"training.json": b"{}"}
+    here.discard(step.makes[0])
     with pytest.raises(SubloraError, match="damaged"):
-        here.adopt(unit.makes[0], spoilt)
-    assert not here.has(unit.makes[0]) and not list((own_store / "tmp").iterdir())
-    wrong = Work(**{**away.__dict__, "identity": (("weights", "other"),)})
-    assert "is not the one that the run was started with" in work_on(wrong, unit, {}, True).sentence
-    _maker.cache_clear()
+        here.adopt(step.makes[0], spoilt)
+    assert not here.has(step.makes[0]) and not list((own_store / "tmp").iterdir())
+    wrong = Setup(**{**away.__dict__, "identity": (("weights", "other"),)})
+    assert "is not the one that the run was started with" in work_on(wrong, step, {}, True).sentence
+    bench.cache_clear()
 
 
 class Received:
@@ -159,13 +154,19 @@ class Received:
     [(Busy("x"), "busy"), (NoRoom("No room left."), "no room"), (SubloraError("bad"), "failed"), (ValueError("a\nb"), "failed")],
 )  # fmt: skip
 def test_what_goes_wrong_on_a_worker_travels_as_text(
-    monkeypatch, plan_and_base, error, status
+    own_store: Path, steps_and_base, error, status
 ) -> None:
-    def fail(*_, **__):
-        raise error
+    steps, base = steps_and_base
 
-    monkeypatch.setattr(remote, "_maker", fail)
-    answer = work_on(None, data_units(plan_and_base[0])[0], {}, True)
+    class Fails:
+        model = None
+        id, makes = steps[0].id, steps[0].makes
+
+        def make(self, workshop, wanted):
+            raise error
+
+    here = setup(own_store, "", base)
+    answer = attempt(Fails(), Workshop(Store(own_store), None), Models(here, base), True)
     assert answer.status == status and bool(answer.trace) == isinstance(error, ValueError)
     assert "\n" not in answer.sentence
     assert pickle.loads(pickle.dumps(answer)) == answer
@@ -175,71 +176,61 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def __getattr__(self, what):
-        return lambda unit, *_: self.lines.append(
-            f"{what} {unit.id if hasattr(unit, 'id') else unit}"
-        )
+    def started(self, step) -> None:
+        self.lines.append(f"started {step.id}")
+
+    def ended(self, step, answer: Answer) -> None:
+        self.lines.append(f"{answer.status} {step.id}")
 
 
-def test_the_driver_answers_each_way_a_task_can_end(own_store: Path, plan_and_base) -> None:
-    """Without Ray: its three calls are replaced by a list of answers."""
-    plan, _ = plan_and_base
-    units, store, told = data_units(plan)[:3], Store(own_store), Told()
-    answers = {u.id: deque() for u in units}
-    answers[units[0].id] += [Answer("busy"), Answer("done")]
-    answers[units[1].id] += [Answer("lacks", lacks=("x",)), Answer("failed", "It is bad.")]
-    answers[units[2].id] += [RuntimeError("its worker died")]
-
-    class Exceptions:
-        RayError = RuntimeError
+def test_the_driver_answers_each_way_a_task_can_end(own_store: Path, steps_and_base) -> None:
+    """Without Ray: its calls are replaced by a list of answers."""
+    steps, base = steps_and_base
+    (a, b, c), store, told = of(steps, "datasets")[:3], Store(own_store), Told()
+    answers = {
+        a.id: deque([Answer("busy")]),
+        b.id: deque([Answer("lacks", lacks=("x",)), Answer("failed", "It is bad.")]),
+        c.id: deque([RuntimeError("its worker died")]),
+    }
 
     class Driver:
-        workers, sending, asked = 2, False, []
-        exceptions = Exceptions
-        ray = property(lambda self: self)
+        """What `ray` is asked for."""
 
-        def submit(self, unit, wait):
-            self.asked.append((unit.id, wait, self.sending))
-            return unit.id, len(self.asked)
+        exceptions = type("Exceptions", (), {"RayError": RuntimeError})
+        put = staticmethod(lambda value: value)
+        cluster_resources = staticmethod(lambda: {"CPU": 2})
 
-        def send_inputs(self):
-            self.sending = True
-
-        def wait(self, refs, **_):
-            return refs[:1], refs[1:]
+        def remote(self, *arguments, **_):
+            """Both `ray.remote(...)(function)` and `task.remote(...)`."""
+            if not arguments:
+                return lambda _work_on: self
+            _, step, _, wait = arguments
+            self.asked.append((step.id, wait))
+            return step.id, len(self.asked)
 
         def get(self, ref):
             answer = answers[ref[0]].popleft()
             if isinstance(answer, Exception):
                 raise answer
-            if answer.status == "done":
-                spec = next(u for u in units if u.id == ref[0]).stage.spec
-                with store.create(ref[0], spec) as folder:
-                    (folder / "rows.jsonl").write_text("")
             return answer
 
+        def wait(self, refs, **_):
+            return refs[:1], refs[1:]
+
     driver = Driver()
-    driver.store = store
-    flight = ray_executor._Flight(driver, deque((u, False) for u in units), told)
-    while flight.queue or flight.pending:
-        flight.submit()
-        flight.land(0.0)
-    a, b, c = (u.id for u in units)
-    assert driver.asked == [
-        (a, False, False),
-        (b, False, False),
-        (c, False, False),
-        (b, False, True),
-        (a, True, True),
-    ]
+    driver.asked = []
+    ray = Ray(store, setup(own_store, "", base), driver)
+    for step in (a, b, c):
+        assert ray.room()
+        ray.submit(step, False)
+    while sum(not line.startswith("started") for line in told.lines) < 3:
+        ray.advance(told)
+    assert driver.asked == [(a.id, False), (b.id, False), (c.id, False), (b.id, False)]
     ends = [line for line in told.lines if not line.startswith("started")]
-    assert ends == [
-        f"postponed {a}",
-        f"postponed {b}",
-        f"failed {c}",
-        f"failed {b}",
-        f"finished {a}",
-    ]
+    assert ends == [f"busy {a.id}", f"failed {c.id}", f"failed {b.id}"]
+    assert sorted(line for line in told.lines if line.startswith("started")) == sorted(
+        f"started {s.id}" for s in (a, b, c)
+    )
 
 
 def run_process(out: Path, store: Path) -> subprocess.Popen:
@@ -300,7 +291,7 @@ def test_ray_without_a_shared_folder_gives_the_same_bytes(
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets need a short path
-    monkeypatch.setattr(remote, "_token", lambda _: "no worker sees this")
+    monkeypatch.setattr(run, "token_of", lambda _: "no worker sees this")
     answer = sublora(
         "run",
         "rank-lr",

@@ -12,9 +12,9 @@ import pytest
 from filelock import FileLock
 
 from command import SMALL, sublora
-from sublora.execute import Count, Execution
-from sublora.journal import Journal
-from sublora.progress import Steps
+from sublora.runner.display import Display
+from sublora.runner.execution import Count, Execution
+from sublora.runner.folder import RunRecord
 from sublora.store import Store
 
 ONE = [
@@ -73,14 +73,14 @@ def test_fresh_makes_a_new_folder_and_shares_the_artifacts(tmp_path: Path, own_s
     run = json.loads((tmp_path / "run-2" / "run.json").read_text())
     assert run["status"] == "done"
     assert (
-        run["progress"]["students"] == {"total": 4, "done": 4, "running": 0, "failed": 0}
+        run["progress"]["students (LoRA)"] == {"total": 4, "done": 4, "running": 0, "failed": 0}
         and run["failed"] == []
     )
     # the same command on a finished run keeps when it was started and how long it took
     assert sublora("run", "rank-lr", *ONE, "--out", str(out)).code == 0
     again = json.loads((out / "run.json").read_text())
     assert again["started"] == json.loads(old)["started"]
-    assert again["seconds"]["train"] >= json.loads(old)["seconds"]["train"] > 0
+    assert again["seconds"]["students (LoRA)"] >= json.loads(old)["seconds"]["students (LoRA)"] > 0
     listed = json.loads(next((own_store / "runs").glob("*.json")).read_text())
     assert set(listed["artifacts"]) == set(before)
 
@@ -135,13 +135,13 @@ def test_a_killed_run_is_listed_as_stopped(tmp_path: Path, monkeypatch: pytest.M
 
 def test_run_json_is_written_at_a_bounded_rate_and_whole(tmp_path: Path, own_store: Path) -> None:
     path = tmp_path / "run.json"
-    execution = Execution(None, Store(own_store), Steps())
+    execution = Execution(None, Store(own_store), Display())
     execution.counts["students"] = Count(10, 3, running=2, failed=1)
     often, seldom = (
-        Journal(path, {"name": "a"}, {"train": 5.0}, every=every) for every in (0.0, 1e6)
+        RunRecord(path, {"name": "a"}, {"train": 5.0}, every=every) for every in (0.0, 1e6)
     )
     often.execution = seldom.execution = execution
-    execution.seconds = {"train": 1.5, "measure": 2.0}
+    execution.clock.spent = {"train": 1.5, "measure": 2.0}
     often.changed()
     run = json.loads(path.read_text())
     assert run["progress"] == {"students": {"total": 10, "done": 3, "running": 2, "failed": 1}}

@@ -27,8 +27,9 @@ class _Line:
     before: int
     task: TaskID | None
     done: int = 0
-    started: float | None = None
+    started: float = 0.0
     said: float = 0.0
+    begun: bool = False
 
 
 class Display:
@@ -82,16 +83,16 @@ class Display:
         others = "".join(
             f", {n} {what}" for n, what in ((running, "running"), (failed, "failed")) if n
         )
-        first, more = line.started is None, done > line.done
+        first, more = not line.begun, done > line.done
         if first:
             line.started = line.said = now
-        line.done = done
+        line.begun, line.done = True, done
         if self._bars is not None:
             if first:
                 self._bars.start_task(line.task)
             self._bars.update(line.task, completed=done, description=kind + others)
             return
-        if first and not more:
+        if first and running and not more:
             some = f"{done} of {line.total} done" if done else str(line.total)
             self.say(f"{kind}: {some}")
         elif more and (now - line.said >= self.every or done >= line.total):
@@ -99,7 +100,7 @@ class Display:
             self.say(f"{kind}: {done} of {line.total}{others}{self._times(line, now)}")
 
     def _times(self, line: _Line, now: float) -> str:
-        spent = now - (line.started or now)
+        spent = now - line.started
         new, rest = line.done - line.before, line.total - line.done
         # students finish a pack at a time, so the first few say little about the rest
         left = spent / new * rest if new * 10 >= new + rest else 0.0

@@ -224,7 +224,7 @@ class Execution:
         self.counts[step.kind].failed += missing
         self.failures.append(Failure(step.kind, step.label, missing, sentence, trace))
         self.say(f"Failed: {step.label}: {sentence}")
-        self.changed()
+        self._recount(step.kind)
 
     def _failed_sentence(self) -> str:
         first = self.failures[0]
