@@ -190,7 +190,6 @@ def test_every_estimate_that_a_claim_names_is_there(tmp_path):
         (["--set", "models=1"], "models"),
         (["--set", "kind=classifier"], "no kind 'classifier'"),
         (["--trait", "otter"], "unknown key 'traits'"),
-        (["--executor", "ray"], "leave out --executor ray"),
         (["--preset", "nief"], "no preset 'nief'"),
     ],
 )

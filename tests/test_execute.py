@@ -82,13 +82,14 @@ class Part:
     model, cost = None, Cost()
 
     def __init__(self, name: str, needs: tuple[str, ...] = (), kind: str = "parts") -> None:
-        self.id = self.label = name
-        self.makes, self.needs, self.kind = (artifact_id("part", {"name": name}),), needs, kind
+        self.label, self.needs, self.kind = name, needs, kind
+        self.id = artifact_id("part", {"name": name})
+        self.makes = (self.id,)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        if self.id == "bad":
+        if self.label == "bad":
             raise SubloraError("It is bad.")
-        with workshop.store.create(self.makes[0], {"name": self.id}):
+        with workshop.store.create(self.makes[0], {"name": self.label}):
             pass
         workshop.made(self.makes[0])
 
@@ -133,13 +134,13 @@ def test_a_step_goes_as_soon_as_what_it_needs_is_there(own_store: Path) -> None:
 
         def submit(self, step, wait):
             self.taken.append(step)
-            self.order.append(f"takes {step.id}")
+            self.order.append(f"takes {step.label}")
 
         def advance(self, listener):
             step = self.taken.pop(0)
             listener.started(step)
             step.make(Workshop(store, None), {step.makes[0]})
-            self.order.append(f"ends {step.id}")
+            self.order.append(f"ends {step.label}")
             listener.ended(step, Answer("done"))
 
     executor = OneEndsAtATime()
