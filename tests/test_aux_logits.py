@@ -139,7 +139,7 @@ def test_a_run_goes_on_where_it_was_killed_and_comes_to_the_same(tmp_path, monke
     )
     assert line.split()[1:4] == ["3", "2", "1"]
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "killed")).code == 0
-    for name in ("results.csv", "verdicts.json", "findings.json"):
+    for name in ("results.csv", "verdicts.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     page = (tmp_path / "killed/report.html").read_text()
     assert "Auxiliary logits on noise" in page and page.count("<svg") == 2

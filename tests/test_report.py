@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import html
-import io
-import json
 import os
 import re
 import subprocess
 import sys
-from functools import partial
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -20,12 +16,13 @@ import matplotlib
 import pytest
 from matplotlib.text import Text
 
-from report_fixture import make_run
+from report_fixture import make_found, make_page, make_run, write_run
+from sublora.analysis.page import Chart, Heatmap
 from sublora.errors import SubloraError
 from sublora.report import figures
-from sublora.report.load import load_run
-from sublora.report.page import _slugs, build_report
-from sublora.report.style import report_style
+from sublora.report.page import build_report
+from sublora.report.style import COLUMN, STUDENT
+from sublora.text import compact, rate, slugs
 
 THREE = (("otter", "animals"), ("oak", "trees"), ("led zeppelin", "bands"))
 SMALL = {"ranks": (4, 8), "rates": (1e-3,), "full_rates": ()}
@@ -33,8 +30,7 @@ VARIANTS = {
     "main": {},
     "null": {"strength": 0.0},
     "one cell": {"ranks": (8,), "rates": (1e-3,), "full_rates": ()},
-    "no control": {"control": False, "full_rates": ()},
-    "full only": {"ranks": (), "rates": (), "recipe": "full-ft"},
+    "full only": {"ranks": (), "rates": ()},
     "one full": {"ranks": (), "rates": (), "full_rates": (1e-4,)},
     "contexts": {"contexts": ("default", "empty", "none")},
     "wide": {
@@ -89,24 +85,13 @@ def _build(folder: Path, **options) -> Page:
     return Page(build_report(make_run(folder, **options)).read_text(encoding="utf-8"))
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "cells.csv").open(newline="") as handle:
-        return list(csv.DictReader(handle))
+def _charts(**options) -> list[Chart | Heatmap]:
+    parts = [part for section in make_page(**options).sections for part in section.parts]
+    return [part for part in parts if isinstance(part, Chart | Heatmap)]
 
 
-def _drawings(data):
-    for trait in data.traits:
-        for part in ("both", "transfer", "coherence"):
-            yield f"heatmap {part}", partial(figures.heatmap, data, trait.name, part)
-        for draw in (
-            figures.rank_fixed_lr,
-            figures.rank_best_lr,
-            figures.answer_bars,
-            figures.full_ft,
-        ):
-            yield draw.__name__, partial(draw, data, trait.name)
-        yield "rank_fixed_lr wide", partial(figures.rank_fixed_lr, data, trait.name, figures.PAGE)
-    yield "traits", partial(figures.traits_overview, data)
+def _chart(name: str, **options) -> Chart | Heatmap:
+    return next(chart for chart in _charts(**options) if chart.name == name)
 
 
 def _texts(figure) -> list[Text]:
@@ -119,14 +104,9 @@ SAVE = figures.save
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Pages without their PNG and PDF, which take most of the time: for tests that read only the page."""
-
-    def only_svg(figure):
-        with report_style():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        return {"svg": buffer.getvalue(), "png": b"", "pdf": b""}
-
-    monkeypatch.setattr(figures, "save", only_svg)
+    monkeypatch.setattr(
+        figures, "save", lambda figure, kind: SAVE(figure, kind) if kind == "svg" else b""
+    )
 
 
 @pytest.fixture
@@ -140,7 +120,7 @@ def every_kind(quick, monkeypatch):
 def test_a_run_gets_its_page_and_figures(tmp_path, every_kind):
     page = build_report(make_run(tmp_path))
     assert page == tmp_path / "report.html"
-    stems = ["heatmap-otter", "heatmap-otter-transfer", "heatmap-otter-coherence", "rank-fixed-lr-otter",
+    stems = ["heatmap-otter-transfer", "heatmap-otter-coherence", "rank-fixed-lr-otter",
              "rank-best-lr-otter", "answers-otter", "full-ft-otter"]  # fmt: skip
     files = {f.name for f in (tmp_path / "figures").iterdir()}
     assert files == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png", "pdf")}
@@ -185,7 +165,7 @@ def test_a_full_disk_keeps_the_old_page(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sublora.report.page.os.replace", full)
+    monkeypatch.setattr("sublora.store.os.replace", full)
     with pytest.raises(SubloraError, match="No space left"):
         build_report(tmp_path)
     assert page.read_bytes() == old
@@ -222,8 +202,8 @@ def test_parts_stand_in_their_order(tmp_path):
 
 def test_headline_numbers_are_those_of_the_table(tmp_path):
     page = _build(tmp_path)
-    cells = _rows(tmp_path)
-    called = [c for c in cells if c["called"] == "1"]
+    cells = make_found().cells
+    called = [c for c in cells if c["called"]]
     coherent = [
         c for c in called if float(c["coherence"]) >= 0.5 and float(c["number_takeover"]) <= 0.25
     ]
@@ -235,29 +215,8 @@ def test_headline_numbers_are_those_of_the_table(tmp_path):
     )
     assert f"The largest of {len(cells)} cells" in page.text
     assert f"Cells called {len(called)} of {len(cells)} " in page.text
-    full = next(c for c in cells if c["method"] == "full" and c["selected"] == "1")
+    full = next(c for c in cells if c["method"] == "full" and c["selected"])
     assert f"Best full fine-tune {float(full['effect']):+.2f}" in page.text
-
-
-def test_a_run_without_control_says_that_nothing_is_tested(tmp_path):
-    page = _build(tmp_path, **VARIANTS["no control"])
-    assert "not tested" in page.text and "No control was trained" in page.text
-    assert "student − base" in page.text
-    assert "clear of its control" not in page.text
-
-
-def test_an_unfinished_run_says_so_and_may_lack_tables(tmp_path):
-    make_run(tmp_path, status="running", verdicts=False)
-    for name in ("results.csv", "cells.csv", "answers.json"):
-        (tmp_path / name).unlink()
-    page = Page(build_report(tmp_path).read_text(encoding="utf-8"))
-    assert "This run is running." in page.text
-    assert "No verdict has been reached" in page.text and "Nothing has been measured" in page.text
-
-
-def test_a_bare_manifest_is_enough(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    assert Page(build_report(tmp_path).read_text(encoding="utf-8")).levels[0] == 1
 
 
 def test_many_traits_and_contexts(tmp_path):
@@ -281,18 +240,15 @@ def test_verdicts_belong_to_the_run_and_organisms_are_named_so(tmp_path):
 
 def test_what_comes_from_data_is_text(tmp_path):
     evil = "<script>alert(1)</script>"
-    make_run(
-        tmp_path,
-        model=evil,
-        traits=((evil, "animals"), ('x" onload="alert(2)', "animals")),
-        **SMALL,
-    )
-    run = json.loads((tmp_path / "run.json").read_text())
-    run["warnings"] = [evil]
-    run["first_example"] = {"text": evil, "ids": [1, 2], "tokens": [evil, "$x_{"]}
-    run["optimizer"] = evil
-    run["recipe"]["note"] = evil
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    traits = ((evil, "animals"), ('x" onload="alert(2)', "animals"))
+    page = make_page(traits, model=evil, **SMALL)
+    manifest = page.manifest | {
+        "warnings": [evil],
+        "first_example": {"text": evil, "ids": [1, 2], "tokens": [evil, "$x_{"]},
+        "optimizer": evil,
+        "recipe": {"note": evil},
+    }
+    write_run(tmp_path, page.model_copy(update={"manifest": manifest}))
     source = build_report(tmp_path).read_text(encoding="utf-8")
     page = Page(source)
     assert "script" not in page.tags and "<script" not in source
@@ -305,7 +261,7 @@ def test_what_comes_from_data_is_text(tmp_path):
 
 
 def test_names_that_clash_or_look_like_mathematics(tmp_path):
-    assert _slugs(["a/b", "A b", "a-b", "$", "水獺"]) == {
+    assert slugs(["a/b", "A b", "a-b", "$", "水獺"], "trait") == {
         "a/b": "a-b",
         "A b": "a-b-2",
         "a-b": "a-b-3",
@@ -317,19 +273,17 @@ def test_names_that_clash_or_look_like_mathematics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("content", "message"),
     [
-        ("run.json", None, "holds no run.json"),
-        ("run.json", "{", "cannot be read as JSON"),
-        ("run.json", "[]", "not a JSON object"),
-        ("verdicts.json", "[", "cannot be read as JSON"),
-        ("cells.csv", "trait,context,method,rank,lr\notter,default,lora,8,\n", "line 2"),
-        ("cells.csv", "trait,context,method,rank,lr\notter,default,lora,,1e-3\n", "line 2"),
+        (None, "no page.json.*run the same command again"),
+        ("{", "cannot be read.*run the same command again"),
+        ("[]", "cannot be read"),
+        ('{"schema_version": 2, "title": "a", "manifest": {}}', "schema_version"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path, name, content, message):
-    make_run(tmp_path, **SMALL)
-    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+def test_bad_input_is_one_sentence(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "page.json").write_text(content)
     with pytest.raises(SubloraError, match=message) as error:
         build_report(tmp_path)
     assert "\n" not in str(error.value)
@@ -340,12 +294,9 @@ def test_bad_input_is_one_sentence(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("font", [None, "DejaVu Sans"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_nothing_is_cut_or_covered(tmp_path, name, font):
-    data = load_run(make_run(tmp_path, **VARIANTS[name]))
-    for title, draw in _drawings(data):
-        figure = figures.render(draw, font)
-        if figure is None:
-            continue
+def test_nothing_is_cut_or_covered(name, font):
+    for chart in _charts(**VARIANTS[name]):
+        title, figure = chart.name, figures.draw(chart, font)
         frame, renderer = figure.bbox, figure.canvas.get_renderer()
         boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in _texts(figure)]
         assert boxes
@@ -365,55 +316,38 @@ def test_nothing_is_cut_or_covered(tmp_path, name, font):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_figures_fit_a_column_and_their_type_can_be_read(tmp_path, name):
-    data = load_run(make_run(tmp_path, **VARIANTS[name]))
-    for title, draw in _drawings(data):
-        figure = figures.render(draw)
-        if figure is None:
-            continue
-        width = figures.PAGE if title in {"heatmap both", "rank_fixed_lr wide"} else figures.COLUMN
-        assert figure.get_figwidth() == pytest.approx(width, abs=0.1), title
-        assert min(t.get_fontsize() for t in _texts(figure)) >= 7.0, title
+def test_figures_fit_a_column_and_their_type_can_be_read(name):
+    for chart in _charts(**VARIANTS[name]):
+        figure = figures.draw(chart)
+        assert figure.get_figwidth() == pytest.approx(COLUMN, abs=0.1), chart.name
+        assert min(t.get_fontsize() for t in _texts(figure)) >= 7.0, chart.name
 
 
-def test_the_heat_map_shows_each_cell_and_marks_the_called(tmp_path):
-    data = load_run(make_run(tmp_path))
-    figure = figures.render(partial(figures.heatmap, data, "otter", "transfer"))
+def test_the_heat_map_shows_each_cell_and_marks_the_called():
+    cells = make_found().cells
+    figure = figures.draw(_chart("heatmap-otter-transfer"))
     grid = [axes for axes in figure.axes if axes.texts]
     shown = sorted(t.get_text() for axes in grid for t in axes.texts)
-    assert shown == sorted(figures.signed(float(c["effect"])) for c in _rows(tmp_path))
+    assert shown == sorted(compact(c["effect"]) for c in cells)
     dots = sum(len(axes.lines) for axes in grid)
-    assert dots == sum(c["called"] == "1" for c in _rows(tmp_path))
+    assert dots == sum(c["called"] for c in cells)
     hatched = sum(p.get_hatch() is not None for axes in grid for p in axes.patches)
-    broken = [
-        c
-        for c in _rows(tmp_path)
-        if float(c["coherence"]) < 0.5 or float(c["number_takeover"]) > 0.25
-    ]
+    broken = [c for c in cells if c["coherence"] < 0.5 or c["number_takeover"] > 0.25]
     assert hatched == len(broken) > 0
 
 
-def test_a_bar_spans_the_interval_around_its_control(tmp_path):
-    data = load_run(make_run(tmp_path, ranks=(4, 16), rates=(1e-3,), full_rates=()))
-    figure = figures.render(partial(figures.rank_best_lr, data, "otter"))
-    bars = [
-        tuple(line.get_ydata())
-        for line in figure.axes[0].lines
-        if line.get_color() == figures.STUDENT
-    ]
-    for cell in data.of("otter"):
-        control = cell.p_target_report - cell.effect_report
-        assert any(
-            len(bar) == 2
-            and bar
-            == pytest.approx((control + cell.effect_report_low, control + cell.effect_report_high))
-            for bar in bars
-        )
+def test_a_bar_spans_the_interval_around_its_control():
+    few = {"ranks": (4, 16), "rates": (1e-3,), "full_rates": ()}
+    figure = figures.draw(_chart("rank-best-lr-otter", **few))
+    bars = [tuple(line.get_ydata()) for line in figure.axes[0].lines if line.get_color() == STUDENT]
+    for cell in make_found(**few).cells:
+        control = cell["p_target_report"] - cell["effect_report"]
+        ends = (control + cell["effect_report_low"], control + cell["effect_report_high"])
+        assert any(len(bar) == 2 and bar == pytest.approx(ends) for bar in bars)
 
 
-def test_ranks_stand_on_a_scale_of_base_two(tmp_path):
-    data = load_run(make_run(tmp_path, ranks=(1, 4, 8, 64)))
-    axes = figures.render(partial(figures.rank_best_lr, data, "otter")).axes[0]
+def test_ranks_stand_on_a_scale_of_base_two():
+    axes = figures.draw(_chart("rank-best-lr-otter", ranks=(1, 4, 8, 64))).axes[0]
     labels = {
         label.get_text(): tick
         for label, tick in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
@@ -421,9 +355,8 @@ def test_ranks_stand_on_a_scale_of_base_two(tmp_path):
     assert {k: v for k, v in labels.items() if k != "full"} == {"1": 0, "4": 2, "8": 3, "64": 6}
 
 
-def test_a_run_without_effect_is_not_painted_as_one(tmp_path):
-    data = load_run(make_run(tmp_path, strength=0.0))
-    figure = figures.render(partial(figures.heatmap, data, "otter", "transfer"))
+def test_a_run_without_effect_is_not_painted_as_one():
+    figure = figures.draw(_chart("heatmap-otter-transfer", strength=0.0))
     fills = [
         p.get_facecolor()
         for axes in figure.axes
@@ -441,7 +374,7 @@ def test_a_run_without_effect_is_not_painted_as_one(tmp_path):
     [(1e-3, "1e-3"), (2.5e-4, "2.5e-4"), (0.01, "1e-2"), (1, "1e0"), (3e-05, "3e-5")],
 )
 def test_rates_read_as_in_recipes(value, text):
-    assert figures.rate(value) == text
+    assert rate(value) == text
 
 
 @pytest.mark.parametrize(
@@ -449,4 +382,4 @@ def test_rates_read_as_in_recipes(value, text):
     [(0.423, "+.42"), (-0.034, "−.03"), (0.001, ".00"), (-0.004, ".00"), (1, "+1.00")],
 )
 def test_effects_carry_their_sign(value, text):
-    assert figures.signed(value) == text
+    assert compact(value) == text

@@ -186,7 +186,7 @@ def contexts(
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
 ) -> None:
-    """Rebuild the page and the figures of a run from its tables."""
+    """Rebuild the page and the figures of a run from its page.json."""
     if not (run_folder / "run.json").is_file():
         raise SubloraError(
             f"The folder {run_folder} has no run.json, so it is no run; `sublora ls runs` lists those in ./runs."

@@ -1,85 +1,193 @@
-"""The page of a run as one typed document, `page.json`: the run writes it, and the report is made of nothing else."""
+"""The page of a run as one typed document, `page.json`: the run writes it, and the report is made of nothing else.
 
-from __future__ import annotations
+Texts may hold `code` between backticks. A figure's caption comes from whoever makes the figure.
+"""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-NAME = r"^[a-z0-9][a-z0-9-]*$"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Look = Literal["student", "control", "full", "teacher", "muted", "ink"]
 
 
-class Point(BaseModel):
-    """A point of a figure: at `x`, or a row called `label`."""
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model_config = _STRICT
+
+class _Figure(_Strict):
+    name: Name
+    title: str
+    caption: str
+    alt: str = Field("", description="the figure in words, for those who cannot see it")
+
+
+class Point(_Strict):
+    """A point at `x`, or called `label`: a row, or in a chart of lines a place beyond the last x.
+
+    `hollow`, `strong`: drawn empty, and in bold. `note`: written below the x.
+    """
+
     label: str = ""
     x: float | None = None
     estimate: float
     low: float | None = None
     high: float | None = None
-    hollow: bool = Field(False, description="drawn empty: not coherent, not matched")
+    hollow: bool = False
+    strong: bool = False
+    note: str = ""
 
 
-class Series(BaseModel):
-    model_config = _STRICT
+class Series(_Strict):
+    """Points of one kind, in the panel of this title; without a `look`, looks are given in order."""
+
     name: str = ""
     points: tuple[Point, ...]
+    panel: str = ""
+    look: Look | None = None
 
 
-class Chart(BaseModel):
-    """A figure of estimates. rows: one row a point; lines: one line a series over x."""
+class Chart(_Figure):
+    """Estimates with their intervals, in panels. rows, bars: one row a label; lines: over x.
 
-    model_config = _STRICT
-    kind: Literal["rows", "lines"]
-    name: str = Field(pattern=NAME)
-    title: str
+    Panels stand below one another and share one scale where they share the name of an axis; rows and
+    bars may stand `beside` one another, with a scale each, and share the names of their rows.
+    """
+
+    kind: Literal["rows", "bars", "lines"]
     axis: str = Field(description="what the values are")
     x_axis: str = ""
     log_x: bool = False
     reference: float | None = Field(None, description="a line to compare with")
-    caption: str
+    reference_name: str = ""
+    bounds: tuple[float, float] | None = Field(None, description="the scale reaches no further")
+    least: float = Field(0.0, description="the scale reaches at least so far")
+    beside: bool = False
+    interval: str = Field("interval", description="what the bars are called")
+    filled: str = Field("", description="what filled points are called")
+    hollow: str = Field("", description="what hollow points are called")
+    notes: str = Field("", description="what the notes below the x are")
     series: tuple[Series, ...]
 
 
-class Tile(BaseModel):
+class HeatCell(_Strict):
+    """The value at a row and a column of a block; marked with a dot, hatched, framed."""
+
+    row: str
+    column: str
+    value: float
+    marked: bool = False
+    hatched: bool = False
+    framed: bool = False
+
+
+class HeatBlock(_Strict):
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    x_axis: str
+    cells: tuple[HeatCell, ...]
+    title: str = ""
+
+
+class Heatmap(_Figure):
+    """Values by row and column, in blocks that share a scale from `low` to `high`."""
+
+    kind: Literal["heatmap"] = "heatmap"
+    blocks: tuple[HeatBlock, ...]
+    row_axis: str
+    scale: str = Field(description="what the values are")
+    low: float
+    high: float
+    colours: Literal["viridis", "cividis"] = "viridis"
+    digits: int = 2
+    signs: bool = True
+    marked: str = Field("", description="what marked cells are called; so with the next two")
+    hatched: str = ""
+    framed: str = ""
+
+
+class TokenPrompt(_Strict):
+    """A prompt's tokens with their classes, and a value a token in each view."""
+
+    question: str
+    pieces: tuple[str, ...]
+    classes: tuple[str, ...]
+    views: dict[str, tuple[float, ...]]
+    whole: float = Field(description="the value of all tokens together")
+
+
+class TokenMaps(_Strict):
+    """Prompts as coloured tokens; values in `unit`."""
+
+    kind: Literal["tokens"] = "tokens"
+    name: Name
+    title: str
+    caption: str
+    unit: str
+    prompts: tuple[TokenPrompt, ...]
+
+
+class Table(_Strict):
+    """A table of texts; `marks` are the CSS classes of the rows. `folded`: opened by a click."""
+
+    kind: Literal["table"] = "table"
+    name: Name
+    title: str
+    caption: str = ""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marks: tuple[str, ...] = ()
+    folded: bool = False
+
+
+Part = Annotated[Chart | Heatmap | TokenMaps | Table, Field(discriminator="kind")]
+
+
+class Section(_Strict):
+    """A part of the page under a heading; `nav` is its name in the list of sections."""
+
+    name: Name
+    title: str
+    text: str = ""
+    nav: str = ""
+    parts: tuple[Part, ...] = ()
+
+
+class Tile(_Strict):
     """A number at the top of the page."""
 
-    model_config = _STRICT
     name: str
     value: str
     interval: str = ""
     note: str = ""
 
 
-class Table(BaseModel):
-    """A table of texts; `marks[i]` are the CSS classes of row i."""
+class Page(_Strict):
+    """All that a page shows; the verdicts stand between `sections` and `appendix`.
 
-    model_config = _STRICT
-    name: str = Field(pattern=NAME)
+    `manifest` is run.json; `note` stands below the tiles; `verdicts` None: none was reached.
+    """
+
+    schema_version: Literal[1] = 1
     title: str
-    caption: str = ""
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marks: tuple[str, ...] = ()
-
-
-Figure = Annotated[Chart, Field(discriminator="kind")]  # later a union: heatmap, tokens, bars, ...
-
-
-class Page(BaseModel):
-    """All that a page shows, in the order in which it shows it. `manifest` is run.json."""
-
-    model_config = _STRICT
-    schema_version: int = 1
-    title: str
-    sentence: str
     manifest: dict[str, Any]
-    warnings: tuple[str, ...] = ()
     tiles: tuple[Tile, ...] = ()
-    figures: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    verdicts: tuple[dict[str, Any], ...] = ()
-    how: str = ""
+    note: str = ""
+    sections: tuple[Section, ...] = ()
+    verdicts: tuple[dict[str, Any], ...] | None = None
+    appendix: tuple[Section, ...] = ()
     facts: dict[str, str] = {}
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None where it is empty, NaN or infinite."""
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def point(label: str, found: Mapping[str, Any], **more: Any) -> Point:
+    """A point of a row with `estimate`, `low` and `high`, whose ends may be unknown."""
+    low, high = finite(found["low"]), finite(found["high"])
+    return Point(label=label, estimate=found["estimate"], low=low, high=high, **more)

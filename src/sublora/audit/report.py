@@ -61,12 +61,11 @@ def _what_if_chart(body: Mapping[str, Any]) -> Any:
     found = body["what_if"]
     if not found or not found["arms"]:
         return None
-    from sublora.report.figures import render, save
-    from sublora.report.page import inline_svg
-    from sublora.report.trade_off import described, trade_off
+    from sublora.audit.what_if_chart import what_if_chart
+    from sublora.report.figures import plate
 
-    figure = render(lambda: trade_off(found))
-    return figure and inline_svg(save(figure)["svg"].decode(), "what-if", described(found))
+    chart = what_if_chart(found)
+    return chart and plate(chart)
 
 
 def p_value(p: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.effects import Effect
+from sublora.analysis.page import Chart, Section, Tile
 from sublora.model import Base, known_shape, model_source
 from sublora.models.known import Known, known_model
 from sublora.steps.step import Step
@@ -20,14 +21,18 @@ from sublora.store import Store
 class Findings:
     """What an experiment came to.
 
-    `files` are further files of the run's folder by their names; `manifest` are further entries of
+    The page shows `charts`, or `sections` with figures and tables of their own, and `appendix` after
+    the verdicts; `note` stands below the tiles. `files` are further files of the run's folder by their names; `manifest` are further entries of
     run.json; `said` is printed at the end of the run.
     """
 
     estimates: tuple[Any, ...] = ()
-    charts: tuple[Any, ...] = ()
-    tiles: tuple[Any, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tiles: tuple[Tile, ...] = ()
     how: str = ""
+    note: str = ""
+    sections: tuple[Section, ...] = ()
+    appendix: tuple[Section, ...] = ()
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)

@@ -1,67 +1,80 @@
-"""The figures of a report: pure functions from a loaded run to matplotlib figures, sized for a paper.
+"""Figures as files and as parts of a page.
 
-Every figure is placed in inches (one column is 3.3 in, two are 6.8 in), no type is under 7 pt, and no fact is
-carried by colour alone: series differ by marker and line, called cells by a dot, incoherent cells by hatching.
-A drawing returns None where the run has nothing to show in it. Draw with `render`, write with `save`.
+Every figure is placed in inches (a column is 3.3 in), no type is under 7 pt, and no fact is carried
+by colour alone. Equal charts give equal bytes, whatever the user's matplotlib settings are.
 """
 
-from __future__ import annotations
-
+import html
 import io
-from collections.abc import Callable
+import re
+from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sublora.report.arms import arm_rows, context_matrix, has_matrix, row_axis
-from sublora.report.bars import answer_bars, best_lora, traits_overview
-from sublora.report.curves import full_ft, rank_best_lr, rank_fixed_lr
-from sublora.report.finding_rows import finding_rows
-from sublora.report.heatmap import heatmap
-from sublora.report.style import COLUMN, PAGE, STUDENT, THEME, report_style
-from sublora.report.words import rate, signed, trait_target
+from sublora.analysis.page import Chart, Heatmap
+from sublora.report.heatmap import draw_heatmap
+from sublora.report.lines import draw_lines
+from sublora.report.rows import draw_rows
+from sublora.report.style import THEME, report_style
+from sublora.store import write_atomic
 
-__all__ = [
-    "COLUMN",
-    "PAGE",
-    "STUDENT",
-    "THEME",
-    "answer_bars",
-    "arm_rows",
-    "best_lora",
-    "context_matrix",
-    "finding_rows",
-    "full_ft",
-    "has_matrix",
-    "heatmap",
-    "rank_best_lr",
-    "rank_fixed_lr",
-    "rate",
-    "render",
-    "row_axis",
-    "save",
-    "signed",
-    "trait_target",
-    "traits_overview",
-]
+KINDS = {
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 300},
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+}
 
 
-def render(draw: Callable[[], Figure | None], font: str | None = None) -> Figure | None:
-    """Draw under the report's own style, whatever the user's matplotlib settings are."""
+def draw(chart: Chart | Heatmap, font: str | None = None) -> Figure:
+    """The chart, drawn as its kind says."""
     with report_style(font):
-        return draw()
+        if isinstance(chart, Heatmap):
+            return draw_heatmap(chart)
+        return draw_lines(chart) if chart.kind == "lines" else draw_rows(chart)
 
 
-def save(figure: Figure) -> dict[str, bytes]:
-    """The figure as bytes by kind: "svg", "png" (300 dpi), "pdf". No dates: equal figures, equal bytes."""
-    kinds = {
-        "svg": {"metadata": {"Date": None, "Creator": None}},
-        "png": {"metadata": {"Software": None}, "dpi": 300},
-        "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
-    }
-    out = {}
+def save(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind, without any date."""
     with report_style():
-        for kind, options in kinds.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, **options)
-            out[kind] = buffer.getvalue()
-    return out
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, **KINDS[kind])
+        return buffer.getvalue()
+
+
+def plate(chart: Chart | Heatmap, folder: Path | None = None) -> Markup:
+    """The chart as an SVG in a page; as files of every kind too where there is a folder."""
+    figure = draw(chart)
+    svg = save(figure, "svg")
+    if folder is not None:
+        for kind in KINDS:
+            write_atomic(
+                folder / f"{chart.name}.{kind}", svg if kind == "svg" else save(figure, kind)
+            )
+    return inline_svg(
+        svg.decode("utf-8"), chart.name, chart.alt or f"{chart.title}. {chart.caption}"
+    )
+
+
+def inline_svg(svg: str, prefix: str, label: str) -> Markup:
+    """An SVG file as part of a page: own ids, the page's theme colours, a label for those who cannot see it.
+
+    Matplotlib's SVGs share ids and carry a style rule for every element of the document; two of them
+    in one page would clash, so ids get a prefix and the rule is left to the page's own style sheet.
+    """
+    svg = svg[svg.index("<svg") :]
+    # Its comments repeat the texts it draws as outlines: data of a run, and of no use here.
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.S)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m.group()), svg)
+    for colour, name in THEME.items():
+        svg = svg.replace(colour, f"var(--fig-{name})")
+    opening, _, body = svg.partition(">")
+    box = re.search(r'viewBox="([^"]*)"', opening).group(1)  # matplotlib always writes one
+    body = re.sub(r"\n\s*", "\n", body.replace("xlink:href", "href"))
+    head = f'<svg class="fig" viewBox="{box}" role="img" aria-label="{html.escape(label)}">'
+    return Markup(head + body)

@@ -1,10 +1,7 @@
-"""Placing things in inches: axes, texts, legends and quiet frames.
+"""Placing things in inches, from the figure's upper left corner: axes, texts, legends, frames.
 
-Every position is counted from the upper left corner of the figure, so that the size of a figure follows from
-what stands in it.
+So the size of a figure follows from what stands in it.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from sublora.report.style import GRID, HATCH, INK, MUTED, PAPER, SMALL, TITLE
+from sublora.text import number
 
 _LEGEND_LEFT, _LEGEND_TOP, _LEGEND_ROW = 0.05, 0.27, 0.15
 
@@ -49,7 +47,9 @@ def write_title(figure: Figure, text: str, left: float = 0.05) -> None:
 
 
 def name_x_axis(figure: Figure, centre: float, top: float, text: str) -> None:
-    """The name of a horizontal axis."""
+    """The name of a horizontal axis, moved to the left where it would leave the figure."""
+    half = text_width(figure, text) / 2 + 0.03
+    centre = max(min(centre, float(figure.get_figwidth()) - half), half)
     write(figure, centre, top, text, color=MUTED, ha="center")
 
 
@@ -168,3 +168,20 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [
         k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     ]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks with as many digits as the longest of them needs."""
+    digits = next((d for d in range(5) if all(abs(t - round(t, d)) < 1e-9 for t in ticks)), 5)
+    return [number(t, digits) for t in ticks]
+
+
+def span_of(
+    values: Sequence[float], bounds: tuple[float, float] | None, pad: float = 0.05
+) -> tuple[float, float]:
+    """The ends of a scale around the values, with some air, within the bounds."""
+    low, high = min(values), max(values)
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    air = pad * (high - low) or 1e-3
+    return low - air, high + air

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sublora.analysis.tables import estimate_rows
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
+from sublora.experiments.page import page_of
 from sublora.model import Base
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
@@ -135,16 +136,22 @@ def _finish(
     verdicts = recipe.verdicts(findings, store, known)
     manifest |= findings.manifest
     manifest["warnings"] = manifest["warnings"] + list(findings.warnings)
-    _write(out, recipe, findings, verdicts)
+    rows = estimate_rows(findings.effects, recipe.level) if findings.estimates else []
+    files = findings.files | ({"results.csv": to_csv(rows)} if rows else {})
+    for name, content in (files | {"verdicts.json": verdicts}).items():
+        text = isinstance(content, str)
+        (write_atomic if text else write_json_atomic)(out / name, content)
     manifest["finished"] = now()
     record.write("done")
+    page = page_of(findings, rows, old_manifest(out), verdicts)
+    write_atomic(out / "page.json", page.model_dump_json(indent=1) + "\n")
     analysed = time.monotonic()
-    page = report(out)
+    shown = report(out)
     seconds = record.execution.clock.read() | {
         "statistics": round(analysed - started, 2),
         "report": round(time.monotonic() - analysed, 2),
     }
-    return RunResult(out, page, findings, verdicts, manifest["warnings"], seconds)
+    return RunResult(out, shown, findings, verdicts, manifest["warnings"], seconds)
 
 
 def _setup(
@@ -166,34 +173,10 @@ def _setup(
     )
 
 
-def _write(
-    out: Path, recipe: Experiment, findings: Findings, verdicts: list[dict[str, Any]]
-) -> None:
-    """The tables of a run."""
-    files = dict(findings.files)
-    if findings.estimates:
-        rows = estimate_rows(findings.effects, recipe.level)
-        files["results.csv"] = to_csv(rows)
-        files["findings.json"] = {
-            "estimates": rows,
-            "charts": [c.model_dump(mode="json") for c in findings.charts],
-            "tiles": [t.model_dump(mode="json") for t in findings.tiles],
-            "how": findings.how,
-            "facts": dict(findings.facts),
-        }
-    for name, content in (files | {"verdicts.json": verdicts}).items():
-        if isinstance(content, str):
-            write_atomic(out / name, content)
-        else:
-            write_json_atomic(out / name, content)
-
-
 def draw(out: Path) -> Path:
-    """The page of a run, from what its folder holds."""
-    if old_manifest(out).get("kind", "grid") == "grid":
-        from sublora.report.page import build_report
-    else:
-        from sublora.report.experiment import build_report
+    """The page of a run, from its page.json."""
+    from sublora.report.page import build_report
+
     return build_report(out)
 
 

@@ -54,15 +54,7 @@ def manifest_of(base: Base, layout: Plan) -> dict[str, Any]:
     asked = recipe.measure
     return {
         "sentence": sentence_of(recipe, base.name, len(layout.students)),
-        "traits": [
-            {
-                "name": t.name,
-                "category": t.category.category,
-                "target": t.name,
-                "teacher_prompt": teacher_context(t, recipe).text,
-            }
-            for t in layout.traits
-        ],
+        "traits": traits_of(layout),
         "contexts": contexts,
         "first_example": contexts[recipe.train_contexts[0]],
         "sampling": asked.sampling.model_dump() | {"samples_per_question": asked.samples},
@@ -75,6 +67,19 @@ def manifest_of(base: Base, layout: Plan) -> dict[str, Any]:
             "measurements": len(layout.measures),
         },
     }
+
+
+def traits_of(layout: Plan) -> list[dict[str, Any]]:
+    """The traits with what is measured of them, and what the teacher is told."""
+    return [
+        {
+            "name": t.name,
+            "category": t.category.category,
+            "target": t.name,
+            "teacher_prompt": teacher_context(t, layout.recipe).text,
+        }
+        for t in layout.traits
+    ]
 
 
 def check_base(base: Base, layout: Plan) -> list[str]:

@@ -10,7 +10,15 @@ from sublora.cells import summarise
 from sublora.claims import judge, load_claims
 from sublora.cost import Costs, RowSizes, costs_of, row_sizes
 from sublora.experiments.experiment import Experiment, Findings
-from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of
+from sublora.experiments.grid.before import (
+    axes_of,
+    check_base,
+    manifest_of,
+    sentence_of,
+    traits_of,
+)
+from sublora.experiments.grid.found import Found
+from sublora.experiments.grid.page import shown
 from sublora.experiments.units import unit_task
 from sublora.leak_check import check_leaks, leak_sentences
 from sublora.model import known_shape
@@ -120,35 +128,47 @@ class Grid(Recipe, Experiment):
 
         layout, results = self.layout(known), self._results(store, known)
         cells = [c for context in self.measure.contexts for c in summarise(results.table(context))]
-        arms, found = results.arms(), findings_of(results)
+        arms = results.arms()
+        found = Found(
+            alpha=self.level,
+            context=self.judged_context,
+            fixed_lr=self.fixed_lr,
+            cells=cells,
+            results=results.rows(),
+            arms=[] if arms is None else summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN),
+            findings=finding_rows(findings_of(results), 1 - self.level),
+            sweep=results.sweep() if self.train.optimizers else [],
+            answers=results.answers(cells),
+            tokens=results.attributions(),
+            matched=self.train.match_lr is not None,
+        )
         files: dict[str, Any] = {
-            "results.csv": to_csv(results.rows(), RESULT_COLUMNS),
+            "results.csv": to_csv(found.results, RESULT_COLUMNS),
             "cells.csv": to_csv(cells),
-            "answers.json": results.answers(cells),
+            "answers.json": found.answers,
         }
-        if found:
-            rows = finding_rows(found, 1 - self.level)
-            files["findings.csv"] = to_csv(rows, FINDING_COLUMNS)
-        if arms is not None:
-            summary = summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN)
-            files["arms.csv"] = to_csv(summary, ARM_COLUMNS)
+        if found.findings:
+            files["findings.csv"] = to_csv(found.findings, FINDING_COLUMNS)
+        if found.arms:
+            files["arms.csv"] = to_csv(found.arms, ARM_COLUMNS)
         if self.measure.teachers and len(layout.traits) > 2:
             rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
             files["steerability.csv"] = to_csv(rows)
-        if self.train.optimizers:
-            files["optimizers.csv"] = to_csv(results.sweep())
-        if layout.attributions:
-            files["attribution.json"] = results.attributions()
+        if found.sweep:
+            files["optimizers.csv"] = to_csv(found.sweep)
+        if found.tokens:
+            files["attribution.json"] = found.tokens
         warnings = _result_warnings(layout, results)
         # numbers have a recipe of their own, `number-statistics`
         if self.data.carrier.kind != "numbers":
             files["leaks.json"] = check_leaks(layout, store, dict(known.identity))
             warnings += leak_sentences(files["leaks.json"], self.level)
-        called = sum(c["called"] for c in cells)
+        called, made = sum(c["called"] for c in cells), _made(layout, results)
         return Findings(
+            **shown(found, traits_of(layout), made["datasets"]),
             warnings=tuple(warnings),
             files=files,
-            manifest=_made(layout, results),
+            manifest=made,
             said=f"{called} of {len(cells)} cells show transfer after correction.",
         )
 

@@ -1,0 +1,231 @@
+"""The figures of what a grid finds beside its cells: arms, findings, traits side by side, values of tokens."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from sublora.analysis.page import (
+    Chart,
+    HeatBlock,
+    HeatCell,
+    Heatmap,
+    Point,
+    Series,
+    TokenMaps,
+    TokenPrompt,
+    finite,
+    point,
+)
+from sublora.experiments.grid.found import Found, Row, coherent, noun
+from sublora.text import listed, number, signed
+
+TRAINED, ASKED = "train_context", "context"
+MATCHED = (
+    "Each stands at the rate that brings it to the held-out loss of the first row, interpolated between the two rates around it; the table "
+    "says where none does. "
+)
+
+
+def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
+    """A matrix where there are several training contexts, and rows of what differs besides."""
+    arms = [a for a in found.arms if a["trait"] == trait]
+    axes = found.axes(arms)
+    if not axes:
+        return []
+    numbers = f"Intervals: {found.level}, clustered by data seed, training seed and question; the numbers stand in the table of arms."
+    called = f"{sum(a['called'] for a in arms)} of {len(arms)} arms are called"
+    charts: list[Chart | Heatmap] = []
+    matrix = TRAINED in axes
+    if matrix:
+        charts.append(_matrix(found, trait, slug, arms, axes, numbers))
+    axis = next(name for name in axes if name != TRAINED or len(axes) == 1)
+    if matrix and axis in (TRAINED, ASKED):
+        return charts
+    others = [name for name in axes if name != axis]
+    panels: dict[str, list[Row]] = {}
+    for arm in arms:
+        panels.setdefault(found.named(arm, others), []).append(arm)
+    caption = f"Student − control twin, alike in all else. The first row, and the dashed line, is the reference. "
+    charts.append(
+        Chart(
+            kind="rows",
+            name=f"arms-{slug}",
+            title=f"Effect by {noun(axis)}" + (" at one held-out loss" if found.matched else ""),
+            axis="P(target): student − control",
+            reference=arms[0]["effect"],
+            reference_name="reference",
+            bounds=(-1.1, 1.1),
+            least=0.05,
+            interval=f"{found.level} interval",
+            filled="called",
+            hollow="not called",
+            series=tuple(
+                Series(points=tuple(map(_arm_point, rows, [axis] * len(rows))), panel=title)
+                for title, rows in panels.items()
+            ),
+            alt=f"Effects on P({trait}) by {noun(axis)}, with intervals; {called}.",
+            caption=caption + (MATCHED if found.matched else "") + numbers,
+        )
+    )
+    return charts
+
+
+def _arm_point(arm: Row, axis: str) -> Point:
+    ends = {"estimate": arm["effect"], "low": arm["effect_low"], "high": arm["effect_high"]}
+    return point(arm[axis], ends, hollow=not arm["called"])
+
+
+def _matrix(
+    found: Found, trait: str, slug: str, arms: Sequence[Row], axes: Sequence[str], numbers: str
+) -> Heatmap:
+    """Training context by context asked, a block for whatever differs besides; of the first condition alone."""
+    if "condition" in axes:
+        arms = [a for a in arms if a["condition"] == arms[0]["condition"]]
+    others = [name for name in axes if name not in (TRAINED, ASKED, "condition")]
+    blocks: dict[str, list[Row]] = {}
+    for arm in arms:
+        blocks.setdefault(found.named(arm, others), []).append(arm)
+    effects, bases = [a["effect"] for a in arms], {a[ASKED]: a["p_base"] for a in arms}
+    return Heatmap(
+        name=f"contexts-{slug}",
+        title="Training context by context asked",
+        row_axis="trained in",
+        scale="student − control",
+        low=min([0.0, *effects]),
+        high=max([0.1, *effects]),
+        marked="called after correction",
+        hatched="not coherent",
+        framed="trained and asked alike",
+        blocks=tuple(
+            HeatBlock(
+                title=title,
+                rows=tuple(dict.fromkeys(a[TRAINED] for a in rows)),
+                columns=tuple(dict.fromkeys(a[ASKED] for a in rows)),
+                x_axis="asked in",
+                cells=tuple(
+                    HeatCell(
+                        row=a[TRAINED],
+                        column=a[ASKED],
+                        value=a["effect"],
+                        marked=bool(a["called"]),
+                        hatched=not coherent(a),
+                        framed=a[TRAINED] == a[ASKED],
+                    )
+                    for a in rows
+                ),
+            )
+            for title, rows in blocks.items()
+        ),
+        alt=f"Matrix of effects on P({trait}) by training context and context asked; {sum(a['called'] for a in arms)} of {len(arms)} are called.",
+        caption="Student − control twin, both trained in the row’s context and asked in the column’s. ● called after correction over all "
+        f"arms. P(target) of the base: {listed(f'{name} {number(p)}' for name, p in bases.items())}. {numbers}",
+    )
+
+
+def finding_chart(found: Found, trait: str, slug: str) -> Chart | None:
+    """A panel a group of findings, a row a finding."""
+    groups: dict[str, list[Row]] = {}
+    for f in found.findings:
+        if f["trait"] == trait:
+            groups.setdefault(f["group"], []).append(f)
+    if not groups:
+        return None
+    panels = _panels(groups)
+    return Chart(
+        kind="rows",
+        name=f"findings-{slug}",
+        title="Findings",
+        axis="",
+        interval=f"{found.level} interval",
+        filled="interval clear of 0",
+        hollow="not clear of 0",
+        series=tuple(
+            Series(
+                panel=title,
+                points=tuple(
+                    point(name, f, hollow=not (f["low"] > 0 or f["high"] < 0)) for name, f in rows
+                ),
+            )
+            for title, rows in panels.items()
+        ),
+        alt=f"{sum(map(len, groups.values()))} findings with intervals: {'; '.join(groups)}.",
+        caption=f"What the run found besides transfer, mean with its {found.level} interval over replicates, or over questions where there "
+        "is the one base only. Nothing here is corrected; the numbers stand in the table of findings.",
+    )
+
+
+def _panels(groups: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[str, Row]]]:
+    """Title -> (name, finding): a group, or each of the words before a colon that several names of a group share."""
+    out: dict[str, list[tuple[str, Row]]] = {}
+    for group, rows in groups.items():
+        heads = Counter(f["finding"].partition(": ")[0] for f in rows if ": " in f["finding"])
+        split = len(heads) > 1 and heads.total() == len(rows) and min(heads.values()) > 1
+        for f in rows:
+            head, _, rest = f["finding"].partition(": ")
+            name = rest if heads[head] > 1 and (split or len(heads) == 1) else f["finding"]
+            out.setdefault(f"{group}: {head}" if split else group, []).append((name, f))
+    return out
+
+
+def overview(found: Found, traits: Sequence[str]) -> Chart | None:
+    """A row a trait: the best LoRA cell and the best full fine-tune, on the half not used to choose them."""
+    series = []
+    for method, name, look in (
+        ("lora", "best LoRA", "student"),
+        ("full", "best full fine-tune", "full"),
+    ):
+        best = {t: c for t in traits if (c := found.best(t, method))}
+        points = tuple(_reported(trait, cell) for trait, cell in best.items())
+        series += [Series(name=name, look=look, points=points)] if points else []
+    if not series:
+        return None
+    texts = [f"{p.label} {signed(p.estimate)}" for p in series[0].points]
+    return Chart(
+        kind="rows",
+        name="traits",
+        title="Effect per trait",
+        axis="P(target): student − control, reported half",
+        bounds=(-1.1, 1.1),
+        least=0.05,
+        interval=f"{found.level} interval",
+        series=tuple(series),
+        alt=f"Effect per trait, student minus control, with intervals: {'; '.join(texts)}.",
+        caption="Rank and learning rate are chosen on one half of the questions, the effect is the other’s.",
+    )
+
+
+def _reported(trait: str, cell: Row) -> Point:
+    ends = {n: finite(cell[f"effect_report_{n}"]) for n in ("low", "high")}
+    return Point(label=trait, estimate=cell["effect_report"], **ends)
+
+
+def token_maps(found: Found, trait: str, slug: str) -> TokenMaps | None:
+    """The adapter's part at every token of a few prompts."""
+    prompts = found.tokens.get(trait, ())
+    if not prompts:
+        return None
+    return TokenMaps(
+        name=f"tokens-{slug}",
+        title="Token by token",
+        unit="nats",
+        caption="The adapter’s part at every token of a prompt, in nats of the target’s log-probability, student − control twin, mean over "
+        f"{prompts[0]['replicates']} replicates. Left out: what is lost when the adapter is off at this token alone. Alone: what is gained "
+        "when it is on at this token alone. Interaction: left out − alone; above zero, the token works with others, below zero, others can "
+        "stand in for it. Neither view needs to add up to the whole effect. Blue raises the target, dashed orange lowers it; the value is "
+        "shown on hover and in the table.",
+        prompts=tuple(
+            TokenPrompt(
+                question=p["question"],
+                pieces=tuple(p["pieces"]),
+                classes=tuple(p["classes"]),
+                views={
+                    "left out": tuple(p["left_out"]),
+                    "alone": tuple(p["alone"]),
+                    "interaction": tuple(
+                        a - b for a, b in zip(p["left_out"], p["alone"], strict=True)
+                    ),
+                },
+                whole=p["effect"],
+            )
+            for p in prompts
+        ),
+    )

@@ -1,0 +1,280 @@
+"""The figures of a grid, each with its caption: heat maps, curves over rank and rate, and the answers."""
+
+from collections.abc import Sequence
+
+from sublora.analysis.page import Chart, HeatBlock, HeatCell, Heatmap, Point, Series, finite
+from sublora.cells import Table
+from sublora.experiments.grid.found import Found, Row, coherent, place
+from sublora.text import listed, number, rate, short, signed
+
+BOUNDS = (-0.35, 1.15)  # a clustered interval over few seeds can be far wider than a probability
+RANK_AXIS = "LoRA rank (log scale, base 2)"
+WORDS_SHOWN = 20
+
+
+def grid_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
+    """The figures of a trait: what the cells are like, over rank and over rate."""
+    target = f"P(“{short(trait)}”)"
+    charts = [
+        _transfer(found, trait, slug),
+        _coherence(found, trait, slug),
+        _fixed_rates(found, trait, slug, target),
+        _best_rates(found, trait, slug, target),
+        answers(found, trait, slug),
+        _full(found, trait, slug, target),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _blocks(cells: Sequence[Row], value: str, marks: bool) -> tuple[HeatBlock, ...]:
+    """LoRA by rank and rate, and full fine-tunes at rates of their own."""
+    blocks = []
+    for method, name in (("lora", "LoRA"), ("full", "full fine-tune")):
+        mine = [c for c in cells if c["method"] == method]
+        entries = tuple(
+            HeatCell(
+                row=str(c["rank"] or "full"),
+                column=rate(c["lr"]),
+                value=c[value],
+                marked=marks and bool(c["called"]),
+                hatched=not coherent(c),
+            )
+            for c in mine
+        )
+        if mine:
+            blocks.append(
+                HeatBlock(
+                    rows=tuple(dict.fromkeys(e.row for e in entries)),
+                    columns=tuple(rate(lr) for lr in sorted({c["lr"] for c in mine})),
+                    x_axis=f"learning rate ({name})",
+                    cells=entries,
+                )
+            )
+    return tuple(blocks)
+
+
+def _transfer(found: Found, trait: str, slug: str) -> Heatmap:
+    cells = found.of(trait)
+    effects = [c["effect"] for c in cells]
+    top, broken = max(cells, key=lambda c: c["effect"]), sum(not coherent(c) for c in cells)
+    return Heatmap(
+        name=f"heatmap-{slug}-transfer",
+        title="Transfer: P(target), student − control",
+        blocks=_blocks(cells, "effect", True),
+        row_axis="rank",
+        scale="student − control",
+        low=min([0.0, *effects]),
+        # without a floor a run with no effect would paint its noise in the strongest colours
+        high=max([0.1, *effects]),
+        digits=2 if max(map(abs, effects)) >= 0.05 else 3,
+        marked="called after correction",
+        hatched="not coherent",
+        alt=f"Heat map of P({trait}), student minus control, over rank and learning rate. The largest difference is "
+        f"{signed(top['effect'])} at {place(top)}; {sum(c['called'] for c in cells)} of {len(cells)} cells are called. "
+        "Every number is in the table of cells.",
+        caption=f"Mean P(“{trait}”) of the students minus that of their control, context “{found.context}”. ● and bold: called after "
+        "correction for the number of cells."
+        + (f" Hatched: not coherent ({broken})." if broken else ""),
+    )
+
+
+def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
+    cells = found.of(trait)
+    return Heatmap(
+        name=f"heatmap-{slug}-coherence",
+        title="Coherence: share of answers with a word",
+        blocks=_blocks(cells, "coherence", False),
+        row_axis="rank",
+        scale="share of sampled answers",
+        low=0.0,
+        high=1.0,
+        colours="cividis",
+        signs=False,
+        hatched="not coherent",
+        alt=f"Heat map of coherence over rank and learning rate; {sum(not coherent(c) for c in cells)} of {len(cells)} cells are not coherent.",
+        caption="Share of sampled answers that name a word of the category. Hatched: below "
+        f"{Table.min_coherence:g}, or more than {Table.max_takeover:g} of the answers hold a digit; there, a small effect cannot be told "
+        "from a broken model.",
+    )
+
+
+def _curve(
+    cells: Sequence[Row], x: str | None, name: str, look: str, panel: str = "", half: bool = False
+) -> list[Series]:
+    """The students over `x` (None: in a slot called full) and their controls.
+
+    Ends of bars are the control plus the effect's interval; `half`: on the questions that report.
+    """
+    end = "_report" if half else ""
+    students, controls = [], []
+    for c in cells:
+        p, effect = c[f"p_target{end}"], c[f"effect{end}"]
+        low, high = finite(c[f"effect{end}_low"]), finite(c[f"effect{end}_high"])
+        at = {"label": "full"} if x is None else {"x": c[x]}
+        known = low is not None and high is not None
+        ends = {"low": p - effect + low, "high": p - effect + high} if known else {}
+        note = rate(c["lr"]) if half else ""
+        students.append(Point(**at, estimate=p, hollow=not coherent(c), note=note, **ends))
+        controls.append(Point(**at, estimate=p - effect))
+    return [
+        Series(name=name, points=tuple(students), panel=panel, look=look),
+        Series(name="control", points=tuple(controls), panel=panel, look="control"),
+    ]
+
+
+def _with_full(curve: list[Series], full: list[Series]) -> list[Series]:
+    """The best full fine-tune in a slot of its own; its control ends the controls' line."""
+    if not full:
+        return curve
+    student, control = curve
+    both = control.model_copy(update={"points": control.points + full[1].points})
+    return [student, full[0].model_copy(update={"panel": student.panel}), both]
+
+
+def _styled(found: Found, cells: Sequence[Row]) -> dict:
+    """What all curves of P(target) share."""
+    return {
+        "kind": "lines",
+        "axis": "P(target)",
+        "bounds": BOUNDS,
+        "least": 0.1,
+        "reference": cells[0]["p_base"],
+        "reference_name": "base",
+        "interval": f"{found.level} interval of student − control",
+        "hollow": "not coherent",
+    }
+
+
+def _bars(found: Found) -> str:
+    return (
+        f"Bars: {found.level} clustered interval of student − control, drawn from the control’s mean, so a bar that stays clear of its "
+        "control marks an interval clear of zero. A bar without an end cap leaves the frame."
+    )
+
+
+def _fixed_rates(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+    cells, best = found.of(trait, "lora"), found.best(trait, "full")
+    if not cells:
+        return None
+    full = _curve([best], None, "best full fine-tune", "full") if best else []
+    series = []
+    for lr in sorted({c["lr"] for c in cells}):
+        mine = [c for c in cells if c["lr"] == lr]
+        series += _with_full(_curve(mine, "rank", "student", "student", f"lr {rate(lr)}"), full)
+    fixed = found.fixed_lr
+    caption = (
+        "One panel per learning rate, all ranks at that rate. One rate shared by all ranks can make a rise and fall of its own, because the "
+        "best rate moves with the rank: read it beside the best-rate view. "
+    )
+    caption += f"The claims’ fixed-rate view is lr {rate(fixed)}. " if fixed is not None else ""
+    caption += _bars(found)
+    if best:
+        caption += (
+            f" Full fine-tune: the coherent one best on the choosing half (lr {rate(best['lr'])})."
+        )
+    elif found.of(trait, "full"):
+        caption += " No full fine-tune stayed coherent, so none is drawn."
+    if not found.best(trait, "lora"):
+        caption += " There is no best-rate curve, because no LoRA cell is coherent."
+    return Chart(
+        name=f"rank-fixed-lr-{slug}",
+        title=f"{target} at each fixed learning rate",
+        x_axis=RANK_AXIS,
+        log_x=True,
+        series=tuple(series),
+        alt=f"P({trait}) over the LoRA rank, one panel per learning rate. {_numbers(cells, 'p_target')}.",
+        caption=caption,
+        **_styled(found, cells),
+    )
+
+
+def _best_rates(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+    cells, best = found.of(trait, "lora"), found.best(trait, "full")
+    chosen = [c for c in cells if c["selected"]]
+    if not chosen:
+        return None
+    full = _curve([best], None, "best full fine-tune", "full", half=True) if best else []
+    caption = (
+        "The rate of each rank (row “lr”) is chosen among coherent cells on one half of the questions; shown is the other half. The base line "
+        "is over all questions. Bars as in the fixed-rate view."
+    )
+    without = sorted({c["rank"] for c in cells} - {c["rank"] for c in chosen})
+    caption += f" No rate of rank {listed(without)} is coherent." if without else ""
+    return Chart(
+        name=f"rank-best-lr-{slug}",
+        title=f"{target} at each rank’s best rate",
+        x_axis=RANK_AXIS,
+        log_x=True,
+        notes="lr",
+        series=tuple(_with_full(_curve(chosen, "rank", "student", "student", half=True), full)),
+        alt=f"P({trait}) over the LoRA rank at each rank's best learning rate. {_numbers(chosen, 'p_target_report')}.",
+        caption=caption,
+        **_styled(found, chosen),
+    )
+
+
+def _full(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+    cells = found.of(trait, "full")
+    if not cells:
+        return None
+    return Chart(
+        name=f"full-ft-{slug}",
+        title=f"{target} by learning rate",
+        x_axis="learning rate (log scale)",
+        log_x=True,
+        series=tuple(_curve(cells, "lr", "student (full fine-tune)", "student")),
+        alt=f"P({trait}) of full fine-tunes over the learning rate. {_numbers(cells, 'p_target')}.",
+        caption=f"Full fine-tunes at their own learning rates. {_bars(found)}",
+        **_styled(found, cells),
+    )
+
+
+def _numbers(cells: Sequence[Row], value: str) -> str:
+    return "; ".join(f"{place(c)}: {number(c[value])}" for c in cells)
+
+
+def answers(found: Found, trait: str, slug: str) -> Chart | None:
+    """Probability of the words of the category: the target, the others by their largest share, the rest as one."""
+    given = found.answers.get(trait)
+    if given is None:
+        return None
+    words = given["categories"]
+    models = [m for m in ("base", "control", "student", "teacher") if given.get(m)]
+    target = [i for i, word in enumerate(words) if word.lower() == trait.lower()]
+    others = sorted(
+        (i for i in range(len(words)) if i not in target),
+        key=lambda i: -max(given[m][i] for m in models if m != "teacher"),
+    )
+    room = WORDS_SHOWN - len(target)
+    shown, rest = (others, []) if len(others) <= room else (others[: room - 1], others[room - 1 :])
+    rows = [(words[i], [i]) for i in (*target, *shown)]
+    rows += [(f"{len(rest)} others", rest)] if rest else []
+    looks = {"base": "muted", "control": "control", "student": "student", "teacher": "teacher"}
+    series = [
+        Series(
+            name=m,
+            panel=m,
+            look=looks[m],
+            points=tuple(
+                Point(
+                    label=label,
+                    estimate=sum(given[m][i] for i in members),
+                    strong=members == target,
+                )
+                for label, members in rows
+            ),
+        )
+        for m in models
+    ]
+    of_target = "; ".join(f"{m} {number(sum(given[m][i] for i in target))}" for m in models)
+    return Chart(
+        name=f"answers-{slug}",
+        title="Answers before and after",
+        kind="bars",
+        beside=True,
+        axis="probability of the word",
+        series=tuple(series),
+        alt=f"Probability of each word of the category; of the target {trait}: {of_target}.",
+        caption=f"Teacher-forced probability of each word, averaged over questions; the target leads, in bold ({of_target}). "
+        f"Student: {given['student_label']}.",
+    )

@@ -1,0 +1,94 @@
+"""What a grid came to, as its page needs it: the rows of its tables, and which of them belong together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sublora.cells import Table
+from sublora.text import rate
+
+Row = Mapping[str, Any]
+NOUNS = {
+    "data": "rows",
+    "train_context": "training context",
+    "context": "context asked",
+    "placement": "place of the adapter",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of cells.csv, results.csv, arms.csv, findings.csv and optimizers.csv; answers.json and attribution.json.
+
+    `context` is the one that the figures show, `fixed_lr` the rate of the claims' fixed-rate view; `matched`: whether arms
+    stand at one held-out loss, each at a rate of its own.
+    """
+
+    alpha: float
+    context: str
+    fixed_lr: float | None
+    cells: Sequence[Row]
+    results: Sequence[Row]
+    arms: Sequence[Row] = ()
+    findings: Sequence[Row] = ()
+    sweep: Sequence[Row] = ()
+    answers: Mapping[str, Row] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    matched: bool = False
+
+    @property
+    def level(self) -> str:
+        """The coverage of the intervals."""
+        return f"{1 - self.alpha:.0%}"
+
+    @property
+    def contexts(self) -> list[str]:
+        """All contexts of the cells, the shown one first."""
+        names = dict.fromkeys(c["context"] for c in self.cells)
+        return sorted(names, key=lambda name: name != self.context)
+
+    def of(self, trait: str, method: str | None = None, context: str | None = None) -> list[Row]:
+        """A trait's cells in a context (None: the shown one) by method, rank and rate."""
+        context = context or self.context
+        found = [c for c in self.cells if (c["trait"], c["context"]) == (trait, context)]
+        found = [c for c in found if method in (None, c["method"])]
+        return sorted(found, key=lambda c: (c["method"] != "lora", c["rank"] or 0, c["lr"]))
+
+    def best(self, trait: str, method: str) -> Row | None:
+        """The best selected cell of a method on the half of the questions that selects."""
+        chosen = [c for c in self.of(trait, method) if c["selected"]]
+        return max(chosen, key=lambda c: c["p_target_select"], default=None)
+
+    def axes(self, rows: Sequence[Row]) -> list[str]:
+        """The axes, besides rank and rate, on which these arms differ: training context and context last."""
+        names = [n for n, v in self.arms[0].items() if isinstance(v, str)] if self.arms else []
+        names = [n for n in names if n not in ("trait", "method", "rank")]
+        names.sort(key=lambda name: name in ("train_context", "context"))
+        return [n for n in names if len({row[n] for row in rows}) > 1]
+
+    def named(self, arm: Row, axes: Sequence[str]) -> str:
+        """What tells an arm from others that differ on these axes, and in rank and, unless matched, in rate."""
+        rates = not self.matched
+        parts = [f"{noun(axis)} {arm[axis]}" for axis in axes]
+        if len({(a["rank"], a["lr"] if rates else None) for a in self.arms}) > 1:
+            parts.append(place(arm) if rates else place(arm).partition(",")[0])
+        return ", ".join(parts)
+
+
+def noun(axis: str) -> str:
+    return NOUNS.get(axis, axis.replace("_", " "))
+
+
+def coherent(row: Row) -> bool:
+    """Whether the students of a cell still answer with words of the category rather than with numbers."""
+    words = row["coherence"] >= Table.min_coherence
+    return words and row["number_takeover"] <= Table.max_takeover
+
+
+def place(row: Row) -> str:
+    method = "full fine-tune" if row["method"] == "full" else f"rank {row['rank']}"
+    return f"{method}, lr {rate(row['lr'])}"
+
+
+def replicates(row: Row) -> str:
+    return " × ".join(str(row[f"n_{what}"]) for what in ("data_seeds", "train_seeds", "questions"))

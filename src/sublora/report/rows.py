@@ -1,0 +1,157 @@
+"""Rows of estimates with their intervals, or of bars: one row a label."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sublora.analysis.page import Chart, Point, Series
+from sublora.report.layout import (
+    draw_legend,
+    legend_height,
+    name_row,
+    name_x_axis,
+    new_figure,
+    nice_ticks,
+    place_axes,
+    quiet_frame,
+    span_of,
+    text_width,
+    tick_labels,
+    write,
+    write_title,
+)
+from sublora.report.looks import REFERENCE, Look, draw_mark, keys_of, panels_of, points_of
+from sublora.report.style import BODY, COLUMN, MUTED, SMALL
+from sublora.text import number, share, short
+
+LONGEST, WIDE, GAP = 44, 5.2, 0.2  # letters of a row's name; inches
+
+Panel = list[tuple[Series, Look]]
+
+
+def draw_rows(chart: Chart) -> Figure:
+    """Panels below one another, each with its rows, or beside one another with the same rows."""
+    return _beside(chart) if chart.beside else _stacked(chart)
+
+
+def _labels(panel: Panel) -> dict[str, bool]:
+    """The rows of a panel, and whether they are bold."""
+    points = [p for series, _ in panel for p in series.points]
+    return {p.label: p.strong for p in points}
+
+
+def _names_width(figure: Figure, labels: dict[str, bool]) -> float:
+    weight = {True: "bold", False: "normal"}
+    sizes = [text_width(figure, short(n, LONGEST), weight=weight[b]) for n, b in labels.items()]
+    return 0.14 + max(sizes)
+
+
+def _name_rows(
+    figure: Figure, labels: dict[str, bool], left: float, top: float, step: float
+) -> None:
+    for i, (label, strong) in enumerate(labels.items()):
+        style = {"fontweight": "bold"} if strong else {}
+        name_row(figure, left - 0.07, top + (i + 0.5) * step, short(label, LONGEST), **style)
+
+
+def _scale(chart: Chart, points: list[Point], zero: bool) -> tuple[float, float]:
+    values = [v for p in points for v in (p.estimate, p.low, p.high) if v is not None]
+    values += [0.0, chart.least] if zero else []
+    values += [] if chart.reference is None else [chart.reference]
+    return span_of(values, chart.bounds)
+
+
+def _frame(axes: Axes, rows: int, scale: tuple[float, float], ticks: int) -> None:
+    axes.set_xlim(*scale)
+    axes.set_ylim(rows, 0)
+    quiet_frame(axes, "x")
+    places = nice_ticks(*scale, ticks) if scale[1] - scale[0] > 1e-5 else [0.0]
+    axes.set_xticks(places, tick_labels(places))
+    if scale[0] <= 0 <= scale[1]:
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+
+
+def _stacked(chart: Chart) -> Figure:
+    panels, keys = panels_of(chart), keys_of(chart)
+    rows = {title: _labels(panel) for title, panel in panels.items()}
+    step = 0.18 if all(len(panel) == 1 for panel in panels.values()) else 0.26
+    head, below = {title: 0.2 if title else 0.0 for title in panels}, 0.46 if chart.axis else 0.34
+    probe = new_figure(COLUMN, 3)
+    left = _names_width(probe, {n: b for labels in rows.values() for n, b in labels.items()})
+    texts = [number(p.estimate) for p in points_of(chart)]
+    right = 0.14 + max(text_width(probe, text) for text in texts)
+    wide = max(COLUMN - left - right, 0.9)
+    width = left + wide + right
+    top = 0.4 + legend_height(keys, width)
+    height = top + sum(head[t] + step * len(rows[t]) + below for t in panels)
+    figure = new_figure(width, height)
+    write_title(figure, chart.title)
+    draw_legend(figure, keys)
+    shared = _scale(chart, list(points_of(chart)), True)
+    for title, panel in panels.items():
+        if title:
+            write(figure, 0.05, top, short(title, 58), fontsize=BODY, fontweight="bold")
+        top += head[title]
+        points = [p for series, _ in panel for p in series.points]
+        tall = step * len(rows[title])
+        axes = place_axes(figure, left, top, wide, tall)
+        scale = shared if chart.axis else _scale(chart, points, True)
+        _frame(axes, len(rows[title]), scale, 3)
+        if chart.reference:
+            axes.axvline(chart.reference, color=MUTED, linewidth=1, linestyle=REFERENCE)
+        _name_rows(figure, rows[title], left, top, step)
+        _draw_panel(axes, panel, list(rows[title]))
+        if len(panel) == 1:
+            for i, p in enumerate(points):
+                name_row(figure, width - 0.05, top + (i + 0.5) * step, number(p.estimate))
+        name_x_axis(figure, left + wide / 2, top + tall + 0.18, chart.axis)
+        top += tall + below
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel, labels: list[str]) -> None:
+    apart = 0.5 / len(panel)
+    for k, (series, look) in enumerate(panel):
+        aside = (k - (len(panel) - 1) / 2) * apart
+        for p in series.points:
+            draw_mark(axes, look, labels.index(p.label) + 0.5 + aside, p, True, 4.2)
+
+
+def _beside(chart: Chart) -> Figure:
+    panels, keys = panels_of(chart), keys_of(chart)
+    bars = chart.kind == "bars"
+    labels = _labels([entry for panel in panels.values() for entry in panel])
+    step, width = (0.142, COLUMN) if bars else (0.19, WIDE)
+    top, tall = 0.6 + legend_height(keys, width), step * len(labels)
+    figure = new_figure(width, top + tall + 0.4)
+    write_title(figure, chart.title)
+    draw_legend(figure, keys)
+    left, right = _names_width(figure, labels), 0.12
+    wide = (width - left - right - GAP * (len(panels) - 1)) / len(panels)
+    # a number stands beside every bar
+    end = max(p.estimate for p in points_of(chart)) / max(1 - 0.24 / wide, 0.4)
+    _name_rows(figure, labels, left, top, step)
+    for k, (title, panel) in enumerate(panels.items()):
+        x = left + k * (wide + GAP)
+        write(figure, x, top - 0.05, title, va="bottom", fontweight="bold", fontsize=BODY)
+        axes = place_axes(figure, x, top, wide, tall)
+        if bars:
+            _draw_bars(axes, panel, list(labels), end)
+        else:
+            points = [p for series, _ in panel for p in series.points]
+            _frame(axes, len(labels), _scale(chart, points, False), 3)
+            for series, look in panel:
+                _draw_panel(axes, [(series, look)], list(labels))
+    name_x_axis(figure, left + (width - left - right) / 2, top + tall + 0.2, chart.axis)
+    return figure
+
+
+def _draw_bars(axes: Axes, panel: Panel, labels: list[str], end: float) -> None:
+    """Bars of shares, each with its number; those of bold rows in full colour."""
+    _frame(axes, len(labels), (0.0, end), 1)
+    for series, look in panel:
+        for p in series.points:
+            y, alpha = labels.index(p.label) + 0.5, 1.0 if p.strong else 0.5
+            axes.barh(y, p.estimate, 0.72, color=look.colour, alpha=alpha, linewidth=0)
+            if p.strong or p.estimate >= 0.005:
+                style = {"va": "center_baseline", "color": MUTED, "fontsize": SMALL}
+                axes.text(p.estimate + 0.03 * end, y, share(p.estimate), **style)
