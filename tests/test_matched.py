@@ -14,14 +14,12 @@ from pack_reference import base_model, merged, random_stack
 from sublora.arms import ArmPick
 from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
-from sublora.errors import SubloraError
 from sublora.experiments.grid.experiment import Grid
 from sublora.matched import TOLERANCE, at_loss, matched_cells
 from sublora.models.known import known_base
 from sublora.packs.check import load_base
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
-from sublora.report.load import load_run
 from sublora.results import Results
 from sublora.store import Store
 from sublora.train.spec import StudentSpec
@@ -286,11 +284,3 @@ def test_arms_and_the_page_stand_at_one_held_out_loss(folder):
     assert {v["id"] for v in verdicts} >= {"blank-sgd-null", "nief-sgd-transfers"}
     with (folder / "cells.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3, "the main table is that of the first optimizer"
-
-
-def test_a_table_of_optimizers_that_cannot_be_read(folder, tmp_path):
-    for name in ("run.json", "cells.csv"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    (tmp_path / "optimizers.csv").write_text("trait,optimizer,lr\notter,SGD,fast\n")
-    with pytest.raises(SubloraError, match="line 2 has no usable optimizer or lr"):
-        load_run(tmp_path)

@@ -165,8 +165,8 @@ def test_a_full_disk_keeps_the_old_page(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sublora.store.os.replace", full)
-    with pytest.raises(SubloraError, match="No space left"):
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SubloraError, match="No room left"):
         build_report(tmp_path)
     assert page.read_bytes() == old
     assert not [f for f in tmp_path.rglob(".*") if f.is_file()]
