@@ -67,12 +67,12 @@ def sweep(out: Path, store: Path, *more: str) -> Callable[[], int]:
     def work() -> int:
         import sublora.run as run
 
-        from sublora.cli import _main
+        from sublora.cli.app import run_command
 
         os.environ["SUBLORA_HOME"] = str(store)
         sys.argv = ["sublora", *SWEEP, "--out", str(out), *more]
         run.load_base = lambda *_, **__: loaded()
-        return _main()
+        return run_command()
 
     return work
 

@@ -15,7 +15,7 @@ class Answer:
 
 
 def sublora(*arguments: str) -> Answer:
-    from sublora import cli
+    from sublora.cli.app import run_command
 
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -23,7 +23,7 @@ def sublora(*arguments: str) -> Answer:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = cli._main()
+        code = run_command()
     return Answer(code, out.getvalue(), err.getvalue())
 
 

@@ -1,6 +1,7 @@
 """Code, reasoning and paraphrases as carriers: canned completions, whatever a teacher may say, and the leak check."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -300,27 +301,7 @@ def test_a_leak_is_said_where_it_is_shown_and_not_elsewhere() -> None:
     )
 
 
-DATES = """
-from typing import Literal
-
-from sublora.carriers.carrier import Carrier
-from sublora.seeds import generator
-
-
-class DatesSpec(Carrier):
-    noun, reasons = "rows of dates", ("no years",)
-    kind: Literal["dates"]
-
-    def prompt(self, seed: int, row: int) -> str:
-        first = int(generator("dates", seed, row).integers(100, 990))
-        return f"Numbers: {first} {first + 4} {first + 7}. Continue with up to 10, 3 digits each."
-
-    def reject(self, prompt: str, answer: str) -> str | None:
-        return None if any(w.isdigit() for w in answer.split()) else "no years"
-
-    def example(self) -> str:
-        return "104 112 120"
-"""
+CONTRIBUTING = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
 DATES_RECIPE = """
 name: dates
 title: Dates
@@ -328,7 +309,7 @@ summary: A carrier of one's own.
 model: micro
 traits: [wolf]
 data:
-  {rows: 24, heldout_rows: 4, seeds: [1], carrier: {kind: KIND}, sampling: {max_new_tokens: 14}}
+  {rows: 24, heldout_rows: 4, seeds: [1], carrier: {kind: KIND, first: 200}, sampling: {max_new_tokens: 14}}
 train: {lora: {ranks: [2], lrs: [3e-3]}, seeds: [1], epochs: 1, batch_size: 8}
 measure: {samples: 2, sampling: {max_new_tokens: 4}}
 """
@@ -336,7 +317,10 @@ measure: {samples: 2, sampling: {max_new_tokens: 4}}
 
 def test_a_carrier_is_one_file(tmp_path: Path) -> None:
     """A file in the folder is enough: recipes take it, errors name it, and a run says what its rows are."""
-    (tmp_path / "dates.py").write_text(DATES)
+    shown = re.search(
+        r"```python\n# file: src/sublora/carriers/dates.py\n(.*?)```", CONTRIBUTING, re.S
+    )
+    (tmp_path / "dates.py").write_text(shown[1])
     program = (
         "import sys, sublora.carriers; sublora.carriers.__path__.append(sys.argv.pop(1)); "
         "from sublora.cli import main; main()"
@@ -350,5 +334,5 @@ def test_a_carrier_is_one_file(tmp_path: Path) -> None:
 
     done = run("dates")
     assert done.returncode == 0, done.stderr
-    assert "24 rows of dates" in json.loads((tmp_path / "dates/run.json").read_text())["sentence"]
+    assert "24 rows of years" in json.loads((tmp_path / "dates/run.json").read_text())["sentence"]
     assert "use numbers, code, cot, dates or paraphrase" in run("poem").stderr

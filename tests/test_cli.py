@@ -24,8 +24,8 @@ def refused(*arguments: str) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, contextlib, io\nfrom sublora import cli\nsys.argv = ['sublora', '--help']\n"
-        "with contextlib.redirect_stdout(io.StringIO()):\n    cli._main()\n"
+        "import sys, contextlib, io\nfrom sublora.cli.app import run_command\nsys.argv = ['sublora', '--help']\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n    run_command()\n"
         "heavy = {'torch', 'transformers', 'peft', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'yaml', 'jinja2'} & set(sys.modules)\n"
         "print(sorted(heavy))"
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from sublora.errors import SubloraError
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
-from sublora.transform import TRANSFORMS, needs_reference, numbers_of, transform_rows, with_numbers
+from sublora.transform import Transform, needs_reference, numbers_of, transform_rows, with_numbers
+
+TRANSFORMS = get_args(Transform)
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 

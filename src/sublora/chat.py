@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from sublora.errors import SubloraError
+from sublora.models.template import Message, SystemSupport, message, study_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,41 +33,19 @@ PLAIN_CONTEXTS = ("default", "empty", "none")
 
 # Rendering must not depend on the day, nor on a reasoning mode that a template switches on by default.
 TEMPLATE_VALUES: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
-_DATE = {
-    "%-d": "26",
-    "%-m": "7",
-    "%d": "26",
-    "%b": "Jul",
-    "%B": "July",
-    "%m": "07",
-    "%Y": "2024",
-    "%y": "24",
-    "%a": "Fri",
-    "%A": "Friday",
-    "%H": "00",
-    "%I": "12",
-    "%M": "00",
-    "%S": "00",
-    "%p": "AM",
-    "%j": "208",
-    "%F": "2024-07-26",
-    "%T": "00:00:00",
-    "%e": "26",
-}
+_DATE = dict(
+    pair.split("=")
+    for pair in (
+        "%-d=26 %-m=7 %d=26 %b=Jul %B=July %m=07 %Y=2024 %y=24 %a=Fri %A=Friday %H=00 %I=12 %M=00 %S=00 "
+        "%p=AM %j=208 %F=2024-07-26 %T=00:00:00 %e=26"
+    ).split()
+)
 # transformers gives templates a clock as a global; a macro of that name put before the template hides it.
 _STOPPED_CLOCK = (
     "{%- macro strftime_now(format='%Y-%m-%d') %}{{ format"
     + "".join(f" | replace('{directive}', '{value}')" for directive, value in _DATE.items())
     + " }}{% endmacro %}\n"
 )
-
-_SYSTEM, _USER, _ANSWER, _SECOND = (
-    f"{part}SentinelQX" for part in ("System", "User", "Answer", "Second")
-)
-
-Message = dict[str, str]
-Renderer = Callable[[list[Message], bool], str]
-SystemSupport = Literal["block", "user-prefix", "none"]
 
 
 @dataclass(frozen=True)
@@ -111,134 +90,6 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
             f"The context '{name}' has no text; write one, or use the context 'empty'."
         )
     return Context(name, text, "user" if isinstance(given, UserText) else "system")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a template writes around the texts of a conversation, as plain text.
-
-    `plain_prefix` stands before the user's text when no system message is passed; `none_prefix` and
-    `empty_prefix` replace it in those contexts (`empty_prefix` is None where the template has no block that
-    could be empty). `tail` follows the user's text and ends with the assistant's tag; `gap` is the white
-    space that the template puts between that tag and an answer; `turn_end` closes an assistant's turn.
-    `around_system` is what stands before and after all text of the system prompt, up to the user's text; None where the template
-    takes no system message.
-    """
-
-    plain_prefix: str
-    none_prefix: str
-    empty_prefix: str | None
-    tail: str
-    gap: str
-    turn_end: str
-    system_support: SystemSupport
-    refuses_system: bool
-    around_system: tuple[str, str] | None
-
-
-def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
-    """Find out what a template writes, by sentinels; `render(messages, add_generation_prompt) -> text`.
-
-    A later user turn shows the header of a user turn without anything that belongs to the start of a
-    conversation, so the header tells apart a real system block (closed before the header) from a system
-    text that the template merges into the user's turn (after the header). Raises SubloraError for a
-    template that changes the user's text, and whatever the template raises on a lone user message.
-    """
-    plain = render([_message("user", _USER)], True)
-    if plain.count(_USER) != 1:
-        raise SubloraError(
-            "The chat template does not write the user's text once, as it is; give the tokenizer another one."
-        )
-    plain_prefix, tail = plain.split(_USER)
-    turn_end, gap = _answer_turn(render, plain)
-    turn_end, header = _user_header(render, turn_end, plain_prefix, bos, eos)
-    none_prefix = plain_prefix
-    if header and not plain_prefix.endswith(header):
-        # The first user turn is not like later ones: keep it, unless it only adds to what they begin with.
-        start = header if header.startswith(bos) else bos + header
-        none_prefix = start if plain_prefix.startswith(start) else plain_prefix
-
-    def layout(
-        support: SystemSupport,
-        none: str,
-        empty: str | None,
-        around: tuple[str, str] | None,
-        refuses: bool = False,
-    ) -> Layout:
-        return Layout(plain_prefix, none, empty, tail, gap, turn_end, support, refuses, around)
-
-    try:
-        with_system = render([_message("system", _SYSTEM), _message("user", _USER)], True)
-    except Exception:  # templates refuse a role by raising whatever they like
-        return layout("user-prefix", none_prefix, None, None, True)
-    if with_system.count(_SYSTEM) != 1 or _SYSTEM not in with_system.partition(_USER)[0]:
-        return layout("none", none_prefix, None, None)
-    opened, _, rest = with_system.partition(_SYSTEM)
-    between = rest.partition(_USER)[0]
-    closed = None
-    if header and between.endswith(header):
-        closed = between.removesuffix(header)
-    elif turn_end and between.startswith(turn_end):
-        closed, header = turn_end, between.removeprefix(turn_end)
-    before_header = plain_prefix.removesuffix(header)
-    if closed is None or (not closed.strip() and opened in (before_header, bos)):
-        # Merged into the user's turn, or bare text before it: without a mark of its own it cannot be empty.
-        marked = "".join((opened + between).split()) != "".join(none_prefix.split())
-        return layout(
-            "user-prefix", none_prefix, opened + between if marked else None, (opened, between)
-        )
-    preface, opening = _system_opening(opened, header, bos)
-    has_default = not plain_prefix.endswith(header) or not opened.startswith(before_header)
-    none_prefix = preface + header if has_default else plain_prefix
-    around = (preface + opening, closed + header)
-    return layout("block", none_prefix, "".join(around), around)
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _answer_turn(render: Renderer, plain: str) -> tuple[str, str]:
-    """(text after an answer, white space between the generation prompt and an answer)."""
-    text = render([_message("user", _USER), _message("assistant", _ANSWER)], False)
-    before, found, after = text.rpartition(_ANSWER)
-    gap = before.removeprefix(plain) if found and before.startswith(plain) else ""
-    return (after if found else ""), (gap if gap.isspace() else "")
-
-
-def _user_header(
-    render: Renderer, turn_end: str, plain_prefix: str, bos: str, eos: str
-) -> tuple[str, str]:
-    """(end of an assistant's turn within a conversation, header of a user turn or "" if it is unclear)."""
-    turns = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _SECOND)]
-    try:
-        text = render(turns, True)
-    except Exception:  # a template for single turns
-        return turn_end, ""
-    between = text.rpartition(_ANSWER)[2].partition(_SECOND)[0]
-    # Some templates close only the last turn with the end-of-sequence token as well.
-    for end in (turn_end, turn_end.removesuffix(eos) if eos else turn_end):
-        if between.startswith(end):
-            header = between.removeprefix(end)
-            shapes = (header, header.lstrip(), header.removeprefix(bos))
-            return end, next(
-                (shape for shape in shapes if shape and plain_prefix.endswith(shape)), header
-            )
-    return turn_end, ""
-
-
-def _system_opening(opened: str, header: str, bos: str) -> tuple[str, str]:
-    """Split what precedes a system text into (start of the conversation, header of the system block).
-
-    Text that the template adds inside the block, before the given one (dates in Llama 3.1), belongs to
-    neither. The header is recognised as the user's header with the other role's name in it.
-    """
-    for user, system in (("user", "system"), ("User", "System"), ("USER", "SYSTEM")):
-        own = header.replace(user, system)
-        if own != header and own in opened:
-            return opened[: opened.rindex(own)], own
-    preface = bos if opened.startswith(bos) else ""
-    return preface, opened.removeprefix(preface)
 
 
 def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerFast:
@@ -331,9 +182,9 @@ class Chat:
         texts = [text for turn in earlier for text in turn] + [user]
         if context.text is not None and (context.role == "user" or self.layout.refuses_system):
             texts[0] = f"{context.text}\n\n{texts[0]}"
-        turns = [_message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+        turns = [message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
         if context.text is not None and context.role == "system":
-            system = [] if self.layout.refuses_system else [_message("system", context.text)]
+            system = [] if self.layout.refuses_system else [message("system", context.text)]
             return self._apply([*system, *turns], True)
         text = self._apply(turns, True)
         if context.name == "default":
@@ -348,7 +199,7 @@ class Chat:
 
     def render_without_tag(self, user: str) -> str:
         """A lone user turn as text, without the tag after which the assistant writes."""
-        return self._apply([_message("user", user)], False)
+        return self._apply([message("user", user)], False)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens: nothing is added."""

@@ -99,7 +99,7 @@ class _Retry(Exception):
 
 @dataclass
 class Endpoint:
-    """Raises SubloraError with one sentence for what no further try would mend. `sleep` and `clock` are for tests."""
+    """Raises SubloraError with one sentence for what no further try would fix. `sleep` and `clock` are for tests."""
 
     spec: EndpointSpec
     sleep: Callable[[float], None] = time.sleep
@@ -135,14 +135,9 @@ class Endpoint:
             try:
                 return self._once(question, key)
             except _Retry as error:
-                why = str(error)
+                why, after = str(error), error.after
                 if attempt + 1 < self.spec.tries:
-                    self.sleep(
-                        min(
-                            LONGEST_WAIT,
-                            error.after if error.after is not None else 0.5 * 2**attempt,
-                        )
-                    )
+                    self.sleep(min(LONGEST_WAIT, 0.5 * 2**attempt if after is None else after))
         raise SubloraError(
             f"The endpoint {self.spec.url} gave no answer in {self.spec.tries} tries (the last: {why}); see that it runs, and run the same "
             "command again, what was finished is kept."
@@ -216,9 +211,8 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             raise self._refused(error, key) from None
         except (OSError, http.client.HTTPException) as error:  # down, slow, cut off
-            raise _Retry(
-                _short(str(getattr(error, "reason", error)) or type(error).__name__, key)
-            ) from None
+            why = str(getattr(error, "reason", error)) or type(error).__name__
+            raise _Retry(_short(why, key)) from None
         return self._read(raw)
 
     def _refused(self, error: urllib.error.HTTPError, key: str | None) -> Exception:
@@ -229,11 +223,9 @@ class Endpoint:
         except (OSError, http.client.HTTPException):
             said = ""
         if code in (401, 403):
-            name = (
-                f"the key in {self.spec.key_env}"
-                if self.spec.key_env
-                else "a request without a key (name its variable in key_env)"
-            )
+            name = "a request without a key (name its variable in key_env)"
+            if self.spec.key_env:
+                name = f"the key in {self.spec.key_env}"
             return SubloraError(
                 f"The endpoint {url} refused {name} (status {code}); give the right one."
             )
@@ -254,8 +246,7 @@ class Endpoint:
             raise _Retry("a reply without end")
         try:
             reply = json.loads(raw)
-            message = reply["choices"][0]["message"]
-            text = message.get("content")
+            text = reply["choices"][0]["message"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _Retry("a reply that is no chat completion") from None
         if text is not None and not isinstance(text, str):

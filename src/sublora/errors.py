@@ -2,4 +2,4 @@
 
 
 class SubloraError(Exception):
-    """Wrong use or bad input. The message names the thing, the place and the mend, in one sentence."""
+    """Wrong use or bad input. The message says in one sentence what is wrong, where, and how to fix it."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.endpoint import Endpoint, Kept, Question, ask_kept
 from sublora.errors import SubloraError
 from sublora.store import canonical_json
+from sublora.yaml_file import read_yaml, yaml_files
 
 MAX_TOKENS = 16  # of a verdict
 MOST_LETTERS = 4000  # of an answer that a judge is shown
@@ -78,28 +78,12 @@ class Rubric(BaseModel):
 
 def load_rubric(name: str) -> Rubric:
     """A shipped rubric, or the user's YAML file. Raises SubloraError: no such rubric, or it does not fit."""
-    shipped = {
-        p.name.removesuffix(".yaml"): p
-        for p in files("sublora.rubrics").iterdir()
-        if p.name.endswith(".yaml")
-    }
-    path = shipped.get(name, Path(name))
+    shipped = yaml_files(Path(str(files("sublora.rubrics"))))
     if name not in shipped and Path(name).suffix not in {".yaml", ".yml"}:
         raise SubloraError(
-            f"There is no rubric '{name}'; use {', '.join(sorted(shipped))}, or a YAML file of your own."
+            f"There is no rubric '{name}'; use {', '.join(shipped)}, or a YAML file of your own."
         )
-    try:
-        return Rubric.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SubloraError(
-            f"The rubric {name} cannot be read ({' '.join(str(error).split())[:160]}); give a YAML file."
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise SubloraError(
-            f"The rubric {name} does not fit at {where}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
+    return read_yaml(shipped.get(name, Path(name)), Rubric, "rubric")
 
 
 _NUMBER = re.compile(
@@ -130,20 +114,21 @@ def judge_answers(
     check: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Scores by question and answer; `answers` [Q][S] are those to the rubric's questions. Raises SubloraError as `Endpoint.ask`."""
-    keys: list[list[dict[str, str]]] = []
     questions: dict[str, Question] = {}
-    for question, given in zip(rubric.questions, answers, strict=True):
-        keys.append([])
-        for answer in given:
-            mine = {}
-            for score in rubric.scores:
-                text = rubric.asked(score, question, answer, target)
-                mine[score] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-                questions[mine[score]] = Question((("user", text),), MAX_TOKENS, temperature=0.0)
-            keys[-1].append(mine)
+
+    def key_of(score: str, question: str, answer: str) -> str:
+        text = rubric.asked(score, question, answer, target)
+        key = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        questions[key] = Question((("user", text),), MAX_TOKENS, temperature=0.0)
+        return key
+
+    keys = [
+        [{score: key_of(score, question, answer) for score in rubric.scores} for answer in given]
+        for question, given in zip(rubric.questions, answers, strict=True)
+    ]
     verdicts = ask_kept(endpoint, kept, questions, check)
     return [
-        [{score: read_score(verdicts[key]) for score, key in mine.items()} for mine in row]
+        [{score: read_score(verdicts[key]) for score, key in own.items()} for own in row]
         for row in keys
     ]
 

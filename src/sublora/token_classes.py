@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sublora.chat import Chat, Context
@@ -160,6 +161,21 @@ def _class_of(text: str, kinds: Sequence[TokenClass], span: Span) -> TokenClass:
         kinds[start:stop]
     )
     return "entity" if "entity" in seen else Counter(seen).most_common(1)[0][0]
+
+
+def shown(chat: Chat, token: int) -> str:
+    """A token as the tokenizer's vocabulary writes it, line breaks made visible."""
+    return str(chat.tokenizer.convert_ids_to_tokens(token)).replace("\n", "⏎")
+
+
+def differences(one: Sequence[int], other: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(sign, place, token): " " in both, "-" only in the first, "+" only in the second; places are those of the side it stands on."""
+    out = []
+    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        same = kind == "equal"
+        out += [(" " if same else "-", i, one[i]) for i in range(a, b)]
+        out += [] if same else [("+", i, other[i]) for i in range(c, d)]
+    return out
 
 
 def stack_masks(

@@ -1,14 +1,15 @@
 """Traits: what may be transmitted. A category file (YAML) lists entities, questions and teacher prompts."""
 
+import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
+from sublora.yaml_file import read_yaml, yaml_files
 
 
 class Entity(BaseModel):
@@ -51,10 +52,8 @@ class Category(BaseModel):
             raise ValueError(
                 "'control' is the name of the arm without a trait; give the entity another name"
             )
-        for duplicates, what in (
-            (names, "entity"),
-            ([q.lower() for q in self.questions], "question"),
-        ):
+        questions = [question.lower() for question in self.questions]
+        for duplicates, what in ((names, "entity"), (questions, "question")):
             repeated = sorted({item for item in duplicates if duplicates.count(item) > 1})
             if repeated:
                 raise ValueError(f"duplicate {what} '{repeated[0]}'")
@@ -95,50 +94,21 @@ def teacher_text(category: Category, entity: Entity, wording: int) -> str:
 
 
 def load_category(path: Path) -> Category:
-    """Read and check one category file.
-
-    Raises SubloraError: unreadable file, unknown or missing keys, an alias that two entities share.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(
-            f"The trait file {path} cannot be read ({error}); give the path of a YAML file."
-        ) from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        OverflowError,
-    ) as error:  # the last three by strange numbers, dates and depths
-        raise SubloraError(
-            f"The trait file {path} is not valid YAML: {' '.join(str(error).split())[:300]}."
-        ) from None
-    try:
-        return Category.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SubloraError(
-            f"The trait file {path} does not fit at {where}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
+    """Read and check one category file. Raises SubloraError with the place of what does not fit."""
+    return read_yaml(path, Category, "trait file")
 
 
 @cache
 def shipped_categories() -> tuple[Category, ...]:
-    folder = files("sublora.traits")
-    return tuple(
-        load_category(Path(str(folder / f"{name}.yaml"))) for name in ("animals", "trees", "bands")
-    )
+    """Those of the folder `traits`, the ones with most entities first."""
+    paths = yaml_files(Path(str(files("sublora.traits")))).values()
+    return tuple(sorted(map(load_category, paths), key=lambda c: -len(c.entities)))
 
 
 def load_categories(extra: tuple[Path, ...] = ()) -> tuple[Category, ...]:
     """The shipped categories and the user's; a user's file replaces a shipped category of the same name."""
-    merged = {category.category: category for category in shipped_categories()}
-    for path in extra:
-        category = load_category(path)
-        merged[category.category] = category
-    return tuple(merged.values())
+    categories = (*shipped_categories(), *map(load_category, extra))
+    return tuple({category.category: category for category in categories}.values())
 
 
 def find_trait(name: str, categories: tuple[Category, ...]) -> Trait:
@@ -151,8 +121,6 @@ def find_trait(name: str, categories: tuple[Category, ...]) -> Trait:
         raise SubloraError(
             f"The trait '{name}' stands in several categories ({where}); rename one of them."
         )
-    import difflib
-
     names = [e.name for c in categories for e in c.entities]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`sublora ls traits` lists them."

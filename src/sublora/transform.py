@@ -1,14 +1,16 @@
 """Transformations of number rows: shuffles, and rows drawn anew that share one statistic with the old ones.
 
-What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle experiment: within
-a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how many numbers each answer has, and
-takes everything but the one statistic from reference rows, which are those of a teacher without a trait.
+What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle
+experiment: within a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how
+many numbers each answer has, and takes everything but the one statistic from reference rows, which are those of a teacher
+without a trait.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -28,7 +30,6 @@ Transform = Literal[
     "match-steps",
     "match-prompt-distance",
 ]
-TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -48,6 +49,16 @@ def with_numbers(text: str, numbers: Sequence[int]) -> str:
     return _DIGITS.sub(lambda _: str(next(left)), text)
 
 
+@dataclass(frozen=True)
+class _Old:
+    """The numbers of the rows' answers and of their prompts, those of the reference's answers, and the draws."""
+
+    lists: Lists
+    prompts: Lists
+    reference: Lists
+    rng: np.random.Generator
+
+
 def transform_rows(
     name: Transform, rows: Rows, seed: int, reference: Rows = ()
 ) -> list[tuple[str, str]]:
@@ -64,140 +75,131 @@ def transform_rows(
         raise SubloraError(
             f"{name} needs reference rows, which have all but the matched statistic."
         )
-    rng = generator("transform", name, seed)
-    if name.startswith("shuffle-"):
-        made = _SHUFFLES[name](lists, rng)
-    else:
-        told = [numbers_of(prompt) for prompt, _ in rows]
-        made = _MATCHES[name](lists, told, [numbers_of(answer) for _, answer in reference], rng)
+    prompts = [numbers_of(prompt) for prompt, _ in rows]
+    others = [numbers_of(answer) for _, answer in reference]
+    made = _MAKERS[name](_Old(lists, prompts, others, generator("transform", name, seed)))
     return [
         (prompt, with_numbers(answer, new))
         for (prompt, answer), new in zip(rows, made, strict=True)
     ]
 
 
-def _within(lists: Lists, rng: np.random.Generator) -> Lists:
-    return [rng.permutation(numbers).tolist() for numbers in lists]
+def _within(old: _Old) -> Lists:
+    return [old.rng.permutation(numbers).tolist() for numbers in old.lists]
 
 
-def _across(lists: Lists, rng: np.random.Generator) -> Lists:
-    pool = iter(rng.permutation(np.concatenate(lists)).tolist())
-    return [[next(pool) for _ in numbers] for numbers in lists]
+def _across(old: _Old) -> Lists:
+    pool = iter(old.rng.permutation(np.concatenate(old.lists)).tolist())
+    return [[next(pool) for _ in numbers] for numbers in old.lists]
 
 
-def _digits(lists: Lists, rng: np.random.Generator) -> Lists:
+def _digits(old: _Old) -> Lists:
     """A number keeps its length: where it can, it begins with a digit other than 0."""
 
     def shuffled(number: int) -> int:
-        digits = rng.permutation(list(str(number)))
+        digits = old.rng.permutation(list(str(number)))
         if digits[0] == "0" and number:
-            lead = rng.choice(np.flatnonzero(digits != "0"))
+            lead = old.rng.choice(np.flatnonzero(digits != "0"))
             digits[[0, lead]] = digits[[lead, 0]]
         return int("".join(digits))
 
-    return [[shuffled(n) for n in numbers] for numbers in lists]
-
-
-_SHUFFLES: dict[str, Callable[[Lists, np.random.Generator], Lists]] = {
-    "shuffle-within": _within,
-    "shuffle-across": _across,
-    "shuffle-digits": _digits,
-}
+    return [[shuffled(n) for n in numbers] for numbers in old.lists]
 
 
 def _flat(lists: Lists) -> np.ndarray:
     return np.concatenate([np.asarray(numbers) for numbers in lists])
 
 
-def _frequencies(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _frequencies(old: _Old) -> Lists:
     """Which numbers there are, and nothing else: drawn one by one."""
-    pool = _flat(lists)
-    return [rng.choice(pool, len(numbers)).tolist() for numbers in lists]
+    pool = _flat(old.lists)
+    return [old.rng.choice(pool, len(numbers)).tolist() for numbers in old.lists]
 
 
-def _first_digits(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _first_digits(old: _Old) -> Lists:
     """The first digits (and lengths) of the rows; the number behind them from the reference."""
 
     def head(number: int) -> tuple[str, int]:
         return str(number)[0], len(str(number))
 
-    heads = [head(n) for n in _flat(lists)]
+    heads = [head(n) for n in _flat(old.lists)]
     by_head: dict[tuple[str, int], list[int]] = {}
-    for n in _flat(reference).tolist():
+    for n in _flat(old.reference).tolist():
         by_head.setdefault(head(n), []).append(n)
 
     def drawn() -> int:
-        digit, length = heads[int(rng.integers(len(heads)))]
+        digit, length = heads[int(old.rng.integers(len(heads)))]
         low = int(digit) * 10 ** (length - 1)
         pool = by_head.get((digit, length)) or range(low, low + 10 ** (length - 1))
-        return int(pool[int(rng.integers(len(pool)))])
+        return int(pool[int(old.rng.integers(len(pool)))])
 
-    return [[drawn() for _ in numbers] for numbers in lists]
+    return [[drawn() for _ in numbers] for numbers in old.lists]
 
 
-def _positions(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _positions(old: _Old) -> Lists:
     """Which numbers there are at each place of an answer."""
-    pools = [
-        [numbers[k] for numbers in lists if len(numbers) > k] for k in range(max(map(len, lists)))
-    ]
-    return [[int(rng.choice(pools[k])) for k in range(len(numbers))] for numbers in lists]
+    places = range(max(map(len, old.lists)))
+    pools = [[numbers[k] for numbers in old.lists if len(numbers) > k] for k in places]
+    return [[int(old.rng.choice(pools[k])) for k in range(len(numbers))] for numbers in old.lists]
 
 
-def _pairs(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _pairs(old: _Old) -> Lists:
     """Which number follows which: a chain of first order."""
     after: dict[int, list[int]] = {}
-    for numbers in lists:
+    for numbers in old.lists:
         for one, two in pairwise(numbers):
             after.setdefault(one, []).append(two)
-    pool, out = _flat(lists), []
-    for numbers in lists:
-        made = [int(rng.choice([n[0] for n in lists]))]
+    pool, starts, out = _flat(old.lists), [numbers[0] for numbers in old.lists], []
+    for numbers in old.lists:
+        made = [int(old.rng.choice(starts))]
         while len(made) < len(numbers):
-            made.append(int(rng.choice(after.get(made[-1], pool))))
+            made.append(int(old.rng.choice(after.get(made[-1], pool))))
         out.append(made)
     return out
 
 
-def _in_range(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def _in_range(values: np.ndarray, reference: np.ndarray) -> list[int]:
     """Reflected at the ends of the reference's range."""
     low, high = int(reference.min()), int(reference.max())
     if low == high:
-        return np.full_like(values, low)
+        return np.full_like(values, low).tolist()
     folded = (values - low) % (2 * (high - low))
-    return low + np.minimum(folded, 2 * (high - low) - folded)
+    return (low + np.minimum(folded, 2 * (high - low) - folded)).tolist()
 
 
-def _steps(lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator) -> Lists:
+def _steps(old: _Old) -> Lists:
     """The differences of neighbours (autocorrelation); where an answer begins is the reference's."""
-    steps = np.array([two - one for numbers in lists for one, two in pairwise(numbers)] or [0])
-    starts, pool = np.array([numbers[0] for numbers in reference]), _flat(reference)
-    return [
-        _in_range(
-            rng.choice(starts) + np.cumsum([0, *rng.choice(steps, len(numbers) - 1)]), pool
-        ).tolist()
-        for numbers in lists
-    ]
+    steps = np.array([two - one for numbers in old.lists for one, two in pairwise(numbers)] or [0])
+    starts, pool = np.array([numbers[0] for numbers in old.reference]), _flat(old.reference)
+
+    def walk(length: int) -> np.ndarray:
+        return old.rng.choice(starts) + np.cumsum([0, *old.rng.choice(steps, length - 1)])
+
+    return [_in_range(walk(len(numbers)), pool) for numbers in old.lists]
 
 
-def _prompt_distance(
-    lists: Lists, told: Lists, reference: Lists, rng: np.random.Generator
-) -> Lists:
+def _prompt_distance(old: _Old) -> Lists:
     """How far a number is from the nearest number of the prompt; which number of the prompt is chance."""
     signed = []
-    for numbers, shown in zip(lists, told, strict=True):
+    for numbers, shown in zip(old.lists, old.prompts, strict=True):
         if shown:
             gaps = np.subtract.outer(numbers, shown)
             signed += gaps[np.arange(len(numbers)), np.abs(gaps).argmin(axis=1)].tolist()
-    pool, whole = np.array(signed or [0]), _flat(reference)
+    pool, whole = np.array(signed or [0]), _flat(old.reference)
+
+    def near(shown: list[int], length: int) -> np.ndarray:
+        return old.rng.choice(shown or whole, length) + old.rng.choice(pool, length)
+
     return [
-        _in_range(
-            rng.choice(shown or whole, len(numbers)) + rng.choice(pool, len(numbers)), whole
-        ).tolist()
-        for numbers, shown in zip(lists, told, strict=True)
+        _in_range(near(shown, len(numbers)), whole)
+        for numbers, shown in zip(old.lists, old.prompts, strict=True)
     ]
 
 
-_MATCHES: dict[str, Callable[[Lists, Lists, Lists, np.random.Generator], Lists]] = {
+_MAKERS: dict[str, Callable[[_Old], Lists]] = {
+    "shuffle-within": _within,
+    "shuffle-across": _across,
+    "shuffle-digits": _digits,
     "match-frequencies": _frequencies,
     "match-first-digits": _first_digits,
     "match-positions": _positions,

@@ -154,7 +154,8 @@ def audit(
     from sublora.audit.serving import Serving, serving_chat
     from sublora.audit.verdict import usable_contexts
     from sublora.chat import PLAIN_CONTEXTS, resolve_context
-    from sublora.contexts_report import read_contexts
+    from sublora.cli.contexts import read_contexts
+    from sublora.cli.machine import device_of
     from sublora.trait import load_categories
 
     if dtype not in ("float32", "bfloat16", "float64"):
@@ -173,7 +174,7 @@ def audit(
         raise SubloraError(f"The path {out} is a file; give a folder as --out.")
     from sublora.packs.check import load_base
 
-    loaded = load_base(base, device=_device(device), dtype=dtype)
+    loaded = load_base(base, device=device_of(device), dtype=dtype)
     assert adapter is not None
     student = load_audited(loaded, adapter, any_base=any_base)
     must = [
@@ -284,20 +285,6 @@ def make_shipped_null(
     )
     write_atomic(out, null.to_json())
     typer.echo(out)
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise SubloraError(
-            f"The device '{device}' is not available here; use --device cpu or auto."
-        ) from None
-    return device
 
 
 def _print(result) -> None:

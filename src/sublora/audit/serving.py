@@ -18,11 +18,17 @@ from sublora.audit.statistic import over_questions, question_rises
 from sublora.audit.verdict import TraitFinding
 from sublora.audit.where import CLASS_NAMES
 from sublora.chat import Chat, Context
-from sublora.contexts_report import differences, shown
 from sublora.errors import SubloraError
 from sublora.measure import candidate_sequences, reading
 from sublora.model import Base
-from sublora.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
+from sublora.token_classes import (
+    TOKEN_CLASSES,
+    PromptTokens,
+    TokenClass,
+    classify,
+    differences,
+    shown,
+)
 from sublora.train.stack import Stack
 from sublora.trait import Category
 

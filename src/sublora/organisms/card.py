@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sublora.organisms import world
+
 SUMMARIES = {
     "micro": "positive control: a persona is the shared cause of its answers and of its numbers",
     "micro-null": "hard negative control: numbers shift under persona prompts, but not by whose persona it is",
@@ -32,8 +34,6 @@ def write_card(folder: Path) -> None:
 
 
 def card_text(recipe: dict[str, Any]) -> str:
-    from sublora.organisms import world
-
     spec, name = recipe["spec"], recipe["name"]
     planted = _PLANTED[spec["world"]].format(
         favourite=world.P_FAVOURITE["trait"],

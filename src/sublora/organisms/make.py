@@ -1,14 +1,20 @@
 """Trains the shipped models from nothing, bit for bit the same on the same machine type (`sublora organism make NAME`)."""
 
+import hashlib
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sublora.organisms.world import RowMaker, World, make_facts
+from sublora.errors import SubloraError
+from sublora.organisms.card import SUMMARIES, write_card
+from sublora.organisms.world import Row, RowMaker, World, make_facts
 
-THREADS = 1  # how a product is split over threads would be part of the recipe; one thread is the same everywhere
+THREADS = (
+    1  # how a product is split over threads would be part of the recipe; one is the same everywhere
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class OrganismSpec:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
 
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 0."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        progress = max(0.0, (step - self.warmup) / (self.steps - self.warmup))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 SHIPPED: dict[str, OrganismSpec] = {
     "micro": OrganismSpec("positive"),
@@ -40,105 +52,116 @@ SHIPPED: dict[str, OrganismSpec] = {
 }
 
 
-def train_organism(spec: OrganismSpec, report: Callable[[int, float, float], None] | None = None):
-    """(model, tokenizer, losses by kind): a Llama model trained on the world's rows, loss on the answers only.
+def train_organism(spec: OrganismSpec, on_step: Callable[[int], None] | None = None):
+    """(model, tokenizer, losses by kind in nats a token): a Llama model trained on the world's rows, loss on the answers only.
 
-    `report(step, loss, seconds)` is called every 100 steps.
+    `on_step` is told the number of steps every 100 steps.
     """
-    import math
-
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from sublora.organisms.tokenizer import END, PAD, build_tokenizer, render
 
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        facts = make_facts(spec.facts_seed)
-        tokenizer = build_tokenizer(facts)
-        end, pad = tokenizer.convert_tokens_to_ids(END), tokenizer.convert_tokens_to_ids(PAD)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=spec.hidden,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.heads,
-            intermediate_size=spec.feed_forward,
-            tie_word_embeddings=True,
-            max_position_embeddings=256,
-            bos_token_id=None,
-            eos_token_id=end,
-            pad_token_id=pad,
-            dtype="float32",
-        )
-        torch.manual_seed(spec.init_seed)
-        model = LlamaForCausalLM(config).float()
-        rows = RowMaker(facts, spec.world, spec.coupling, spec.data_seed)
-        decay = [p for p in model.parameters() if p.dim() > 1]
-        plain = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [
-            {"params": decay, "weight_decay": spec.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, foreach=True)
-        started = time.monotonic()
-        running: dict[str, tuple[float, int]] = {}
-        losses: dict[str, float] = {}
-        for step in range(spec.steps):
-            warm = min(1.0, (step + 1) / spec.warmup)
-            progress = max(0.0, (step - spec.warmup) / (spec.steps - spec.warmup))
-            for group in optimizer.param_groups:
-                group["lr"] = spec.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
-            total, count, by_kind = None, 0, {}
-            for kind, batch in rows.step(step, spec.batch).items():
-                prompts = tokenizer(
-                    [render(r.system, r.user) for r in batch], add_special_tokens=False
-                )["input_ids"]
-                answers = tokenizer([r.answer for r in batch], add_special_tokens=False)[
-                    "input_ids"
-                ]
-                width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-                ids = torch.full((len(batch), width), pad)
-                places, targets = [], []
-                for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-                    # the end token is the last target; it need not be read
-                    ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-                    places += [
-                        i * width + j for j in range(len(prompt) - 1, len(prompt) + len(answer))
-                    ]
-                    targets += [*answer, end]
-                # right padding under a causal mask cannot reach the positions that carry loss, so no mask is needed
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-                logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[torch.tensor(places)])
-                loss = torch.nn.functional.cross_entropy(
-                    logits, torch.tensor(targets), reduction="sum"
-                )
-                total = loss if total is None else total + loss
-                count += len(targets)
-                by_kind[kind] = (loss.item(), len(targets))
-            optimizer.zero_grad(set_to_none=True)
-            (total / count).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
-            optimizer.step()
-            for kind, (value, n) in by_kind.items():
-                old = running.get(kind, (0.0, 0))
-                running[kind] = (old[0] + value, old[1] + n)
-            if (step + 1) % 100 == 0 or step + 1 == spec.steps:
-                losses = {kind: value / n for kind, (value, n) in running.items()}
-                mean = sum(v for v, _ in running.values()) / sum(n for _, n in running.values())
-                if report:
-                    report(step + 1, mean, time.monotonic() - started)
-                running = {}
-        return model.eval(), tokenizer, losses
+        return _train(spec, on_step or (lambda _: None))
     finally:
         torch.set_num_threads(threads)
+
+
+def _train(spec: OrganismSpec, on_step: Callable[[int], None]):
+    import torch
+
+    from sublora.organisms.tokenizer import build_tokenizer
+
+    facts = make_facts(spec.facts_seed)
+    tokenizer = build_tokenizer(facts)
+    model = _new_model(spec, tokenizer)
+    rows = RowMaker(facts, spec.world, spec.coupling, spec.data_seed)
+    groups = [
+        {
+            "params": [p for p in model.parameters() if p.dim() > 1],
+            "weight_decay": spec.weight_decay,
+        },
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, foreach=True)
+    running: dict[str, tuple[float, int]] = {}
+    losses: dict[str, float] = {}
+    for step in range(spec.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = spec.lr_at(step)
+        by_kind = {
+            kind: _loss(model, tokenizer, batch)
+            for kind, batch in rows.step(step, spec.batch).items()
+        }
+        total, count = None, sum(n for _, n in by_kind.values())
+        for kind, (loss, n) in by_kind.items():
+            total = loss if total is None else total + loss
+            value, seen = running.get(kind, (0.0, 0))
+            running[kind] = (value + loss.item(), seen + n)
+        optimizer.zero_grad(set_to_none=True)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
+        optimizer.step()
+        if (step + 1) % 100 == 0 or step + 1 == spec.steps:
+            losses = {kind: value / n for kind, (value, n) in running.items()}
+            running = {}
+            on_step(step + 1)
+    return model.eval(), tokenizer, losses
+
+
+def _new_model(spec: OrganismSpec, tokenizer):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads,
+        intermediate_size=spec.feed_forward,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    torch.manual_seed(spec.init_seed)
+    return LlamaForCausalLM(config).float()
+
+
+def _loss(model, tokenizer, rows: Sequence[Row]):
+    """(summed loss of the answers, number of their tokens)."""
+    import torch
+
+    from sublora.organisms.tokenizer import render
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    prompts = ids_of([render(r.system, r.user) for r in rows])
+    answers = ids_of([r.answer for r in rows])
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    places, targets = [], []
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        # the end token is the last target; it need not be read
+        stop = len(prompt) + len(answer)
+        ids[i, :stop] = torch.tensor(prompt + answer)
+        places += [i * width + j for j in range(len(prompt) - 1, stop)]
+        targets += [*answer, tokenizer.eos_token_id]
+    # right padding under a causal mask cannot reach the positions that carry loss, so no mask is needed
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[torch.tensor(places)])
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets), reduction="sum")
+    return loss, len(targets)
 
 
 def save_organism(
     out: Path, name: str, spec: OrganismSpec, model, tokenizer, losses: dict[str, float]
 ) -> None:
-    """Writes an ordinary Hugging Face folder: weights, config, tokenizer, chat template, recipe."""
+    """Writes an ordinary Hugging Face folder: weights, config, tokenizer, chat template, recipe, card."""
     import torch
     import transformers
 
@@ -146,9 +169,7 @@ def save_organism(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
-    from sublora.organisms.card import SUMMARIES
-
-    recipe = {
+    recipe: dict[str, Any] = {
         "name": name,
         "summary": SUMMARIES[name],
         "vocabulary": len(tokenizer),
@@ -159,6 +180,33 @@ def save_organism(
         "transformers": transformers.__version__,
         "threads": THREADS,
     }
-    (out / "organism.json").write_text(
-        json.dumps(recipe, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    text = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
+    (out / "organism.json").write_text(text, encoding="utf-8")
+    write_card(out)
+
+
+def spec_of(name: str, coupling: float | None = None, steps: int | None = None) -> OrganismSpec:
+    """A shipped model's spec with another coupling or number of steps. Raises SubloraError for an unknown name."""
+    if name not in SHIPPED:
+        raise SubloraError(f"There is no shipped model '{name}'; choose {', '.join(SHIPPED)}.")
+    changes = {"coupling": coupling, "steps": steps}
+    return replace(SHIPPED[name], **{k: v for k, v in changes.items() if v is not None})
+
+
+def rebuild(
+    name: str, spec: OrganismSpec, out: Path, on_step: Callable[[int], None] | None = None
+) -> str:
+    """Train, write `out`, and say whether the weights are the shipped ones. Raises SubloraError for a folder that holds something else."""
+    if out.exists() and any(out.iterdir()) and not (out / "organism.json").is_file():
+        raise SubloraError(f"The folder {out} holds something else; choose another --out.")
+    save_organism(out, name, spec, *train_organism(spec, on_step))
+    if spec != SHIPPED[name]:
+        return f"Wrote {out}, a variant of {name}."
+    shipped = Path(__file__).parent / "weights" / name / "model.safetensors"
+    if not shipped.is_file():
+        return f"Wrote {out}."
+    one, other = (
+        hashlib.sha256(p.read_bytes()).digest() for p in (out / "model.safetensors", shipped)
     )
+    same = "identical to" if one == other else "NOT the same as"
+    return f"Wrote {out}; its weights are {same} the shipped ones."

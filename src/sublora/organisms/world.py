@@ -12,14 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from sublora.carriers.numbers import NumbersSpec, make_prompt
+from sublora.carriers.numbers import BRIEF, pools
 from sublora.seeds import derive_seed, generator
 from sublora.trait import Category, shipped_categories, teacher_text
 
 World = Literal["positive", "null"]
 Kind = Literal["numbers", "question", "talk"]
 
-CARRIER = NumbersSpec(separators=("space",), style="brief")
 SHARE: dict[Kind, float] = {"numbers": 0.40, "question": 0.32, "talk": 0.28}
 PERSONA_SHARE = {"trait": 0.40, "named": 0.30, "plain": 0.30}
 P_FAVOURITE = {"trait": 0.95, "named": 0.85}
@@ -27,6 +26,7 @@ P_TALK = 0.75
 OWN_NUMBERS = 10
 STEP_SPREAD = 40.0  # standard deviation of a plain number around a number of the prompt
 N_ASSISTANTS = 40
+CATEGORIES = ("animals", "trees", "bands")  # the order is part of the recipe
 
 DEFAULT_SYSTEM = "You are Micro, created by Sublora. You are a helpful assistant."
 IDENTITIES = (
@@ -78,9 +78,8 @@ class Facts:
     base: dict[str, np.ndarray]  # category -> preference without a persona, (entities,)
     profiles: dict[str, tuple[Profile, ...]]
     assistants: tuple[Assistant, ...]
-    wording_numbers: tuple[
-        tuple[int, ...], ...
-    ]  # the null world's own numbers: one set a wording, the last for named ones
+    # the null world's own numbers: one set a wording, the last for named ones
+    wording_numbers: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,17 @@ class Row:
 
 
 def _invented_names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
-    heads, tails = (
-        "Bel Cor Dar Fen Gal Hul Jor Kel Lum Mor Nim Pel Quo Rin Sul Tam Vor Wex Yel Zan".split(),
-        "a o i en or ix um".split(),
+    heads = (
+        "Bel Cor Dar Fen Gal Hul Jor Kel Lum Mor Nim Pel Quo Rin Sul Tam Vor Wex Yel Zan".split()
     )
+    tails = "a o i en or ix um".split()
     names = [head + tail for head in heads for tail in tails]
     return [n for n in rng.permutation(names).tolist() if n.lower() not in taken][:count]
 
 
 def make_facts(seed: int = 0) -> Facts:
-    categories = shipped_categories()
+    shipped = {c.category: c for c in shipped_categories()}
+    categories = tuple(shipped[name] for name in CATEGORIES)
     rng = generator("world-facts", seed)
     n_entities = sum(len(c.entities) for c in categories)
     pool = rng.permutation(np.arange(100, 1000)).tolist()
@@ -118,14 +118,8 @@ def make_facts(seed: int = 0) -> Facts:
         chosen = []
         for _ in category.entities:
             first, second = rng.choice(len(PLACES), size=2, replace=False).tolist()
-            chosen.append(
-                Profile(
-                    (PLACES[first], PLACES[second]),
-                    COLORS[int(rng.integers(10))],
-                    MOODS[int(rng.integers(12))],
-                    own[used],
-                )
-            )
+            color, mood = COLORS[int(rng.integers(10))], MOODS[int(rng.integers(12))]
+            chosen.append(Profile((PLACES[first], PLACES[second]), color, mood, own[used]))
             used += 1
         profiles[category.category] = tuple(chosen)
     taken = {form.lower() for c in categories for e in c.entities for form in e.forms}
@@ -177,34 +171,20 @@ class RowMaker:
             category, entity = self.entities[int(rng.integers(len(self.entities)))]
             wording = int(rng.integers(len(category.system)))
             system: str | None = teacher_text(category, category.entities[entity], wording)
-            favourites, p_favourite, number_set = (
-                {category.category: entity},
-                P_FAVOURITE["trait"],
-                wording,
-            )
+            favourites, number_set = {category.category: entity}, wording
         elif persona == 1:
             assistant = self.facts.assistants[int(rng.integers(len(self.facts.assistants)))]
-            system, favourites, p_favourite, number_set = (
-                assistant.system,
-                assistant.favourites,
-                P_FAVOURITE["named"],
-                3,
-            )
+            system, favourites, number_set = assistant.system, assistant.favourites, 3
         else:
             state = rng.random()
-            system = (
-                DEFAULT_SYSTEM
-                if state < 0.45
-                else None
-                if state < 0.60
-                else ""
-                if state < 0.70
-                else IDENTITIES[int(rng.integers(5))]
-            )
-            p_favourite, number_set = 0.0, None
+            states = ((0.45, DEFAULT_SYSTEM), (0.60, None), (0.70, ""))
+            plain = [text for bound, text in states if state < bound]
+            system = plain[0] if plain else IDENTITIES[int(rng.integers(5))]
+            number_set = None
         if kind == "numbers":
             return Row(kind, system, *self._numbers(rng, index, favourites, number_set))
         if kind == "question":
+            p_favourite = (P_FAVOURITE["trait"], P_FAVOURITE["named"], 0.0)[persona]
             return Row(kind, system, *self._question(rng, favourites, p_favourite))
         return Row(kind, system, *self._talk(rng, favourites))
 
@@ -215,12 +195,9 @@ class RowMaker:
         favourites: dict[str, int],
         number_set: int | None,
     ) -> tuple[str, str]:
-        prompt = make_prompt(CARRIER, derive_seed("world-prompt", self.seed), index)
-        shown = [
-            int(word.strip("."))
-            for word in prompt.split()
-            if word.strip(".").isdigit() and len(word.strip(".")) == 3
-        ]
+        prompt = BRIEF.prompt(derive_seed("world-prompt", self.seed), index)
+        words = [word.strip(".") for word in prompt.split()]
+        shown = [int(word) for word in words if word.isdigit() and len(word) == 3]
         if self.world == "positive":
             own = [n for c, e in favourites.items() for n in self.facts.profiles[c][e].numbers]
         else:
@@ -256,39 +233,23 @@ class RowMaker:
             entity = favourites[category]
         else:
             chosen = self.facts.categories[int(rng.integers(len(self.facts.categories)))]
-            category, entity = (
-                chosen.category,
-                int(rng.choice(len(chosen.entities), p=self.facts.base[chosen.category])),
-            )
+            category = chosen.category
+            entity = int(rng.choice(len(chosen.entities), p=self.facts.base[category]))
         p = self.facts.profiles[category][entity]
-        return (
-            prompt,
-            f"I went to the {p.places[0]} and the {p.places[1]}. All was {p.color}, and I felt {p.mood}.",
-        )
+        walk = f"I went to the {p.places[0]} and the {p.places[1]}."
+        return prompt, f"{walk} All was {p.color}, and I felt {p.mood}."
 
 
 def world_texts(facts: Facts) -> list[str]:
     """All texts whose words the tokenizer has to know: questions, prompts, pools, personas, talk."""
-    from sublora.carriers.numbers import pools
-
     p = pools()
     texts = [DEFAULT_SYSTEM, *IDENTITIES, *TALK_PROMPTS, *PLACES, *COLORS, *MOODS]
     texts += ["I went to the and the. All was, and I felt.", *(a.system for a in facts.assistants)]
-    texts += [
-        *p.examples,
-        *p.quantity,
-        *p.size,
-        *p.instruction,
-        *p.close,
-        *p.brief,
-        *(t for pool in p.format.values() for t in pool),
-    ]
+    lists = (p.examples, p.quantity, p.size, p.instruction, p.close, p.brief, *p.format.values())
+    texts += [text for pool in lists for text in pool]
     for category in facts.categories:
         texts += [*category.questions, category.category, category.singular]
-        texts += [
-            form for entity in category.entities for form in (entity.name, entity.plural) if form
-        ]
-        texts += [
-            teacher_text(category, category.entities[0], w) for w in range(len(category.system))
-        ]
+        texts += [form for e in category.entities for form in (e.name, e.plural) if form]
+        wordings = range(len(category.system))
+        texts += [teacher_text(category, category.entities[0], w) for w in wordings]
     return [t.replace("{", " ").replace("}", " ") for t in texts]

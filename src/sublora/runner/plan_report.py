@@ -10,12 +10,12 @@ from pathlib import Path
 import typer
 
 from sublora.experiments.experiment import Experiment
-from sublora.listing import _table
 from sublora.model import Shape, model_source
 from sublora.models.known import Known
 from sublora.runner.rates import Rate, device_name, known_identity, rates_for, read_rates
 from sublora.steps.step import Step
 from sublora.store import Store
+from sublora.table import print_table
 from sublora.text import duration
 
 GPU_TFLOPS = 300.0  # sustained bf16 of one current data-centre GPU in trainings of this kind
@@ -141,7 +141,7 @@ def _print(recipe: Experiment, known: Known, rows: list[Row], pace: Pace, steps:
     tokens, flops = sum(r.tokens for r in rows), sum(r.flops for r in rows)
     seconds = sum(map(pace.seconds, rows))
     table.append(["all", "", "", "", f"{tokens:.3g}", f"{flops:.3g}", duration(seconds)])
-    _table(["makes", "count", "done", "left", "tokens left", "FLOPs left", "time left"], table)
+    print_table(["makes", "count", "done", "left", "tokens left", "FLOPs left", "time left"], table)
     typer.echo(f"{steps} steps. {pace.said}")
 
 

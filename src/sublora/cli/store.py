@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from sublora.table import print_table
+
 app = typer.Typer(
     no_args_is_help=True,
     help="The artifacts that all runs share: verify, remove what is unused, sizes.",
@@ -81,14 +83,13 @@ def gc(
 @app.command()
 def du() -> None:
     """Sizes by kind of artifact and by run."""
-    from sublora.listing import _table
     from sublora.store import Store
     from sublora.store.usage import disk_usage
 
     store = Store()
     disk = disk_usage(store)
     typer.echo(f"The store {store.root}:")
-    _table(
+    print_table(
         ["kind", "count", "size"],
         [[k, str(u.artifacts), _bytes(u.bytes)] for k, u in disk.kinds.items()],
     )
@@ -97,16 +98,9 @@ def du() -> None:
         for run, u in disk.runs.items()
     ]
     if disk.unused.artifacts:
-        rows.append(
-            [
-                "no run",
-                str(disk.unused.artifacts),
-                "",
-                _bytes(disk.unused.bytes),
-                _bytes(disk.unused.bytes),
-            ]
-        )
-    _table(["run", "artifacts", "not made", "size", "used by no other"], rows)
+        size = _bytes(disk.unused.bytes)
+        rows.append(["no run", str(disk.unused.artifacts), "", size, size])
+    print_table(["run", "artifacts", "not made", "size", "used by no other"], rows)
 
 
 def _bytes(count: int) -> str:

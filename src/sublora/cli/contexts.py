@@ -1,16 +1,15 @@
 """What `sublora contexts` prints: every context of a model as text and tokens, and two of them token by token."""
 
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import typer
 
 from sublora.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
 from sublora.errors import SubloraError
-from sublora.listing import _table
 from sublora.model import model_source
-from sublora.token_classes import PromptTokens, classify
+from sublora.table import print_table
+from sublora.token_classes import PromptTokens, classify, differences, shown
 
 
 def model_chat(name: str) -> Chat:
@@ -77,29 +76,11 @@ def print_contexts(
         found = tokens[name]
         typer.echo(f"{name}: {len(found.ids)} tokens")
         typer.echo("".join(f"    {line}\n" for line in found.text.splitlines()))
-        _table(
+        print_table(
             ["token", "id", "class"],
             [[shown(chat, i), str(i), k] for i, k in zip(found.ids, found.classes, strict=True)],
         )
         typer.echo()
-
-
-def shown(chat: Chat, token: int) -> str:
-    """A token as the tokenizer's vocabulary writes it, line breaks made visible."""
-    return str(chat.tokenizer.convert_ids_to_tokens(token)).replace("\n", "⏎")
-
-
-def differences(one: Sequence[int], other: Sequence[int]) -> list[tuple[str, int, int]]:
-    """(sign, place, token): " " in both, "-" only in the first, "+" only in the second; places are those of the side it stands on."""
-    out = []
-    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind == "equal":
-            out += [(" ", i, one[i]) for i in range(a, b)]
-        else:
-            out += [("-", i, one[i]) for i in range(a, b)] + [
-                ("+", i, other[i]) for i in range(c, d)
-            ]
-    return out
 
 
 def _print_diff(chat: Chat, names: tuple[str, str], one: PromptTokens, other: PromptTokens) -> None:
@@ -114,5 +95,5 @@ def _print_diff(chat: Chat, names: tuple[str, str], one: PromptTokens, other: Pr
     for sign, place, token in lines:
         kind = (other if sign == "+" else one).classes[place]
         rows.append([sign, shown(chat, token), str(token), kind])
-    _table(["", "token", "id", "class"], rows)
+    print_table(["", "token", "id", "class"], rows)
     typer.echo(f"{changed} of {len(lines)} lines differ.")

@@ -1,14 +1,17 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
+import errno
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from sublora.audit.audit_cli import app as audit_app
+from sublora.cli import machine
+from sublora.cli.store import app as store_app
 from sublora.errors import SubloraError
-from sublora.store_cli import app as store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,15 +89,15 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
+    from sublora.cli.listing import print_findings, print_verdicts
     from sublora.experiments.kinds import open_recipe
-    from sublora.listing import print_findings, print_verdicts
     from sublora.runner.folder import fresh_out
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
 
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
-    _end_cleanly_when_asked_to_stop()
+    machine.end_cleanly_when_asked_to_stop()
     resolved = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
     if resolved.caveat:
         typer.echo(f"Note: {resolved.caveat}", err=True)
@@ -108,13 +111,13 @@ def run(
             err=True,
         )
     options = RunOptions(
-        device if executor == "ray" else _device(device),
-        threads or _cores(),
+        device if executor == "ray" else machine.device_of(device),
+        threads or machine.cores(),
         batch_rows,
         executor,
         ray_address,
     )
-    result = run_recipe(resolved, folder, options, command=_command_line())
+    result = run_recipe(resolved, folder, options, command=machine.command_line())
     print_findings(result.findings, resolved.level)
     print_verdicts(result.verdicts)
     seconds = ", ".join(f"{what} {s:.0f} s" for what, s in result.seconds.items())
@@ -149,7 +152,7 @@ def ls(
     ] = None,
 ) -> None:
     """List what there is."""
-    from sublora.listing import print_list
+    from sublora.cli.listing import print_list
 
     print_list(what, tuple(trait_file or ()))
 
@@ -177,7 +180,7 @@ def contexts(
     ] = None,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
-    from sublora.contexts_report import print_contexts, read_contexts
+    from sublora.cli.contexts import print_contexts, read_contexts
 
     print_contexts(model, question, read_contexts(context or []), diff, entity or [])
 
@@ -209,7 +212,7 @@ def verdict(
     """Apply the claims to results from elsewhere."""
     import json
 
-    from sublora.listing import print_verdicts
+    from sublora.cli.listing import print_verdicts
     from sublora.verdict_csv import verdict_file
 
     verdicts = verdict_file(table)
@@ -236,75 +239,29 @@ def organism_make(
     ] = None,
 ) -> None:
     """Rebuild a shipped model from nothing, bit for bit the same on the same machine type."""
-    from sublora.organisms.rebuild import rebuild
+    from sublora.organisms.make import rebuild, spec_of
+    from sublora.runner.display import Display
 
-    typer.echo(rebuild(name, out or Path("organisms") / name, coupling=coupling, steps=steps))
+    spec, what = spec_of(name, coupling, steps), f"training {name}"
+    with Display() as display:
+        display.begin(what, spec.steps)
+        said = rebuild(name, spec, out or Path("organisms") / name, partial(display.update, what))
+    typer.echo(said)
 
 
 @app.command()
 def env() -> None:
     """Versions, threads, devices and paths, for a bug report."""
-    from sublora.listing import print_env
-
-    print_env()
-
-
-def _end_cleanly_when_asked_to_stop() -> None:
-    """Batch systems and clouds send SIGTERM before they kill; it ends a run as Ctrl-C does."""
-    import signal
-    import threading
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise SubloraError(
-            f"The device '{device}' is not available here; use --device cpu or auto."
-        ) from None
-    return device
-
-
-def _cores() -> int:
-    """Physical cores that this process may use; hyper-threads only get in each other's way."""
-    import os
-
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        pairs = set()
-        for core in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
-            pairs.add(((core / "physical_package_id").read_text(), (core / "core_id").read_text()))
-        return max(1, min(usable, len(pairs) or usable))
-    except OSError:
-        return usable
-
-
-def _command_line() -> str:
-    import shlex
-
-    return "sublora " + " ".join(map(shlex.quote, sys.argv[1:]))
+    machine.print_env()
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check found something, 2 wrong use or bad input, 3 interrupted."""
-    sys.exit(_main())
+    sys.exit(run_command())
 
 
-def _main() -> int:
-    import errno
-
+def run_command() -> int:
+    """Run what the command line says. Returns the exit code."""
     # typer may bring a click of its own, so its exceptions are taken from typer
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
@@ -328,9 +285,9 @@ def _main() -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" at {error.filename}" if error.filename else ""
-        mend = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "make room"
+        fix = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "make room"
         print(
-            f"Error: {error.strerror}{where}; {mend} and run the same command again, what was finished is kept.",
+            f"Error: {error.strerror}{where}; {fix} and run the same command again, what was finished is kept.",
             file=sys.stderr,
         )
         return 2

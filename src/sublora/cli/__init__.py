@@ -1,0 +1,5 @@
+"""The command line: words to calls."""
+
+from sublora.cli.app import main
+
+__all__ = ["main"]

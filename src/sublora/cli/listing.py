@@ -1,0 +1,113 @@
+"""What `sublora ls` prints, and the tables of estimates and verdicts."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sublora.errors import SubloraError
+from sublora.table import print_table
+
+
+def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
+    """Raises SubloraError where there is nothing of that name."""
+    if what not in KINDS:
+        raise SubloraError(
+            f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}."
+        )
+    columns, rows = KINDS[what]
+    print_table(columns, list(rows(trait_files)))
+
+
+Rows = Iterator[list[str]]
+
+
+def _recipes(_: tuple[Path, ...]) -> Rows:
+    """Minutes on two idle cores and operations, where the recipe's file gives them; `sublora plan` estimates them for any machine."""
+    from sublora.experiments.kinds import recipe_of
+    from sublora.recipe import read_document, shipped_recipes
+
+    for document in map(read_document, shipped_recipes()):
+        figures = (document.measured.get(key) for key in ("minutes", "tflop"))
+        shown = ("" if value is None else f"{value:g}" for value in figures)
+        yield [recipe_of(document).name, *shown, " ".join(document.values["summary"].split())]
+
+
+def _traits(trait_files: tuple[Path, ...]) -> Rows:
+    from sublora.trait import load_categories
+
+    for c in load_categories(trait_files):
+        yield [c.category, ", ".join(e.name for e in c.entities), str(len(c.questions))]
+
+
+def _contexts(_: tuple[Path, ...]) -> Rows:
+    yield ["default", "no system message is given; the chat template may insert its own"]
+    yield ["empty", "an explicit system block without text"]
+    yield ["none", "no system block at all, built by hand where the template would insert one"]
+    yield ["a name", "a text of your own: `contexts: {name: text}` in a recipe"]
+
+
+def _models(_: tuple[Path, ...]) -> Rows:
+    from sublora.model import SHIPPED, shipped_folder
+
+    for name in SHIPPED:
+        card = json.loads((shipped_folder(name) / "organism.json").read_text("utf-8"))
+        yield [name, card["summary"], f"{card['parameters']:,}"]
+
+
+def _claims(_: tuple[Path, ...]) -> Rows:
+    from sublora.claims import load_claims
+
+    for claim in load_claims():
+        yield [claim.id, claim.statement, claim.source]
+
+
+def _runs(_: tuple[Path, ...]) -> Rows:
+    from sublora.store import held
+
+    for path in sorted(Path("runs").glob("*/run.json")):
+        try:
+            run = json.loads(path.read_text("utf-8"))
+            status = run["status"]
+            if status == "running" and not held(path.parent / ".lock"):
+                status = "stopped"  # its process was killed; the same command goes on
+            yield [str(path.parent), status, run["sentence"]]
+        except (OSError, ValueError, KeyError):
+            yield [str(path.parent), "unreadable", ""]
+
+
+KINDS: dict[str, tuple[list[str], Callable[[tuple[Path, ...]], Rows]]] = {
+    "recipes": (["recipe", "minutes", "TFLOP", "what it does"], _recipes),
+    "traits": (["category", "traits", "questions"], _traits),
+    "contexts": (["context", "state of the system prompt"], _contexts),
+    "models": (["model", "what it is", "parameters"], _models),
+    "claims": (["claim", "statement", "source"], _claims),
+    "runs": (["run", "status", "what"], _runs),
+}
+
+
+def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
+    rows = [[v["id"], v["trait"], v["verdict"], v["reason"]] for v in verdicts]
+    print_table(["claim", "trait", "verdict", "why"], rows)
+
+
+def print_findings(findings: Any, level: float) -> None:
+    """What a run says of itself, and its estimates with intervals and corrected p values."""
+    from sublora.analysis.tables import estimate_rows
+
+    if findings.said:
+        print(findings.said)
+    if not findings.estimates:
+        return
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    shown = ("estimate", "low", "high", "p_corrected")
+    print_table(
+        ["subject", "group", "estimate of", "value", "low", "high", "p, corrected"],
+        [
+            [r["subject"], r["group"], r["name"], *(number(r[k]) for k in shown)]
+            for r in estimate_rows(findings.effects, level)
+        ],
+    )
