@@ -24,8 +24,8 @@ Rows = Iterator[list[str]]
 
 def _recipes(_: tuple[Path, ...]) -> Rows:
     """Minutes on two idle cores and operations, where the recipe's file gives them; `sublora plan` estimates them for any machine."""
+    from sublora.experiments.document import read_document, shipped_recipes
     from sublora.experiments.kinds import recipe_of
-    from sublora.recipe import read_document, shipped_recipes
 
     for document in map(read_document, shipped_recipes()):
         figures = (document.measured.get(key) for key in ("minutes", "tflop"))
