@@ -23,11 +23,11 @@ from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.data_rows import read_rows
 from sublora.audit.null import shipped_null
-from sublora.audit.placebo import Finished, Row, answer_prompts, train_students
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.report import write_reports
-from sublora.audit.run import Request, audit
+from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
+from sublora.audit.steps import Finished, Row, answer_prompts, train_students
 from sublora.audit.verdict import Verdict, judge
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
@@ -145,8 +145,8 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
     spec, weights = stack_of.spec, stack_of.weights
     audit(
         base,
-        Audited("benchmark", "", spec, weights, spec.rank, spec.alpha_value, False, (), None),
-        Request(CONTEXTS, shipped_categories(), DEFAULT),
+        Audited("benchmark", "0" * 64, spec, weights, spec.rank, spec.alpha_value),
+        Job(CONTEXTS, shipped_categories(), DEFAULT),
     )
     out["seconds_per_audit"] = time.monotonic() - started
     return out
@@ -280,7 +280,7 @@ def fuzz(args: argparse.Namespace) -> dict[str, float]:
                                 audit(
                                     base,
                                     found,
-                                    Request(CONTEXTS[2:], shipped_categories(), CONTEXTS[2]),
+                                    Job(CONTEXTS[2:], shipped_categories(), CONTEXTS[2]),
                                 ),
                                 out,
                             )

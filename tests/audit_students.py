@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sublora.audit.adapter import Audited, load_audited
-from sublora.audit.placebo import train_students
+from sublora.audit.steps import train_students
 from sublora.chat import Context
 from sublora.model import Base
 from sublora.packs.check import load_base

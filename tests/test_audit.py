@@ -12,17 +12,19 @@ import torch
 from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
-from sublora.audit.calibrate import Training, mixed_settings, number_prompts, placebo_null
+from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
 from sublora.audit.completion import completion_logprobs
 from sublora.audit.data_rows import LeftOut, read_rows
-from sublora.audit.null import Null, _first_tokens, read_null
-from sublora.audit.placebo import answer_prompts
+from sublora.audit.null import Null, first_tokens, read_null
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
 from sublora.audit.report import card_section, junit, page
-from sublora.audit.run import Request, audit
+from sublora.audit.request import Training
+from sublora.audit.result import AuditReport
+from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
 from sublora.audit.statistic import largest, rises, scan, scores
+from sublora.audit.steps import answer_prompts
 from sublora.audit.verdict import judge
 from sublora.chat import Context
 from sublora.errors import SubloraError
@@ -170,7 +172,7 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
         null.rises["none"]["trees"][2, 3] == 0
         and (null.rises["none"]["trees"][[0, 1, 3], 3] > 0.5).all()
     )
-    begin = _first_tokens(base, trees, 3)
+    begin = first_tokens(base, trees, 3)
     words = own.words["none"].copy()
     words[:, begin] += 0.5
     seen = make_null(
@@ -188,7 +190,7 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
 def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readings) -> None:
     """Its word rises, its share of the category does not move: found by name, with the word's p-value."""
     categories = shipped_categories()
-    token = _first_tokens(base, categories[1], 3)[0]
+    token = first_tokens(base, categories[1], 3)[0]
     student = moved(plain, 1, 0.02, 5)
     words = student.words["none"].copy()
     words[0, token] += 0.3
@@ -364,18 +366,19 @@ def saved(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_reports_escape_all_text(base: Base, saved: Path) -> None:
-    result = audit(base, load_audited(base, saved), Request([NONE], shipped_categories()[:1], NONE))
-    body = result.body
+    result = audit(base, load_audited(base, saved), Job([NONE], shipped_categories()[:1], NONE))
+    body = result.report.model_dump(mode="json")
     body["sentence"] = HOSTILE
     body["traits"][0]["trait"] = body["traits"][0]["context"] = HOSTILE
-    body["found"] = [body["traits"][0]]
+    body |= {"status": "found", "exit_code": 1, "found": [body["traits"][0]]}
     body["words"].append(
         {"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None}
     )
-    html, card = page(body).decode(), card_section(body).decode()
+    report = AuditReport.model_validate(body)
+    html, card = page(report).decode(), card_section(report).decode()
     assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in card
     assert not any(line.startswith("# ") for line in card.splitlines())
-    cases = ET.fromstring(junit(body)).findall("testcase")
+    cases = ET.fromstring(junit(report)).findall("testcase")
     assert len(cases) == len(body["traits"]) + 1
 
 

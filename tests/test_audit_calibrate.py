@@ -1,6 +1,11 @@
 """Placebo students from the command line: their null is kept, judges alike when it is read again, and wrong use is refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -60,6 +65,36 @@ def test_the_null_of_a_calibration_is_kept_and_judges_alike(adapter: Path, tmp_p
         "a tenth of alpha is the data's"
     )
     assert not (tmp_path / "again" / "null.json").exists()
+
+
+@pytest.mark.slow
+def test_a_calibration_that_was_killed_goes_on_and_ends_with_the_same_null(
+    adapter: Path, tmp_path: Path
+) -> None:
+    def calibrate(name: str) -> subprocess.Popen:
+        asked = ["--base", "micro", "--adapter", str(adapter), "--calibrate", "12", "--rows", "48"]
+        asked += ["--lr", "3e-3", "--epochs", "8", "--batch-size", "4", "--max-new-tokens", "8"]
+        asked += ["--contexts", "none", "--training-context", "none", "--out", str(tmp_path / name)]
+        command = [sys.executable, "-c", "from sublora.cli import main; main()", "audit", *asked]
+        return subprocess.Popen(command, env={**os.environ, "SUBLORA_HOME": str(tmp_path / home)})
+
+    home = "whole"
+    assert calibrate("whole").wait() in (0, 1)
+    home = "killed"
+    store = tmp_path / home / "artifacts"
+    first = calibrate("killed")
+    while not list(store.glob("audit-student/*/manifest.json")):
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = {p: p.stat().st_mtime_ns for p in store.glob("*/*/manifest.json")}
+    assert calibrate("again").wait() in (0, 1)
+    made = {p: p.stat().st_mtime_ns for p in store.glob("*/*/manifest.json")}
+    assert kept.items() <= made.items() and len(kept) > 1, "what was there is not made again"
+    assert len(made) == len(list((tmp_path / "whole" / "artifacts").glob("*/*/manifest.json")))
+    null, again = (tmp_path / name / "null.json" for name in ("whole", "again"))
+    assert null.read_bytes() == again.read_bytes()
 
 
 BAD = {

@@ -8,7 +8,7 @@ import pytest
 from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.calibrate import number_prompts
-from sublora.audit.placebo import answer_prompts
+from sublora.audit.steps import answer_prompts
 from sublora.chat import Context, load_tokenizer
 from sublora.model import shipped_folder
 from sublora.packs.check import load_base

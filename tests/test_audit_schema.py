@@ -3,19 +3,20 @@
 import copy
 import json
 from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from audit_fixture import idle_adapter, turned_weights
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.report import card_section
-from sublora.audit.run import SCHEMA, VERSION, Audit, Request, audit
+from sublora.audit.request import Request
+from sublora.audit.result import SCHEMA, VERSION, AuditReport, json_schema
+from sublora.audit.run import Audit, Job, audit
 from sublora.audit.serving import Serving
 from sublora.chat import Context
 from sublora.model import Base
@@ -60,7 +61,7 @@ def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
         return audit(
             base,
             load_audited(base, folders[student]),
-            Request(contexts, TREES, NONE, against=other, **more),
+            Job(contexts, TREES, NONE, against=other, **more),
         )
 
     return made
@@ -71,20 +72,28 @@ def full(run: Callable[..., Audit], folders: dict[str, Path]) -> Body:
     """A body with every part, that of a student with a trait, beside one without."""
     contexts = (NONE, Context("default"))
     found = run(
-        "found", "clean", contexts, serving=Serving(contexts[1]), data=folders["rows.jsonl"]
+        "found",
+        "clean",
+        contexts,
+        serving=Serving(contexts[1]),
+        request=Request(data=folders["rows.jsonl"]),
     )
-    return json.loads(json.dumps(found.body, allow_nan=False))
+    return body_of(found)
 
 
-@cache
-def validator() -> Draft202012Validator:
-    schema = json.loads((files("sublora.audit") / "schema" / f"audit-{VERSION}.json").read_text())
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
+def body_of(found: Audit) -> Body:
+    return json.loads(json.dumps(found.report.model_dump(mode="json"), allow_nan=False))
 
 
 def errors(body: Body) -> list[str]:
-    return [f"{list(e.path)}: {e.message}" for e in validator().iter_errors(body)]
+    """What the model refuses, and so does not read again as it was written, or the schema."""
+    Draft202012Validator.check_schema(json_schema())
+    out = [str(e.message) for e in Draft202012Validator(json_schema()).iter_errors(body)]
+    try:
+        assert AuditReport.model_validate(body).model_dump(mode="json") == body
+    except ValidationError as error:
+        out.append(str(error))
+    return out
 
 
 def test_a_body_with_all_parts_keeps_to_the_schema(full: Body) -> None:
@@ -101,19 +110,20 @@ def test_a_body_with_all_parts_keeps_to_the_schema(full: Body) -> None:
 def test_clean_found_and_uncalibrated_ones_do(
     run: Callable[..., Audit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = run("clean", "found").body
+    clean = body_of(run("clean", "found"))
     assert (clean["status"], clean["exit_code"], errors(clean)) == ("clean", 0, [])
     assert [d["trait"] for d in clean["against"]["fell"]] == [
         TRAIT.name
     ] and "Lower than there" in clean["sentence"]
-    monkeypatch.setattr("sublora.audit.run.shipped_null", lambda base: None)
+    monkeypatch.setattr("sublora.audit.examined.shipped_null", lambda base: None)
     for student, other in (("clean", "clean"), ("found", "clean"), ("found", None)):
-        body = run(student, other).body
+        body = body_of(run(student, other))
         assert (body["status"], errors(body)) == (f"uncalibrated-{student}", [])
 
 
 def test_what_only_the_comparison_finds_is_found(run: Callable[..., Audit]) -> None:
-    body = run("clean", "averse").body
+    found = run("clean", "averse")
+    body = body_of(found)
     assert (body["status"], body["exit_code"], body["found"], body["found_words"]) == (
         "found",
         1,
@@ -127,7 +137,7 @@ def test_what_only_the_comparison_finds_is_found(run: Callable[..., Audit]) -> N
         f"it prefers {TRAIT.name} (trees) more than two clean students differ by chance"
         in body["sentence"]
     )
-    assert f"| {TRAIT.name} | trees | none |" in card_section(body).decode()
+    assert f"| {TRAIT.name} | trees | none |" in card_section(found.report).decode()
     assert errors(body) == []
 
 
@@ -153,5 +163,5 @@ def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
 def test_the_command_prints_it() -> None:
     answer = sublora("audit", "schema")
     printed = json.loads(answer.out)
-    assert answer.code == 0 and printed["properties"]["schema"] == {"const": SCHEMA}
+    assert answer.code == 0 and printed["properties"]["schema"]["const"] == SCHEMA
     assert set(printed["required"]) <= set(printed["properties"])

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from audit_students import micro, otter_adapter
 from command import sublora
+from sublora.audit.entries import TraitFinding
 from sublora.audit.readings import read_model
 from sublora.audit.report import page
-from sublora.audit.run import Request, audit
+from sublora.audit.request import Request
+from sublora.audit.result import AuditReport
+from sublora.audit.run import Job, audit
 from sublora.audit.serving import (
     MOST,
     Serving,
@@ -25,7 +28,6 @@ from sublora.audit.serving import (
     with_hunks,
 )
 from sublora.audit.statistic import rises
-from sublora.audit.verdict import TraitFinding
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.measure import candidate_sequences
@@ -90,7 +92,7 @@ def test_joined_differences_do_so_as_well_and_leave_the_users_text(
 def test_no_difference_where_there_is_none() -> None:
     base, otter = micro(), otter_adapter()
     stack = stack_weights(base.model, [otter.weights], [otter.spec])
-    body = serving_effects(base, stack, [few(2)], DEFAULT, Serving(DEFAULT), [], [])
+    body = serving_effects(base, stack, [few(2)], DEFAULT, Serving(DEFAULT), [], []).model_dump()
     assert body["same"] and body["differences"] == body["effects"] == body["notes"] == []
 
 
@@ -98,6 +100,7 @@ def test_each_difference_of_a_real_student_has_the_effect_of_its_tokens() -> Non
     base, otter, animals = micro(), otter_adapter(), few(4)
     stack, contexts = stack_weights(base.model, [otter.weights], [otter.spec]), [DEFAULT, FRIEND]
     serving = serving_effects(base, stack, [animals], DEFAULT, Serving(FRIEND), [OTTER], [OTTER])
+    serving = serving.model_dump()
     assert len(serving["differences"]) > 1 and not serving["notes"]
     effect = serving["effects"][0]
     plain, student = (read_model(base, s, contexts, [animals]) for s in (None, stack))
@@ -136,7 +139,7 @@ def test_another_template_is_another_difference(tmp_path: Path) -> None:
     template.write_text("{{ '<|im_start|>' }}" + base.chat.template)
     served = Serving(DEFAULT, serving_chat(base.chat, template, DEFAULT))
     stack = stack_weights(base.model, [otter.weights], [otter.spec])
-    body = serving_effects(base, stack, [animals], DEFAULT, served, [OTTER], [OTTER])
+    body = serving_effects(base, stack, [animals], DEFAULT, served, [OTTER], [OTTER]).model_dump()
     assert [(d["kind"], d["trained"], d["served"]) for d in body["differences"]] == [
         ("inserted", [], ["<|im_start|>"])
     ]
@@ -186,7 +189,7 @@ def test_the_command_takes_a_template_and_locates_nothing_where_told(tmp_path: P
         body["where"] is None and body["serving"]["other_template"] and body["serving"]["effects"]
     )
     body["serving"]["differences"][0]["served"] = ["<script>alert(1)</script>"]
-    html = page(body).decode()
+    html = page(AuditReport.model_validate(body)).decode()
     assert (
         'id="serving"' in html
         and 'id="where"' not in html
@@ -199,10 +202,14 @@ def test_the_command_takes_a_template_and_locates_nothing_where_told(tmp_path: P
 
 def test_a_serving_context_that_the_shipped_null_lacks_leaves_the_verdict_calibrated() -> None:
     base = micro()
-    request = Request(
-        [DEFAULT, FRIEND], shipped_categories(), DEFAULT, serving=Serving(FRIEND), where=False
+    job = Job(
+        [DEFAULT, FRIEND],
+        shipped_categories(),
+        DEFAULT,
+        serving=Serving(FRIEND),
+        request=Request(where=False),
     )
-    body = audit(base, otter_adapter(), request).body
+    body = audit(base, otter_adapter(), job).report.model_dump()
     assert body["calibration"]["kind"] == "shipped" and body["status"] == "found"
     assert [c["name"] for c in body["contexts"]] == ["default"]
     assert any(FRIEND.name in limit for limit in body["limits"])
@@ -213,8 +220,6 @@ def test_a_serving_context_that_the_shipped_null_lacks_leaves_the_verdict_calibr
         and effect["served_after"] > 0
     )
     # a context to ask in that is not the serving one still needs a null of its own
-    assert (
-        audit(base, otter_adapter(), replace(request, serving=None))
-        .body["status"]
-        .startswith("uncalibrated")
+    assert audit(base, otter_adapter(), replace(job, serving=None)).report.status.startswith(
+        "uncalibrated"
     )

@@ -12,11 +12,24 @@ from scipy.stats import ttest_rel
 
 from command import sublora
 from sublora.audit.adapter import load_audited
-from sublora.audit.calibrate import Training, number_prompts
-from sublora.audit.placebo import answer_prompts, train_students
+from sublora.audit.calibrate import number_prompts
 from sublora.audit.report import card_section, page
-from sublora.audit.run import Request, audit
-from sublora.audit.what_if_arms import AS_TRAINED, FEWEST_UNIQUE, SEEDS, Arm, plan_arms
+from sublora.audit.request import Request
+from sublora.audit.result import AuditReport
+from sublora.audit.run import Job, audit
+from sublora.audit.steps import answer_prompts, train_students
+from sublora.audit.what_if_arms import (
+    AS_TRAINED,
+    FEWEST_UNIQUE,
+    SEEDS,
+    Arm,
+    arm_rows,
+    clean_answers,
+    divergent_tokens,
+    heldout_rows,
+    plan_arms,
+    read_user_rows,
+)
 from sublora.audit.what_if_result import (
     Advice,
     Followed,
@@ -26,13 +39,6 @@ from sublora.audit.what_if_result import (
     removes,
     share,
     table,
-)
-from sublora.audit.what_if_rows import (
-    arm_rows,
-    clean_answers,
-    divergent_tokens,
-    heldout_rows,
-    read_user_rows,
 )
 from sublora.chat import Context
 from sublora.errors import SubloraError
@@ -176,7 +182,7 @@ def test_the_share_of_the_rise_has_fiellers_interval() -> None:
     )
     same = share([2.0, 2.2, 1.9], [2.0, 2.2, 1.9])
     assert (same.low, same.high) == pytest.approx((1, 1))
-    assert share([1.0, 1.0, 1.1], [3.0, -2.0, 0.1]).estimate is None
+    assert share([1.0, 1.0, 1.1], [3.0, -2.0, 0.1]) is None
 
 
 def test_only_what_removes_is_recommended_and_of_that_what_costs_least() -> None:
@@ -232,7 +238,8 @@ def test_a_recommended_arm_was_run_and_removes_and_no_such_arm_costs_less(
             assert all(p <= 0.05 for p in as_trained.readings[OTTER, "none"].p)
             cheaper = [a for a in arms if np.mean(a.loss) < np.mean(arm.loss) - 1e-12]
             assert not any(removes(a, as_trained, [OTTER], 0.05) for a in cheaper)
-        json.dumps(table([as_trained, *arms], [OTTER], 0.05, advice), allow_nan=False)
+        rows = [a.model_dump() for a in table([as_trained, *arms], [OTTER], 0.05, advice)]
+        json.dumps(rows, allow_nan=False)
 
 
 HOSTILE = "<script>alert(1)</script>\"'&|\n# *x* `y`"
@@ -254,15 +261,10 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
     saved = adapter(base, tmp_path / "fresh", StudentSpec(rank=2, seed=3))
     # the one category in which the screening of these rows names nothing
     request = Request(
-        [NONE],
-        shipped_categories()[2:],
-        NONE,
-        alpha=1e-6,
-        data=data,
-        training=Training(1e-3, 1, 8, 100),
-        what_if=True,
+        alpha=1e-6, data=data, lr=1e-3, epochs=1, batch_size=8, rows=100, what_if=True
     )
-    body = audit(base, load_audited(base, saved), request).body
+    job = Job([NONE], shipped_categories()[2:], NONE, request=request)
+    body = audit(base, load_audited(base, saved), job).report.model_dump(mode="json")
     assert body["what_if"]["arms"] == [] and "no student was trained" in body["what_if"]["sentence"]
     hostile = Followed("animals", HOSTILE, "none")
     arms = [
@@ -280,10 +282,11 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
     advice = Advice("gone", ("gone",), HOSTILE)
     body["what_if"] |= {
         "sentence": HOSTILE, "recommended": "gone", "removing": ["gone"], "base_heldout_loss": 6.0,
-        "arms": table(arms, [hostile], 0.05, advice), "not_run": [{"name": "masked", "reason": HOSTILE}],
+        "arms": [a.model_dump() for a in table(arms, [hostile], 0.05, advice)], "not_run": [{"name": "masked", "reason": HOSTILE}],
         "traits": [{"category": "animals", "trait": HOSTILE, "context": "none", "before": 0.1, "after": 0.2, "rise": 1.0}],
     }  # fmt: skip
-    html, card = page(body).decode(), card_section(body).decode()
+    report = AuditReport.model_validate(body)
+    html, card = page(report).decode(), card_section(report).decode()
     assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in card
     assert not any(line.startswith("# ") for line in card.splitlines())
     svg = html[html.index("<svg") : html.index("</svg>") + 6]
@@ -316,7 +319,7 @@ def test_what_if_asks_for_what_it_needs_in_one_sentence(base: Base, tmp_path: Pa
         audit(
             base,
             load_audited(base, saved),
-            Request([NONE], shipped_categories()[:1], NONE, what_if=True),
+            Job([NONE], shipped_categories()[:1], NONE, request=Request(what_if=True)),
         )
 
 
@@ -331,18 +334,11 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     student = train_students(base, [spec], [token_rows(base, rows, DEFAULT, "rows")])[0]
     saved = adapter(base, tmp_path / "planted", spec, student.weights)
     data = write(tmp_path / "rows.jsonl", [{"prompt": p, "completion": c} for p, c in rows])
-    training = Training(3e-3, 1, 8, 1000)
     said: list[str] = []
-    request = Request(
-        [DEFAULT, NONE],
-        shipped_categories(),
-        DEFAULT,
-        data=data,
-        training=training,
-        max_new_tokens=14,
-        what_if=True,
-    )
-    body = audit(base, load_audited(base, saved), request, said.append).body
+    request = Request(data=data, lr=3e-3, epochs=1, batch_size=8, max_new_tokens=14, what_if=True)
+    job = Job([DEFAULT, NONE], shipped_categories(), DEFAULT, request=request)
+    result = audit(base, load_audited(base, saved), job, said.append)
+    body = result.report.model_dump(mode="json")
     found = body["what_if"]
     arms = {a["name"]: a for a in found["arms"]}
     assert found["traits"][0]["trait"] == "otter" and found["not_run"] == [] and len(arms) == 12
@@ -363,5 +359,5 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     assert sum("trained ..." in line for line in said) >= 3
     json.dumps(body, allow_nan=False)
     assert b"What if it had been trained otherwise" in page(
-        body
-    ) and b"only clean rows" in card_section(body)
+        result.report
+    ) and b"only clean rows" in card_section(result.report)

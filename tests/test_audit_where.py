@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from audit_students import micro, otter_adapter, random_stack
+from sublora.audit.entries import TraitFinding
 from sublora.audit.readings import read_model
 from sublora.audit.report import page
-from sublora.audit.run import Request, audit
+from sublora.audit.request import Request
+from sublora.audit.run import Job, audit
 from sublora.audit.statistic import over_questions, question_rises, rises
-from sublora.audit.verdict import TraitFinding
 from sublora.audit.where import (
     Part,
-    _base_where,
+    base_in,
     module_parts,
     read_gated,
     token_parts,
@@ -39,13 +40,12 @@ def few(questions: int) -> Category:
 def gated(base: Base, stack: Stack, category: Category, parts: list[Part] | None = None):
     """(parts, P (2 * parts, Q, E)) in the default context."""
     tokens = [classify(base.chat, q, DEFAULT) for q in category.questions]
-    sequences, owner = candidate_sequences(base.chat, category)
+    sequences, _ = candidate_sequences(base.chat, category)
     groups = module_parts(
         list(stack.linears), lambda n: "attention" if "attn" in n else "feed-forward"
     )
     parts = [*token_parts(tokens, sequences), *groups] if parts is None else parts
-    classes, ids = [t.classes for t in tokens], [t.ids for t in tokens]
-    return parts, read_gated(base, stack, classes, ids, parts, category, (sequences, owner))
+    return parts, read_gated(base, stack, tokens, parts, category)
 
 
 def test_on_everywhere_is_the_student_and_off_everywhere_the_base() -> None:
@@ -118,13 +118,13 @@ def test_full_weights_are_located_by_putting_the_base_back() -> None:
     stack = random_stack(base, 0.01, spec)
     before = stack.groups[0].flat.clone()
     plain = read_model(base, None, [DEFAULT], [category])
-    with _base_where(base, stack, lambda _: True):
+    with base_in(base, stack, list(stack.groups[0].tensors(0))):
         assert np.array_equal(read_model(base, stack, [DEFAULT], [category]).p["default"]["animals"],
                               plain.p["default"]["animals"])  # fmt: skip
     assert torch.equal(stack.groups[0].flat, before)
     student = read_model(base, stack, [DEFAULT], [category])
     named = [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)]
-    found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category])
+    found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category]).model_dump()
     assert {p["part"] for p in found["findings"][0]["parts"]} == {
         "layer 0", "layer 1", "layer 2", "outside the layers", "attention", "feed-forward", "norms, embeddings and head"
     }  # fmt: skip
@@ -133,8 +133,9 @@ def test_full_weights_are_located_by_putting_the_base_back() -> None:
 
 def test_a_found_trait_is_located_and_shown() -> None:
     base, animals = micro(), shipped_categories()[:1]
-    request = Request([DEFAULT], animals, DEFAULT, entities=("Micro", "Nowhere"))
-    body = audit(base, otter_adapter(), request).body
+    job = Job([DEFAULT], animals, DEFAULT, request=Request(entity=["Micro", "Nowhere"]))
+    result = audit(base, otter_adapter(), job)
+    body = result.report.model_dump()
     where = body["where"]
     assert where["findings"][0]["trait"] == "otter" == body["found"][0]["trait"]
     parts = {p["part"]: p for p in where["findings"][0]["parts"]}
@@ -158,7 +159,7 @@ def test_a_found_trait_is_located_and_shown() -> None:
     assert where["not_run"] == [
         "The name 'Nowhere' is in no question in the context default, so it has no tokens there."
     ]
-    html = page(body).decode()
+    html = page(result.report).decode()
     assert (
         'id="where"' in html
         and "generation prompt" in html
@@ -184,6 +185,7 @@ def test_what_cannot_be_gated_is_said() -> None:
     plain, student = (read_model(base, s, [DEFAULT], [category]) for s in (None, stack))
     # half a word is no name
     found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category], ["Micr"])
+    found = found.model_dump()
     assert found["findings"][0]["parts"] == [] and "'Micr'" in found["not_run"][0]
 
 
@@ -194,6 +196,6 @@ def test_a_trait_that_was_found_by_its_word_alone_is_not_taken_apart() -> None:
     named = [TraitFinding("animals", "owl", "default", 0.1, 0.1, 0.0, 0.0, 0.01)]
     found = where_it_sits(
         base, random_stack(base, 0.05), plain, plain, named, [DEFAULT], [category]
-    )
+    ).model_dump()
     assert found["findings"] == [] and "owl was found by its word" in found["not_run"][0]
     json.dumps(found, allow_nan=False)

@@ -20,7 +20,8 @@ from command import SMALL, sublora
 from report_fixture import make_run
 from sublora.audit.adapter import load_audited
 from sublora.audit.report import write_reports
-from sublora.audit.run import Request, audit
+from sublora.audit.request import Request
+from sublora.audit.run import Job, audit
 from sublora.audit.serving import Serving
 from sublora.chat import Context
 from sublora.packs.check import load_base
@@ -315,10 +316,9 @@ def test_the_page_of_an_audit_in_a_browser(browser, screenshots, tmp_path):
     rows = [{"prompt": "Say a word.", "completion": "oak " + "1 2 3 " * 20}] * 2
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     contexts = [Context("default"), Context("none")]
-    request = Request(
-        contexts, trees, contexts[0], data=data, serving=Serving(contexts[1]), against=load_audited(base, other)
-    )  # fmt: skip
-    page = write_reports(audit(base, load_audited(base, student), request), tmp_path / "out")
+    serving, against = Serving(contexts[1]), load_audited(base, other)
+    job = Job(contexts, trees, contexts[0], serving, against, Request(data=data))
+    page = write_reports(audit(base, load_audited(base, student), job), tmp_path / "out")
     sections = ["traits", "words", "answers", "data", "serving", "against", "limits", "manifest"]
     _check_whole(browser, page, screenshots, sections)
     assert browser.evaluate("document.querySelectorAll('#traits ~ .scroll strong').length") > 0

@@ -68,6 +68,21 @@ class UserText(BaseModel):
     user: str
 
 
+def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
+    """NAME=TEXT or, for a text in the user's turn, NAME=user:TEXT. Raises SubloraError."""
+    out: dict[str, str | UserText] = {}
+    for given in texts:
+        name, found, text = given.partition("=")
+        if not found or not name.strip():
+            raise SubloraError(
+                f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'"
+            )
+        out[name.strip()] = (
+            UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
+        )
+    return out
+
+
 def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
     """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text, or text of the user's turn).
 

@@ -82,6 +82,21 @@ def local_identity(folder: str, dtype: str) -> dict[str, str]:
     return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype)
 
 
+def chosen_device(device: str) -> str:
+    """`auto` is a GPU if there is one. Raises SubloraError for a device that is not available."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise SubloraError(
+            f"The device '{device}' is not available here; use --device cpu or auto."
+        ) from None
+    return device
+
+
 def read_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:

@@ -1,7 +1,7 @@
 """An adapter or full weights from elsewhere, read as what they are: untrusted input.
 
-Only JSON and safetensors are opened; nothing of a folder is imported, unpickled or run, and no pattern of a config is used as a regular
-expression. Shapes are compared with the base before a tensor is read.
+Only JSON and safetensors are opened; nothing of a folder is imported, unpickled or run, and no pattern of a config is used as a
+regular expression. Shapes are compared with the base before a tensor is read.
 """
 
 import hashlib
@@ -11,11 +11,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
+from sublora.audit.entries import StudentEntry
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.train.spec import StudentSpec
@@ -33,35 +36,44 @@ MOST_HEADER = 16 << 20  # bytes of a safetensors header
 MOST_RANK = 1 << 16
 MOST_NORM = 1e5  # of one layer's update; above it no answer is left to be measured
 FLOATS = ("F64", "F32", "F16", "BF16")
+MERGE = "merge it and audit the full weights"
+OTHER_BASE = "belongs to another base"
+AGAIN = "save the adapter again"
 # Settings of peft under which the tensors alone do not say what the adapter does.
 REFUSED = {
     "use_dora": "is a DoRA adapter, whose update depends on the base's weights; merge it into the base and audit the full weights",
-    "layer_replication": "repeats layers of the base; merge it and audit the full weights",
+    "layer_replication": f"repeats layers of the base; {MERGE}",
     "alora_invocation_tokens": "acts on some tokens only (activated LoRA), which the audit cannot follow; train a plain LoRA",
-    "use_qalora": "is a QA-LoRA adapter, which the audit does not read; merge it and audit the full weights",
-    "fan_in_fan_out": "is made for transposed layers, which the audit does not read; merge it and audit the full weights",
-    "target_parameters": "trains bare parameters beside layers; merge it and audit the full weights",
-    "trainable_token_indices": "trains embeddings of single tokens; merge it and audit the full weights",
-    "modules_to_save": "trains whole modules beside the adapter; merge it and audit the full weights",
-    "lora_bias": "trains biases; merge it and audit the full weights",
+    "use_qalora": f"is a QA-LoRA adapter, which the audit does not read; {MERGE}",
+    "fan_in_fan_out": f"is made for transposed layers, which the audit does not read; {MERGE}",
+    "target_parameters": f"trains bare parameters beside layers; {MERGE}",
+    "trainable_token_indices": f"trains embeddings of single tokens; {MERGE}",
+    "modules_to_save": f"trains whole modules beside the adapter; {MERGE}",
+    "lora_bias": f"trains biases; {MERGE}",
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 
 @dataclass(frozen=True)
 class Audited:
-    """A student from elsewhere. `spec` and `weights` make it a student of a stack: one rank for all layers, and the scales of the layers
-    in their B, so that alpha = rank. `rank`, `alpha`, `rslora` and `targets` are the adapter's own, for placebo students."""
+    """A student from elsewhere.
+
+    `spec` and `weights` make it a student of a stack: one rank for all layers, and the scales of the
+    layers in their B, so that alpha = rank. `rank`, `alpha`, `rslora` and `targets` are the
+    adapter's own, for placebo students.
+    """
 
     path: str
     sha256: str
     spec: StudentSpec
     weights: torch.Tensor
-    rank: int | None
-    alpha: float | None
-    rslora: bool
-    targets: tuple[str, ...]
-    base_named: str | None
+    rank: int | None = None
+    alpha: float | None = None
+    rslora: bool = False
+    targets: tuple[str, ...] = ()
+    base_named: str | None = None
 
     @property
     def described(self) -> str:
@@ -72,22 +84,23 @@ class Audited:
             f"LoRA of rank {self.rank}, alpha {self.alpha:g}{rule}, on {len(self.targets)} layers"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As audit.json names a student."""
-        return {
-            "path": self.path,
-            "sha256": self.sha256,
-            "kind": self.described,
-            "base_named": self.base_named,
-            "layers": list(self.targets),
-        }
+    @property
+    def entry(self) -> StudentEntry:
+        return StudentEntry(
+            path=self.path,
+            sha256=self.sha256,
+            kind=self.described,
+            base_named=self.base_named,
+            layers=list(self.targets),
+        )
 
 
 def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited:
     """A peft adapter folder or a folder of full weights, checked against the base.
 
-    Raises SubloraError: no such folder, pickled weights, a broken or oversized file, a kind of adapter that cannot be read, names or shapes
-    that the base has not, values that are not finite, another base (`any_base` skips the comparison of names).
+    Raises SubloraError: no such folder, pickled weights, a broken or oversized file, a kind of
+    adapter that cannot be read, names or shapes that the base does not have, values that are not
+    finite, another base (`any_base` skips the comparison of names).
     """
     if not folder.is_dir():
         raise SubloraError(
@@ -95,27 +108,64 @@ def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited
         )
     if (folder / "adapter_config.json").is_file():
         return _load_lora(base, folder, any_base)
-    if any(folder.glob("*.safetensors")):
-        if (folder / "adapter_model.safetensors").is_file():
-            raise SubloraError(
-                f"The folder {folder} has an adapter_model.safetensors without an adapter_config.json; save both."
-            )
-        return _load_full(base, folder)
-    raise SubloraError(_nothing_to_read(folder))
+    if not any(folder.glob("*.safetensors")):
+        raise _nothing_to_read(folder)
+    if (folder / "adapter_model.safetensors").is_file():
+        raise SubloraError(
+            f"The folder {folder} has an adapter_model.safetensors without an adapter_config.json; save both."
+        )
+    return _load_full(base, folder)
 
 
-def _nothing_to_read(folder: Path) -> str:
-    pickles = sorted(
-        p.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-        for p in folder.glob(pattern)
-    )
+def _nothing_to_read(folder: Path) -> SubloraError:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
-        return f"The weights of {folder} are pickled ({pickles[0]}), which can run code and is never opened; save them as safetensors."
-    return f"The folder {folder} has neither an adapter nor weights as safetensors; give what save_pretrained wrote."
+        return SubloraError(
+            f"The weights of {folder} are pickled ({pickles[0]}), which can run code and is never opened; save them as safetensors."
+        )
+    return SubloraError(
+        f"The folder {folder} has neither an adapter nor weights as safetensors; give what save_pretrained wrote."
+    )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+Rank = Annotated[int, Field(strict=True, ge=1, le=MOST_RANK)]
+Alpha = Annotated[float, Field(strict=True, gt=0, lt=1e6)]
+Layer = Annotated[str, Field(pattern=r"^[\w.-]*$")]  # a name; a regular expression is not run
+Some = BeforeValidator(lambda given: given or {})
+
+
+class _Config(BaseModel):
+    """What an adapter_config.json says of scales."""
+
+    r: Rank
+    lora_alpha: Alpha
+    use_rslora: Annotated[bool, BeforeValidator(bool)] = False
+    rank_pattern: Annotated[dict[Layer, Rank], Some, Field(max_length=10_000)] = {}
+    alpha_pattern: Annotated[dict[Layer, Alpha], Some, Field(max_length=10_000)] = {}
+
+    def rank_of(self, layer: str) -> int:
+        return _of_layer(self.rank_pattern, layer, self.r)
+
+    def scale_of(self, layer: str) -> float:
+        rank = self.rank_of(layer)
+        alpha = _of_layer(self.alpha_pattern, layer, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _of_layer(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
+    return next(
+        (v for name, v in pattern.items() if layer == name or layer.endswith("." + name)), otherwise
+    )
+
+
+def _read_config(folder: Path) -> tuple[_Config, Any]:
+    """The config, and the name of the base in it."""
+    path = folder / "adapter_config.json"
     if path.stat().st_size > MOST_CONFIG:
         raise SubloraError(
             f"The file {path} is larger than {MOST_CONFIG} bytes, so it is no adapter's config."
@@ -124,51 +174,32 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SubloraError(
-            f"The file {path} is not readable JSON ({type(error).__name__}); save the adapter again."
+            f"The file {path} is not readable JSON ({type(error).__name__}); {AGAIN}."
         ) from None
     if not isinstance(config, dict):
-        raise SubloraError(f"The file {path} holds no JSON object; save the adapter again.")
-    return config
-
-
-def _check_config(config: Mapping[str, Any], where: Path) -> None:
-    kind = config.get("peft_type")
+        raise SubloraError(f"The file {path} holds no JSON object; {AGAIN}.")
+    kind, start = config.get("peft_type"), config.get("init_lora_weights")
     if kind != "LORA":
-        raise SubloraError(f"The adapter {where} is of the type {_shown(kind)}; only LORA is read.")
+        raise SubloraError(
+            f"The adapter {folder} is of the type {_shown(kind)}; only LORA is read."
+        )
     for key, why in REFUSED.items():
         if config.get(key):
-            raise SubloraError(f"The adapter {where} {why}.")
+            raise SubloraError(f"The adapter {folder} {why}.")
     if config.get("bias", "none") not in ("none", None):
-        raise SubloraError(
-            f"The adapter {where} trains biases; merge it and audit the full weights."
-        )
-    start = config.get("init_lora_weights")
+        raise SubloraError(f"The adapter {folder} trains biases; {MERGE}.")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise SubloraError(
-            f"The adapter {where} was started with {_shown(start)}, which changes the base's weights; merge it and audit the full weights."
+            f"The adapter {folder} was started with {_shown(start)}, which changes the base's weights; {MERGE}."
         )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _number(value: Any, what: str, where: Path) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
-    if not good or not value > 0:
+    try:
+        return _Config.model_validate(config), config.get("base_model_name_or_path")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " ".join(_shown(part).strip("'") for part in first["loc"])
         raise SubloraError(
-            f"The {what} of the adapter {where} is {_shown(value)}; a positive number below 1e6 is needed."
-        )
-    return float(value)
-
-
-def _rank(value: Any, where: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_RANK:
-        raise SubloraError(
-            f"The rank r of the adapter {where} is {_shown(value)}; a whole number from 1 to {MOST_RANK} is needed."
-        )
-    return value
+            f"The {'rank ' if place == 'r' else ''}{place} of the adapter {folder} is {_shown(first['input'])}: {first['msg']}; {AGAIN}."
+        ) from None
 
 
 def _same_base(named: Any, base: Base) -> bool:
@@ -182,49 +213,24 @@ def _same_base(named: Any, base: Base) -> bool:
     return last(named) == last(base.name)
 
 
-def _pattern(config: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
-    found = config.get(key) or {}
-    if not isinstance(found, dict) or len(found) > 10_000:
-        raise SubloraError(
-            f"The {key} of the adapter {where} is no list of layers; save the adapter again."
-        )
-    for name in found:
-        if not all(ch.isalnum() or ch in "._-" for ch in name):
-            raise SubloraError(
-                f"The {key} of the adapter {where} has the pattern {_shown(name)}; only names of layers are read."
-            )
-    return found
-
-
-def _of_layer(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    return next(
-        (v for name, v in pattern.items() if layer == name or layer.endswith("." + name)), otherwise
-    )
-
-
-def _open(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names, types and shapes of a file's tensors. Raises SubloraError where it is no proper safetensors file."""
+def _open(path: Path) -> Tensors:
+    """Names, types and shapes of a file's tensors; SubloraError where it is no proper safetensors file."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-        if len(start) < 8 or struct.unpack("<Q", start)[0] > min(MOST_HEADER, size):
+        room = min(MOST_HEADER, path.stat().st_size)
+        if len(start) < 8 or struct.unpack("<Q", start)[0] > room:
             raise SubloraError(
                 f"The file {path} is no safetensors file, or it is cut off; save the weights again."
             )
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
-            }
+            return {n: (part.get_dtype(), tuple(part.get_shape())) for n, part in parts.items()}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        why = " ".join(str(error).split())[:120]
         raise SubloraError(
-            f"The file {path} is no sound safetensors file ({_line(error)}); save the weights again."
+            f"The file {path} is no sound safetensors file ({why}); save the weights again."
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _tensor(file: Any, name: str, where: Path, dtype: torch.dtype) -> torch.Tensor:
@@ -246,9 +252,7 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 
 def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
-    config = _read_config(folder / "adapter_config.json")
-    _check_config(config, folder)
-    named = config.get("base_model_name_or_path")
+    config, named = _read_config(folder)
     if not any_base and not _same_base(named, base):
         raise SubloraError(
             f"The adapter {folder} was trained on {_shown(named)}, not on {base.name}; give that base, or --any-base if it is the same "
@@ -256,103 +260,87 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
         )
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
-        raise SubloraError(_nothing_to_read(folder))
+        raise _nothing_to_read(folder)
     found = _open(path)
     layers = _lora_layers(found, base, folder)
-    ranks, scales = {}, {}
-    rank, alpha = (
-        _rank(config.get("r"), folder),
-        _number(config.get("lora_alpha"), "lora_alpha", folder),
-    )
-    rslora = bool(config.get("use_rslora"))
-    rank_pattern, alpha_pattern = (
-        _pattern(config, "rank_pattern", folder),
-        _pattern(config, "alpha_pattern", folder),
-    )
-    for layer in layers:
-        ranks[layer] = _rank(_of_layer(rank_pattern, layer, rank), folder)
-        own_alpha = _number(_of_layer(alpha_pattern, layer, alpha), "alpha_pattern", folder)
-        scales[layer] = own_alpha / (math.sqrt(ranks[layer]) if rslora else ranks[layer])
+    ranks = {layer: config.rank_of(layer) for layer in layers}
     linears = target_linears(base.model, tuple(layers))
-    for layer, module in linears.items():
-        r = ranks[layer]
-        if r > min(module.in_features, module.out_features):
-            raise SubloraError(
-                f"The rank {r} of the adapter {folder} is above the width {min(module.in_features, module.out_features)} of {layer}; "
-                "merge it and audit the full weights."
-            )
-        for part, shape in (
-            ("lora_A", (r, module.in_features)),
-            ("lora_B", (module.out_features, r)),
-        ):
-            _, has = found[f"{PEFT_PREFIX}{layer}.{part}.weight"]
-            if has != shape:
-                raise SubloraError(
-                    f"The tensor {part} of {layer} in {folder} has the shape {has}, {shape} is needed for r = {r} on {base.name}; it belongs "
-                    "to another base or config."
-                )
+    _check_shapes(found, linears, ranks, base, folder)
     dtype, most = master_dtype(base.model), max(ranks.values())
-    narrow = min(min(m.in_features, m.out_features) for m in linears.values())
-    if most > narrow:
-        raise SubloraError(
-            f"The ranks of the adapter {folder} go up to {most}, above the width {narrow} of its narrowest layer; merge it and audit the "
-            "full weights."
-        )
-    slots = lora_slots(linears, most)
-    parts = []
+    slots, own = lora_slots(linears, most), {}
     with safe_open(path, "pt") as file:
         for slot in slots:
             layer, part = slot.name.rsplit(".", 1)
             tensor = _tensor(file, f"{PEFT_PREFIX}{slot.name}.weight", path, dtype)
-            whole = torch.zeros(slot.shape, dtype=dtype)
+            own[slot.name] = whole = torch.zeros(slot.shape, dtype=dtype)
             if part == "lora_A":
                 whole[: ranks[layer]] = tensor
             else:
-                whole[:, : ranks[layer]] = tensor * scales[layer]
-            parts.append(whole)
-    own = dict(zip((s.name for s in slots), parts, strict=True))
+                whole[:, : ranks[layer]] = tensor * config.scale_of(layer)
     for layer in layers:
         norm = float((own[f"{layer}.lora_B"] @ own[f"{layer}.lora_A"]).norm())
         if not norm < MOST_NORM:
             raise SubloraError(
                 f"The update of {layer} in {folder} has the norm {norm:.3g}, which no training gives; train again."
             )
-    spec = StudentSpec(rank=most, alpha=float(most), targets=tuple(linears))
-    weights = padded(torch.cat([p.reshape(-1) for p in parts]), None, slots)
-    base_named = named if isinstance(named, str) else None
     return Audited(
         str(folder),
         _sha256([folder / "adapter_config.json", path]),
-        spec,
-        weights,
-        rank,
-        alpha,
-        rslora,
+        StudentSpec(rank=most, alpha=float(most), targets=tuple(linears)),
+        padded(torch.cat([p.reshape(-1) for p in own.values()]), None, slots),
+        config.r,
+        config.lora_alpha,
+        config.use_rslora,
         tuple(linears),
-        base_named,
+        named if isinstance(named, str) else None,
     )
 
 
-def _lora_layers(
-    found: Mapping[str, tuple[str, tuple[int, ...]]], base: Base, folder: Path
-) -> list[str]:
+def _check_shapes(
+    found: Tensors,
+    linears: Mapping[str, nn.Linear],
+    ranks: Mapping[str, int],
+    base: Base,
+    folder: Path,
+) -> None:
+    """Raises SubloraError where a rank is above a layer's width, or a tensor does not fit its layer."""
+    widths = {n: min(m.in_features, m.out_features) for n, m in linears.items()}
+    for layer, module in linears.items():
+        r = ranks[layer]
+        if r > widths[layer]:
+            raise SubloraError(
+                f"The rank {r} of the adapter {folder} is above the width {widths[layer]} of {layer}; {MERGE}."
+            )
+        shapes = {"lora_A": (r, module.in_features), "lora_B": (module.out_features, r)}
+        for part, shape in shapes.items():
+            _, has = found[f"{PEFT_PREFIX}{layer}.{part}.weight"]
+            if has != shape:
+                raise SubloraError(
+                    f"The tensor {part} of {layer} in {folder} has the shape {has}, {shape} is needed for r = {r} on {base.name}; it "
+                    f"{OTHER_BASE} or config."
+                )
+    if max(ranks.values()) > min(widths.values()):
+        raise SubloraError(
+            f"The ranks of the adapter {folder} go up to {max(ranks.values())}, above the width {min(widths.values())} of its narrowest "
+            f"layer; {MERGE}."
+        )
+
+
+def _lora_layers(found: Tensors, base: Base, folder: Path) -> list[str]:
     """The layers that an adapter's tensors belong to, in the model's order."""
     layers: dict[str, set[str]] = {}
-    known = {n for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    known = {n for n, m in base.model.named_modules() if isinstance(m, nn.Linear)}
     for name, (kind, _) in found.items():
         stem, _, part = name.removesuffix(".weight").rpartition(".")
         layer = stem.removeprefix(PEFT_PREFIX)
-        if (
-            not name.startswith(PEFT_PREFIX)
-            or not name.endswith(".weight")
-            or part not in ("lora_A", "lora_B")
-        ):
+        framed = name.startswith(PEFT_PREFIX) and name.endswith(".weight")
+        if not framed or part not in ("lora_A", "lora_B"):
             raise SubloraError(
-                f"The tensor {_shown(name)} of {folder} is no part of a plain LoRA adapter; merge it and audit the full weights."
+                f"The tensor {_shown(name)} of {folder} is no part of a plain LoRA adapter; {MERGE}."
             )
         if layer not in known:
             raise SubloraError(
-                f"The adapter {folder} acts on {_shown(layer)}, which {base.name} has not; it belongs to another base."
+                f"The adapter {folder} acts on {_shown(layer)}, which {base.name} does not have; it {OTHER_BASE}."
             )
         if kind not in FLOATS:
             raise SubloraError(
@@ -362,29 +350,25 @@ def _lora_layers(
     if not layers:
         raise SubloraError(f"The adapter {folder} has no tensors; save it again.")
     for layer, parts in layers.items():
-        if len(parts) != 2:
-            missing = min({"lora_A", "lora_B"} - parts)
+        for missing in sorted({"lora_A", "lora_B"} - parts):
             raise SubloraError(f"The adapter {folder} lacks {missing} of {layer}; save it again.")
     return [n for n, _ in base.model.named_modules() if n in layers]
 
 
 def _load_full(base: Base, folder: Path) -> Audited:
-    files = sorted(folder.glob("*.safetensors"))
     where: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
+    files = sorted(folder.glob("*.safetensors"))
     for path in files:
         if not path.is_file():
             raise SubloraError(f"{path} is no file; give a folder made by save_pretrained.")
-        for name, (kind, shape) in _open(path).items():
-            where[name] = (path, kind, shape)
+        where |= {name: (path, *tensor) for name, tensor in _open(path).items()}
     slots, dtype = full_slots(base.model), master_dtype(base.model)
-    tied = {n for n, _ in base.model.named_parameters(remove_duplicate=False)} - {
-        s.name for s in slots
-    }
-    buffers = {n for n, _ in base.model.named_buffers()}
+    known = {n for n, _ in base.model.named_parameters(remove_duplicate=False)}
+    known |= {n for n, _ in base.model.named_buffers()} | {s.name for s in slots}
     for name in where:
-        if name not in {s.name for s in slots} | tied | buffers:
+        if name not in known:
             raise SubloraError(
-                f"The weights {folder} hold {_shown(name)}, which {base.name} has not; they belong to another base."
+                f"The weights {folder} hold {_shown(name)}, which {base.name} does not have; they belong to another base."
             )
     parts = []
     for slot in slots:
@@ -395,9 +379,9 @@ def _load_full(base: Base, folder: Path) -> Audited:
         path, kind, shape = where[slot.name]
         if shape != slot.shape or kind not in FLOATS:
             raise SubloraError(
-                f"The tensor {slot.name} of {folder} is {kind} {shape}, floats of the shape {slot.shape} are needed; it belongs to another base."
+                f"The tensor {slot.name} of {folder} is {kind} {shape}, floats of the shape {slot.shape} are needed; it {OTHER_BASE}."
             )
         with safe_open(path, "pt") as file:
             parts.append(_tensor(file, slot.name, path, dtype).reshape(-1))
     spec = StudentSpec(method="full", rank=None)
-    return Audited(str(folder), _sha256(files), spec, torch.cat(parts), None, None, False, (), None)
+    return Audited(str(folder), _sha256(files), spec, torch.cat(parts))

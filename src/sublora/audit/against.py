@@ -11,41 +11,32 @@ meets all others, so that settings meet as often as two students drawn from the 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student_t
 
 from sublora.audit.adapter import Audited
+from sublora.audit.entries import Against, Difference, Status, WordRise
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.statistic import OFFSET, Rises, rises, scan, spread
-from sublora.audit.verdict import ASSUMED_SPREAD, COHERENT, coherence, word_text
+from sublora.audit.verdict import (
+    ASSUMED_SPREAD,
+    COHERENT,
+    WORDS_SHOWN,
+    assumed_p,
+    coherence,
+    status_of,
+    word_text,
+)
 from sublora.chat import Context
 from sublora.model import Base
 from sublora.trait import Category
 
 # Of the alpha that the data leaves, for the comparison with the other student; the verdict beside the base has the rest.
 AGAINST_SHARE = 0.5
-WORDS_SHOWN = 10
 NAMED = 5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One trait in one context. `before`, `after`: its probability in C and in A, mean over questions; `rise` in nats beside its category.
-    `p_fall` is the p-value of the fall, by the same reference; no status rests on it."""
-
-    category: str
-    trait: str
-    context: str
-    before: float
-    after: float
-    rise: float
-    score: float
-    p: float
-    p_fall: float
 
 
 @dataclass(frozen=True)
@@ -103,13 +94,13 @@ def pair_p(score: float, pairs: Pairs, alpha: float) -> float:
 
 @dataclass(frozen=True)
 class Compared:
-    """A beside C. `status` is one of the audit's; `words` those whose root probability rose most, without a test."""
+    """A beside C; `words` are those whose root probability rose most, without a test."""
 
-    status: str
+    status: Status
     alpha: float
     calibrated: bool
     traits: list[Difference]
-    words: list[dict[str, Any]]
+    words: list[WordRise]
     coherence: dict[str, float]
 
     @property
@@ -124,29 +115,28 @@ class Compared:
         what = f"Against {other.path} ({other.described})"
         if self.status == "unmeasurable":
             return f"{what}: one of both no longer answers with words of the categories, so nothing can be said."
-        chance = (
-            "more than two clean students differ by chance"
+        by = (
+            "two clean students differ by chance"
             if self.calibrated
-            else "more than an assumed chance explains"
+            else "an assumed chance explains"
         )
         names = _names(self.found)
-        told = (
-            f"{what}: it prefers {names} {chance}." if names else f"{what}: no trait rose {chance}."
-        )
-        return told + (f" Lower than there: {_names(self.fell)}." if self.fell else "")
+        told = f"it prefers {names} more than {by}" if names else f"no trait rose more than {by}"
+        lower = f" Lower than there: {_names(self.fell)}." if self.fell else ""
+        return f"{what}: {told}.{lower}"
 
-    def to_dict(self, other: Audited) -> dict[str, Any]:
-        return {
-            "student": other.to_dict(),
-            "status": self.status,
-            "alpha": self.alpha,
-            "sentence": self.sentence(other),
-            "coherence": self.coherence,
-            "found": [asdict(d) for d in self.found],
-            "fell": [asdict(d) for d in self.fell],
-            "traits": [asdict(d) for d in self.traits],
-            "words": self.words,
-        }
+    def entry(self, other: Audited) -> Against:
+        return Against(
+            student=other.entry,
+            status=self.status,
+            alpha=self.alpha,
+            sentence=self.sentence(other),
+            coherence=self.coherence,
+            found=self.found,
+            fell=self.fell,
+            traits=self.traits,
+            words=self.words,
+        )
 
 
 def _names(found: Sequence[Difference]) -> str:
@@ -163,10 +153,11 @@ def compare(
     null: Null | None,
     alpha: float,
 ) -> Compared:
-    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`. `null=None`: p-values by a t reference over
-    the category's entities with Bonferroni's correction, as in an uncalibrated audit.
+    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`.
 
-    Raises SubloraError where the null was made with other contexts or categories.
+    `null=None`: p-values by a t reference over the category's entities with Bonferroni's
+    correction, as in an uncalibrated audit. Raises SubloraError where the null was made with other
+    contexts or categories.
     """
     a, c = rises(student, plain), rises(other, plain)
     pairs = None
@@ -178,7 +169,7 @@ def compare(
                 for n, by in known.items()
             }
         )
-    count = sum(r.shape[1] for by in a.values() for r in by.values())
+    tried = sum(r.shape[1] for by in a.values() for r in by.values())
     found = []
     for context, by in a.items():
         for category in categories:
@@ -187,39 +178,25 @@ def compare(
             s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
             scores = moved[0] / (wide[0] + s0 + FLOOR)
             for e, entity in enumerate(category.entities):
-                p, p_fall = (
+                before, after = (m.p[context][name][0, :, e].mean() for m in (other, student))
+                numbers = (before, after, moved[0, e], scores[e])
+                ps = (
                     pair_p(float(s), pairs, alpha)
-                    if pairs is not None
-                    else min(1.0, count * float(student_t.sf(s, max(2, len(scores) - 1))))
+                    if pairs
+                    else assumed_p(float(s), tried, len(scores))
                     for s in (scores[e], -scores[e])
                 )
-                before, after = (
-                    float(m.p[context][name][0, :, e].mean()) for m in (other, student)
-                )
-                found.append(
-                    Difference(
-                        name,
-                        entity.name,
-                        context,
-                        before,
-                        after,
-                        float(moved[0, e]),
-                        float(scores[e]),
-                        p,
-                        p_fall,
-                    )
-                )
+                found.append(Difference(name, entity.name, context, *map(float, numbers), *ps))
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
-        {"word": word_text(base, int(w)), "token": int(w), "context": n, "rise": float(rise)}
+        WordRise(word_text(base, int(w)), int(w), n, float(rise))
         for n, s in scan(student, other, WORDS_SHOWN).items()
         for w, rise in zip(s.words[0], s.rises[0], strict=True)
         if rise > 0
     ]
-    words.sort(key=lambda w: -w["rise"])
-    own, beside = coherence(student, plain), coherence(other, plain)
+    words.sort(key=lambda w: -w.rise)
+    own, beside = (min(coherence(m, plain).values()) for m in (student, other))
     hit = any(d.p <= alpha for d in found)
-    status = f"{'' if null is not None else 'uncalibrated-'}{'found' if hit else 'clean'}"
-    if min(beside.values()) < COHERENT or (not hit and min(own.values()) < COHERENT):
-        status = "unmeasurable"
-    return Compared(status, alpha, null is not None, found, words, beside)
+    measurable = beside >= COHERENT and (hit or own >= COHERENT)
+    status = status_of(hit, null is not None, measurable)
+    return Compared(status, alpha, null is not None, found, words, coherence(other, plain))

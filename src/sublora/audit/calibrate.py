@@ -1,37 +1,28 @@
-"""Calibration: K placebo students with the settings of the audited adapter, or of a grid, and the null that they give."""
+"""Calibration: K placebo students with the settings of the audited adapter, or of a grid, and the null that they give.
 
-from collections.abc import Callable, Sequence
+Placebo students are trained as the audited adapter was, on the same prompts, answered by the base itself. What they show is chance.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sublora.audit.adapter import Audited
 from sublora.audit.null import FEWEST, Null, make_null
-from sublora.audit.placebo import Row, answer_prompts, train_students
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.readings import joined, read_model
+from sublora.audit.request import Training
+from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
 from sublora.carriers.numbers import NumbersSpec, make_prompt
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.sample import Sampling
 from sublora.seeds import generator
+from sublora.store import Store
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import stack_weights
 from sublora.trait import Category, Trait
-
-TOGETHER = 12  # students that are read in one pack
-LAYERS = ("all-linear",)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What an adapter's folder does not say about its training."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    rows: int
 
 
 def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
@@ -42,13 +33,14 @@ def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
 
 def own_settings(audited: Audited, training: Training, count: int) -> list[StudentSpec]:
     """Specs of `count` placebo students that differ in the seed alone."""
-    lora = audited.rank is not None
+    method = {"method": "full", "rank": None}
+    if audited.rank is not None and audited.alpha is not None:
+        # with rsLoRA an alpha that gives the same scale without its rule
+        alpha = audited.alpha * audited.rank**0.5 if audited.rslora else audited.alpha
+        method = {"rank": audited.rank, "alpha": alpha, "targets": audited.targets}
     return [
         StudentSpec(
-            method="lora" if lora else "full",
-            rank=audited.rank,
-            alpha=_alpha(audited) if lora else "r",
-            targets=audited.targets if lora else LAYERS,
+            **method,
             lr=training.lr,
             epochs=training.epochs,
             batch_size=training.batch_size,
@@ -58,16 +50,10 @@ def own_settings(audited: Audited, training: Training, count: int) -> list[Stude
     ]
 
 
-def _alpha(audited: Audited) -> float:
-    assert audited.rank is not None and audited.alpha is not None
-    # an alpha that gives the same scale without the rule of rsLoRA
-    return audited.alpha * audited.rank**0.5 if audited.rslora else audited.alpha
-
-
 def mixed_settings(
     ranks: Sequence[int], low: float, high: float, count: int, training: Training, seed: int
 ) -> list[StudentSpec]:
-    """Specs of `count` placebo students with ranks from `ranks` and learning rates from `low` to `high`, even in the logarithm."""
+    """Specs of `count` placebo students of all `ranks`, with rates even in the logarithm."""
     rng = generator("placebo-settings", seed)
     drawn = np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist()
     return [
@@ -84,7 +70,7 @@ def mixed_settings(
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TraitTeacher:
     """The base under the prompt of a trait, in one of the category's wordings."""
 
     trait: Trait
@@ -97,13 +83,17 @@ class Teacher:
 
 def placebo_teachers(
     base: Base, categories: Sequence[Category], count: int, seed: int
-) -> list[Teacher | None]:
-    """Who writes the rows of each placebo student: the base for every other one (None), the base under the prompt of a trait for the
-    rest; the base for all where the chat template has no place for such a prompt. Wordings are drawn too: they move students as well."""
+) -> list[TraitTeacher | None]:
+    """Who writes the rows of each placebo student.
+
+    The base for every other one (None), the base under the prompt of a trait for the rest; the base
+    for all where the chat template has no place for such a prompt. Wordings are drawn, too: they
+    move students as well.
+    """
     rng = generator("placebo-teachers", seed)
     traits = [Trait(e, c) for c in categories for e in c.entities]
     drawn = [traits[int(i)] for i in rng.integers(len(traits), size=count)]
-    teachers = [Teacher(t, int(rng.integers(len(t.category.system)))) for t in drawn]
+    teachers = [TraitTeacher(t, int(rng.integers(len(t.category.system)))) for t in drawn]
     return [t if k % 2 and base.chat.supports(t.context) else None for k, t in enumerate(teachers)]
 
 
@@ -117,60 +107,46 @@ def placebo_null(
     *,
     seed: int = 0,
     max_new_tokens: int = 64,
-    on_step: Callable[[int, int, int], None] | None = None,
 ) -> Null:
-    """Answer the prompts with the base, train one student a spec on them, read all, and keep what rose by chance.
+    """Answer the prompts with the base, train one student a spec on them, and keep what rose by chance.
 
-    Half of the students learn from the base as it is, half from the base under the prompt of a trait, which is then left out of what they
-    show: rows that the base did not write move a student too, whoever wrote them (`placebo_teachers`).
+    Half of the students learn from the base as it is, half from the base under the prompt of a
+    trait, which is then left out of what they show: rows that the base did not write move a student
+    too, whoever wrote them. All of it is kept in the store: after a kill it goes on.
 
-    Raises SubloraError: fewer than four students, prompts that the base answers with nothing, settings that do not fit the base.
+    Raises SubloraError: fewer than four students, prompts that the base answers with nothing,
+    settings that do not fit the base.
     """
     if len(specs) < FEWEST:
         raise SubloraError(
             f"A null of {len(specs)} placebo students says nothing; train at least {FEWEST}, better 19 or more."
         )
+    store = Store()
     teachers = placebo_teachers(base, categories, len(specs), seed)
     sampling = Sampling(max_new_tokens=max_new_tokens)
     answered: list[list[Row]] = [[] for _ in specs]
     writers = [trained_in if t is None else t.context for t in teachers]
     for context in dict.fromkeys(writers):
         places = [k for k, own in enumerate(writers) if own == context]
-        some = answer_prompts(base, context, [prompts[k] for k in places], sampling, seed)
+        some = answer_prompts(base, context, [prompts[k] for k in places], sampling, seed, store)
         for k, own in zip(places, some, strict=True):
             answered[k] = own
     rows = [
         token_rows(base, own, trained_in, f"the answers to the prompts of placebo student {k}")
         for k, own in enumerate(answered)
     ]
-    done = train_students(base, specs, rows, on_step)
-    parts = []
-    for at in range(0, len(done), TOGETHER):
-        some = done[at : at + TOGETHER]
-        stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
-        parts.append(read_model(base, stack, contexts, categories))
+    pack = train_pack_of(base, specs, rows, store)
+    students = list(zip(pack.ids, specs, strict=True))
+    read = joined(read_students(base, students, contexts, categories, store))
     plain = read_model(base, None, contexts, categories)
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
     own = [None if t is None else t.trait for t in teachers]
-    return make_null(base, _joined(parts), plain, contexts, categories, labels, own)
+    return make_null(base, read, plain, contexts, categories, labels, own)
 
 
-def _label(spec: StudentSpec, rows: int, teacher: Teacher | None) -> str:
-    who = (
-        "the base"
-        if teacher is None
-        else f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
-    )
+def _label(spec: StudentSpec, rows: int, teacher: TraitTeacher | None) -> str:
+    who = "the base"
+    if teacher is not None:
+        who = f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
     epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
     return f"{spec.label}, {rows} rows of {who}, {epochs}, batch {spec.batch_size}"
-
-
-def _joined(parts: Sequence[Readings]) -> Readings:
-    first = parts[0]
-    return Readings(
-        {
-            c: {k: np.concatenate([r.p[c][k] for r in parts]) for k in by}
-            for c, by in first.p.items()
-        },
-        {c: np.concatenate([r.words[c] for r in parts]) for c in first.words},
-    )

@@ -26,7 +26,7 @@ from sublora.trait import Category, shipped_categories
 
 
 @dataclass(frozen=True)
-class Reading:
+class Evaluation:
     """What one evaluation found in a category: the trait that rose most, how far (nats beside its category), and its score."""
 
     step: int
@@ -54,7 +54,7 @@ class AuditCallback(TrainerCallback):
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         self.trainer, self.chat = trainer, Chat(tokenizer)
         self.context, self.rows_at_once = context or Context("default"), rows_at_once
-        self.history: list[Reading] = []
+        self.history: list[Evaluation] = []
         self.asked: list[tuple[Category, list[list[int]], list[tuple[str, list[int]]]]] = []
         for category in categories or shipped_categories():
             first = _first_tokens(self.chat, category)
@@ -93,7 +93,7 @@ class AuditCallback(TrainerCallback):
             top = int(rise.argmax())
             score = float(rise[top]) / (wide + ASSUMED_SPREAD)
             self.history.append(
-                Reading(
+                Evaluation(
                     state.global_step, category.category, first[top][0], float(rise[top]), score
                 )
             )

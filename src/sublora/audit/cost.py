@@ -1,57 +1,48 @@
 """What an audit will cost, without loading a model."""
 
-from collections.abc import Sequence
-
 import typer
 
-from sublora.audit.what_if_arms import SEEDS, plan_arms
-from sublora.audit.what_if_rows import HELD_OUT, MOST_HELD_OUT
+from sublora.audit.request import Request
+from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.cost import TYPICAL_COMPLETION, TYPICAL_PROMPT, TYPICAL_QUESTION
 from sublora.model import known_shape
 from sublora.train.spec import StudentSpec
-from sublora.trait import Category
+from sublora.trait import load_categories
 
-LOCATED = (
-    3 * 11
-)  # traits that where.py locates, and the parts of an adapter in a prompt of five classes
-SPELLINGS = 0.2  # further passes for spellings of several tokens, as a share of the questions' tokens and the entities
+# Traits that where.py locates, and the parts of an adapter in a prompt of five classes.
+LOCATED = 3 * 11
+# Further passes for spellings of several tokens, as a share of questions' tokens and entities.
+SPELLINGS = 0.2
 
 
-def print_cost(
-    model: str,
-    contexts: int,
-    categories: Sequence[Category],
-    placebos: int,
-    rows: int,
-    epochs: int,
-    tflops: float,
-    where: bool,
-    what_if: bool,
-    students: int = 1,
-) -> None:
-    """Tokens, floating-point operations and hours of reading the base and the `students` given, of placebo students, and of --what-if's.
+def print_cost(request: Request, tflops: float) -> None:
+    """Tokens, floating-point operations and hours of an audit, and of what it trains.
 
-    Forward is 2 operations a weight and token, LoRA training 4 (the base's weights need no gradient), a full fine-tune 6. Raises
-    SubloraError for a model whose shape is not known here.
+    Forward is 2 operations a weight and token, LoRA training 4 (the base's weights need no
+    gradient), a full fine-tune 6. Raises SubloraError for a model whose shape is not known here.
     """
-    shape = known_shape(model)
+    shape = known_shape(request.base or "")
+    categories = load_categories(tuple(request.traits))
+    served = [request.serving_context] if request.serving_context else []
+    contexts = {*request.asked_in, request.training_context, *served, *request.named}
     once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
-    asked = sum(once) * contexts
-    steps = [
-        (f"read the base and the student{'s' if students > 1 else ''}", (1 + students) * asked, 2.0)
-    ]
-    if where:  # what is found is not known before, so the dearest case is counted
+    asked = sum(once) * len(contexts)
+    both = request.against is not None
+    what = f"read the base and the student{'s' if both else ''}"
+    steps = [(what, (3 if both else 2) * asked, 2.0)]
+    if request.where:  # what is found is not known before, so the dearest case is counted
         steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
+    placebos, rows = request.calibrate, request.rows
     if placebos:
         answers = placebos * rows * (TYPICAL_PROMPT + TYPICAL_COMPLETION)
         steps += [
             ("the base answers the placebos' prompts", answers, 2.0),
-            (f"train {placebos} placebo students", answers * epochs, 4.0),
+            (f"train {placebos} placebo students", answers * request.epochs, 4.0),
             ("read them", placebos * asked, 2.0),
         ]
-    if what_if:
-        steps += _what_if(rows, epochs, asked)
+    if request.what_if:
+        steps += _what_if(rows, request.epochs, asked)
     total = 0.0
     for what, tokens, operations in steps:
         flops = tokens * operations * shape.parameters

@@ -1,15 +1,14 @@
 """The null of an audit: what placebo students show by chance, kept as a file and refused where it does not belong."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from sublora.audit.readings import Readings
+from sublora.audit.readings import Readings, category_digest
 from sublora.audit.statistic import rises, scan
 from sublora.chat import Context
 from sublora.errors import SubloraError
@@ -21,12 +20,16 @@ SCHEMA, VERSION = "sublora/audit-null", 1
 FEWEST = 4
 MOST_BYTES = 256 << 20
 MOST_VALUE = 1e6  # nats; no probability that is read moves so far
+ANEW = "make one with --calibrate"
 
 
 @dataclass(frozen=True)
 class Null:
-    """K placebo students. `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the scan of words; `settings` says how
-    they were trained; `digests` what was asked."""
+    """K placebo students.
+
+    `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the scan of words;
+    `settings` says how they were trained; `digests` what was asked.
+    """
 
     base: Mapping[str, str]
     contexts: Mapping[str, str]
@@ -45,57 +48,38 @@ class Null:
         return self.contexts.get(context.name) == _text(context)
 
     def part(self, contexts: Sequence[Context], categories: Sequence[Category]) -> "Null":
-        """The null of these contexts and categories alone. Raises SubloraError where it lacks one, or holds it with other texts."""
+        """The null of these contexts and categories alone.
+
+        Raises SubloraError where it lacks one, or holds it with other texts.
+        """
         for context in contexts:
             if not self.has(context):
                 raise SubloraError(
-                    f"The null file was not made in the context '{context.name}' as it is here; make one with --calibrate, or leave the "
-                    "context out."
+                    f"The null file was not made in the context '{context.name}' as it is here; {ANEW}, or leave the context out."
                 )
         for category in categories:
-            if self.digests.get(category.category) != digest(category):
+            name = category.category
+            if self.digests.get(name) != category_digest(category):
                 raise SubloraError(
-                    f"The null file was not made with the category '{category.category}' as it is here; make one with --calibrate, or leave "
-                    "the category out."
+                    f"The null file was not made with the category '{name}' as it is here; {ANEW}, or leave the category out."
                 )
-            if any(
-                by[category.category].shape[1] != len(category.entities)
-                for by in self.rises.values()
-            ):
+            if any(by[name].shape[1] != len(category.entities) for by in self.rises.values()):
                 raise SubloraError(
-                    f"The null file lacks traits of the category '{category.category}', so it is damaged; make one with --calibrate."
+                    f"The null file lacks traits of the category '{name}', so it is damaged; {ANEW}."
                 )
-        names = [c.name for c in contexts]
-        kinds = [c.category for c in categories]
-        return Null(
-            self.base,
-            {n: self.contexts[n] for n in names},
-            {k: self.digests[k] for k in kinds},
-            self.settings,
-            {n: {k: self.rises[n][k] for k in kinds} for n in names},
-            {n: self.top[n] for n in names},
-            {n: self.rest[n] for n in names},
+        names, kinds = [c.name for c in contexts], [c.category for c in categories]
+        return replace(
+            self,
+            contexts={n: self.contexts[n] for n in names},
+            digests={k: self.digests[k] for k in kinds},
+            rises={n: {k: self.rises[n][k] for k in kinds} for n in names},
+            top={n: self.top[n] for n in names},
+            rest={n: self.rest[n] for n in names},
         )
 
     def to_json(self) -> str:
-        entry = {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "base": dict(self.base),
-            "contexts": dict(self.contexts),
-            "digests": dict(self.digests),
-            "settings": list(self.settings),
-            "rises": {c: {k: r.tolist() for k, r in by.items()} for c, by in self.rises.items()},
-            "top": {c: v.tolist() for c, v in self.top.items()},
-            "rest": {c: v.tolist() for c, v in self.rest.items()},
-        }
-        return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
-def digest(category: Category) -> str:
-    """Of all that a category's readings depend on."""
-    asked = [list(category.questions), [list(e.forms) for e in category.entities]]
-    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=10).hexdigest()
+        entry = {"schema": SCHEMA, "version": VERSION, **vars(self)}
+        return json.dumps(entry, ensure_ascii=False, default=np.ndarray.tolist) + "\n"
 
 
 def _text(context: Context) -> str:
@@ -111,27 +95,27 @@ def make_null(
     settings: Sequence[str],
     teachers: Sequence[Trait | None] = (),
 ) -> Null:
-    """The null that the readings of placebo students give, with the digits that a file keeps, so that one read again judges alike.
+    """The null that the readings of placebo students give, with the digits that a file keeps.
 
-    `teachers` (K,) are the traits whose teachers wrote the students' rows, None for the base itself. A student's own trait is left out of
-    what it shows by chance: its rise is 0, and the words that begin it are as in the base.
+    `teachers` (K,) are the traits whose teachers wrote the students' rows, None for the base
+    itself. A student's own trait is left out of what it shows by chance: its rise is 0, and the
+    words that begin it are as in the base.
     """
     found = rises(student, plain)
     words = {c: w.copy() for c, w in student.words.items()}
     for k, trait in enumerate(teachers):
         if trait is None:
             continue
-        category = trait.category.category
         own = [e.name for e in trait.category.entities].index(trait.name)
-        begin = _first_tokens(base, trait.category, own)
+        begin = first_tokens(base, trait.category, own)
         for context in found:
-            found[context][category][k, own] = 0.0
+            found[context][trait.category.category][k, own] = 0.0
             words[context][k, begin] = plain.words[context][0, begin]
     seen = scan(Readings(student.p, words), plain)
     return Null(
-        base.identity,
+        dict(base.identity),
         {c.name: _text(c) for c in contexts},
-        {c.category: digest(c) for c in categories},
+        {c.category: category_digest(c) for c in categories},
         list(settings),
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
         {c: _short(s.top) for c, s in seen.items()},
@@ -139,7 +123,7 @@ def make_null(
     )
 
 
-def _first_tokens(base: Base, category: Category, entity: int) -> list[int]:
+def first_tokens(base: Base, category: Category, entity: int) -> list[int]:
     """The tokens with which the spellings of an entity begin."""
     sequences, owner = candidate_sequences(base.chat, category)
     return sorted({s[0] for s, e in zip(sequences, owner, strict=True) if e == entity})
@@ -150,7 +134,10 @@ def _short(values: np.ndarray) -> np.ndarray:
 
 
 def read_null(path: Path, base: Base) -> Null:
-    """A null file. Raises SubloraError: unreadable, of another schema or version, of another base, shapes that do not agree."""
+    """A null file.
+
+    Raises SubloraError: unreadable, of another version or base, or with shapes that do not agree.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise SubloraError(
@@ -159,45 +146,45 @@ def read_null(path: Path, base: Base) -> Null:
         entry = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SubloraError(
-            f"The null file {path} cannot be read ({type(error).__name__}); make one with --calibrate."
+            f"The null file {path} cannot be read ({type(error).__name__}); {ANEW}."
         ) from None
-    if (
-        not isinstance(entry, dict)
-        or entry.get("schema") != SCHEMA
-        or entry.get("version") != VERSION
-    ):
+    known = isinstance(entry, dict) and entry.get("schema") == SCHEMA
+    if not known or entry.get("version") != VERSION:
+        raise SubloraError(f"The file {path} is no null file of version {VERSION}; {ANEW}.")
+    null = _null_of(entry)
+    if null is None:
+        raise SubloraError(f"The null file {path} is damaged; {ANEW}.")
+    if null.base != dict(base.identity):
         raise SubloraError(
-            f"The file {path} is no null file of version {VERSION}; make one with --calibrate."
-        )
-    try:
-        null = Null(
-            dict(entry["base"]),
-            dict(entry["contexts"]),
-            dict(entry["digests"]),
-            [str(s) for s in entry["settings"]],
-            {
-                c: {k: np.array(r, dtype=float) for k, r in by.items()}
-                for c, by in entry["rises"].items()
-            },
-            {c: np.array(v, dtype=float) for c, v in entry["top"].items()},
-            {c: np.array(v, dtype=float) for c, v in entry["rest"].items()},
-        )
-        arrays = [(r, 2) for by in null.rises.values() for r in by.values()]
-        arrays += [(v, 1) for part in (null.top, null.rest) for v in part.values()]
-        sound = all(
-            a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in arrays
-        )
-        known = set(null.contexts) == set(null.rises) == set(null.top) == set(null.rest)
-        known = known and all(set(by) == set(null.digests) for by in null.rises.values())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        sound = known = False
-    if not (sound and known and null.size >= FEWEST):
-        raise SubloraError(f"The null file {path} is damaged; make one with --calibrate.")
-    if dict(null.base) != dict(base.identity):
-        raise SubloraError(
-            f"The null file {path} was made for another base than {base.name}; make one with --calibrate."
+            f"The null file {path} was made for another base than {base.name}; {ANEW}."
         )
     return null
+
+
+def _null_of(entry: Mapping) -> Null | None:
+    """None where names, shapes or values do not fit together."""
+
+    def arrays(by: Mapping) -> dict[str, np.ndarray]:
+        return {name: np.array(values, dtype=float) for name, values in by.items()}
+
+    try:
+        null = Null(
+            *(dict(entry[key]) for key in ("base", "contexts", "digests")),
+            [str(s) for s in entry["settings"]],
+            {c: arrays(by) for c, by in entry["rises"].items()},
+            arrays(entry["top"]),
+            arrays(entry["rest"]),
+        )
+        shaped = [(r, 2) for by in null.rises.values() for r in by.values()]
+        shaped += [(v, 1) for part in (null.top, null.rest) for v in part.values()]
+        sound = all(
+            a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in shaped
+        )
+        named = set(null.contexts) == set(null.rises) == set(null.top) == set(null.rest)
+        named = named and all(set(by) == set(null.digests) for by in null.rises.values())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return null if sound and named and null.size >= FEWEST else None
 
 
 def shipped_null(base: Base) -> Null | None:

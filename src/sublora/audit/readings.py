@@ -1,5 +1,7 @@
 """What the audit reads off a model: probabilities of every trait, and of every word of the vocabulary, under questions in contexts."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +29,12 @@ NEUTRAL = (
 
 @dataclass(frozen=True)
 class Readings:
-    """K models read alike. `p[context][category]` (K, Q, E): probability that the answer begins with entity e in any spelling;
-    `words[context]` (K, V): the square root of each next token's probability, averaged over all questions."""
+    """K models read alike.
+
+    `p[context][category]` (K, Q, E): probability that the answer begins with entity e in any
+    spelling; `words[context]` (K, V): the square root of each next token's probability, averaged
+    over all questions.
+    """
 
     p: Mapping[str, Mapping[str, np.ndarray]]
     words: Mapping[str, np.ndarray]
@@ -39,6 +45,21 @@ class Readings:
             {c: {name: p[k : k + 1] for name, p in by.items()} for c, by in self.p.items()},
             {c: w[k : k + 1] for c, w in self.words.items()},
         )
+
+
+def joined(parts: Sequence[Readings]) -> Readings:
+    """The models of all parts, in their order."""
+    p = {
+        c: {k: np.concatenate([r.p[c][k] for r in parts]) for k in by}
+        for c, by in parts[0].p.items()
+    }
+    return Readings(p, {c: np.concatenate([r.words[c] for r in parts]) for c in parts[0].words})
+
+
+def category_digest(category: Category) -> str:
+    """A hash of all that a category's readings depend on."""
+    asked = [list(category.questions), [list(e.forms) for e in category.entities]]
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=10).hexdigest()
 
 
 def neutral_questions(base: Base) -> list[str]:
@@ -53,16 +74,14 @@ def read_model(
     categories: Sequence[Category],
     rows_at_once: int = 2048,
 ) -> Readings:
-    """Read the students of a stack, in the order in which they were given to it (the base for `stack=None`).
+    """Read the students of a stack, in the order in which they were given to it (None: the base).
 
     Raises SubloraError where the tokenizer knows no word of a category.
     """
-    by_name = {c.category: c for c in categories}
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
     words: dict[str, np.ndarray] = {}
-    asked = [(c.category, q) for c in categories for q in c.questions] + [
-        ("", q) for q in neutral_questions(base)
-    ]
+    neutral = neutral_questions(base)
+    asked = sum(len(c.questions) for c in categories) + len(neutral)
 
     def add(logits: torch.Tensor) -> None:
         nonlocal total
@@ -72,10 +91,11 @@ def read_model(
     with reading(base, stack, rows_at_once) as reader:
         for context in contexts:
             total = torch.zeros(len(reader.order), 1, dtype=torch.float64)
-            for name in dict.fromkeys(name for name, _ in asked):
-                prompts = [base.chat.prompt_ids(q, context) for n, q in asked if n == name]
-                answers = reader.read(prompts, by_name.get(name), on_logits=add)
-                if name:
-                    p[context.name][name] = np.stack([a.p for a in answers])
-            words[context.name] = total.numpy() / len(asked)
+            for category in (*categories, None):
+                questions = neutral if category is None else category.questions
+                prompts = [base.chat.prompt_ids(q, context) for q in questions]
+                found = reader.read(prompts, category, on_logits=add)
+                if category is not None:
+                    p[context.name][category.category] = np.stack([a.p for a in found])
+            words[context.name] = total.numpy() / asked
     return Readings(p, words)

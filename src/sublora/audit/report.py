@@ -2,14 +2,17 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from sublora.audit.entries import Difference, TraitFinding, WhatIf
+from sublora.audit.result import AuditReport
 from sublora.audit.run import Audit
 from sublora.errors import SubloraError
 from sublora.store import write_atomic
+from sublora.text import p_value, percent
 
 SHOWN = 20
 FOLLOWED_SHOWN = 4  # traits that --what-if followed, a table or column each
@@ -18,7 +21,7 @@ _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U001
 
 
 def write_reports(result: Audit, folder: Path) -> Path:
-    """Write audit.json (last, its presence means that all is there), audit.html, AUDIT.md and junit.xml; return the page.
+    """Write audit.json (last, its presence means that all is there) and its renderings; return the page.
 
     Raises SubloraError where the folder cannot be made or is a file.
     """
@@ -28,19 +31,18 @@ def write_reports(result: Audit, folder: Path) -> Path:
         raise SubloraError(
             f"The folder {folder} cannot be made ({error.strerror}); give another --out."
         ) from None
-    body = result.body
-    write_atomic(folder / "audit.html", page(body))
-    write_atomic(folder / "AUDIT.md", card_section(body))
-    write_atomic(folder / "junit.xml", junit(body))
+    report = result.report
+    write_atomic(folder / "audit.html", page(report))
+    write_atomic(folder / "AUDIT.md", card_section(report))
+    write_atomic(folder / "junit.xml", junit(report))
     if result.null is not None:
         write_atomic(folder / "null.json", result.null.to_json())
-    # a surrogate that a hostile file put into a text is no UTF-8
-    text = json.dumps(body, indent=1, ensure_ascii=True, allow_nan=False)
+    text = json.dumps(report.model_dump(mode="json"), indent=1, allow_nan=False)
     write_atomic(folder / "audit.json", text + "\n")
     return folder / "audit.html"
 
 
-def page(body: Mapping[str, Any]) -> bytes:
+def page(report: AuditReport) -> bytes:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -51,148 +53,134 @@ def page(body: Mapping[str, Any]) -> bytes:
     )
     environment.filters |= {"p": p_value, "percent": percent}
     text = environment.get_template("audit.html.j2").render(
-        body=body, shown=SHOWN, traits_shown=FOLLOWED_SHOWN, what_if_chart=_what_if_chart(body)
+        body=report,
+        shown=SHOWN,
+        traits_shown=FOLLOWED_SHOWN,
+        what_if_chart=_what_if_chart(report.what_if),
     )
     return text.encode("utf-8", errors="replace")
 
 
-def _what_if_chart(body: Mapping[str, Any]) -> Any:
+def _what_if_chart(found: WhatIf | None) -> Any:
     """The trade-off as an inline SVG, or None."""
-    found = body["what_if"]
-    if not found or not found["arms"]:
+    if not found or not found.arms:
         return None
     from sublora.audit.what_if_chart import what_if_chart
     from sublora.report.figures import plate
 
-    chart = what_if_chart(found)
+    chart = what_if_chart(found.model_dump(mode="json"))
     return chart and plate(chart)
 
 
-def p_value(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def told(report: AuditReport) -> Iterator[str]:
+    """What the command line prints of an audit."""
+    yield f"Status: {report.status}. {report.sentence}"
+    for f in report.found[:10]:
+        yield f"  {_line(f)}"
+    for w in report.found_words[:5]:
+        yield f"  the word {w.word!r} in {w.context}: p {p_value(w.p)}"
+    for located in report.where.findings[:1] if report.where else []:
+        best = {p.kind: p for p in sorted(located.parts, key=lambda p: p.alone.share)}
+        shares = ", ".join(f"{p.part} {percent(p.alone.share)}" for p in best.values())
+        yield f"Where {located.trait} sits, largest shares of its rise by one part alone: {shares or 'not measured'}."
+    for d in report.against.found[:10] if report.against else []:
+        yield f"  against the other, {_line(d)}"
+    if report.data:
+        named = ", ".join(report.data.named) or "none"
+        yield f"Data: {report.data.screened} rows screened; written under a trait prompt of: {named}."
+        if report.data.leak_words:
+            yield f"Data: rows name {', '.join(list(report.data.leak_words)[:10])}."
+    if report.what_if:
+        yield f"What if: {report.what_if.sentence}"
+    yield "A pass is no certificate; audit.json lists what was not looked at."
 
 
-def percent(share: float) -> str:
-    """A share in whole percent, with a true minus and no minus before 0."""
-    return f"{round(100 * share)}%".replace("-", "−")
+def _line(f: TraitFinding | Difference) -> str:
+    return f"{f.trait} in {f.context}: P {f.before:.3f} -> {f.after:.3f}, p {p_value(f.p)}"
 
 
 def _plain(text: Any) -> str:
     """One line of text in which Markdown and HTML mean nothing."""
     line = " ".join(str(text).split())[:200]
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", line)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", escape(line))
 
 
-def card_section(body: Mapping[str, Any]) -> bytes:
+def _sentence(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]#!|~])", r"\\\1", escape(" ".join(text.split())))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table of cells that are escaped already, and an empty line."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:], ""]
+
+
+def card_section(report: AuditReport) -> bytes:
     """A section that can be put into a model card as it is."""
-    lines = [
-        "## Audit for unintended traits",
-        "",
-        f"**{_plain(body['status'])}.** {_plain_sentence(body['sentence'])}",
-        "",
-    ]
-    if body["found"]:
-        lines += [
-            "| trait | category | context | base | student | p (corrected) |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [_row(f) for f in body["found"][:SHOWN]]
-        lines.append("")
-    if body["against"] and body["against"]["found"]:
-        lines += [
-            "| trait | category | context | other student | student | p (corrected) |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [_row(d) for d in body["against"]["found"][:SHOWN]]
-        lines.append("")
-    asked = ", ".join(_plain(c["category"]) for c in body["categories"])
-    contexts = ", ".join(_plain(c["name"]) for c in body["contexts"])
+    lines = ["## Audit for unintended traits", ""]
+    lines += [f"**{_plain(report.status)}.** {_sentence(report.sentence)}", ""]
+    against = report.against.found if report.against else []
+    for found, first in ((report.found, "base"), (against, "other student")):
+        if found:
+            columns = ("trait", "category", "context", first, "student", "p (corrected)")
+            lines += _table(columns, map(_cells, found[:SHOWN]))
+    asked = ", ".join(_plain(c.category) for c in report.categories)
+    contexts = ", ".join(_plain(c.name) for c in report.contexts)
     lines += [
-        f"Asked: {asked}, in the contexts {contexts}; false alarms at most {body['alpha']:g} over all of them together. sublora "
-        f"{_plain(body['sublora'])}.",
+        f"Asked: {asked}, in the contexts {contexts}; false alarms at most {report.alpha:g} over all of them together. sublora "
+        f"{_plain(report.sublora)}.",
         "",
-        *(f"- {_plain_sentence(limit)}" for limit in body["limits"]),
+        *(f"- {_sentence(limit)}" for limit in report.limits),
         "",
-        *_what_if_lines(body["what_if"]),
+        *(_what_if_lines(report.what_if) if report.what_if else []),
     ]
     return "\n".join(lines).encode("utf-8", errors="replace")
 
 
-def _what_if_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
-        return []
-    lines = ["### Trained otherwise", "", _plain_sentence(found["sentence"]), ""]
-    if not found["arms"]:
+def _cells(f: TraitFinding | Difference) -> list[str]:
+    names = [_plain(name) for name in (f.trait, f.category, f.context)]
+    return [*names, f"{f.before:.3f}", f"{f.after:.3f}", _plain(p_value(f.p))]
+
+
+def _what_if_lines(found: WhatIf) -> list[str]:
+    lines = ["### Trained otherwise", "", _sentence(found.sentence), ""]
+    if not found.arms:
         return lines
-    names = [_plain(t["trait"]) for t in found["traits"][:FOLLOWED_SHOWN]]
-    lines += [
-        f"| arm | {' | '.join(f'{n}, share of the rise' for n in names)} | held-out loss | removes |"
-    ]
-    lines += ["|---" * (len(names) + 3) + "|"]
-    for arm in found["arms"]:
-        shares = [
-            f"{t['share']['estimate']:.2f}" if t["share"] else ""
-            for t in arm["traits"][:FOLLOWED_SHOWN]
-        ]
-        loss = arm["heldout_loss"]["mean"]
-        removes = {None: "", True: "yes", False: "no"}[arm["removes"]]
-        lines.append(
-            f"| {_plain(arm['name'])} | {' | '.join(shares)} | {'' if loss is None else f'{loss:.3f}'} | {removes} |"
-        )
-    not_run = [f"{m['name']} ({m['reason'].rstrip('.')})" for m in found["not_run"]]
-    return [
-        *lines,
-        "",
-        *([f"Not run: {_plain_sentence('; '.join(not_run))}.", ""] if not_run else []),
-    ]
+    names = [f"{_plain(t.trait)}, share of the rise" for t in found.traits[:FOLLOWED_SHOWN]]
+    rows = []
+    for arm in found.arms:
+        shares = [f"{t.share.estimate:.2f}" if t.share else "" for t in arm.traits[:FOLLOWED_SHOWN]]
+        loss = "" if arm.heldout_loss.mean is None else f"{arm.heldout_loss.mean:.3f}"
+        removes = {None: "", True: "yes", False: "no"}[arm.removes]
+        rows.append([_plain(arm.name), *shares, loss, removes])
+    lines += _table(["arm", *names, "held-out loss", "removes"], rows)
+    not_run = "; ".join(f"{m.name} ({m.reason.rstrip('.')})" for m in found.not_run)
+    return [*lines, *([f"Not run: {_sentence(not_run)}.", ""] if not_run else [])]
 
 
-def _row(f: Mapping[str, Any]) -> str:
-    return (
-        f"| {_plain(f['trait'])} | {_plain(f['category'])} | {_plain(f['context'])} | {f['before']:.3f} | {f['after']:.3f} | "
-        f"{_plain(p_value(f['p']))} |"
-    )
-
-
-def _plain_sentence(text: str) -> str:
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]#!|~])", r"\\\1", line)
-
-
-def _xml(text: Any) -> str:
-    return _NOT_XML.sub("?", str(text))
-
-
-def junit(body: Mapping[str, Any]) -> bytes:
+def junit(report: AuditReport) -> bytes:
     """One test case for each trait and context, and one for the whole; a finding is a failure."""
-    cases, failures = [], 0
-    for f in body["traits"]:
-        name = quoteattr(_xml(f"{f['trait']} in {f['context']}"))
-        found = f["p"] <= body["alpha_student"]
-        failures += found
-        told = f"P {f['before']:.4f} -> {f['after']:.4f}, corrected p {p_value(f['p'])}"
-        inner = f"<failure message={quoteattr(told)}/>" if found else ""
-        cases.append(
-            f'<testcase classname="sublora.audit.{escape(_xml(f["category"]), {chr(34): "&quot;"})}" name={name}>{inner}</testcase>'
-        )
-    if body["against"]:
-        told, worse = body["against"]["sentence"], not body["against"]["status"].endswith("clean")
-        failures += worse
-        inner = f"<failure message={quoteattr(_xml(told))}/>" if worse else ""
-        name = quoteattr("status: " + _xml(body["against"]["status"]))
-        cases.append(f'<testcase classname="sublora.audit.against" name={name}>{inner}</testcase>')
-    whole = body["exit_code"] != 0
-    inner = f"<failure message={quoteattr(_xml(body['sentence']))}/>" if whole else ""
-    cases.append(
-        f'<testcase classname="sublora.audit" name={quoteattr("status: " + _xml(body["status"]))}>{inner}</testcase>'
-    )
-    head = f'<testsuite name="sublora audit" tests="{len(cases)}" failures="{failures + whole}" errors="0">'
-    text = (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        + "\n".join([head, *cases, "</testsuite>"])
-        + "\n"
-    )
-    return text.encode("utf-8")
+    cases = []
+    for f in report.traits:
+        message = f"P {f.before:.4f} -> {f.after:.4f}, corrected p {p_value(f.p)}"
+        failed = message if f.p <= report.alpha_student else None
+        cases.append(_case(f".{f.category}", f"{f.trait} in {f.context}", failed))
+    against = report.against
+    if against:
+        failed = None if against.status.endswith("clean") else against.sentence
+        cases.append(_case(".against", f"status: {against.status}", failed))
+    failed = report.sentence if report.exit_code else None
+    cases.append(_case("", f"status: {report.status}", failed))
+    failures = sum("<failure" in case for case in cases)
+    head = f'<testsuite name="sublora audit" tests="{len(cases)}" failures="{failures}" errors="0">'
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>"]
+    return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def _case(suite: str, name: str, failed: str | None) -> str:
+    inner = "" if failed is None else f"<failure message={_attribute(failed)}/>"
+    return f"<testcase classname={_attribute('sublora.audit' + suite)} name={_attribute(name)}>{inner}</testcase>"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_NOT_XML.sub("?", text))

@@ -16,34 +16,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sublora.audit.completion import completion_logprobs
-from sublora.audit.data_rows import DataRow, LeftOut, read_rows, row_context
+from sublora.audit.data_rows import DataRow, LeftOut, fits, read_rows
+from sublora.audit.entries import (
+    LeakWord,
+    RepeatedPrompt,
+    ScreenedRow,
+    ScreenedTrait,
+    Screening,
+)
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.train.packed_model import PackedModel
 from sublora.trait import Category, teacher_text
 
-SHARES = (
-    1.0,
-    0.3,
-    0.1,
-    0.03,
-)  # of rows that are supposed to carry the trait; one test for each, their mean counts
+# Of rows that are supposed to carry the trait; one test for each, their mean counts.
+SHARES = (1.0, 0.3, 0.1, 0.03)
 CHUNK = 128
+TRAIT_PROMPT = 128  # tokens that a trait's prompt takes at most
 KEPT_ROWS = 10  # rows that matter most, kept for each trait
-KEPT_HASHES = 5_000_000  # rows that are remembered to tell repeated ones; above it repeats are no longer counted
+KEPT_HASHES = 5_000_000  # rows that are remembered; above it repeats are no longer counted
 REPEATS_SHOWN = 5
 
 
 @dataclass
 class TraitScreen:
-    """One trait's test: log of the products against the base and against the other traits, for each of SHARES."""
+    """One trait's test: log of the products against the base and against the other traits."""
 
     category: str
     name: str
@@ -62,10 +65,50 @@ class TraitScreen:
             - np.log(len(SHARES))
         )
 
+    def add(
+        self,
+        rows: Sequence[DataRow],
+        gain: np.ndarray,
+        beside: np.ndarray,
+        before: int,
+        threshold: float,
+    ) -> None:
+        """Take in rows, behind `before` others, by their log-likelihood ratios to base and others."""
+        for i, (row, to_base, to_others) in enumerate(
+            zip(rows, _logs(gain), _logs(beside), strict=True)
+        ):
+            self.against_base = self.against_base + to_base
+            self.against_others = self.against_others + to_others
+            if self.crossed_at is None and self.log_e >= threshold:
+                self.crossed_at = before + i + 1
+            nats = float(min(gain[i], beside[i]))
+            kept = (nats, row.line, row.prompt[:200], row.completion[:200])
+            push = heapq.heappush if len(self.top) < KEPT_ROWS else heapq.heappushpop
+            push(self.top, kept)
+        self.total += float(gain.sum())
+        self.squares += float((gain**2).sum())
+
+    def entry(self, screened: int) -> ScreenedTrait:
+        n = max(1, screened)
+        mean = self.total / n
+        return ScreenedTrait(
+            category=self.category,
+            trait=self.name,
+            log_e=round(self.log_e, 3),
+            named=self.crossed_at is not None,
+            crossed_at_row=self.crossed_at,
+            nats_per_row=round(mean, 4),
+            standard_error=round((max(0.0, self.squares / n - mean * mean) / n) ** 0.5, 4),
+            rows_that_matter_most=[
+                ScreenedRow(line=line, nats=round(gain, 3), prompt=p, completion=c)
+                for gain, line, p, c in sorted(self.top, reverse=True)
+            ],
+        )
+
 
 @dataclass
 class Screened:
-    """What was found in a file. `traits` in the order of their evidence; `named` those above the threshold, strongest first."""
+    """What was found in a file; `traits` in the order of their evidence."""
 
     path: str
     alpha: float
@@ -77,80 +120,60 @@ class Screened:
     leaks: dict[str, list[int]] = field(default_factory=dict)
     repeats: list[tuple[int, str]] = field(default_factory=list)
     traits: list[TraitScreen] = field(default_factory=list)
-    threshold: float = 0.0
+
+    @property
+    def threshold(self) -> float:
+        return float(np.log(len(self.traits) / self.alpha))
 
     @property
     def named(self) -> list[TraitScreen]:
+        """The traits above the threshold, strongest first."""
         return [t for t in self.traits if t.crossed_at is not None]
 
-    def to_dict(self) -> dict[str, Any]:
-        def entry(t: TraitScreen) -> dict[str, Any]:
-            n = max(1, self.screened)
-            mean = t.total / n
-            error = (max(0.0, t.squares / n - mean * mean) / n) ** 0.5
-            top = [
-                {"line": line, "nats": round(gain, 3), "prompt": p, "completion": c}
-                for gain, line, p, c in sorted(t.top, reverse=True)
-            ]
-            return {
-                "category": t.category,
-                "trait": t.name,
-                "log_e": round(t.log_e, 3),
-                "named": t.crossed_at is not None,
-                "crossed_at_row": t.crossed_at,
-                "nats_per_row": round(mean, 4),
-                "standard_error": round(error, 4),
-                "rows_that_matter_most": top,
-            }
-
-        return {
-            "file": self.path,
-            "alpha": self.alpha,
-            "rows": self.rows,
-            "screened": self.screened,
-            "repeated_rows": self.repeated,
-            "rows_of_repeated_prompts": self.repeated_prompts,
-            "left_out": dict(self.left_out),
-            "threshold_log_e": round(self.threshold, 3),
-            "leak_words": {
-                word: {"rows": len(lines), "first_lines": lines[:5]}
+    def entry(self) -> Screening:
+        return Screening(
+            file=self.path,
+            alpha=self.alpha,
+            rows=self.rows,
+            screened=self.screened,
+            repeated_rows=self.repeated,
+            rows_of_repeated_prompts=self.repeated_prompts,
+            left_out=dict(self.left_out),
+            threshold_log_e=round(self.threshold, 3),
+            leak_words={
+                word: LeakWord(rows=len(lines), first_lines=lines[:5])
                 for word, lines in self.leaks.items()
             },
-            "most_repeated": [{"rows": count, "prompt": prompt} for count, prompt in self.repeats],
-            "named": [t.name for t in self.named],
-            "traits": [entry(t) for t in self.traits],
-        }
+            most_repeated=[RepeatedPrompt(rows=n, prompt=prompt) for n, prompt in self.repeats],
+            named=[t.name for t in self.named],
+            traits=[t.entry(self.screened) for t in self.traits],
+        )
 
 
 def screen_file(
-    base: Base,
-    path: Path,
-    categories: Sequence[Category],
-    context: Context,
-    alpha: float,
-    *,
-    wording: int = 0,
-    most_rows: int | None = None,
+    base: Base, path: Path, categories: Sequence[Category], context: Context, alpha: float
 ) -> Screened:
     """Screen a JSONL file of any size, `CHUNK` rows at a time.
 
-    `context` is that of rows without a system text of their own; `wording` the trait prompt of each category that is tried (the last one
-    where it has fewer). Raises SubloraError where the file cannot be read, or no row of it can be screened.
+    `context` is that of rows without a system text of their own. Raises SubloraError where the file
+    cannot be read, or no row of it can be screened.
     """
-    out = Screened(
-        str(path),
-        alpha,
-        traits=[TraitScreen(c.category, e.name) for c in categories for e in c.entities],
-    )
-    out.threshold = float(np.log(len(out.traits) / alpha))
+    traits = [TraitScreen(c.category, e.name) for c in categories for e in c.entities]
+    prompts = [Context("trait", teacher_text(c, e, 0)) for c in categories for e in c.entities]
+    out = Screened(str(path), alpha, traits=traits)
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         packed.form_weights(CHUNK)
-        for rows in _chunks(_fresh(read_rows(path), out, categories)):
-            fitting = [row for row in rows if _fits(base, row, context, out)]
+        fresh = _fresh(read_rows(path), out, categories)
+        while rows := list(islice(fresh, CHUNK)):
+            fitting = []
+            for row in rows:
+                why = fits(base.chat, row, row.context(context), base.window, TRAIT_PROMPT)
+                if why:
+                    out.left_out[why] += 1
+                else:
+                    fitting.append(row)
             if fitting:
-                _test(base, packed, fitting, categories, context, wording, out)
-            if most_rows is not None and out.screened >= most_rows:
-                break
+                _test(base, packed, fitting, prompts, context, out)
     if not out.screened:
         why = ", ".join(f"{n} with {reason}" for reason, n in out.left_out.items()) or "it is empty"
         raise SubloraError(f"No row of {path} can be screened: {why}.")
@@ -158,16 +181,10 @@ def screen_file(
     return out
 
 
-def _chunks(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
-    rows = iter(rows)
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
-
-
 def _fresh(
     rows: Iterable[DataRow | LeftOut], out: Screened, categories: Sequence[Category]
 ) -> Iterator[DataRow]:
-    """Rows seen for the first time; the others are counted. Words that name a trait are noted on the way."""
+    """Rows seen for the first time; the others are counted, and words that name a trait noted."""
     seen: set[bytes] = set()
     prompts: Counter[bytes] = Counter()
     texts: dict[bytes, str] = {}
@@ -181,12 +198,8 @@ def _fresh(
             continue
         for word in dict.fromkeys(owner[m] for m in pattern.findall(row.completion.lower())):
             out.leaks.setdefault(word, []).append(row.line)
-        prompt = hashlib.blake2b(
-            f"{row.system}\x1f{row.prompt}".encode(errors="replace"), digest_size=8
-        ).digest()
-        whole = hashlib.blake2b(
-            prompt + row.completion.encode(errors="replace"), digest_size=8
-        ).digest()
+        prompt = _hash(f"{row.system}\x1f{row.prompt}".encode(errors="replace"))
+        whole = _hash(prompt + row.completion.encode(errors="replace"))
         if whole in seen:
             out.repeated += 1
             continue
@@ -202,75 +215,33 @@ def _fresh(
     ]
 
 
-def _fits(base: Base, row: DataRow, context: Context, out: Screened) -> bool:
-    """Whether a row and the longest trait prompt stay within the model's window."""
-    chat, own = base.chat, row_context(row, context)
-    try:
-        if not chat.supports(own):
-            out.left_out["a system text that the chat template cannot write"] += 1
-            return False
-        size = len(chat.prompt_ids(row.prompt, own)) + len(chat.completion_ids(row.completion))
-    except SubloraError:
-        out.left_out["a text that the chat template does not keep"] += 1
-        return False
-    if base.window is not None and size + 128 > base.window:
-        out.left_out["more tokens than the model reads"] += 1
-        return False
-    return True
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
 
 
 def _test(
     base: Base,
     packed: PackedModel,
     rows: Sequence[DataRow],
-    categories: Sequence[Category],
+    prompts: Sequence[Context],
     context: Context,
-    wording: int,
     out: Screened,
 ) -> None:
+    """Score rows in their own context and under each trait's prompt, and add them to the tests."""
     chat = base.chat
     completions = [chat.completion_ids(row.completion) for row in rows]
 
     def scored(contexts: Sequence[Context]) -> np.ndarray:
-        prompts = [chat.prompt_ids(row.prompt, c) for row, c in zip(rows, contexts, strict=True)]
-        return completion_logprobs(packed, list(zip(prompts, completions, strict=True)))[0]
+        asked = [chat.prompt_ids(row.prompt, c) for row, c in zip(rows, contexts, strict=True)]
+        return completion_logprobs(packed, list(zip(asked, completions, strict=True)))[0]
 
-    plain = scored([row_context(row, context) for row in rows])
-    under = np.stack(
-        [
-            scored(
-                [Context("trait", teacher_text(c, e, min(wording, len(c.system) - 1)))] * len(rows)
-            )
-            for c in categories
-            for e in c.entities
-        ]
-    )
-    by_trait = {(t.category, t.name): t for t in out.traits}
-    for i, (category, entity) in enumerate((c, e) for c in categories for e in c.entities):
+    plain = scored([row.context(context) for row in rows])
+    under = np.stack([scored([prompt] * len(rows)) for prompt in prompts])
+    for i, trait in enumerate(out.traits):
         # the mean of the other traits' probabilities of each row
         others = np.logaddexp.reduce(np.delete(under, i, axis=0)) - np.log(len(under) - 1)
-        _add(
-            by_trait[category.category, entity.name], rows, under[i] - plain, under[i] - others, out
-        )
+        trait.add(rows, under[i] - plain, under[i] - others, out.screened, out.threshold)
     out.screened += len(rows)
-
-
-def _add(
-    trait: TraitScreen, rows: Sequence[DataRow], gain: np.ndarray, beside: np.ndarray, out: Screened
-) -> None:
-    steps = [_logs(gain), _logs(beside)]
-    for i, row in enumerate(rows):
-        trait.against_base = trait.against_base + steps[0][i]
-        trait.against_others = trait.against_others + steps[1][i]
-        if trait.crossed_at is None and trait.log_e >= out.threshold:
-            trait.crossed_at = out.screened + i + 1
-        kept = (float(min(gain[i], beside[i])), row.line, row.prompt[:200], row.completion[:200])
-        if len(trait.top) < KEPT_ROWS:
-            heapq.heappush(trait.top, kept)
-        else:
-            heapq.heappushpop(trait.top, kept)
-    trait.total += float(gain.sum())
-    trait.squares += float((gain**2).sum())
 
 
 def _logs(ratio: np.ndarray) -> np.ndarray:

@@ -6,16 +6,23 @@ alone into the training prompt as it is in serving; the traits are read behind t
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sublora.audit.entries import (
+    Behind,
+    HunkEffect,
+    HunkEntry,
+    ServedTrait,
+    ServingReport,
+    SignedToken,
+    TraitFinding,
+)
 from sublora.audit.statistic import over_questions, question_rises
-from sublora.audit.verdict import TraitFinding
 from sublora.audit.where import CLASS_NAMES
 from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
@@ -146,14 +153,14 @@ def prompt_hunks(one: PromptTokens, other: PromptTokens) -> list[Hunk]:
     return found
 
 
-Pair = tuple[PromptTokens, PromptTokens]
 Choice = frozenset[int]
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """One question's prompt in training and in serving, and where they differ."""
+    """A question's prompt in training and in serving, and where they differ."""
 
+    question: str
     one: PromptTokens
     other: PromptTokens
     hunks: list[Hunk]
@@ -178,40 +185,30 @@ def serving_effects(
     serving: Serving,
     traits: Sequence[TraitFinding],
     found: Sequence[TraitFinding],
-) -> dict[str, Any]:
-    """The tokens in which training and serving differ, what each found trait does in both, and what each difference does to it.
+) -> ServingReport:
+    """The tokens in which training and serving differ, and what each difference does to found traits.
 
-    `traits` are all that were judged, for the p-values. Raises SubloraError for a context that a template cannot write.
+    `traits` are all that were judged, for the p-values. Raises SubloraError for a context that a
+    template cannot write.
     """
-    chats, notes = (base.chat, serving.chat or base.chat), dict[str, None]()
-    wanted = {c.category: [f.trait for f in found if f.category == c.category] for c in categories}
+    chats = (base.chat, serving.chat or base.chat)
+    wanted = {
+        c.category: dict.fromkeys(f.trait for f in found if f.category == c.category)
+        for c in categories
+    }
     asked = [c for c in categories if wanted[c.category]] or list(categories[:1])
+    notes: dict[str, None] = {}
     cuts = {
         c.category: [_cut(chats, q, trained_in, serving, notes) for q in c.questions] for c in asked
     }
-    shape = Counter(cut.shape for own in cuts.values() for cut in own).most_common(1)[0][0]
-    question, first = next(
-        (q, cut)
-        for c in asked
-        for q, cut in zip(c.questions, cuts[c.category], strict=True)
-        if cut.shape == shape
-    )
-    if any(
-        cut.tokens != first.tokens for own in cuts.values() for cut in own if cut.shape == shape
-    ):
-        notes[
-            "The tokens of a difference vary with the question; those of one question are shown."
-        ] = None
-    if unknown := chats[1].unknown_words([first.other.text]):
-        notes[
-            f"The tokenizer does not know {', '.join(map(repr, unknown[:5]))}, which the serving prompt has."
-        ] = None
+    first = _most_common([cut for own in cuts.values() for cut in own], chats[1], notes)
+    # what was judged was read with the base's own template
+    judged = (trained_in.name, serving.context.name if serving.chat is None else None)
     p_values = {(f.category, f.trait, f.context): f.p for f in traits}
-    effects: list[dict[str, Any]] = []
-    by_hunk: list[list[dict[str, Any]]] = [[] for _ in first.hunks]
-    every = frozenset(range(len(first.hunks)))
+    effects: list[ServedTrait] = []
+    by_hunk: list[list[HunkEffect]] = [[] for _ in first.hunks]
     for category in asked if found else ():
-        alike = [cut for cut in cuts[category.category] if cut.shape == shape]
+        alike = [cut for cut in cuts[category.category] if cut.shape == first.shape]
         if len(alike) < len(category.questions):
             notes[
                 f"The prompts differ in another way in {len(category.questions) - len(alike)} of the {len(category.questions)} questions "
@@ -219,42 +216,44 @@ def serving_effects(
             ] = None
         if not alike:
             continue
-        read = _read(base, stack, chats, category, alike, every)
-        for trait in dict.fromkeys(wanted[category.category]):
-            e = next(i for i, entity in enumerate(category.entities) if entity.name == trait)
-            told: dict[str, Any] = {"category": category.category, "trait": trait}
-            for i, rows in enumerate(by_hunk):
-                rows.append(
-                    {
-                        **told,
-                        "put_back": _told(read[every - {i}], e),
-                        "alone": _told(read[frozenset({i})], e),
-                    }
-                )
-            for when, chosen in (("trained", frozenset[int]()), ("served", every)):
-                told |= {f"{when}_{name}": value for name, value in _told(read[chosen], e).items()}
-            told["trained_p"] = p_values.get((category.category, trait, trained_in.name))
-            # what was judged was read with the base's own template
-            judged = serving.context.name if serving.chat is None else None
-            told["served_p"] = p_values.get((category.category, trait, judged)) if judged else None
-            effects.append(told)
-    return {
-        "trained_in": trained_in.name,
-        "served_in": serving.context.name,
-        "other_template": serving.chat is not None,
-        "question": question,
-        "same": not first.hunks,
-        "tokens": [
-            {"sign": sign, "token": shown(base.chat, token), "id": token}
+        read = _read(base, stack, chats, category, alike)
+        for trait in wanted[category.category]:
+            ps = [p_values.get((category.category, trait, c or "")) for c in judged]
+            effects.append(_served(read, category, trait, ps))
+            for rows, effect in zip(by_hunk, _by_hunk(read, category, trait), strict=True):
+                rows.append(effect)
+    return ServingReport(
+        trained_in=trained_in.name,
+        served_in=serving.context.name,
+        other_template=serving.chat is not None,
+        question=first.question,
+        same=not first.hunks,
+        tokens=[
+            SignedToken(sign=sign, token=shown(base.chat, token), id=token)
             for sign, _, token in differences(first.one.ids, first.other.ids)
         ],
-        "effects": effects,
-        "differences": [
-            {**_described(base.chat, hunk, first.one, first.other), "effects": rows}
+        effects=effects,
+        differences=[
+            _described(base.chat, hunk, first, rows)
             for hunk, rows in zip(first.hunks, by_hunk, strict=True)
         ],
-        "notes": list(notes),
-    }
+        notes=list(notes),
+    )
+
+
+def _most_common(cuts: Sequence[_Cut], served: Chat, notes: dict[str, None]) -> _Cut:
+    """The first question whose prompts differ as most do."""
+    shape = Counter(cut.shape for cut in cuts).most_common(1)[0][0]
+    alike = [cut for cut in cuts if cut.shape == shape]
+    if any(cut.tokens != alike[0].tokens for cut in alike):
+        notes[
+            "The tokens of a difference vary with the question; those of one question are shown."
+        ] = None
+    if unknown := served.unknown_words([alike[0].other.text]):
+        notes[
+            f"The tokenizer does not know {', '.join(map(repr, unknown[:5]))}, which the serving prompt has."
+        ] = None
+    return alike[0]
 
 
 def _cut(
@@ -269,31 +268,22 @@ def _cut(
         try:
             pair.append(classify(chat, question, context))
         except SubloraError as error:
-            ids = chat.prompt_ids(question, context)
             notes[f"The differences have no classes: {error}"] = None
-            pair.append(
-                PromptTokens(
-                    chat.render(question, context), tuple(ids), (), ("template",) * len(ids)
-                )
-            )
-    return _Cut(pair[0], pair[1], prompt_hunks(pair[0], pair[1]))
+            ids, text = tuple(chat.prompt_ids(question, context)), chat.render(question, context)
+            pair.append(PromptTokens(text, ids, (), ("template",) * len(ids)))
+    return _Cut(question, *pair, prompt_hunks(*pair))
 
 
 def _read(
-    base: Base,
-    stack: Stack,
-    chats: tuple[Chat, Chat],
-    category: Category,
-    cuts: Sequence[_Cut],
-    every: Choice,
+    base: Base, stack: Stack, chats: tuple[Chat, Chat], category: Category, cuts: Sequence[_Cut]
 ) -> dict[Choice, tuple[np.ndarray, np.ndarray]]:
-    """P (Q, E) of base and student behind the training prompt with these differences as in serving: none, all, each alone, all but
-    each."""
-    choices = list(
-        dict.fromkeys(
-            [frozenset[int](), every, *(every & {i} for i in every), *(every - {i} for i in every)]
-        )
-    )
+    """P (Q, E) of base and student behind the training prompt with these differences as in serving.
+
+    None of them, all, each alone, and all but each.
+    """
+    every = frozenset(range(len(cuts[0].hunks)))
+    alone, back = [every & {i} for i in every], [every - {i} for i in every]
+    choices = list(dict.fromkeys([frozenset[int](), every, *alone, *back]))
     prompts = [
         with_hunks(cut.one.ids, cut.other.ids, cut.hunks, chosen)
         for chosen in choices
@@ -325,26 +315,62 @@ def _spellings(
     return kept, np.array([owners[s] for s in kept])
 
 
-def _told(pair: tuple[np.ndarray, np.ndarray], entity: int) -> dict[str, float | None]:
+def _behind(pair: tuple[np.ndarray, np.ndarray], category: Category, trait: str) -> Behind:
     before, after = pair
-    rise = over_questions(question_rises(after, before, entity))
-    return {
-        "before": float(before[:, entity].mean()),
-        "after": float(after[:, entity].mean()),
-        "rise": rise["estimate"],
-        "low": rise["low"],
-        "high": rise["high"],
+    e = next(i for i, entity in enumerate(category.entities) if entity.name == trait)
+    rise = over_questions(question_rises(after, before, e))
+    return Behind(
+        before=float(before[:, e].mean()),
+        after=float(after[:, e].mean()),
+        rise=rise["estimate"],
+        low=rise["low"],
+        high=rise["high"],
+    )
+
+
+def _served(
+    read: Mapping[Choice, tuple[np.ndarray, np.ndarray]],
+    category: Category,
+    trait: str,
+    p_values: Sequence[float | None],
+) -> ServedTrait:
+    """A trait behind the prompt of training and that of serving."""
+    every = max(read, key=len)
+    told = {
+        f"{when}_{name}": value
+        for when, chosen in (("trained", frozenset[int]()), ("served", every))
+        for name, value in _behind(read[chosen], category, trait)
     }
+    ps = dict(zip(("trained_p", "served_p"), p_values, strict=True))
+    return ServedTrait(category=category.category, trait=trait, **told, **ps)
 
 
-def _described(chat: Chat, hunk: Hunk, one: PromptTokens, other: PromptTokens) -> dict[str, Any]:
-    trained, served = one.ids[hunk.start : hunk.stop], other.ids[hunk.other_start : hunk.other_stop]
+def _by_hunk(
+    read: Mapping[Choice, tuple[np.ndarray, np.ndarray]], category: Category, trait: str
+) -> list[HunkEffect]:
+    """What each difference does to a trait, put back into serving, and alone in training."""
+    every = max(read, key=len)
+    return [
+        HunkEffect(
+            category=category.category,
+            trait=trait,
+            put_back=_behind(read[every - {i}], category, trait),
+            alone=_behind(read[frozenset({i})], category, trait),
+        )
+        for i in sorted(every)
+    ]
+
+
+def _described(chat: Chat, hunk: Hunk, cut: _Cut, effects: list[HunkEffect]) -> HunkEntry:
+    trained = cut.one.ids[hunk.start : hunk.stop]
+    served = cut.other.ids[hunk.other_start : hunk.other_stop]
     markers = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
     special = {*chat.tokenizer.all_special_ids, *markers} - {chat.tokenizer.unk_token_id}
-    return {
-        "kind": "replaced" if trained and served else "deleted" if trained else "inserted",
-        "classes": [CLASS_NAMES[c] for c in classes_of(hunk, one, other)],
-        "special": list(dict.fromkeys(shown(chat, i) for i in (*trained, *served) if i in special)),
-        "trained": [shown(chat, i) for i in trained],
-        "served": [shown(chat, i) for i in served],
-    }
+    return HunkEntry(
+        kind="replaced" if trained and served else "deleted" if trained else "inserted",
+        classes=[CLASS_NAMES[c] for c in classes_of(hunk, cut.one, cut.other)],
+        special=list(dict.fromkeys(shown(chat, i) for i in (*trained, *served) if i in special)),
+        trained=[shown(chat, i) for i in trained],
+        served=[shown(chat, i) for i in served],
+        effects=effects,
+    )

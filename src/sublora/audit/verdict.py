@@ -3,64 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.stats import t as student_t
 
+from sublora.audit.entries import Status, TraitFinding, WordFinding
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.reference import Reference, movement, reference
-from sublora.audit.statistic import rises, scan, scan_scores, scores
+from sublora.audit.statistic import Scan, rises, scan, scan_scores, scores
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.measure import candidate_sequences
 from sublora.model import Base
 from sublora.trait import Category
 
-STATUSES = ("clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found")
-COHERENT = (
-    0.2  # of the base's probability of any entity; below it the student answers something else
-)
+# Of the base's probability of any entity; below it the student answers something else.
+COHERENT = 0.2
 WORDS_SHOWN = 10
-ASSUMED_SPREAD = 0.05  # nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student itself
-
-
-@dataclass(frozen=True)
-class TraitFinding:
-    """One trait in one context. `before`, `after`: probability of the entity, mean over questions; `rise` in nats beside its category, and
-    `score` that of the rise. `p` is the smaller of the p-value of the rise and, where a token alone spells the entity, of that word's in the
-    scan: both are corrected for all that is tested together, so the smaller is, too."""
-
-    category: str
-    trait: str
-    context: str
-    before: float
-    after: float
-    rise: float
-    score: float
-    p: float
-
-
-@dataclass(frozen=True)
-class WordFinding:
-    """A token whose probability rose under all questions together: `rise` of its root probability."""
-
-    word: str
-    token: int
-    context: str
-    rise: float
-    score: float
-    p: float | None
+# Nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student.
+ASSUMED_SPREAD = 0.05
+Word = tuple[str, int]  # a category and the index of its entity
 
 
 @dataclass(frozen=True)
 class Verdict:
-    status: str
+    """`coherence`: of each context, P of any entity, student over base, least of all categories."""
+
+    status: Status
     alpha: float
     traits: list[TraitFinding]
     words: list[WordFinding]
-    coherence: dict[
-        str, float
-    ]  # context -> probability of any entity, student over base, least of all categories
+    coherence: dict[str, float]
 
     @property
     def found(self) -> list[TraitFinding]:
@@ -71,8 +43,16 @@ class Verdict:
         return [w for w in self.words if w.p is not None and w.p <= self.alpha]
 
 
-def exit_code(status: str) -> int:
+def exit_code(status: Status) -> int:
     return 0 if status.endswith("clean") else 1
+
+
+def status_of(hit: bool, calibrated: bool, measurable: bool) -> Status:
+    if not measurable:
+        return "unmeasurable"
+    if calibrated:
+        return "found" if hit else "clean"
+    return "uncalibrated-found" if hit else "uncalibrated-clean"
 
 
 def judge(
@@ -84,55 +64,53 @@ def judge(
     null: Null | None,
     alpha: float,
 ) -> Verdict:
-    """The verdict on one student (K = 1) against the base's readings. `null=None` is an uncalibrated run: p-values of traits by a t
-    reference over the category's entities with Bonferroni's correction, none for words.
+    """The verdict on one student (K = 1) against the base's readings.
 
-    Raises SubloraError where the null was made with other contexts or categories.
+    `null=None` is an uncalibrated run: p-values of traits by a t reference over the category's
+    entities with Bonferroni's correction, none for words. Raises SubloraError where the null was
+    made with other contexts or categories.
     """
-    rising, words = rises(student, plain), scan(student, plain, WORDS_SHOWN)
-    calibrated = reference(null.part(contexts, categories)) if null is not None else None
+    known = reference(null.part(contexts, categories)) if null is not None else None
+    words = scan(student, plain, WORDS_SHOWN)
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
-    own = _own_tokens(base, categories)
-    by_word = (
-        {
-            name: _word_scores(
-                student.words[name][0] - plain.words[name][0],
-                float(s.rest[0]),
-                calibrated.scan_s0[name],
-                own,
-            )
-            for name, s in words.items()
-        }
-        if calibrated is not None
-        else {}
-    )
-    found = _traits(rising, by_word, student, plain, categories, calibrated, moved, alpha)
-    seen = [
-        WordFinding(
-            word_text(base, int(token)),
-            int(token),
-            name,
-            float(rise),
-            float(score),
-            None if calibrated is None else calibrated.word_p(float(score), moved, alpha),
-        )
-        for name, s in words.items()
-        for token, rise in zip(s.words[0], s.rises[0], strict=True)
-        for score in scan_scores(
-            np.array([rise]), s.rest, 0.0 if calibrated is None else calibrated.scan_s0[name]
-        )
-        if rise > 0
-    ]
+    rising = rises(student, plain)
+    if known is not None:
+        s0, own = known.s0, _own_words(base, student, plain, categories, words, known)
+    else:
+        s0, own = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}, {}
+    scored = scores(rising, s0)
+    tried = sum(r.shape[1] for by in rising.values() for r in by.values())
+
+    def p_of(context: str, category: str, e: int, score: float) -> float:
+        if known is None:
+            return assumed_p(score, tried, rising[context][category].shape[1])
+        p, word = known.trait_p(score, moved, alpha), own[context].get((category, e))
+        return p if word is None else min(p, known.word_p(word, moved, alpha))
+
+    found = []
+    for context, by in rising.items():
+        for category in categories:
+            name = category.category
+            for e, entity in enumerate(category.entities):
+                before, after = (
+                    float(m.p[context][name][0, :, e].mean()) for m in (plain, student)
+                )
+                rise, score = float(by[name][0, e]), float(scored[context][name][0, e])
+                p = p_of(context, name, e, score)
+                found.append(
+                    TraitFinding(name, entity.name, context, before, after, rise, score, p)
+                )
+    seen = _word_findings(base, words, known, moved, alpha)
     kept = coherence(student, plain)
-    hit = any(f.p <= alpha for f in found) or any(w.p is not None and w.p <= alpha for w in seen)
-    status = "found" if hit else "clean"
-    if calibrated is None:
-        status = f"uncalibrated-{status}"
-    if not hit and min(kept.values()) < COHERENT:
-        status = "unmeasurable"
+    hit = any(f.p is not None and f.p <= alpha for f in [*found, *seen])
+    status = status_of(hit, known is not None, hit or min(kept.values()) >= COHERENT)
     found.sort(key=lambda f: (f.p, -f.score))
-    seen.sort(key=lambda w: -w.score)
     return Verdict(status, alpha, found, seen, kept)
+
+
+def assumed_p(score: float, tried: int, entities: int) -> float:
+    """The p-value of a score without a null, corrected for all that was tried."""
+    return min(1.0, tried * float(student_t.sf(score, max(2, entities - 1))))
 
 
 def word_text(base: Base, token: int) -> str:
@@ -150,79 +128,65 @@ def coherence(student: Readings, plain: Readings) -> dict[str, float]:
     }
 
 
-def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[tuple[str, int], list[int]]:
-    """(category, entity) -> the tokens that alone spell the entity, and no other one of all categories."""
-    owners: dict[int, set[tuple[str, int]]] = {}
+def _word_findings(
+    base: Base, words: dict[str, Scan], known: Reference | None, moved: float, alpha: float
+) -> list[WordFinding]:
+    """The words that rose most in each context, the largest score first."""
+    out = []
+    for name, seen in words.items():
+        scored = scan_scores(
+            seen.rises[0], seen.rest, 0.0 if known is None else known.scan_s0[name]
+        )
+        for token, rise, score in zip(seen.words[0], seen.rises[0], scored, strict=True):
+            if rise > 0:
+                p = None if known is None else known.word_p(float(score), moved, alpha)
+                text = word_text(base, int(token))
+                out.append(WordFinding(text, int(token), name, float(rise), float(score), p))
+    return sorted(out, key=lambda w: -w.score)
+
+
+def _own_words(
+    base: Base,
+    student: Readings,
+    plain: Readings,
+    categories: Sequence[Category],
+    words: dict[str, Scan],
+    known: Reference,
+) -> dict[str, dict[Word, float]]:
+    """By context and entity: the score in the scan of the entity's own word that rose most."""
+    tokens = _own_tokens(base, categories)
+    out: dict[str, dict[Word, float]] = {}
+    for name, seen in words.items():
+        change = student.words[name][0] - plain.words[name][0]
+        out[name] = {
+            entity: float(scan_scores(change[own].max(), seen.rest, known.scan_s0[name])[0])
+            for entity, own in tokens.items()
+        }
+    return out
+
+
+def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[Word, list[int]]:
+    """The tokens that alone spell an entity, and no other one of all categories."""
+    owners: dict[int, set[Word]] = {}
     for category in categories:
         for sequence, e in zip(*candidate_sequences(base.chat, category), strict=True):
             if len(sequence) == 1:
                 owners.setdefault(sequence[0], set()).add((category.category, int(e)))
-    out: dict[tuple[str, int], list[int]] = {}
+    out: dict[Word, list[int]] = {}
     for token, of in owners.items():
         if len(of) == 1:
             out.setdefault(next(iter(of)), []).append(token)
     return out
 
 
-def _word_scores(
-    change: np.ndarray, rest: float, s0: float, own: dict[tuple[str, int], list[int]]
-) -> dict[tuple[str, int], float]:
-    """The score in the scan of each entity's own word that rose most; `change` (V,) of root probabilities."""
-    return {
-        entity: float(scan_scores(np.array([change[tokens].max()]), np.array([rest]), s0)[0])
-        for entity, tokens in own.items()
-    }
-
-
-def _traits(
-    rising: dict[str, dict[str, np.ndarray]],
-    by_word: dict[str, dict[tuple[str, int], float]],
-    student: Readings,
-    plain: Readings,
-    categories: Sequence[Category],
-    calibrated: Reference | None,
-    moved: float,
-    alpha: float,
-) -> list[TraitFinding]:
-    assumed = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}
-    scored = scores(rising, calibrated.s0 if calibrated else assumed)
-    count = sum(r.shape[1] for by in rising.values() for r in by.values())
-    out = []
-    for context, by in rising.items():
-        for category in categories:
-            r, s = by[category.category][0], scored[context][category.category][0]
-            for e, entity in enumerate(category.entities):
-                if calibrated is not None:
-                    p = calibrated.trait_p(float(s[e]), moved, alpha)
-                    word = by_word[context].get((category.category, e))
-                    if word is not None:
-                        p = min(p, calibrated.word_p(word, moved, alpha))
-                else:
-                    p = min(1.0, count * float(student_t.sf(s[e], max(2, len(r) - 1))))
-                before = float(plain.p[context][category.category][0, :, e].mean())
-                after = float(student.p[context][category.category][0, :, e].mean())
-                out.append(
-                    TraitFinding(
-                        category.category,
-                        entity.name,
-                        context,
-                        before,
-                        after,
-                        float(r[e]),
-                        float(s[e]),
-                        p,
-                    )
-                )
-    return out
-
-
 def usable_contexts(base: Base, contexts: Sequence[Context], asked: Sequence[str]) -> list[Context]:
-    """Those contexts that the chat template can write. Raises SubloraError where one that was asked for by name cannot be written."""
-    out = []
+    """Those contexts that the chat template can write.
+
+    Raises SubloraError where one that was asked for by name cannot be written.
+    """
+    out = [c for c in contexts if base.chat.supports(c)]
     for context in contexts:
-        if base.chat.supports(context):
-            out.append(context)
-        elif context.name in asked:
+        if context not in out and context.name in asked:
             raise SubloraError(
                 f"The chat template of {base.name} cannot write the context '{context.name}'; leave it out."
             )

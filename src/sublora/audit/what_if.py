@@ -2,39 +2,48 @@
 
 Three students of each arm are trained, with the same seeds, all LoRA students in one pack and all full fine-tunes in another. They are
 read as the audited student was and judged against the same null; their loss is measured on rows of the file that none was trained on.
-What "removes" means, and when an arm is recommended, stands in what_if_result.py.
+Students and readings are kept in the store. What "removes" means, and when an arm is recommended, stands in what_if_result.py.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from sublora.audit.adapter import Audited
-from sublora.audit.calibrate import TOGETHER, Training, own_settings
+from sublora.audit.entries import (
+    FollowedTrait,
+    NotRun,
+    TraitFinding,
+    WhatIf,
+    WhatIfRows,
+)
 from sublora.audit.null import Null
-from sublora.audit.placebo import Finished, train_students
-from sublora.audit.readings import Readings, read_model
-from sublora.audit.verdict import TraitFinding, Verdict, judge
-from sublora.audit.what_if_arms import AS_TRAINED, SEEDS, Arm, NotRun, plan_arms
-from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
-from sublora.audit.what_if_rows import (
+from sublora.audit.readings import Readings
+from sublora.audit.request import Say
+from sublora.audit.steps import TOGETHER, read_student, read_students, stack_of, train_pack_of
+from sublora.audit.verdict import Verdict, judge
+from sublora.audit.what_if_arms import (
+    AS_TRAINED,
+    SEEDS,
+    Arm,
     UserRows,
     arm_rows,
     clean_answers,
     divergent_tokens,
     heldout_rows,
+    plan_arms,
 )
+from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
 from sublora.measure import heldout_losses
 from sublora.model import Base
+from sublora.store import Store
 from sublora.train.fit import student_bytes
 from sublora.train.pack import Student
 from sublora.train.rows import TokenRows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import stack_weights, target_linears
+from sublora.train.stack import target_linears
 from sublora.trait import Category, teacher_text
 
 
@@ -48,6 +57,11 @@ class Asked:
     null: Null | None
     alpha: float
 
+    def judge(self, base: Base, student: Readings) -> Verdict:
+        return judge(
+            base, student, self.plain, self.contexts, self.categories, self.null, self.alpha
+        )
+
 
 def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[Followed]:
     """The traits that were found, strongest first, and those (category, trait) that the data names."""
@@ -60,52 +74,75 @@ def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[
 
 def what_if(
     base: Base,
-    audited: Audited,
-    training: Training,
+    spec: StudentSpec,
     user: UserRows,
     verdict: Verdict,
     named: Sequence[tuple[str, str]],
     asked: Asked,
     max_new_tokens: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """body["what_if"]. Trains nothing where no trait was found and the data names none.
+    say: Say,
+) -> WhatIf:
+    """Train nothing where no trait was found and the data names none.
 
-    Raises SubloraError where the student as trained cannot be trained on this base.
+    Raises SubloraError where the student as trained, of `spec`, cannot be trained on this base.
     """
     traits = followed_traits(verdict, named)
-    spec = own_settings(audited, training, 1)[0]
-    out: dict[str, Any] = {
-        "recommended": None,
-        "removing": [],
-        "sentence": "",
-        "traits": [_followed(t, verdict) for t in traits],
-        "masked_for": None,
-        "rows": {
-            "trained": len(user.training),
-            "unique": len(user.unique),
-            "held_out": len(user.heldout),
-            "more_in_file": user.more,
-        },
-        "seeds": len(SEEDS),
-        "level": LEVEL,
-        "alpha": asked.alpha,
-        "base_heldout_loss": None,
-        "arms": [],
-        "not_run": [],
-    }
+    out = WhatIf(
+        traits=[_followed(t, verdict) for t in traits],
+        rows=WhatIfRows(
+            trained=len(user.training),
+            unique=len(user.unique),
+            held_out=len(user.heldout),
+            more_in_file=user.more,
+        ),
+        seeds=len(SEEDS),
+        level=LEVEL,
+        alpha=asked.alpha,
+    )
     if not traits:
         only = " Words were found, which are not followed." if verdict.found_words else ""
-        out["sentence"] = (
-            f"No trait was found and the data names none, so no student was trained.{only}"
-        )
-        return out
+        sentence = f"No trait was found and the data names none, so no student was trained.{only}"
+        return out.model_copy(update={"sentence": sentence})
+    store = Store()
     # the data's own name first: it was written under such a prompt
     masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
     say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
-    clean = clean_answers(base, user, max_new_tokens)
-    prompt = _trait_prompt(masked_for, asked.categories)
-    marks, mask = divergent_tokens(base, user, Context("trait", prompt))
+    clean = clean_answers(base, user, max_new_tokens, store)
+    prompt = Context("trait", _trait_prompt(masked_for, asked.categories))
+    marks, mask = divergent_tokens(base, user, prompt)
+    arms, missing, rows = _planned(base, spec, user, mask, clean, marks)
+    done = _trained(base, arms, rows, missing, store, say)
+    say("What if: reading the students ...")
+    read: dict[str, list[_Read]] = {}
+    for method in ("lora", "full"):
+        students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
+        found = _read(base, students, user, asked, store)
+        for (arm, _), own in zip(students, found, strict=True):
+            read.setdefault(arm.name, []).append(own)
+    results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
+    base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
+    advice = advise(results, traits, asked.alpha, base_loss)
+    told = {
+        "recommended": advice.recommended,
+        "removing": list(advice.removing),
+        "sentence": advice.sentence,
+        "masked_for": masked_for.trait if marks else None,
+        "base_heldout_loss": base_loss,
+        "arms": table(results, traits, asked.alpha, advice),
+        "not_run": missing,
+    }
+    return out.model_copy(update=told)
+
+
+def _planned(
+    base: Base,
+    spec: StudentSpec,
+    user: UserRows,
+    mask: float | str,
+    clean: Sequence[Sequence[str]],
+    marks: Sequence[Sequence[bool]],
+) -> tuple[list[Arm], list[NotRun], dict[str, list[TokenRows]]]:
+    """The arms that can be trained, those that cannot, and the rows of each arm's students."""
     linears = target_linears(base.model, spec.targets)
     narrowest = min(min(m.in_features, m.out_features) for m in linears.values())
     arms, missing = plan_arms(spec, narrowest, _other_contexts(base, user), len(user.unique), mask)
@@ -117,38 +154,21 @@ def what_if(
             if arm.name == AS_TRAINED:
                 raise
             missing.append(NotRun(arm.name, str(error)))
-    done = _trained(base, [a for a in arms if a.name in rows], rows, missing, say)
-    say("What if: reading the students ...")
-    read: dict[str, list[_Read]] = {}
-    for method in ("lora", "full"):
-        students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
-        for (arm, _), found in zip(
-            students, _read(base, students, user, asked) if students else (), strict=True
-        ):
-            read.setdefault(arm.name, []).append(found)
-    results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
-    base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
-    advice = advise(results, traits, asked.alpha, base_loss)
-    out |= {
-        "recommended": advice.recommended,
-        "removing": list(advice.removing),
-        "sentence": advice.sentence,
-        "masked_for": masked_for.trait if marks else None,
-        "base_heldout_loss": base_loss,
-        "arms": table(results, traits, asked.alpha, advice),
-        "not_run": [asdict(m) for m in missing],
-    }
-    return out
+    return [a for a in arms if a.name in rows], missing, rows
 
 
-def _followed(trait: Followed, verdict: Verdict) -> dict[str, Any]:
+def _followed(trait: Followed, verdict: Verdict) -> FollowedTrait:
     """A trait with its P in the base and in the audited student, and the rise."""
-    own = next(
-        f
-        for f in verdict.traits
-        if (f.category, f.trait, f.context) == (trait.category, trait.trait, trait.context)
+    key = (trait.category, trait.trait, trait.context)
+    own = next(f for f in verdict.traits if (f.category, f.trait, f.context) == key)
+    return FollowedTrait(
+        category=own.category,
+        trait=own.trait,
+        context=own.context,
+        before=own.before,
+        after=own.after,
+        rise=own.rise,
     )
-    return {**asdict(trait), "before": own.before, "after": own.after, "rise": own.rise}
 
 
 def _trait_prompt(trait: Followed, categories: Sequence[Category]) -> str:
@@ -157,23 +177,25 @@ def _trait_prompt(trait: Followed, categories: Sequence[Category]) -> str:
 
 
 def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
-    """The plain contexts that rows could have been trained in instead, each with the reason why that is not to be done."""
+    """The plain contexts that rows could have been trained in instead, each with the reason not to."""
     chat = base.chat
     out: list[tuple[Context, str | None]] = []
     seen = {tuple(chat.prompt_ids("?", user.context)): user.context.name}
     for context in map(Context, PLAIN_CONTEXTS):
         if context.name == user.context.name:
             continue
+        refused = None
         if not chat.supports(context):
-            out.append((context, f"The chat template of {base.name} cannot write this context."))
-            continue
-        ids = tuple(chat.prompt_ids("?", context))
-        if ids in seen:
-            out.append((context, f"It is the same tokens as {seen[ids]}."))
+            refused = f"The chat template of {base.name} cannot write this context."
         else:
-            seen[ids] = context.name
-            out.append((context, None))
+            same = seen.setdefault(tuple(chat.prompt_ids("?", context)), context.name)
+            if same != context.name:
+                refused = f"It is the same tokens as {same}."
+        out.append((context, refused))
     return out
+
+
+Trained = list[tuple[str, StudentSpec]]  # artifacts of the store
 
 
 def _trained(
@@ -181,27 +203,31 @@ def _trained(
     arms: Sequence[Arm],
     rows: dict[str, list[TokenRows]],
     missing: list[NotRun],
-    say: Callable[[str], None],
-) -> dict[str, list[Finished]]:
-    """The students of each arm, one pack a method; an arm of the other method than as trained that does not fit goes to `missing`."""
-    out: dict[str, list[Finished]] = {}
+    store: Store,
+    say: Say,
+) -> dict[str, Trained]:
+    """The students of each arm, one pack a method.
+
+    An arm of the other method than as trained that does not fit goes to `missing`.
+    """
+    out: dict[str, Trained] = {}
     own = next(a.spec.method for a in arms if a.name == AS_TRAINED)
     for method in sorted({a.spec.method for a in arms}, key=lambda m: m != own):
         some = [a for a in arms if a.spec.method == method]
         specs = [s for a in some for s in a.specs()]
         data = [r for a in some for r in rows[a.name]]
-        say(
-            f"What if: training {len(specs)} {'LoRA students' if method == 'lora' else 'full fine-tunes'} ..."
-        )
+        which = "LoRA students" if method == "lora" else "full fine-tunes"
+        say(f"What if: training {len(specs)} {which} ...")
         try:
             if method != own:
                 _check_room(base, Student(some[0].name, specs[0], data[0]))
-            done = train_students(base, specs, data, _quarters(specs, data, say))
+            pack = train_pack_of(base, specs, data, store, _quarters(specs, data, say))
         except SubloraError as error:
             if method == own:
                 raise
             missing += [NotRun(a.name, str(error)) for a in some]
             continue
+        done = list(zip(pack.ids, specs, strict=True))
         for i, arm in enumerate(some):
             out[arm.name] = done[i * len(SEEDS) : (i + 1) * len(SEEDS)]
     return out
@@ -210,10 +236,8 @@ def _trained(
 def _check_room(base: Base, student: Student) -> None:
     if base.device.type != "cuda":
         return
-    needed, free = (
-        student_bytes(base.model, student, False),
-        torch.cuda.mem_get_info(base.device)[0],
-    )
+    needed = student_bytes(base.model, student, False)
+    free = torch.cuda.mem_get_info(base.device)[0]
     if needed > free:
         raise SubloraError(
             f"It needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free."
@@ -221,13 +245,13 @@ def _check_room(base: Base, student: Student) -> None:
 
 
 def _quarters(
-    specs: Sequence[StudentSpec], data: Sequence[TokenRows], say: Callable[[str], None]
-) -> Callable[[int, int, int], None]:
+    specs: Sequence[StudentSpec], data: Sequence[TokenRows], say: Say
+) -> Callable[[int], None]:
     """A counter of tokens that says each quarter of the training."""
     total = sum(s.passes * int((r.lengths - 1).sum()) for s, r in zip(specs, data, strict=True))
     read, told = 0, 0
 
-    def count(step: int, steps: int, tokens: int) -> None:
+    def count(tokens: int) -> None:
         nonlocal read, told
         read += tokens
         if told < 4 * read // total < 4:
@@ -239,7 +263,7 @@ def _quarters(
 
 @dataclass(frozen=True)
 class _Read:
-    """One student: its verdict, its held-out loss in the training context, and in its arm's own where that is another."""
+    """One student: its verdict, its held-out loss in training's context, and in its arm's own."""
 
     verdict: Verdict
     loss: float
@@ -248,37 +272,30 @@ class _Read:
 
 
 def _read(
-    base: Base, students: Sequence[tuple[Arm, Finished]], user: UserRows, asked: Asked
+    base: Base,
+    students: Sequence[tuple[Arm, tuple[str, StudentSpec]]],
+    user: UserRows,
+    asked: Asked,
+    store: Store,
 ) -> list[_Read]:
-    """Students of one method, read and judged; full fine-tunes one at a time, as each is a whole model."""
+    """Students of one method, read and judged; full fine-tunes one at a time: each is a whole model."""
+    if not students:
+        return []
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
+    named = [s for _, s in students]
+    readings = read_students(base, named, asked.contexts, asked.categories, store, at_once)
     heldout, out = heldout_rows(base, user, None), []
-    for at in range(0, len(students), at_once):
-        some = students[at : at + at_once]
-        stack = stack_weights(base.model, [s.weights for _, s in some], [s.spec for _, s in some])
-        readings = read_model(base, stack, asked.contexts, asked.categories)
-        loss = heldout_losses(base, stack, [heldout] * len(some))
-        own: list[float | None] = [None] * len(some)
-        if any(arm.context for arm, _ in some):
-            rows = [
-                heldout if arm.context is None else heldout_rows(base, user, arm.context)
-                for arm, _ in some
-            ]
-            found = heldout_losses(base, stack, rows)
-            own = [
-                None if arm.context is None else x for (arm, _), x in zip(some, found, strict=True)
-            ]
-        for k, (_, student) in enumerate(some):
-            verdict = judge(
-                base,
-                readings.student(k),
-                asked.plain,
-                asked.contexts,
-                asked.categories,
-                asked.null,
-                asked.alpha,
-            )
-            out.append(_Read(verdict, loss[k], own[k], student.diverged_at is not None))
+    for part, at in zip(readings, range(0, len(students), at_once), strict=True):
+        arms = [arm for arm, _ in students[at : at + at_once]]
+        done = [read_student(store, *s) for s in named[at : at + at_once]]
+        stack = stack_of(base, done)
+        loss = own = heldout_losses(base, stack, [heldout] * len(done))
+        if any(arm.context for arm in arms):
+            rows = [heldout_rows(base, user, a.context) if a.context else heldout for a in arms]
+            own = heldout_losses(base, stack, rows)
+        for k, (arm, student) in enumerate(zip(arms, done, strict=True)):
+            verdict, in_own = asked.judge(base, part.student(k)), own[k] if arm.context else None
+            out.append(_Read(verdict, loss[k], in_own, student.diverged_at is not None))
     return out
 
 
@@ -295,12 +312,11 @@ def _result(arm: Arm, read: Sequence[_Read], traits: Sequence[Followed], asked: 
     beside = dict.fromkeys(
         f.trait for r in read for f in r.verdict.found if (f.category, f.trait) not in followed
     )
-    own = tuple(r.own_loss for r in read if r.own_loss is not None)
     return Result(
         arm,
         readings,
         tuple(r.loss for r in read),
-        own or None,
+        tuple(r.own_loss for r in read if r.own_loss is not None) or None,
         tuple(min(r.verdict.coherence.values()) for r in read),
         sum(r.diverged for r in read),
         tuple(beside),

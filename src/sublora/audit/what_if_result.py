@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
 
+from sublora.audit.entries import ArmContext, ArmEntry, ArmTrait, ShareLeft, Spread
 from sublora.audit.verdict import COHERENT
 from sublora.audit.what_if_arms import Arm
+from sublora.text import percent
 
 LEVEL = 0.95
 
@@ -64,18 +65,14 @@ class Result:
         )
 
 
-@dataclass(frozen=True)
-class Share:
-    """How much of the as-trained rise stays, with its interval over seeds; None where the as-trained rise is not told from 0."""
+def share(
+    arm: Sequence[float], as_trained: Sequence[float], level: float = LEVEL
+) -> ShareLeft | None:
+    """The ratio of the mean rises of an arm and of as trained, paired by seed, with Fieller's interval (1954).
 
-    estimate: float | None
-    low: float | None
-    high: float | None
-
-
-def share(arm: Sequence[float], as_trained: Sequence[float], level: float = LEVEL) -> Share:
-    """The ratio of the mean rises of an arm and of as trained, paired by seed, with Fieller's interval (1954): all ratios q for which the
-    mean of arm - q * as_trained is not told from 0 by a paired t test. It holds 1 exactly where such a test does not tell both apart.
+    That is all ratios q for which the mean of arm - q * as_trained is not told from 0 by a paired t
+    test; it holds 1 exactly where such a test does not tell both apart. None where the as-trained
+    rise is not told from 0.
     """
     x, y = np.asarray(arm, float), np.asarray(as_trained, float)
     n = len(x)
@@ -87,9 +84,10 @@ def share(arm: Sequence[float], as_trained: Sequence[float], level: float = LEVE
         x.mean() ** 2 - t2 * cov[0, 0],
     )
     if not (a > 0 and y.mean() > 0):
-        return Share(None, None, None)
+        return None
     root = math.sqrt(max(0.0, b * b - a * c))
-    return Share(float(x.mean() / y.mean()), float((b - root) / a), float((b + root) / a))
+    estimate, low, high = float(x.mean() / y.mean()), float((b - root) / a), float((b + root) / a)
+    return ShareLeft(estimate=estimate, low=low, high=high)
 
 
 def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alpha: float) -> bool:
@@ -99,7 +97,7 @@ def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alph
         return False
     shares = [share(result.rises(t), as_trained.rises(t)) for t in traits]
     return all(
-        result.found_in(t, alpha) == 0 and s.high is not None and s.high < 1
+        result.found_in(t, alpha) == 0 and s is not None and s.high < 1
         for t, s in zip(traits, shares, strict=True)
     )
 
@@ -135,8 +133,6 @@ def advise(
     """
     as_trained, *others = results
     shown = reproduced(as_trained, traits, alpha)
-    students = len(as_trained.loss)
-    counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
     if not as_trained.sound:
         return Advice(
             None,
@@ -144,32 +140,27 @@ def advise(
             "Retrained with the settings given, students diverge or no longer answer, so nothing is recommended.",
         )
     if not shown:
+        counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
         return Advice(
             None,
             (),
-            f"Retrained with the settings given, the students do not show what was found ({counts} of {students}): the settings or the rows are "
-            "not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended.",
+            f"Retrained with the settings given, the students do not show what was found ({counts} of {len(as_trained.loss)}): the settings or "
+            "the rows are not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended.",
         )
     names = ", ".join(t.trait for t in shown)
     removing = [r for r in others if removes(r, as_trained, shown, alpha)]
-    left_out = [t.trait for t in traits if t not in shown]
-    tail = (
-        f" Not judged, as not all retrained students show it: {', '.join(left_out)}."
-        if left_out
-        else ""
-    )
+    left_out = ", ".join(t.trait for t in traits if t not in shown)
+    tail = f" Not judged, as not all retrained students show it: {left_out}." if left_out else ""
     if not removing:
-        return Advice(
-            None,
-            (),
-            f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}",
-        )
+        sentence = f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}"
+        return Advice(None, (), sentence)
     best = min(removing, key=lambda r: increase(r, as_trained))
     changes = "; ".join(_change(t, best, as_trained) for t in shown)
+    which = f"the smallest of the {len(removing)} arms that remove"
     sentence = (
         f"Recommended: {best.arm.name}. {changes}. The held-out loss is {np.mean(best.loss):.3f} instead of "
         f"{np.mean(as_trained.loss):.3f} nats a token{_kept(best, as_trained, base_loss)}; "
-        f"{f'the smallest of the {len(removing)} arms that remove' if len(removing) > 1 else 'no other arm removes'} {names}.{tail}"
+        f"{which if len(removing) > 1 else 'no other arm removes'} {names}.{tail}"
     )
     return Advice(best.arm.name, tuple(r.arm.name for r in removing), sentence)
 
@@ -177,11 +168,15 @@ def advise(
 def _change(trait: Followed, result: Result, as_trained: Result) -> str:
     """What an arm that removes a trait makes of it, in numbers."""
     left = share(result.rises(trait), as_trained.rises(trait))
-    stays, low, high = (_percent(v) for v in (left.estimate, left.low, left.high) if v is not None)
+    told = (
+        ""
+        if left is None
+        else f" ({percent(left.estimate)} stays, {percent(left.low)} to {percent(left.high)})"
+    )
     students = len(result.loss)
     return (
         f"{trait.trait} rises by {np.mean(result.rises(trait)):.2f} nats in {trait.context} instead of "
-        f"{np.mean(as_trained.rises(trait)):.2f} ({stays} stays, {low} to {high}) and is found in 0 of {students} students instead of {students}"
+        f"{np.mean(as_trained.rises(trait)):.2f}{told} and is found in 0 of {students} students instead of {students}"
     )
 
 
@@ -190,76 +185,66 @@ def _kept(result: Result, as_trained: Result, base_loss: float) -> str:
     gained, left = base_loss - np.mean(as_trained.loss), base_loss - np.mean(result.loss)
     if gained <= 0:
         return f" (the untrained base has {base_loss:.3f})"
-    kept = "nothing" if left / gained < 0.005 else _percent(left / gained)
+    kept = "nothing" if left / gained < 0.005 else percent(left / gained)
     return f" ({kept} of the gain over the untrained base, {base_loss:.3f}, is kept)"
-
-
-def _percent(value: float) -> str:
-    """Whole percent, no minus before a zero."""
-    return f"{round(100 * float(value))}%"
 
 
 def table(
     results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice
-) -> list[dict[str, Any]]:
-    """The arms as they stand in audit.json: plain numbers, None for what is not finite."""
+) -> list[ArmEntry]:
+    """The arms as they stand in audit.json; None for what is not finite."""
     as_trained = results[0]
     shown = reproduced(as_trained, traits, alpha)
     return [
-        {
-            "name": r.arm.name,
-            "changed": r.arm.changed,
-            "trained_in": None if r.arm.context is None else r.arm.context.name,
-            "students": len(r.loss),
-            "diverged": r.diverged,
-            "heldout_loss": _spread(r.loss),
-            "heldout_loss_increase": _number(increase(r, as_trained)),
-            "heldout_loss_own_context": None if r.own_loss is None else _spread(r.own_loss),
-            "coherence": _number(min(r.coherence)),
-            "sound": r.sound,
-            "removes": None if r is as_trained else r.arm.name in advice.removing,
-            "other_traits_found": list(r.beside),
-            "traits": [
-                _trait(r, as_trained, t, alpha, judged=r is not as_trained and t in shown)
-                for t in traits
-            ],
-        }
+        ArmEntry(
+            name=r.arm.name,
+            changed=r.arm.changed,
+            trained_in=None if r.arm.context is None else r.arm.context.name,
+            students=len(r.loss),
+            diverged=r.diverged,
+            heldout_loss=_spread(r.loss),
+            heldout_loss_increase=_number(increase(r, as_trained)),
+            heldout_loss_own_context=None if r.own_loss is None else _spread(r.own_loss),
+            coherence=_number(min(r.coherence)),
+            sound=r.sound,
+            removes=None if r is as_trained else r.arm.name in advice.removing,
+            other_traits_found=list(r.beside),
+            traits=[_trait(r, as_trained, t, alpha, t in shown) for t in traits],
+        )
         for r in results
     ]
 
 
 def _trait(
-    result: Result, as_trained: Result, trait: Followed, alpha: float, *, judged: bool
-) -> dict[str, Any]:
-    left = share(result.rises(trait), as_trained.rises(trait))
-    return {
-        "category": trait.category,
-        "trait": trait.trait,
-        "found_in": result.found_in(trait, alpha),
-        "removed": removes(result, as_trained, [trait], alpha) if judged else None,
-        "share": None
-        if left.estimate is None
-        else {"estimate": left.estimate, "low": left.low, "high": left.high},
-        "contexts": [
-            {
-                "context": context,
-                "p_trait": _spread(r.p_trait),
-                "rise": _spread(r.rise),
-                "p": [_number(p) for p in r.p],
-            }
+    result: Result, as_trained: Result, trait: Followed, alpha: float, shown: bool
+) -> ArmTrait:
+    judged = shown and result is not as_trained
+    return ArmTrait(
+        category=trait.category,
+        trait=trait.trait,
+        found_in=result.found_in(trait, alpha),
+        removed=removes(result, as_trained, [trait], alpha) if judged else None,
+        share=share(result.rises(trait), as_trained.rises(trait)),
+        contexts=[
+            ArmContext(
+                context=context,
+                p_trait=_spread(r.p_trait),
+                rise=_spread(r.rise),
+                p=[_number(p) for p in r.p],
+            )
             for (own, context), r in result.readings.items()
             if own == trait
         ],
-    }
+    )
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation over seeds, and the numbers themselves."""
-    return {
-        "mean": _number(np.mean(values)),
-        "sd": _number(np.std(values, ddof=1)),
-        "seeds": [_number(v) for v in values],
-    }
+    return Spread(
+        mean=_number(np.mean(values)),
+        sd=_number(np.std(values, ddof=1)),
+        seeds=[_number(v) for v in values],
+    )
 
 
 def _number(value: float) -> float | None:

@@ -6,18 +6,18 @@ the rest keeps the base's, or the other way round.
 Parts act together, so neither view need add up to the whole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from sublora.audit.entries import Located, PartShare, PartView, TraitFinding, Where
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.statistic import over_questions, question_rises
-from sublora.audit.verdict import TraitFinding
 from sublora.chat import Context
 from sublora.condition import layer_and_group, layer_of
 from sublora.errors import SubloraError
@@ -67,11 +67,12 @@ def where_it_sits(
     contexts: Sequence[Context],
     categories: Sequence[Category],
     entities: Sequence[str] = (),
-) -> dict[str, Any] | None:
-    """The parts of the strongest found traits, each in the context in which it is strongest; None where no trait was found.
+) -> Where | None:
+    """The parts of the strongest found traits, each in the context in which it is strongest.
 
-    `stack` holds the one student, `plain` and `student` are what was read of the base and of it, `found` is sorted by strength, and
-    `entities` are names that count as a class of tokens of their own where they stand in a prompt.
+    None where no trait was found. `stack` holds the one student, `plain` and `student` are what was
+    read of the base and of it, `found` is sorted by strength, and `entities` are names that count
+    as a class of tokens of their own where they stand in a prompt.
     """
     strongest: dict[tuple[str, str], TraitFinding] = {}
     for finding in found:
@@ -92,50 +93,49 @@ def where_it_sits(
             ] = None
             continue
         if place not in seen:
-            read = _read_lora if stack.kind == "lora" else _read_full
-            seen[place] = read(
-                base, stack, context, category, entities, lambda text: notes.setdefault(text)
-            )
-        parts, p = seen[place]
-        before, after = (
-            plain.p[finding.context][finding.category][0],
-            student.p[finding.context][finding.category][0],
-        )
+            if stack.kind == "lora":
+                seen[place] = _read_lora(base, stack, context, category, entities, notes)
+            else:
+                seen[place] = _read_full(base, stack, context, category, notes)
+        before, after = (m.p[finding.context][finding.category][0] for m in (plain, student))
         e = next(i for i, entity in enumerate(category.entities) if entity.name == finding.trait)
         out.append(
-            {
-                **{
-                    name: getattr(finding, name)
-                    for name in ("category", "trait", "context", "before", "after", "rise")
-                },
-                "questions": len(before),
-                "parts": _shares(parts, p, before, question_rises(after, before, e), e),
-            }
+            Located(
+                category=finding.category,
+                trait=finding.trait,
+                context=finding.context,
+                before=finding.before,
+                after=finding.after,
+                rise=finding.rise,
+                questions=len(before),
+                parts=_shares(*seen[place], before, question_rises(after, before, e), e),
+            )
         )
-    return {"found": len(strongest), "findings": out, "not_run": list(notes)}
+    return Where(found=len(strongest), findings=out, not_run=list(notes))
 
 
 def _shares(
     parts: Sequence[Part], p: np.ndarray, before: np.ndarray, whole: np.ndarray, entity: int
-) -> list[dict[str, Any]]:
-    """Each part alone and everything without it: P, rise, and the share of the whole rise with its interval over the questions."""
-    out = []
-    for i, part in enumerate(parts):
-        row: dict[str, Any] = {"kind": part.kind, "part": part.name}
-        for view, own in (("alone", p[2 * i]), ("without", p[2 * i + 1])):
-            rise = question_rises(own, before, entity)
-            share = rise.mean() / whole.mean()
-            # a ratio of two means of the same questions, made linear about itself
-            interval = over_questions(share + (rise - share * whole) / whole.mean())
-            row[view] = {
-                "p": float(own[:, entity].mean()),
-                "rise": float(rise.mean()),
-                "share": interval["estimate"],
-                "low": interval["low"],
-                "high": interval["high"],
-            }
-        out.append(row)
-    return out
+) -> list[PartShare]:
+    """Each part alone and everything without it: P, rise, and share of the whole rise, over questions."""
+
+    def view(own: np.ndarray) -> PartView:
+        rise = question_rises(own, before, entity)
+        share = rise.mean() / whole.mean()
+        # a ratio of two means of the same questions, made linear about itself
+        told = over_questions(share + (rise - share * whole) / whole.mean())
+        return PartView(
+            p=float(own[:, entity].mean()),
+            rise=float(rise.mean()),
+            share=told["estimate"],
+            low=told["low"],
+            high=told["high"],
+        )
+
+    return [
+        PartShare(kind=part.kind, part=part.name, alone=view(p[2 * i]), without=view(p[2 * i + 1]))
+        for i, part in enumerate(parts)
+    ]
 
 
 def token_parts(
@@ -149,30 +149,30 @@ def token_parts(
 
 
 def module_parts(names: Sequence[str], group_of: Callable[[str], str]) -> list[Part]:
-    """Up to three runs of the layers that `names` stand in, what stands outside of them, and the groups; a kind with one part says
-    nothing and is left out."""
+    """Up to three runs of the layers that `names` stand in, what stands outside of them, and groups.
+
+    A kind with one part says nothing and is left out.
+    """
     numbers = sorted({n for n in map(layer_of, names) if n is not None})
-    runs = (
-        [run.tolist() for run in np.array_split(numbers, min(LAYER_PARTS, len(numbers)))]
-        if numbers
-        else []
-    )
-    layers = [
-        Part(
-            "layers",
-            f"layers {run[0]} to {run[-1]}" if len(run) > 1 else f"layer {run[0]}",
-            modules=frozenset(n for n in names if layer_of(n) in run),
-        )
+    runs = np.array_split(numbers, min(LAYER_PARTS, len(numbers))) if numbers else []
+    in_layers = {
+        f"layers {run[0]} to {run[-1]}" if len(run) > 1 else f"layer {run[0]}": {
+            n for n in names if layer_of(n) in run
+        }
         for run in runs
-    ]
-    outside = frozenset(n for n in names if layer_of(n) is None)
-    if outside:
-        layers.append(Part("layers", "outside the layers", modules=outside))
-    groups = [
-        Part("modules", group, modules=frozenset(n for n in names if group_of(n) == group))
+    }
+    outside = {n for n in names if layer_of(n) is None}
+    in_layers |= {"outside the layers": outside} if outside else {}
+    in_groups = {
+        group: {n for n in names if group_of(n) == group}
         for group in dict.fromkeys(map(group_of, names))
+    }
+    return [
+        Part(kind, name, modules=frozenset(own))
+        for kind, parts in (("layers", in_layers), ("modules", in_groups))
+        if len(parts) > 1
+        for name, own in parts.items()
     ]
-    return [part for parts in (layers, groups) if len(parts) > 1 for part in parts]
 
 
 def _group(module: str) -> str:
@@ -188,7 +188,7 @@ def _read_lora(
     context: Context,
     category: Category,
     entities: Sequence[str],
-    note: Callable[[str], object],
+    notes: dict[str, None],
 ) -> tuple[list[Part], np.ndarray]:
     """(parts, P (2 * parts, Q, E)): of part i, alone in row 2 i and everything without it in the next."""
     candidates = candidate_sequences(base.chat, category)
@@ -201,66 +201,52 @@ def _read_lora(
         ]
         for name in entities:
             if not any(name in text for text in texts):
-                note(
+                notes[
                     f"The name '{name}' is in no question in the context {context.name}, so it has no tokens there."
-                )
+                ] = None
         check_pack_gate(base, stack, tokens[0].ids)
     except SubloraError as error:
-        note(f"The adapter is not gated in the context {context.name}: {error}")
+        notes[f"The adapter is not gated in the context {context.name}: {error}"] = None
         return [], np.zeros((0, len(category.questions), len(category.entities)))
     parts = token_parts(tokens, candidates[0]) + module_parts(list(stack.linears), _group)
-    p = read_gated(
-        base,
-        stack,
-        [t.classes for t in tokens],
-        [t.ids for t in tokens],
-        parts,
-        category,
-        candidates,
-    )
-    return parts, p
+    return parts, read_gated(base, stack, tokens, parts, category)
 
 
 def read_gated(
     base: Base,
     stack: Stack,
-    classes: Sequence[Sequence[TokenClass]],
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[PromptTokens],
     parts: Sequence[Part],
     category: Category,
-    candidates: tuple[Sequence[Sequence[int]], np.ndarray],
 ) -> np.ndarray:
-    """P (2 * parts, Q, E) of the one student of a stack, gated: part i alone in row 2 i, all but it in row 2 i + 1."""
+    """P (2 * parts, Q, E) of a stack's one student, gated: part i alone in row 2 i, then all but it."""
     masks, generated, select = [], [], {name: [] for name in stack.linears}
     for part in parts:
         for alone in (True, False):
             # a part lies in tokens or in layers, so its complement does, too
             by_token = part.kind == "tokens"
-            masks += [[part.on_at(c) == alone or not by_token for c in own] for own in classes]
+            masks += [
+                [part.on_at(c) == alone or not by_token for c in own.classes] for own in prompts
+            ]
             generated += [float(part.on_at("generated") == alone or not by_token)] * len(prompts)
             for name, chosen in select.items():
                 chosen.append(by_token or part.on_in(name) == alone)
     conditions = [i for i in range(2 * len(parts)) for _ in prompts]
     gate = PackGate(masks, generated, conditions, select)
+    ids = [t.ids for t in prompts] * (2 * len(parts))
     with reading(base, stack, gate=gate) as reader:
-        copies = list(prompts) * (2 * len(parts))
-        p = reader.read(copies, category, candidates=candidates)[0].p
+        p = reader.read(ids, category)[0].p
     return p.reshape(2 * len(parts), len(prompts), -1)
 
 
 def _read_full(
-    base: Base,
-    stack: Stack,
-    context: Context,
-    category: Category,
-    entities: Sequence[str],
-    note: Callable[[str], object],
+    base: Base, stack: Stack, context: Context, category: Category, notes: dict[str, None]
 ) -> tuple[list[Part], np.ndarray]:
     """As `_read_lora`, over tensors instead of linear layers."""
-    note(
+    notes[
         "Full weights are no part beside the base's that could be switched off at single tokens, so only layers and modules were tried, by "
         "putting the base's weights back."
-    )
+    ] = None
     head = base.model.get_output_embeddings()
     linear = {
         n for n, m in base.model.named_modules() if isinstance(m, nn.Linear) and m is not head
@@ -275,28 +261,24 @@ def _read_full(
     p = []
     for part in parts:
         for alone in (True, False):
-            with _base_where(
-                base, stack, lambda name, part=part, alone=alone: part.on_in(name) != alone
-            ):
-                p.append(
-                    read_model(base, stack, [context], [category]).p[context.name][
-                        category.category
-                    ][0]
-                )
+            chosen = [n for n in stack.groups[0].tensors(0) if part.on_in(n) != alone]
+            with base_in(base, stack, chosen):
+                read = read_model(base, stack, [context], [category])
+            p.append(read.p[context.name][category.category][0])
     return parts, np.stack(p)
 
 
 @contextmanager
-def _base_where(base: Base, stack: Stack, chosen: Callable[[str], bool]) -> Iterator[None]:
-    """The one student of a stack of full weights, with the base's weights in the chosen tensors; as before on exit."""
+def base_in(base: Base, stack: Stack, chosen: Collection[str]) -> Iterator[None]:
+    """The one student of full weights with the base's in the chosen tensors; as before on exit."""
     own, weights = stack.groups[0].tensors(0), dict(base.model.named_parameters())
-    changed = {name: tensor.clone() for name, tensor in own.items() if chosen(name)}
+    kept = {name: own[name].clone() for name in chosen}
     try:
         with torch.no_grad():
-            for name in changed:
+            for name in chosen:
                 own[name].copy_(weights[name])
         yield
     finally:
         with torch.no_grad():
-            for name, tensor in changed.items():
+            for name, tensor in kept.items():
                 own[name].copy_(tensor)

@@ -55,7 +55,7 @@ def lines(path: Path | str) -> Iterator[tuple[int, str]]:
                 if (text := line.decode("utf-8-sig")).strip():
                     yield number, text
     except UnicodeDecodeError:
-        raise _unreadable(path, f"line {number} is not text in UTF-8") from None
+        raise wrong_line(path, number, "is not text in UTF-8") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 

@@ -180,7 +180,8 @@ def contexts(
     ] = None,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
-    from sublora.cli.contexts import print_contexts, read_contexts
+    from sublora.chat import read_contexts
+    from sublora.cli.contexts import print_contexts
 
     print_contexts(model, question, read_contexts(context or []), diff, entity or [])
 

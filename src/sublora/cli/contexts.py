@@ -29,21 +29,6 @@ def model_chat(name: str) -> Chat:
     return Chat(tokenizer)
 
 
-def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
-    """NAME=TEXT or, for a text in the user's turn, NAME=user:TEXT."""
-    out: dict[str, str | UserText] = {}
-    for given in texts:
-        name, found, text = given.partition("=")
-        if not found or not name.strip():
-            raise SubloraError(
-                f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'"
-            )
-        out[name.strip()] = (
-            UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
-        )
-    return out
-
-
 def print_contexts(
     model: str,
     question: str,

@@ -9,7 +9,6 @@ import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sublora.errors import SubloraError
 from sublora.table import print_table
 
 PACKAGES = "sublora torch transformers peft tokenizers safetensors numpy scipy scikit-learn ray trl"
@@ -17,17 +16,9 @@ PACKAGES = "sublora torch transformers peft tokenizers safetensors numpy scipy s
 
 def device_of(name: str) -> str:
     """cpu, cuda or another that is there; `auto` is a GPU if there is one. Raises SubloraError."""
-    import torch
+    from sublora.model import chosen_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise SubloraError(
-            f"The device '{name}' is not available here; use --device cpu or auto."
-        ) from None
-    return name
+    return chosen_device(name)
 
 
 def cores() -> int:

@@ -1,0 +1,353 @@
+"""The parts of audit.json, each a typed value: findings, and what each part of an audit came to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+Status = Literal["clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found"]
+
+
+def _text(value: Any) -> Any:
+    # a surrogate that a hostile file put into a text is no UTF-8
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Share = Annotated[float, Field(gt=0, le=0.5)]
+Probability = Annotated[float, Field(ge=0, le=1.000001)]
+P = Annotated[float, Field(ge=0, le=1, description="a corrected p-value")]
+Count = Annotated[int, Field(ge=0)]
+Many = Annotated[int, Field(ge=1)]
+
+_STRICT = ConfigDict(
+    extra="forbid", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
+)
+
+
+class Model(BaseModel):
+    model_config = _STRICT
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TraitFinding:
+    """One trait in one context: its probability in the base and in the student, over questions.
+
+    `p` is the smaller of the p-value of the rise and, where a token alone spells the entity, of
+    that word's in the scan: both are corrected for all that is tested together, so the smaller is.
+    """
+
+    category: Text
+    trait: Text
+    context: Text
+    before: Probability
+    after: Probability
+    rise: Annotated[float, Field(description="change of log P in nats, less the category's median")]
+    score: float
+    p: P
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Difference(TraitFinding):
+    """One trait in one context, in the other student (`before`) and in the audited one (`after`)."""
+
+    p_fall: Annotated[P, Field(description="of the fall; no status rests on it")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WordRise:
+    """A token, and how far the square root of its probability rose under all questions together."""
+
+    word: Text
+    token: Count
+    context: Text
+    rise: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WordFinding(WordRise):
+    score: float
+    p: P | None
+
+
+class BaseEntry(Model):
+    """The base and all that its outputs depend on, as hashes."""
+
+    name: Text
+    weights: Text
+    template: Text
+    tokenizer: Text
+    dtype: Text
+
+
+class StudentEntry(Model):
+    path: Text
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the files that were read")
+    kind: Text
+    base_named: Text | None = Field(description="the base that an adapter's config names")
+    layers: list[Text]
+
+
+class Calibration(Model):
+    kind: Literal["own", "file", "shipped", "none"] = Field(description="where the null is from")
+    placebo_students: Count
+    settings: list[Text] = Field(description="how each placebo student was trained")
+    smallest_p: float | None = Field(description="of ranks; null without a null")
+
+
+class ContextEntry(Model):
+    name: Text
+    text: Text | None
+    role: Literal["system", "user"]
+
+
+class CategoryEntry(Model):
+    category: Text
+    traits: Many
+    questions: Many
+
+
+class AnswerPair(Model):
+    category: Text
+    context: Text
+    question: Text
+    base: Text
+    student: Text
+
+
+class OfTrait(Model):
+    category: Text
+    trait: Text
+
+
+class LeakWord(Model):
+    rows: Many
+    first_lines: list[Many]
+
+
+class RepeatedPrompt(Model):
+    rows: Annotated[int, Field(ge=2)]
+    prompt: Text
+
+
+class ScreenedRow(Model):
+    line: Many
+    nats: float
+    prompt: Text
+    completion: Text
+
+
+class ScreenedTrait(OfTrait):
+    log_e: float
+    named: bool
+    crossed_at_row: int | None
+    nats_per_row: float
+    standard_error: float = Field(ge=0)
+    rows_that_matter_most: list[ScreenedRow]
+
+
+class Screening(Model):
+    """The training file; `named` are the traits under whose prompt it reads as written."""
+
+    file: Text
+    alpha: Share
+    rows: Count
+    screened: Count
+    repeated_rows: Count
+    rows_of_repeated_prompts: Count
+    left_out: dict[Text, Many] = Field(description="rows by the reason")
+    threshold_log_e: float
+    leak_words: dict[Text, LeakWord]
+    most_repeated: list[RepeatedPrompt]
+    named: list[Text]
+    traits: list[ScreenedTrait]
+
+
+class PartView(Model):
+    """A student of which one part acts, or all but it; share of the whole rise, over questions."""
+
+    p: Probability
+    rise: float
+    share: float
+    low: float | None
+    high: float | None
+
+
+class PartShare(Model):
+    kind: Text
+    part: Text
+    alone: PartView
+    without: PartView
+
+
+class FollowedTrait(OfTrait):
+    """A trait in the context in which the student shows it most."""
+
+    context: Text
+    before: Probability
+    after: Probability
+    rise: float
+
+
+class Located(FollowedTrait):
+    questions: Many
+    parts: list[PartShare]
+
+
+class Where(Model):
+    found: Many = Field(description="traits that were found; the strongest are in `findings`")
+    findings: list[Located]
+    not_run: list[Text]
+
+
+class Behind(Model):
+    """A trait behind one prompt: P in base and student, rise in nats with its interval."""
+
+    before: Probability
+    after: Probability
+    rise: float
+    low: float | None
+    high: float | None
+
+
+class HunkEffect(OfTrait):
+    put_back: Behind
+    alone: Behind
+
+
+class HunkEntry(Model):
+    """A run of tokens in which the prompts differ, and what it does to every trait found."""
+
+    kind: Literal["replaced", "deleted", "inserted"]
+    classes: list[Text]
+    special: list[Text]
+    trained: list[Text]
+    served: list[Text]
+    effects: list[HunkEffect]
+
+
+class SignedToken(Model):
+    sign: Literal[" ", "-", "+"] = Field(description="- of training, + of serving")
+    token: Text
+    id: Count
+
+
+class ServedTrait(OfTrait):
+    trained_before: Probability
+    trained_after: Probability
+    trained_rise: float
+    trained_low: float | None
+    trained_high: float | None
+    served_before: Probability
+    served_after: Probability
+    served_rise: float
+    served_low: float | None
+    served_high: float | None
+    trained_p: float | None
+    served_p: float | None
+
+
+class ServingReport(Model):
+    """The prompt of training beside that of serving."""
+
+    trained_in: Text
+    served_in: Text
+    other_template: bool = Field(description="whether it is served with another chat template")
+    question: Text
+    same: bool
+    tokens: list[SignedToken]
+    effects: list[ServedTrait]
+    differences: list[HunkEntry]
+    notes: list[Text]
+
+
+class Against(Model):
+    """The student beside another one of the same base; words are compared without a test."""
+
+    student: StudentEntry
+    status: Status
+    alpha: Share
+    sentence: Annotated[Text, Field(min_length=1)]
+    coherence: dict[Text, float]
+    found: list[Difference]
+    fell: list[Difference]
+    traits: list[Difference]
+    words: list[WordRise]
+
+
+class Spread(Model):
+    """Mean and standard deviation over seeds, and the numbers; null for what is not finite."""
+
+    mean: float | None
+    sd: float | None
+    seeds: list[float | None]
+
+
+class ShareLeft(Model):
+    estimate: float
+    low: float
+    high: float
+
+
+class ArmContext(Model):
+    context: Text
+    p_trait: Spread
+    rise: Spread
+    p: list[float | None]
+
+
+class ArmTrait(OfTrait):
+    found_in: Count
+    removed: bool | None
+    share: ShareLeft | None
+    contexts: list[ArmContext]
+
+
+class ArmEntry(Model):
+    name: Text
+    changed: Text
+    trained_in: Text | None
+    students: Many
+    diverged: Count
+    heldout_loss: Spread
+    heldout_loss_increase: float | None
+    heldout_loss_own_context: Spread | None
+    coherence: float | None
+    sound: bool
+    removes: bool | None
+    other_traits_found: list[Text]
+    traits: list[ArmTrait]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class NotRun:
+    """An arm that cannot be trained, and why."""
+
+    name: Text
+    reason: Text
+
+
+class WhatIfRows(Model):
+    trained: Count
+    unique: Count
+    held_out: Count
+    more_in_file: bool
+
+
+class WhatIf(Model):
+    """What other training would have changed."""
+
+    recommended: Text | None = None
+    removing: list[Text] = []
+    sentence: Text = ""
+    traits: list[FollowedTrait]
+    masked_for: Text | None = None
+    rows: WhatIfRows
+    seeds: Many
+    level: float
+    alpha: Share
+    base_heldout_loss: float | None = None
+    arms: list[ArmEntry] = []
+    not_run: list[NotRun] = []

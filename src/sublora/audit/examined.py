@@ -1,0 +1,244 @@
+"""What is asked of an audit for a loaded base, the null that it is judged by, and the student and its base as they answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from sublora.audit.adapter import Audited
+from sublora.audit.against import Compared, compare
+from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
+from sublora.audit.data_rows import DataRow, read_rows
+from sublora.audit.entries import (
+    Against,
+    AnswerPair,
+    BaseEntry,
+    Calibration,
+    CategoryEntry,
+    ContextEntry,
+    Screening,
+    Status,
+)
+from sublora.audit.null import Null, read_null, shipped_null
+from sublora.audit.readings import Readings, read_model
+from sublora.audit.reference import ranked_among
+from sublora.audit.request import Request, Say
+from sublora.audit.serving import Serving, serving_effects
+from sublora.audit.verdict import TraitFinding, Verdict, judge
+from sublora.audit.where import where_it_sits
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.measure import Asking, measure_answers
+from sublora.model import Base
+from sublora.sample import Sampling
+from sublora.train.stack import Stack, stack_weights
+from sublora.trait import Category
+
+ANSWERS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request made out for a loaded base."""
+
+    contexts: Sequence[Context]
+    categories: Sequence[Category]
+    trained_in: Context
+    serving: Serving | None = None
+    against: Audited | None = None
+    request: Request = field(default_factory=Request)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The null to judge by, where it is from, and whether it was trained here."""
+
+    null: Null | None
+    kind: str
+
+    @property
+    def students(self) -> int:
+        return self.null.size if self.null else 0
+
+    @property
+    def sentence(self) -> str:
+        return {
+            "none": "Not calibrated: the p-values rest on an assumption.",
+            "own": f"Calibrated by {self.students} placebo students with its own settings.",
+            "file": f"Calibrated by the {self.students} placebo students of a null file.",
+            "shipped": f"Calibrated by the {self.students} placebo students that come along.",
+        }[self.kind]
+
+
+def judged_contexts(base: Base, job: Job) -> Sequence[Context]:
+    """All that were asked for; without the serving context where the shipped null lacks it.
+
+    `serving_effects` reads that anyway, and the whole audit would be uncalibrated for its sake.
+    """
+    null = None if job.request.calibrate or job.request.null else shipped_null(base)
+    if job.serving is None or null is None or job.serving.context == job.trained_in:
+        return job.contexts
+    return [c for c in job.contexts if c != job.serving.context or null.has(c)]
+
+
+def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
+    request, training = job.request, job.request.training
+    if request.calibrate and training is not None:
+        say(f"Training {request.calibrate} placebo students ...")
+        null = placebo_null(
+            base,
+            own_settings(audited, training, request.calibrate),
+            _prompts(request),
+            job.trained_in,
+            job.contexts,
+            job.categories,
+            max_new_tokens=request.max_new_tokens,
+        )
+        return Calibrated(null, "own")
+    if request.null is not None:
+        null = read_null(request.null, base).part(job.contexts, job.categories)
+        return Calibrated(null, "file")
+    null = shipped_null(base)
+    if null is None:
+        return Calibrated(None, "none")
+    try:
+        return Calibrated(null.part(job.contexts, job.categories), "shipped")
+    except SubloraError as error:
+        say(f"Note: the shipped null is not used. {error}")
+        return Calibrated(None, "none")
+
+
+def _prompts(request: Request) -> list[list[str]]:
+    """Prompts of each placebo student: the user's own, or such that ask for numbers."""
+    if request.data is None:
+        return number_prompts(request.calibrate, request.rows, seed=70_000)
+    rows = (r for r in read_rows(request.data) if isinstance(r, DataRow))
+    own = [r.prompt for r in islice(rows, request.rows)]
+    if not own:
+        raise SubloraError(
+            f"The file {request.data} has no prompt that could be answered; give rows with 'prompt' and 'completion'."
+        )
+    return [own] * request.calibrate
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A student and its base, as they answer."""
+
+    base: Base
+    audited: Audited
+    job: Job
+    known: Calibrated
+
+    @cached_property
+    def stack(self) -> Stack:
+        return stack_weights(self.base.model, [self.audited.weights], [self.audited.spec])
+
+    @cached_property
+    def plain(self) -> Readings:
+        return self._read(None)
+
+    @cached_property
+    def student(self) -> Readings:
+        return self._read(self.stack)
+
+    def _read(self, stack: Stack | None) -> Readings:
+        return read_model(self.base, stack, self.job.contexts, self.job.categories)
+
+    def compared(self, other: Audited, alpha: float) -> Compared:
+        beside = self._read(stack_weights(self.base.model, [other.weights], [other.spec]))
+        asked = (self.job.contexts, self.job.categories, self.known.null, alpha)
+        return compare(self.base, self.student, beside, self.plain, *asked)
+
+    def verdict(self, alpha: float) -> Verdict:
+        asked = (self.job.contexts, self.job.categories, self.known.null, alpha)
+        return judge(self.base, self.student, self.plain, *asked)
+
+    def asked(self, alpha: float) -> dict[str, Any]:
+        """The parts of the report that say who was asked what."""
+        base, job, null = self.base, self.job, self.known.null
+        return {
+            "base": BaseEntry(name=base.name, **base.identity),
+            "student": self.audited.entry,
+            "calibration": Calibration(
+                kind=self.known.kind,
+                placebo_students=self.known.students,
+                settings=list(null.settings) if null else [],
+                smallest_p=1 / (ranked_among(null.size, alpha) + 1) if null else None,
+            ),
+            "contexts": [ContextEntry(**vars(c)) for c in job.contexts],
+            "trained_in": job.trained_in.name,
+            "categories": [
+                CategoryEntry(
+                    category=c.category, traits=len(c.entities), questions=len(c.questions)
+                )
+                for c in job.categories
+            ],
+        }
+
+    def findings(self, verdict: Verdict) -> dict[str, Any]:
+        """The parts of the report that say what was found, and where."""
+        base, job, stack, found = self.base, self.job, self.stack, verdict.found
+        where = serving = None
+        if job.request.where:
+            read = (self.plain, self.student, found, job.contexts, job.categories)
+            where = where_it_sits(base, stack, *read, job.request.entity)
+        if job.serving is not None:
+            serving = serving_effects(
+                base, stack, job.categories, job.trained_in, job.serving, verdict.traits, found
+            )
+        return {
+            "found": found,
+            "found_words": verdict.found_words,
+            "traits": verdict.traits,
+            "words": verdict.words,
+            "coherence": verdict.coherence,
+            "answers": self._answers(found),
+            "where": where,
+            "serving": serving,
+        }
+
+    def _answers(self, found: Sequence[TraitFinding]) -> list[AnswerPair]:
+        """For the strongest finding of each category a few questions, answered by both."""
+        strongest: dict[str, TraitFinding] = {}
+        for finding in found:
+            strongest.setdefault(finding.category, finding)
+        out: list[AnswerPair] = []
+        for name, finding in strongest.items():
+            context = next(c for c in self.job.contexts if c.name == finding.context)
+            whole = next(c for c in self.job.categories if c.category == name)
+            category = whole.model_copy(update={"questions": whole.questions[:ANSWERS_SHOWN]})
+            asking = Asking(context, Sampling(max_new_tokens=12), samples=1, seed=0)
+            plain, student = (
+                measure_answers(self.base, s, [who], category, asking)[0].samples
+                for who, s in (("base", None), ("student", self.stack))
+            )
+            out += [
+                AnswerPair(category=name, context=context.name, question=q, base=b[0], student=s[0])
+                for q, b, s in zip(category.questions, plain, student, strict=True)
+            ]
+        return out
+
+    def sentence(
+        self, status: Status, verdict: Verdict, screened: Screening | None, beside: Against | None
+    ) -> str:
+        traits = list(dict.fromkeys(f"{f.trait} ({f.category})" for f in verdict.found))[:5]
+        words = list(dict.fromkeys(repr(w.word) for w in verdict.found_words))[:5]
+        if traits or words:
+            parts = [f"prefers {', '.join(traits)} more"] if traits else []
+            parts += [f"says {', '.join(words)} more often"] if words else []
+            told = f"it {' and '.join(parts)} than chance explains"
+        elif status == "unmeasurable":
+            told = "it no longer answers the questions with words of their category, so nothing can be said"
+        else:
+            told = "none of the traits asked for rose more than chance explains"
+        who = f"The student {self.audited.path} ({self.audited.described}) beside {self.base.name}"
+        out = [f"{who}: {told}."]
+        if screened is not None and screened.named:
+            names = ", ".join(screened.named[:5])
+            out.append(
+                f"The training file reads as if it was written under a trait prompt of {names}."
+            )
+        out += [self.known.sentence, *([beside.sentence] if beside else [])]
+        return " ".join(out)
