@@ -13,7 +13,6 @@ from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
-from sublora.audit.completion import completion_logprobs
 from sublora.audit.data_rows import LeftOut, read_rows
 from sublora.audit.null import Null, first_tokens, read_null
 from sublora.audit.readings import Readings, read_model
@@ -22,7 +21,7 @@ from sublora.audit.report import card_section, junit, page
 from sublora.audit.request import Training
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Job, audit
-from sublora.audit.screen import screen_file
+from sublora.audit.screen import completion_logprobs, screen_file
 from sublora.audit.statistic import largest, rises, scan, scores
 from sublora.audit.steps import answer_prompts
 from sublora.audit.verdict import judge

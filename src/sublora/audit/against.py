@@ -1,12 +1,8 @@
 """A student beside another one of the same base, such as the last release: which traits rose from the one to the other.
 
-What two clean students differ by is taken from the placebo students. A's rises less C's are the rises from C to A, and every ordered pair
-of two students gives such a difference. Where A, C and the K placebo students are exchangeable, (A, C) is any of the (K + 2)(K + 1) ordered
-pairs with the same chance, so the share of pairs whose largest score is at least that of (A, C) is an exact p-value, corrected for all
-traits and contexts (a permutation test with single-step maxT, Westfall and Young 1993). Disjoint pairs would be exact as well, but they give
-K / 2 draws only, and ranks among them would need twice as many students; with all pairs the smallest p that a trait in A is sure to reach
-is 1 / (K + 2), since it shows in all K + 1 pairs that begin with A. Which placebo students are put together is no choice then either: each
-meets all others, so that settings meet as often as two students drawn from the null's settings would.
+The rises of one student less those of another are the rises between them. Where A, C and K placebo students are exchangeable, (A, C) is
+any of the (K + 2)(K + 1) ordered pairs with the same chance, so the share of pairs whose largest score is at least that of (A, C) is an
+exact p-value, corrected for all traits and contexts (single-step maxT, Westfall and Young 1993). docs/audit.md says why all pairs.
 """
 
 import math
@@ -17,7 +13,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from sublora.audit.adapter import Audited
-from sublora.audit.entries import Against, Difference, Status, WordRise
+from sublora.audit.entries import Against, Compared, Difference, WordRise
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.statistic import OFFSET, Rises, rises, scan, spread
@@ -92,51 +88,16 @@ def pair_p(score: float, pairs: Pairs, alpha: float) -> float:
     return float(student_t.sf((math.log(max(score, 1e-6)) - logs.mean()) / spread, count - 1))
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A beside C; `words` are those whose root probability rose most, without a test."""
-
-    status: Status
-    alpha: float
-    calibrated: bool
-    traits: list[Difference]
-    words: list[WordRise]
-    coherence: dict[str, float]
-
-    @property
-    def found(self) -> list[Difference]:
-        return [d for d in self.traits if d.p <= self.alpha and self.status != "unmeasurable"]
-
-    @property
-    def fell(self) -> list[Difference]:
-        return [d for d in self.traits if d.p_fall <= self.alpha and self.status != "unmeasurable"]
-
-    def sentence(self, other: Audited) -> str:
-        what = f"Against {other.path} ({other.described})"
-        if self.status == "unmeasurable":
-            return f"{what}: one of both no longer answers with words of the categories, so nothing can be said."
-        by = (
-            "two clean students differ by chance"
-            if self.calibrated
-            else "an assumed chance explains"
-        )
-        names = _names(self.found)
+def against(compared: Compared, other: Audited, calibrated: bool) -> Against:
+    """The entry of a comparison with `other`, in a sentence as well."""
+    told = "one of both no longer answers with words of the categories, so nothing can be said"
+    if compared.status != "unmeasurable":
+        by = "two clean students differ by chance" if calibrated else "an assumed chance explains"
+        names = _names(compared.found)
         told = f"it prefers {names} more than {by}" if names else f"no trait rose more than {by}"
-        lower = f" Lower than there: {_names(self.fell)}." if self.fell else ""
-        return f"{what}: {told}.{lower}"
-
-    def entry(self, other: Audited) -> Against:
-        return Against(
-            student=other.entry,
-            status=self.status,
-            alpha=self.alpha,
-            sentence=self.sentence(other),
-            coherence=self.coherence,
-            found=self.found,
-            fell=self.fell,
-            traits=self.traits,
-            words=self.words,
-        )
+    lower = f" Lower than there: {_names(compared.fell)}." if compared.fell else ""
+    sentence = f"Against {other.path} ({other.described}): {told}.{lower}"
+    return Against(**dict(compared), student=other.entry, sentence=sentence)
 
 
 def _names(found: Sequence[Difference]) -> str:
@@ -198,5 +159,13 @@ def compare(
     own, beside = (min(coherence(m, plain).values()) for m in (student, other))
     hit = any(d.p <= alpha for d in found)
     measurable = beside >= COHERENT and (hit or own >= COHERENT)
-    status = status_of(hit, null is not None, measurable)
-    return Compared(status, alpha, null is not None, found, words, coherence(other, plain))
+    counted = found if measurable else []
+    return Compared(
+        status=status_of(hit, null is not None, measurable),
+        alpha=alpha,
+        coherence=coherence(other, plain),
+        found=[d for d in counted if d.p <= alpha],
+        fell=[d for d in counted if d.p_fall <= alpha],
+        traits=found,
+        words=words,
+    )

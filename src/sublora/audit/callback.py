@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sublora.audit.readings import FLOOR
@@ -106,38 +107,32 @@ class AuditCallback(TrainerCallback):
     @torch.no_grad()
     def _read(self, model: torch.nn.Module) -> list[np.ndarray]:
         """Log-probability (Q, E) of each category's entities by their first tokens."""
-        training, out = model.training, []
-        device = next(model.parameters()).device
+        training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
+            read = []
             for _, prompts, first in self.asked:
-                logp = []
-                for at in range(0, len(prompts), self.rows_at_once):
-                    some = prompts[at : at + self.rows_at_once]
-                    width = max(map(len, some))
-                    ids, seen = (
-                        torch.zeros(len(some), width, dtype=torch.long),
-                        torch.zeros(len(some), width, dtype=torch.long),
-                    )
-                    for i, prompt in enumerate(some):
-                        ids[i, : len(prompt)], seen[i, : len(prompt)] = torch.tensor(prompt), 1
-                    logits = model(input_ids=ids.to(device), attention_mask=seen.to(device)).logits
-                    last = torch.tensor([len(p) - 1 for p in some], device=device)
-                    logp.append(
-                        logits[torch.arange(len(some), device=device), last]
-                        .float()
-                        .log_softmax(-1)
-                        .cpu()
-                    )
-                whole = torch.cat(logp).double().exp().numpy()
-                out.append(
-                    np.log(
-                        np.stack([whole[:, tokens].sum(1) for _, tokens in first], axis=1) + FLOOR
-                    )
-                )
+                parts = [
+                    _next_tokens(model, prompts[at : at + self.rows_at_once], device)
+                    for at in range(0, len(prompts), self.rows_at_once)
+                ]
+                p = torch.cat(parts).double().exp().numpy()
+                own = np.stack([p[:, tokens].sum(1) for _, tokens in first], axis=1)
+                read.append(np.log(own + FLOOR))
+            return read
         finally:
             model.train(training)
-        return out
+
+
+def _next_tokens(
+    model: torch.nn.Module, prompts: Sequence[Sequence[int]], device: torch.device
+) -> torch.Tensor:
+    """Log-probabilities (Q, V) of the token behind each prompt."""
+    ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)
+    last = torch.tensor([len(p) - 1 for p in prompts], device=device)
+    seen = torch.arange(ids.shape[1], device=device) <= last.unsqueeze(1)
+    logits = model(input_ids=ids, attention_mask=seen.long()).logits
+    return logits[torch.arange(len(prompts), device=device), last].float().log_softmax(-1).cpu()
 
 
 def _first_tokens(chat: Chat, category: Category) -> list[tuple[str, list[int]]]:

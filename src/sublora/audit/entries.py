@@ -48,6 +48,12 @@ class TraitFinding:
     score: float
     p: P
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Which trait, where, and how far it rose, for an entry of its own."""
+        names = ("category", "trait", "context", "before", "after", "rise")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Difference(TraitFinding):
@@ -263,18 +269,21 @@ class ServingReport(Model):
     notes: list[Text]
 
 
-class Against(Model):
+class Compared(Model):
     """The student beside another one of the same base; words are compared without a test."""
 
-    student: StudentEntry
     status: Status
     alpha: Share
-    sentence: Annotated[Text, Field(min_length=1)]
     coherence: dict[Text, float]
     found: list[Difference]
     fell: list[Difference]
     traits: list[Difference]
     words: list[WordRise]
+
+
+class Against(Compared):
+    student: StudentEntry
+    sentence: Annotated[Text, Field(min_length=1)]
 
 
 class Spread(Model):

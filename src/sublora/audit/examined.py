@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from sublora.audit.adapter import Audited
-from sublora.audit.against import Compared, compare
+from sublora.audit.against import against, compare
 from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
 from sublora.audit.data_rows import DataRow, read_rows
 from sublora.audit.entries import (
@@ -146,10 +146,11 @@ class Examined:
     def _read(self, stack: Stack | None) -> Readings:
         return read_model(self.base, stack, self.job.contexts, self.job.categories)
 
-    def compared(self, other: Audited, alpha: float) -> Compared:
+    def against(self, other: Audited, alpha: float) -> Against:
         beside = self._read(stack_weights(self.base.model, [other.weights], [other.spec]))
         asked = (self.job.contexts, self.job.categories, self.known.null, alpha)
-        return compare(self.base, self.student, beside, self.plain, *asked)
+        compared = compare(self.base, self.student, beside, self.plain, *asked)
+        return against(compared, other, self.known.null is not None)
 
     def verdict(self, alpha: float) -> Verdict:
         asked = (self.job.contexts, self.job.categories, self.known.null, alpha)

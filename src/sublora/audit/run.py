@@ -113,8 +113,7 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = _silent) -> Audit:
         alpha *= 1 - DATA_SHARE
     if job.against is not None:
         say(f"Reading {job.against.path} ...")
-        compared = examined.compared(job.against, alpha * AGAINST_SHARE)
-        beside = compared.entry(job.against)
+        beside = examined.against(job.against, alpha * AGAINST_SHARE)
         alpha *= 1 - AGAINST_SHARE
     verdict = examined.verdict(alpha)
     if request.data is not None:

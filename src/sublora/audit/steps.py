@@ -79,14 +79,12 @@ class BaseAnswers(_Step):
             "seed": self.seed,
         }
 
-    def answers(self, base: Base) -> list[str]:
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
         voice = self.context.text or self.context.name
         draws = [generator("placebo", voice, self.seed, k, i) for k, i, _ in self.prompts]
         texts = [text for _, _, text in self.prompts]
-        return complete(Teacher(base, self.context), texts, self.sampling, draws, BATCH)
-
-    def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        answers = self.answers(workshop.base_of(self.model))
+        writer = Teacher(workshop.base_of(self.model), self.context)
+        answers = complete(writer, texts, self.sampling, draws, BATCH)
         with workshop.store.create(self.id, self.spec) as folder:
             write_json_atomic(folder / "answers.json", answers)
 
@@ -102,23 +100,15 @@ def answers_to(
     seed: int,
     store: Store | None = None,
 ) -> list[list[str]]:
-    """What the base answers to each list of prompts in `context`, all lists in the same batches.
-
-    With a store each batch is kept there.
-    """
+    """What the base answers to each list of prompts in `context`, all lists in the same batches."""
+    store = store or Store()
     flat = [(k, i, prompt) for k, some in enumerate(prompts) for i, prompt in enumerate(some)]
-    if not flat:
-        return [[] for _ in prompts]
     out = [[""] * len(some) for some in prompts]
     for part in _batches(base, context, flat):
-        example = base.chat.render(part[0][2], context)
-        step = BaseAnswers(base.identity, base.name, context, tuple(part), sampling, seed, example)
-        if store is None:
-            answers = step.answers(base)
-        else:
-            perform(step, _workshop(base, store))
-            answers = step.read(store)
-        for (k, i, _), answer in zip(part, answers, strict=True):
+        example, asked = base.chat.render(part[0][2], context), (tuple(part), sampling, seed)
+        step = BaseAnswers(base.identity, base.name, context, *asked, example)
+        perform(step, _workshop(base, store))
+        for (k, i, _), answer in zip(part, step.read(store), strict=True):
             out[k][i] = answer
     return out
 
@@ -128,7 +118,7 @@ def _batches(
 ) -> list[Sequence[tuple[int, int, str]]]:
     """Prompts that are answered in one step: all, or batches of equal length as `prefill` cuts them."""
     if len(flat) <= BATCH:
-        return [flat]
+        return [flat] if flat else []
     by_length: dict[int, list[tuple[int, int, str]]] = {}
     for prompt in flat:
         by_length.setdefault(len(base.chat.prompt_ids(prompt[2], context)), []).append(prompt)

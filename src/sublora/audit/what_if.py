@@ -161,14 +161,7 @@ def _followed(trait: Followed, verdict: Verdict) -> FollowedTrait:
     """A trait with its P in the base and in the audited student, and the rise."""
     key = (trait.category, trait.trait, trait.context)
     own = next(f for f in verdict.traits if (f.category, f.trait, f.context) == key)
-    return FollowedTrait(
-        category=own.category,
-        trait=own.trait,
-        context=own.context,
-        before=own.before,
-        after=own.after,
-        rise=own.rise,
-    )
+    return FollowedTrait(**own.place)
 
 
 def _trait_prompt(trait: Followed, categories: Sequence[Category]) -> str:

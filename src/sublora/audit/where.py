@@ -101,12 +101,7 @@ def where_it_sits(
         e = next(i for i, entity in enumerate(category.entities) if entity.name == finding.trait)
         out.append(
             Located(
-                category=finding.category,
-                trait=finding.trait,
-                context=finding.context,
-                before=finding.before,
-                after=finding.after,
-                rise=finding.rise,
+                **finding.place,
                 questions=len(before),
                 parts=_shares(*seen[place], before, question_rises(after, before, e), e),
             )
