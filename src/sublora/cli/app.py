@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from sublora.audit.audit_cli import app as audit_app
 from sublora.cli import machine
+from sublora.cli.audit import app as audit_app
 from sublora.cli.store import app as store_app
 from sublora.errors import SubloraError
 
