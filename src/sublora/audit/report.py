@@ -43,16 +43,11 @@ def write_reports(result: Audit, folder: Path) -> Path:
 
 
 def page(report: AuditReport) -> bytes:
-    from jinja2 import Environment, PackageLoader
+    from sublora.report.page import environment
 
-    environment = Environment(
-        loader=PackageLoader("sublora", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"p": p_value, "percent": percent}
-    text = environment.get_template("audit.html.j2").render(
+    made = environment()
+    made.filters |= {"p": p_value, "percent": percent}
+    text = made.get_template("audit.html.j2").render(
         body=report,
         shown=SHOWN,
         traits_shown=FOLLOWED_SHOWN,

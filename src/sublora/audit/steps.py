@@ -263,6 +263,7 @@ class StudentReading(_Step):
     students: tuple[tuple[str, StudentSpec], ...]
     contexts: tuple[Context, ...]
     categories: tuple[Category, ...]
+    examples: tuple[str, ...]  # a question as it is rendered in each context
     kind = "audit-reading"
     label = "a reading of students"
 
@@ -273,6 +274,7 @@ class StudentReading(_Step):
             "students": [name for name, _ in self.students],
             "contexts": [[c.name, c.text, c.role] for c in self.contexts],
             "categories": {c.category: category_digest(c) for c in self.categories},
+            "examples": list(self.examples),
             "neutral": list(NEUTRAL),
         }
 
@@ -309,10 +311,11 @@ def read_students(
     at_once: int = TOGETHER,
 ) -> list[Readings]:
     """Readings of students of the store, `at_once` in a pack; those of each pack are kept."""
-    out = []
+    examples = tuple(base.chat.render("?", context) for context in contexts)
+    asked, out = (tuple(contexts), tuple(categories), examples), []
     for at in range(0, len(students), at_once):
         some = tuple(students[at : at + at_once])
-        step = StudentReading(base.identity, base.name, some, tuple(contexts), tuple(categories))
+        step = StudentReading(base.identity, base.name, some, *asked)
         perform(step, _workshop(base, store))
         out.append(step.read(store))
     return out
