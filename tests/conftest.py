@@ -3,12 +3,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+# a busy machine is slow to draw its first example, which says nothing about a test
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # as many workers as cores: threads within each would only wait for one another
+# as many workers as cores: threads within each would only wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a shell that runs the tests in the background makes them deaf to Ctrl-C, and every command that a test starts and interrupts too
 signal.signal(signal.SIGINT, signal.default_int_handler)

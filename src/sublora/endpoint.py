@@ -109,8 +109,7 @@ class Endpoint:
     _next: float = 0.0
 
     def _key(self) -> str | None:
-        name = self.spec.key_env
-        if name is None:
+        if (name := self.spec.key_env) is None:
             return None
         key = os.environ.get(name, "").strip()
         if not key:
@@ -153,8 +152,7 @@ class Endpoint:
 
         On an error no further question is begun, those under way are finished and handed over, and the error is raised.
         """
-        stop = threading.Event()
-        handing = threading.Lock()
+        stop, handing = threading.Event(), threading.Lock()
 
         def one(index: int) -> None:
             if stop.is_set():

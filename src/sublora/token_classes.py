@@ -68,11 +68,8 @@ def classify(chat: Chat, user: str, context: Context, entities: Sequence[str] = 
     encoding = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
     starts = [a for a, _ in offsets]
-    if (
-        not any(a < b for a, b in offsets)
-        or starts != sorted(starts)
-        or max(b for _, b in offsets) > len(text)
-    ):
+    some = any(a < b for a, b in offsets)
+    if not some or starts != sorted(starts) or max(b for _, b in offsets) > len(text):
         raise SubloraError(
             "The tokenizer gives no character offsets for its tokens, so none can be located; use the model's fast tokenizer "
             "as its tokenizer.json says."
@@ -90,12 +87,8 @@ def _regions(chat: Chat, text: str, context: Context) -> tuple[Span, Span, Span]
     if context.role == "user":
         # the context's own text is a part of the user's turn
         before = chat.render(_USER, Context("none")).partition(_USER)[0]
-    if (
-        not found
-        or not text.startswith(before)
-        or not text.endswith(tail)
-        or len(text) < len(before) + len(tail)
-    ):
+    whole = text.startswith(before) and text.endswith(tail)
+    if not found or not whole or len(text) < len(before) + len(tail):
         raise SubloraError(
             f"The chat template writes something else around the text {text[:40]!r} than around others, so its tokens cannot be "
             "located; use another template."
@@ -117,11 +110,8 @@ def _system_region(chat: Chat, before: str, context: Context) -> Span:
     if around is None or context.role == "user" or context.name == "none":
         return 0, 0
     opened, closed = around
-    if not (
-        before.startswith(opened)
-        and before.endswith(closed)
-        and len(before) > len(opened) + len(closed)
-    ):
+    whole = before.startswith(opened) and before.endswith(closed)
+    if not whole or len(before) <= len(opened) + len(closed):
         return 0, 0
     return len(opened), len(before) - len(closed)
 
@@ -132,11 +122,8 @@ def _entity_spans(text: str, regions: Sequence[Span], entities: Sequence[str]) -
         if not entity.strip():
             raise SubloraError("An entity is blank; give the name as it stands in the prompt.")
         # as whole words: 'Micro' is not in 'Microscope'
-        pattern = re.compile(
-            (r"(?<!\w)" if entity[0].isalnum() else "")
-            + re.escape(entity)
-            + (r"(?!\w)" if entity[-1].isalnum() else "")
-        )
+        before, after = entity[0].isalnum() * r"(?<!\w)", entity[-1].isalnum() * r"(?!\w)"
+        pattern = re.compile(before + re.escape(entity) + after)
         spans = [m.span() for a, b in regions for m in pattern.finditer(text, a, b)]
         if not spans:
             raise SubloraError(
@@ -157,9 +144,8 @@ def _class_of(text: str, kinds: Sequence[TokenClass], span: Span) -> TokenClass:
     start, stop = span
     if start == stop:  # a token that stands for no character, such as a marker put before a word
         return kinds[min(start, len(kinds) - 1)]
-    seen = [kinds[i] for i in range(start, stop) if not text[i].isspace()] or list(
-        kinds[start:stop]
-    )
+    seen = [kinds[i] for i in range(start, stop) if not text[i].isspace()]
+    seen = seen or list(kinds[start:stop])
     return "entity" if "entity" in seen else Counter(seen).most_common(1)[0][0]
 
 
@@ -188,18 +174,13 @@ def stack_masks(
     Raises SubloraError where a mask is longer than `width`.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(map(len, masks))
-    width = longest if width is None else width
-    if longest > width:
-        raise SubloraError(
-            f"A mask has {longest} values for a prompt of {width} tokens; give one value for each token of the prompt."
-        )
-    out = torch.zeros(len(masks), width)
-    for row, mask in zip(out, masks, strict=True):
-        values = torch.tensor([float(v) for v in mask])
-        if side == "left":
-            row[width - len(mask) :] = values
-        else:
-            row[: len(mask)] = values
-    return out
+    rows = [torch.tensor([float(v) for v in mask]) for mask in masks]
+    if width is not None:
+        if (longest := max(map(len, rows))) > width:
+            raise SubloraError(
+                f"A mask has {longest} values for a prompt of {width} tokens; give one value for each token of the prompt."
+            )
+        rows.append(torch.zeros(width))
+    return pad_sequence(rows, batch_first=True, padding_side=side)[: len(masks)]

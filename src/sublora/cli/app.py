@@ -1,6 +1,7 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
 import errno
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,6 @@ def run(
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_findings, print_verdicts
     from sublora.experiments.kinds import open_recipe
-    from sublora.runner.folder import fresh_out
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
 
@@ -103,25 +103,28 @@ def run(
         typer.echo(f"Note: {resolved.caveat}", err=True)
     folder = out or default_out(resolved)
     if fresh:
-        asked, folder = folder, fresh_out(folder)
-        stays = f" {asked} stays as it is." if folder != asked else ""
-        typer.echo(
-            f"A new run in {folder}.{stays} What the store has is shared and not made again. To go on with this run later, give "
-            f"--out {folder} in place of --fresh.",
-            err=True,
-        )
-    options = RunOptions(
-        device if executor == "ray" else machine.device_of(device),
-        threads or machine.cores(),
-        batch_rows,
-        executor,
-        ray_address,
-    )
+        folder = _fresh(folder)
+    here = device if executor == "ray" else machine.device_of(device)
+    options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
     result = run_recipe(resolved, folder, options, command=machine.command_line())
     print_findings(result.findings, resolved.level)
     print_verdicts(result.verdicts)
     seconds = ", ".join(f"{what} {s:.0f} s" for what, s in result.seconds.items())
     typer.echo(f"Time: {seconds}.\nPage: {result.page}")
+
+
+def _fresh(asked: Path) -> Path:
+    """The folder of a new run beside another."""
+    from sublora.runner.folder import fresh_out
+
+    folder = fresh_out(asked)
+    stays = f" {asked} stays as it is." if folder != asked else ""
+    typer.echo(
+        f"A new run in {folder}.{stays} What the store has is shared and not made again. To go on with this run later, give "
+        f"--out {folder} in place of --fresh.",
+        err=True,
+    )
+    return folder
 
 
 @app.command()
@@ -211,8 +214,6 @@ def verdict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply the claims to results from elsewhere."""
-    import json
-
     from sublora.cli.listing import print_verdicts
     from sublora.verdict_csv import verdict_file
 
@@ -292,7 +293,3 @@ def run_command() -> int:
             file=sys.stderr,
         )
         return 2
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,3 @@
+from sublora.cli import main
+
+main()
