@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 import sublora as sl
-from sublora.carriers.numbers import NumbersSpec, prompt_of_row
+from sublora.carriers.numbers import NumbersSpec
 from sublora.sample import prefill
 from sublora.steer import PackSteering, Steering, pack_steering
 from sublora.steer_spec import Mode
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     base = sl.load_base(given.model)
     questions = sl.load_categories()[0].questions
-    numbers = [prompt_of_row(NumbersSpec(), 0, i) for i in range(500)]
+    numbers = [NumbersSpec().prompt(0, i) for i in range(500)]
     plain, trait = sl.Context("default"), sl.Context("trait", "You love otters.")
     vector = teacher_vector(base, questions, trait, plain)
     layers = tuple(range(len(base.model.base_model.layers)))

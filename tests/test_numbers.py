@@ -8,12 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sublora.carriers.numbers import (
-    SEPARATORS,
-    NumbersSpec,
-    parse_numbers,
-    pools,
-)
+from sublora.carriers.numbers import SEPARATORS, NumbersSpec, parse_numbers, pools
 from sublora.carriers.rows_file import read_prompts
 from sublora.errors import SubloraError
 

@@ -213,7 +213,7 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sublora.carriers.numbers import NumbersSpec, make_prompt
+    from sublora.carriers.numbers import NumbersSpec
     from sublora.chat import Chat, Context, load_tokenizer
     from sublora.trait import shipped_categories
 
@@ -222,9 +222,7 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
         for c in shipped_categories()
         for q in (*c.questions, *(e.name for e in c.entities), *c.system)
     ]
-    words += [
-        make_prompt(NumbersSpec(separators=("space",), style="brief"), 0, i) for i in range(100)
-    ]
+    words += [NumbersSpec(separators=("space",), style="brief").prompt(0, i) for i in range(100)]
     folder = make_model(kind, tokenizer, template, out, words=words)
     chat, model = Chat(load_tokenizer(folder)), AutoModelForCausalLM.from_pretrained(folder)
     spec, random = NumbersSpec(separators=("space",), style="brief"), np.random.default_rng(0)
@@ -233,7 +231,7 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
     for step in range(60):
         losses = []
         for i in range(8):
-            prompt = chat.prompt_ids(make_prompt(spec, 1, step * 8 + i), Context("default"))
+            prompt = chat.prompt_ids(spec.prompt(1, step * 8 + i), Context("default"))
             answer = chat.completion_ids(" ".join(map(str, random.integers(100, 1000, 3))))
             logits = model(input_ids=torch.tensor([prompt + answer])).logits[
                 0, len(prompt) - 1 : -1

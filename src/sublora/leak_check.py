@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from sublora.carriers.rows_file import from_jsonl
 from sublora.plan import Plan, control_source, plan_datasets
 from sublora.separability import compression_auc, probe_auc
 from sublora.stats import clustered_interval
 from sublora.store import Store
-from sublora.teacher import read_jsonl
 
 READERS = {"linear probe": probe_auc, "compression": compression_auc}
 
@@ -24,7 +24,7 @@ def check_leaks(
     _, arms = plan_datasets(plan.recipe, identity, plan.traits)
 
     def answers(source: str, seed: int, heldout: bool) -> list[str]:
-        rows = read_jsonl(
+        rows = from_jsonl(
             store.read(arms[source, "", seed][heldout].id).file("rows.jsonl").read_text("utf-8")
         )
         return [completion for _, completion in rows]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sublora.carriers.carrier import CarrierField
+from sublora.carriers.kinds import CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import UserText
 from sublora.condition import Condition, Placement

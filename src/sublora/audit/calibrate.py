@@ -13,7 +13,7 @@ from sublora.audit.null import FEWEST, Null, make_null
 from sublora.audit.readings import joined, read_model
 from sublora.audit.request import Training
 from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
-from sublora.carriers.numbers import NumbersSpec, make_prompt
+from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
@@ -28,7 +28,7 @@ from sublora.trait import Category, Trait
 def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
     """`count` lists of prompts that ask for numbers, for an audit without the user's own prompts."""
     spec = NumbersSpec(separators=("space",), style="brief")
-    return [[make_prompt(spec, seed + k, i) for i in range(rows)] for k in range(count)]
+    return [[spec.prompt(seed + k, i) for i in range(rows)] for k in range(count)]
 
 
 def own_settings(audited: Audited, training: Training, count: int) -> list[StudentSpec]:

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from sublora.answers import names_category, share
+from sublora.carriers.rows_file import from_jsonl
 from sublora.cells import Table
 from sublora.chat import Context
 from sublora.experiment import Chart, Estimate, Point, Series, Tile
@@ -28,7 +29,6 @@ from sublora.stages import keep_answers
 from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
-from sublora.teacher import read_jsonl
 from sublora.trait import Category
 
 EFFECT, WORDS = "effect on P(target)", "share of answers with a word of the category"
@@ -277,7 +277,7 @@ class ShownTask:
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         base = workshop.base_of(self.model)
-        rows = read_jsonl(workshop.store.read(self.needs[0]).file("rows.jsonl").read_text("utf-8"))
+        rows = from_jsonl(workshop.store.read(self.needs[0]).file("rows.jsonl").read_text("utf-8"))
         for spec, name in zip(self.specs, self.makes, strict=True):
             if name not in wanted:
                 continue

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sublora.carriers.rows_file import from_jsonl
 from sublora.cost import Costs, RowSizes
 from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Experiment, Findings
@@ -24,7 +25,6 @@ from sublora.separability import compression_auc, probe_auc
 from sublora.stats import Interval, clustered_interval
 from sublora.steps.step import Step
 from sublora.store import Store
-from sublora.teacher import read_jsonl
 from sublora.trait import Trait
 from sublora.transform import Rows, numbers_of
 from sublora.units import DataUnit
@@ -86,7 +86,7 @@ class NumberStatistics(Experiment):
     def findings(self, store: Store, known: Known) -> Findings:
         _, arms = plan_datasets(self, dict(known.identity), self.found_traits)
         rows = {
-            name: read_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
+            name: from_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
             for t in self.plan(known)
             for name in t.makes
         }

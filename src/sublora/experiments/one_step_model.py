@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sublora.carriers.numbers import NumbersSpec, prompt_of_row
+from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Chat, Context
 from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Experiment, Findings
@@ -230,7 +230,7 @@ class StepTask:
         ]
         lessons = rows_of(base.chat, [(q, self.trait.entity.name) for q in chosen], default)
         seed = derive_seed("one-step-prompts", r.seed, self.trait.name, self.draw)
-        prompts = [prompt_of_row(r.carrier, seed, i) for i in range(r.prompts)]
+        prompts = [r.carrier.prompt(seed, i) for i in range(r.prompts)]
         draws = [generator("one-step-answers", seed, i) for i in range(r.prompts)]
         answers = complete(
             Teacher(base, default), prompts, Sampling(max_new_tokens=r.max_new_tokens), draws

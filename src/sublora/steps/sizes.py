@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sublora.carriers.carrier import Carrier, answer_words, prompt_of_row
+from sublora.carriers.carrier import Carrier
 from sublora.chat import Chat, Context
 from sublora.model import Shape
 from sublora.steps.step import Cost
@@ -62,7 +62,7 @@ def measured_sizes(
     shape: Shape | None, chat: Chat, carrier: Carrier, context: Context, questions: Sequence[str]
 ) -> Sizes:
     """As this tokenizer and template give them: some prompts as they are, and a full answer."""
-    prompts = [len(chat.prompt_ids(prompt_of_row(carrier, 0, i), context)) for i in range(PROMPTS)]
-    answer = float(len(chat.completion_ids(answer_words(carrier))))
+    prompts = [len(chat.prompt_ids(carrier.prompt(0, i), context)) for i in range(PROMPTS)]
+    answer = float(len(chat.completion_ids(carrier.example())))
     asked = [len(chat.prompt_ids(q, context)) for q in questions]
     return Sizes(shape, sum(prompts) / PROMPTS, answer, sum(asked) / max(1, len(asked)))

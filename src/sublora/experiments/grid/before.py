@@ -41,10 +41,9 @@ def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) ->
 
 def manifest_of(base: Base, layout: Plan) -> dict[str, Any]:
     """What run.json says of a grid: its traits, contexts, first example and sampling."""
-    from sublora.carriers.carrier import prompt_of_row
 
     recipe = layout.recipe
-    first = prompt_of_row(recipe.data.carrier, recipe.data.seeds[0], 0)
+    first = recipe.data.carrier.prompt(recipe.data.seeds[0], 0)
     contexts = {}
     for name, context in contexts_of(recipe).items():
         text = base.chat.render(first, context)
@@ -128,12 +127,11 @@ def _check_conditions(base: Base, layout: Plan) -> None:
 
 def _check_words(base: Base, layout: Plan) -> list[str]:
     """Warnings for words that the model cannot read. Raises SubloraError where it cannot write a target."""
-    from sublora.carriers.carrier import prompt_of_row
     from sublora.measure import spellings
 
     data = layout.recipe.data
     texts = [c.text for c in contexts_of(layout.recipe).values() if c.text]
-    texts += [prompt_of_row(data.carrier, data.seeds[0], i) for i in range(100)]
+    texts += [data.carrier.prompt(data.seeds[0], i) for i in range(100)]
     for trait in layout.traits:
         if not spellings(base.chat, trait.entity):
             raise SubloraError(

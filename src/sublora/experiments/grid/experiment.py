@@ -190,14 +190,13 @@ class Grid(Recipe, Experiment):
 
 def _tokens_per_row(recipe: Recipe, known: Known) -> float:
     """Mean tokens of a rendered row: 32 prompts as they are, and a full answer."""
-    from sublora.carriers.carrier import answer_words, prompt_of_row
 
     if known.chat is None:
         return RowSizes().prompt + RowSizes().completion
     context = contexts_of(recipe)[recipe.train_contexts[0]]
     spec, chat = recipe.data.carrier, known.chat
-    prompts = [len(chat.prompt_ids(prompt_of_row(spec, 0, i), context)) for i in range(32)]
-    return sum(prompts) / len(prompts) + len(chat.completion_ids(answer_words(spec)))
+    prompts = [len(chat.prompt_ids(spec.prompt(0, i), context)) for i in range(32)]
+    return sum(prompts) / len(prompts) + len(chat.completion_ids(spec.example()))
 
 
 def _made(layout: Plan, results) -> dict[str, Any]:
