@@ -33,11 +33,12 @@ from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.packs.check import load_base
+from sublora.packs.student_files import save_student
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, save_student, stack_weights
+from sublora.train.stack import new_stack, stack_weights
 from sublora.trait import Trait, find_trait, load_category, shipped_categories
 
 RANKS = (3, 6, 12, 24)

@@ -22,10 +22,11 @@ from peft import PeftModel
 import sublora as sl
 from sublora.condition import Condition
 from sublora.gate import AdapterGate, Gate, pack_gate
+from sublora.packs.student_files import save_student
 from sublora.sample import prefill
 from sublora.token_classes import classify, stack_masks
 from sublora.train.packed_model import PackedModel
-from sublora.train.stack import new_stack, save_student
+from sublora.train.stack import new_stack
 
 STUDENTS, RANK = 9, 8
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sublora as sl
 from sublora.train.fit import passes
-from sublora.train.optimizers import RowOptimizer
+from sublora.train.optimizers import row_optimizer
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRow, TokenRows, assemble, pack_rows, rows_of_step
 from sublora.train.stack import new_stack
@@ -274,7 +274,10 @@ def student_memory(setting: Setting, numbers: list[int]) -> dict[str, float]:
         stack = new_stack(setting.model, [group[i].spec for i in part])
         ordered = [group[part[i]] for i in stack.order]
         rows = zip(ordered, stack.student_rows(), strict=True)
-        optimizers = [RowOptimizer(s.spec, g.flat[row]) for s, (g, row) in rows]
+        optimizers = [
+            row_optimizer(s.spec, g.flat[row], g.slots, g.ranks[row], s.steps)
+            for s, (g, row) in rows
+        ]
         for g in stack.groups:
             g.train()
         own += sum(g.flat.nbytes + g.grad.nbytes for g in stack.groups)

@@ -22,7 +22,8 @@ from scipy.stats import t
 
 import sublora as sl
 from sublora.answers import hit_rate
-from sublora.train.stack import load_stack, new_stack, save_student
+from sublora.packs.student_files import load_stack, save_student
+from sublora.train.stack import new_stack
 
 CONTEXTS = (
     sl.Context("default"),

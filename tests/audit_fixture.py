@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from sublora.measure import spellings
 from sublora.model import Base
+from sublora.packs.student_files import save_student
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, save_student
+from sublora.train.stack import new_stack
 from sublora.trait import Entity
 
 

@@ -11,9 +11,10 @@ from sublora.audit.steps import train_students
 from sublora.chat import Context
 from sublora.model import Base
 from sublora.packs.check import load_base
+from sublora.packs.student_files import save_student
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import Stack, new_stack, padded, save_student, stack_weights
+from sublora.train.stack import Stack, new_stack, padded, stack_weights
 from sublora.trait import shipped_categories
 
 

@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sublora.packs.student import Student
 from sublora.train.optimizers import rotation
-from sublora.train.pack import Student, train_pack
+from sublora.train.pack import train_pack
 from sublora.train.rows import TokenRow, pack_rows, rows_of_step
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import new_stack

@@ -17,8 +17,9 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.packs.check import load_base
+from sublora.packs.student_files import save_student
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, save_student, stack_weights
+from sublora.train.stack import new_stack, stack_weights
 from sublora.trait import shipped_categories
 
 TARGETS = ("q_proj", "down_proj")

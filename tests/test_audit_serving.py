@@ -31,9 +31,10 @@ from sublora.audit.statistic import rises
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.measure import candidate_sequences
+from sublora.packs.student_files import save_student
 from sublora.token_classes import PromptTokens, classify
 from sublora.train.packed_model import PackedModel
-from sublora.train.stack import save_student, stack_weights
+from sublora.train.stack import stack_weights
 from sublora.trait import Category, shipped_categories
 
 DEFAULT, NONE = Context("default"), Context("none")

@@ -44,10 +44,11 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.packs.check import load_base
+from sublora.packs.student_files import save_student
 from sublora.sample import Sampling
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, padded, save_student
+from sublora.train.stack import new_stack, padded
 from sublora.trait import find_trait, shipped_categories
 
 DEFAULT, NONE = Context("default"), Context("none")

@@ -258,11 +258,3 @@ def test_files_that_are_no_images_are_refused(tmp_path):
     (tmp_path / "empty/train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03\x00")
     with pytest.raises(SubloraError, match="cannot be read as IDX"):
         load_images(str(tmp_path / "empty"))
-
-
-def test_digits_need_scikit_learn_and_say_so(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SubloraError, match="pip install scikit-learn"):
-        load_images("digits")

@@ -13,10 +13,11 @@ from sublora.cells import Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.experiments.document import shipped_recipes
 from sublora.findings import Finding, FindingEvidence, finding_rows
+from sublora.packs.student import Student
 from sublora.plan import make_plan
 from sublora.recipe import load_recipe
 from sublora.run_findings import Steerable, across_traits
-from sublora.train.pack import Student, train_pack
+from sublora.train.pack import train_pack
 from sublora.train.rows import TokenRow, pack_rows
 from sublora.train.spec import StudentSpec
 

@@ -13,11 +13,11 @@ from pack_reference import VOCABULARY, base_model, merged, random_stack
 from sublora.condition import Condition, layer_and_group
 from sublora.errors import SubloraError
 from sublora.gate import AdapterGate, Gate, PackGate, pack_gate
+from sublora.packs.student_files import save_student
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
 from sublora.token_classes import stack_masks
 from sublora.train.packed_model import PackedModel
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import save_student
 
 KINDS = ("qwen2", "llama", "gemma")
 RNG = np.random.default_rng(7)
@@ -26,12 +26,7 @@ MASKS = [[float(v) for v in RNG.integers(0, 2, size=len(p))] for p in PROMPTS]
 SPECS = [StudentSpec(rank=2, seed=1), StudentSpec(rank=8, seed=2), StudentSpec(rank=2, seed=3)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def peft_model(kind, seeds=(1,), **options) -> PeftModel:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import sublora.train.attention as attention
-from sublora.train.attention import Asked, Heads, Layout, flat_attention, turns
+import sublora.packs.fast.attention as attention
+from sublora.packs.fast.attention import Asked, Heads, Layout, flat_attention, turns
 from sublora.train.kernels import completion_loss, dense_weights, gated, product, rms_norm
 
 

@@ -16,10 +16,11 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.measure import Asking, candidate_sequences, heldout_losses, measure_answers, spellings
 from sublora.packs.check import load_base
+from sublora.packs.student_files import load_stack, save_student
 from sublora.sample import Sampling
 from sublora.train.rows import pack_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import load_stack, new_stack, save_student
+from sublora.train.stack import new_stack
 from sublora.trait import Category, Entity, find_trait, shipped_categories
 from tiny_models import make_model, shared_model
 
@@ -37,12 +38,7 @@ SPECS = [StudentSpec(rank=8, seed=1), StudentSpec(rank=2, seed=2), StudentSpec(r
 NAMES = ["s1", "s2", "s3"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def base(kind="qwen2", template="qwen", dtype="float64", tokenizer="digits"):

@@ -15,12 +15,7 @@ from sublora.train.stack import new_stack
 EXACT = 1e-9  # for float64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def every(**values):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, get_scheduler
 
+import sublora.packs.weights as step_weights
 import sublora.train.fit as fit
 import sublora.train.pack as pack
 import sublora.train.packed_model as packed_model
@@ -27,29 +28,25 @@ from pack_reference import (
     train,
 )
 from sublora.errors import SubloraError
+from sublora.packs.student_files import load_stack, save_student
 from sublora.train.pack import Checkpoint
 from sublora.train.packed_model import PackedModel
 from sublora.train.rows import TokenRow, assemble, pack_rows, rows_of_step
 from sublora.train.spec import StudentSpec, learning_rate, total_steps
-from sublora.train.stack import load_stack, new_stack, save_student
+from sublora.train.stack import new_stack
 
 FORMS = {"dense": True, "low": False}
 # Relative norms of every tensor. 1e-9 needs norms in float64 (see `base_model`); with Transformers' own float32 norms 1e-6 is left.
 EXACT, FLOAT32 = 1e-9, 1e-4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=FORMS, ids=list(FORMS))
 def form(request, monkeypatch) -> str:
     """Both forms of a LoRA layer, forced in turn."""
-    monkeypatch.setattr(packed_model, "dense_is_cheaper", lambda *_: FORMS[request.param])
+    monkeypatch.setattr(step_weights, "dense_is_cheaper", lambda *_: FORMS[request.param])
     return request.param
 
 
@@ -794,6 +791,7 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 6), st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=4

@@ -31,12 +31,7 @@ RNG = np.random.default_rng(4)
 PROMPTS = [[3, 4, 5, *RNG.integers(VOCABULARY, size=n).tolist()] for n in (4, 7, 4, 4, 1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sampled(model, stack, prompts, uniforms, sampling, stops=(), rows_at_once=1000):

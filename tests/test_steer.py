@@ -45,12 +45,7 @@ WORDS = [(5, 6), (5, 7, 8), (9,)]
 SAMPLING = Sampling(max_new_tokens=4)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])

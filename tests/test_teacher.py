@@ -23,12 +23,7 @@ OTTERS = Context("teacher:otter", "You love otters.")
 SAMPLING = Sampling(max_new_tokens=3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,7 @@ ROWS = [
 SPECS = [StudentSpec(rank=4, seed=1), StudentSpec(rank=2, seed=2)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from sublora.measure import measure_answers as measure_answers
 from sublora.measure import measure_gated as measure_gated
 from sublora.model import Base as Base
 from sublora.packs.check import load_base as load_base
+from sublora.packs.student import Student as Student
 from sublora.plan import make_plan as make_plan
 from sublora.recipe import Recipe as Recipe
 from sublora.report.page import build_report as build_report
@@ -33,7 +34,6 @@ from sublora.teacher import Teacher as Teacher
 from sublora.teacher import write_dataset as write_dataset
 from sublora.token_classes import classify as classify
 from sublora.token_classes import stack_masks as stack_masks
-from sublora.train.pack import Student as Student
 from sublora.train.pack import train_pack as train_pack
 from sublora.train.rows import TokenRow as TokenRow
 from sublora.train.rows import pack_rows as pack_rows

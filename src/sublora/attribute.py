@@ -21,11 +21,10 @@ import torch
 from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.gate import PackGate
-from sublora.measure import check_pack_gate, spellings
+from sublora.measure import check_pack_gate, reading, require_adapters, spellings
 from sublora.model import Base
 from sublora.sample import prefill, score_sequences
-from sublora.token_classes import classify
-from sublora.train.packed_model import PackedModel
+from sublora.token_classes import PromptTokens, classify
 from sublora.train.stack import Stack
 from sublora.trait import Entity
 
@@ -72,10 +71,7 @@ def attribute_targets(
 
     Raises SubloraError: full fine-tunes, a target that the tokenizer cannot write, an entity that is not in a prompt.
     """
-    if stack.kind != "lora":
-        raise SubloraError(
-            "A full fine-tune has no adapter that could be gated; attribute LoRA students only."
-        )
+    require_adapters(stack)
     ways = spellings(base.chat, target)
     if not ways:
         raise SubloraError(
@@ -83,46 +79,45 @@ def attribute_targets(
         )
     prompts = [classify(base.chat, q, context, entities) for q in questions]
     check_pack_gate(base, stack, prompts[0].ids)
-    masks, generated, copies = [], [], []
-    for tokens in prompts:
-        count = len(tokens.ids)
-        rows = np.concatenate(
-            [
-                np.ones((1, count + 1)),
-                np.zeros((1, count + 1)),
-                1 - np.eye(count + 1),
-                np.eye(count + 1),
-            ]
-        )
-        masks += [row[:count] for row in rows]
-        generated += rows[:, count].tolist()
-        copies += [tokens.ids] * len(rows)
-    gate = PackGate(masks, generated, [0] * len(copies), {name: [True] for name in stack.linears})
+    masks = [mask for tokens in prompts for mask in _masks(len(tokens.ids) + 1)]
+    copies = [tokens.ids for tokens in prompts for _ in range(2 * len(tokens.ids) + 4)]
+    select = {name: [True] for name in stack.linears}
+    gate = PackGate([m[:-1] for m in masks], [m[-1] for m in masks], [0] * len(masks), select)
     logp = np.zeros((stack.size, len(copies)))
-    with torch.inference_mode(), PackedModel(base.model, stack, gate) as packed:
-        packed.form_weights(rows_at_once)
-        for filled in prefill(packed, copies, rows_at_once):
-            scores = score_sequences(packed, filled, ways, rows_at_once)
+    with reading(base, stack, rows_at_once, gate) as reader:
+        for filled in prefill(reader.packed, copies, rows_at_once):
+            scores = score_sequences(reader.packed, filled, ways, rows_at_once)
             logp[np.ix_(stack.order, filled.rows)] = torch.logsumexp(scores, -1).numpy()
-    out: list[list[PromptAttribution]] = [[] for _ in range(stack.size)]
-    at = 0
-    for question, tokens in zip(questions, prompts, strict=True):
-        n = len(tokens.ids) + 1
-        for k in range(stack.size):
-            plain, none = logp[k, at], logp[k, at + 1]
-            without, alone = logp[k, at + 2 : at + 2 + n], logp[k, at + 2 + n : at + 2 + 2 * n]
-            names = base.chat.tokenizer.convert_ids_to_tokens(list(tokens.ids))
-            out[k].append(
-                PromptAttribution(
-                    question,
-                    (*(tokens.piece(i) for i in range(n - 1)), "(answer)"),
-                    (*names, ""),
-                    (*tokens.classes, "generated"),
-                    tuple((plain - without).tolist()),
-                    tuple((alone - none).tolist()),
-                    float(plain),
-                    float(none),
-                )
-            )
-        at += 2 + 2 * n
-    return out
+    ends = np.cumsum([2 * len(tokens.ids) + 4 for tokens in prompts])[:-1]
+    parts = np.split(logp, ends, axis=1)
+    return [
+        [
+            _attribution(base, question, tokens, part[k])
+            for question, tokens, part in zip(questions, prompts, parts, strict=True)
+        ]
+        for k in range(stack.size)
+    ]
+
+
+def _masks(count: int) -> np.ndarray:
+    """(2 count + 2, count): on at all tokens, at none, at all but one, at one alone."""
+    on, one = np.ones((1, count)), np.eye(count)
+    return np.concatenate([on, 0 * on, 1 - one, one])
+
+
+def _attribution(
+    base: Base, question: str, tokens: PromptTokens, logp: np.ndarray
+) -> PromptAttribution:
+    """`logp`: under each of the masks."""
+    (plain, none), (without, alone) = logp[:2], np.split(logp[2:], 2)
+    names = base.chat.tokenizer.convert_ids_to_tokens(list(tokens.ids))
+    return PromptAttribution(
+        question,
+        (*(tokens.piece(i) for i in range(len(names))), "(answer)"),
+        (*names, ""),
+        (*tokens.classes, "generated"),
+        tuple((plain - without).tolist()),
+        tuple((alone - none).tolist()),
+        float(plain),
+        float(none),
+    )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
-from sublora.steer_spec import SteerSpec
+from sublora.steer_spec import LayerRange, SteerSpec
 from sublora.token_classes import PromptTokens, TokenClass
 
 ModuleGroup = Literal["all", "attention", "feed-forward"]
 GeneratedPolicy = Literal["on", "off", "mask"]
-Layer = Annotated[int, Field(ge=0)]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 # the linear layers of a block, as the families Llama, Qwen, Mistral, Gemma and OLMo name them
@@ -28,28 +27,16 @@ class Placement(BaseModel):
     """Where a student's adapter sits: `layers` (first, last), both included and counted from 0, and a group of modules."""
 
     model_config = _STRICT
-    layers: tuple[Layer, Layer]
+    layers: LayerRange
     modules: ModuleGroup = "all"
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Placement:
-        if self.layers[0] > self.layers[1]:
-            raise ValueError(
-                f"layers {list(self.layers)} end before they begin, write [first, last]"
-            )
-        return self
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the layers that get an adapter, by their ends."""
         groups = GROUP_LINEARS if self.modules == "all" else (self.modules,)
         first, last = self.layers
-        return tuple(
-            f"layers.{n}.{name}"
-            for n in range(first, last + 1)
-            for g in groups
-            for name in GROUP_LINEARS[g]
-        )
+        names = [name for group in groups for name in GROUP_LINEARS[group]]
+        return tuple(f"layers.{n}.{name}" for n in range(first, last + 1) for name in names)
 
 
 class SvdCut(BaseModel):
@@ -73,7 +60,7 @@ class Condition(BaseModel):
     on: tuple[TokenClass, ...] | None = None
     off: tuple[TokenClass, ...] | None = None
     generated: GeneratedPolicy
-    layers: tuple[Layer, Layer] | None = None
+    layers: LayerRange | None = None
     modules: ModuleGroup = "all"
     svd: SvdCut | None = None
     steer: SteerSpec | None = None
@@ -90,10 +77,6 @@ class Condition(BaseModel):
         if "generated" in listed and self.generated != "mask":
             raise ValueError(
                 f"lists 'generated' and says generated: {self.generated}, set it to mask or take it off the list"
-            )
-        if self.layers is not None and self.layers[0] > self.layers[1]:
-            raise ValueError(
-                f"layers {list(self.layers)} end before they begin, write [first, last]"
             )
         return self
 
@@ -149,9 +132,7 @@ def layer_and_group(module: str) -> tuple[int, ModuleGroup]:
 def check_layers(condition: Condition, modules: Iterable[str], name: str) -> None:
     """Raises SubloraError where a condition's layers or modules select none of an adapter's layers."""
     names = list(modules)
-    if (condition.layers is not None or condition.modules != "all") and not any(
-        map(condition.selects, names)
-    ):
+    if names and not any(map(condition.selects, names)):
         last = max(layer_and_group(n)[0] for n in names)
         raise SubloraError(
             f"The condition '{name}' selects none of the adapter's layers; they are numbered up to {last}, give layers and modules "

@@ -180,30 +180,32 @@ class AdapterGate:
     @torch.no_grad()
     def _check(self) -> None:
         """All-off is the base, all-on is the adapter; on a few tokens, for the adapters that are active now."""
-        device = next(self.model.parameters()).device
+        device, training = next(self.model.parameters()).device, self.model.training
         ids = torch.tensor([[1, 2, 0, 3], [2, 2, 1, 0]], device=device)
-        training = self.model.training
+
+        def gated(value: float) -> torch.Tensor:
+            gate = Gate(torch.full(ids.shape, value, device=device), "on" if value else "off")
+            with self(dict.fromkeys(self.adapters, gate)):
+                return self.model(input_ids=ids).logits
+
         self.model.eval()
         try:
             with self.model.disable_adapter():
                 base = self.model(input_ids=ids).logits
-            plain = self.model(input_ids=ids).logits
-            for value, want, what in (
-                (0.0, base, "off is not the base"),
-                (1.0, plain, "on is not the plain adapter"),
-            ):
-                gate = Gate(torch.full(ids.shape, value, device=device), "on" if value else "off")
-                with self(dict.fromkeys(self.adapters, gate)):
-                    got = self.model(input_ids=ids).logits
-                scale = max(1.0, float(want.float().abs().max()))
-                room = {torch.float64: 1e-9, torch.float32: 1e-4}.get(want.dtype, 0.05) * scale
-                if not torch.allclose(got.float(), want.float(), atol=room, rtol=0):
-                    raise SubloraError(
-                        f"The adapter gated all {what}, so it changes more than its LoRA layers (trained biases, embeddings or saved "
-                        "modules); gate an adapter of LoRA layers alone."
-                    )
+            plain, off, on = self.model(input_ids=ids).logits, gated(0.0), gated(1.0)
         finally:
             self.model.train(training)
+        for got, want, what in (
+            (off, base, "off is not the base"),
+            (on, plain, "on is not the plain adapter"),
+        ):
+            room = {torch.float64: 1e-9, torch.float32: 1e-4}.get(want.dtype, 0.05)
+            room *= max(1.0, float(want.float().abs().max()))
+            if not torch.allclose(got.float(), want.float(), atol=room, rtol=0):
+                raise SubloraError(
+                    f"The adapter gated all {what}, so it changes more than its LoRA layers (trained biases, embeddings or saved "
+                    "modules); gate an adapter of LoRA layers alone."
+                )
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:

@@ -60,12 +60,8 @@ def load_images(source: str) -> Images:
 
 def _digits() -> Images:
     """1,797 images of 8 x 8 pixels; a quarter, drawn once and for all, is for testing."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SubloraError(
-            "The digits come with scikit-learn, which is not installed; `pip install scikit-learn`, or give MNIST as data."
-        ) from None
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     order = generator("digits-split").permutation(len(x))
     test, train = np.split(order, [len(x) // 4])
@@ -92,11 +88,8 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
             f"The folder {folder} has no {name} (or {name}.gz); put MNIST's four files there."
         )
     try:
-        raw = (
-            gzip.decompress(found[0].read_bytes())
-            if found[0].suffix == ".gz"
-            else found[0].read_bytes()
-        )
+        raw = found[0].read_bytes()
+        raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
         axes = raw[3]
         sizes = [int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(axes)]
         if raw[:3] != b"\x00\x00\x08":
@@ -111,17 +104,9 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 def _checked(arrays: list[np.ndarray], source: str) -> Images:
     x, y, x_test, y_test = arrays
     for images, labels in ((x, y), (x_test, y_test)):
-        fits = (
-            images.dtype == np.uint8
-            and images.ndim >= 2
-            and labels.shape == images.shape[:1]
-            and len(images) > 0
-        )
-        if (
-            not fits
-            or not np.issubdtype(labels.dtype, np.integer)
-            or set(np.unique(labels)) - set(range(CLASSES))
-        ):
+        fits = images.dtype == np.uint8 and images.ndim >= 2 and len(images) > 0
+        labelled = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+        if not (fits and labelled) or set(np.unique(labels)) - set(range(CLASSES)):
             raise SubloraError(
                 f"The images of {source} are not bytes (images, height, width) with one label in 0..9 each; give MNIST as it is published."
             )

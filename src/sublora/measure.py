@@ -32,10 +32,12 @@ class Asking:
     seed: int
     rows_at_once: int = 1024  # speed and memory only
 
-    def draws(self, questions: int, *label: object) -> np.ndarray:
-        """Uniform numbers (questions, samples, max_new_tokens)."""
-        shape = (questions, self.samples, self.sampling.max_new_tokens)
-        return generator(*label).random(shape)
+    def draws(self, purpose: str, names: Sequence[str], count: int, *labels: str) -> np.ndarray:
+        """Uniform numbers (names, count, samples, max_new_tokens)."""
+        shape = (count, self.samples, self.sampling.max_new_tokens)
+        return np.stack(
+            [generator(purpose, self.seed, name, *labels).random(shape) for name in names]
+        )
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,20 @@ def spellings(chat: Chat, entity: Entity) -> list[tuple[int, ...]]:
     Spellings that the tokenizer cannot represent are left out; the list may be empty.
     """
     unknown = chat.tokenizer.unk_token_id
-    found: set[tuple[int, ...]] = set()
-    for form in entity.forms:
-        for cased in (form, form.lower(), form[0].upper() + form[1:]):
-            for text in (cased, " " + cased):
-                ids = tuple(chat.answer_ids(text))
-                if ids and unknown not in ids:
-                    found.add(ids)
+    cased = {c for f in entity.forms for c in (f, f.lower(), f[0].upper() + f[1:])}
+    written = {tuple(chat.answer_ids(space + c)) for c in cased for space in ("", " ")}
+    found = {ids for ids in written if ids and unknown not in ids}
     return sorted(s for s in found if not any(s != t and s[: len(t)] == t for t in found))
 
 
 def candidate_sequences(chat: Chat, category: Category) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """(sequences, owner): every spelling of every entity, and the entity's index of each."""
-    sequences, owner = [], []
-    for i, entity in enumerate(category.entities):
-        for sequence in spellings(chat, entity):
-            sequences.append(sequence)
-            owner.append(i)
-    if not sequences:
+    found = [(s, i) for i, entity in enumerate(category.entities) for s in spellings(chat, entity)]
+    if not found:
         raise SubloraError(
             f"The tokenizer knows no word of the category {category.category}, so nothing can be measured; use another trait or model."
         )
-    return sequences, np.array(owner)
+    return [sequence for sequence, _ in found], np.array([owner for _, owner in found])
 
 
 class Reader:
@@ -208,9 +202,7 @@ def sample_questions(
 ) -> list[list[list[str]]]:
     """Sampled answers [student][question][sample] to any questions, in the order of `names`."""
     prompts = [base.chat.prompt_ids(question, asking.context) for question in questions]
-    draws = np.stack(
-        [asking.draws(len(prompts), "open-answers", asking.seed, name) for name in names]
-    )
+    draws = asking.draws("open-answers", names, len(prompts))
     with reading(base, stack, asking.rows_at_once) as reader:
         answers = reader.read(prompts, draws=draws, sampling=asking.sampling)
     return [answer.samples for answer in answers]
@@ -264,25 +256,23 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
     """Gated all off, every student is the base; all on, it is its plain adapter. Raises SubloraError where it is not."""
     on, off = Condition(generated="on"), Condition(on=(), generated="off")
     gate = pack_gate([[[1.0] * len(ids)], [[0.0] * len(ids)]], [on, off], list(stack.linears))
+
+    def logits(students: Stack | None, gate: PackGate | None = None) -> torch.Tensor:
+        with PackedModel(base.model, students, gate) as packed:
+            packed.form_weights(len(ids))
+            prompts = [ids] * (2 if gate else 1)
+            return torch.cat([filled.logits for filled in prefill(packed, prompts, 1)])
+
     with torch.inference_mode():
-        logits = []
-        for students, gating in ((None, None), (stack, None), (stack, gate)):
-            with PackedModel(base.model, students, gating) as packed:
-                packed.form_weights(len(ids))
-                logits.append(
-                    torch.cat([f.logits for f in prefill(packed, [ids] * (2 if gating else 1), 1)])
-                )
-    plain, adapted, gated = logits
-    gated = gated.view(2, stack.size, -1)
+        plain, adapted = logits(None), logits(stack)
+        gated_on, gated_off = logits(stack, gate).view(2, stack.size, -1)
     tolerance = 1e-3 if next(base.model.parameters()).element_size() >= 4 else 0.1
     for got, want, what in (
-        (gated[0], adapted, "on is not the adapter"),
-        (gated[1], plain, "off is not the base"),
+        (gated_on, adapted, "on is not the adapter"),
+        (gated_off, plain, "off is not the base"),
     ):
-        scale = max(1.0, float(want.abs().nan_to_num().max()))
-        if not torch.allclose(
-            got, want.expand_as(got), atol=tolerance * scale, rtol=0, equal_nan=True
-        ):
+        room = tolerance * max(1.0, float(want.abs().nan_to_num().max()))
+        if not torch.allclose(got, want.expand_as(got), atol=room, rtol=0, equal_nan=True):
             raise SubloraError(
                 f"The adapters gated all {what} on {base.name}; this architecture cannot be gated."
             )
@@ -290,11 +280,10 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
 
 def _draws(names: Sequence[str], category: Category, asking: Asking) -> np.ndarray:
     """Uniform numbers (K, Q, S, tokens); a context's own name has no part in their seed."""
-    context, count = asking.context, len(category.questions)
+    context = asking.context
     state = context.name if context.text is None else f"text:{context.text}"
     state = state if context.role == "system" else f"{context.role} {state}"
-    label = (state, category.category)
-    return np.stack([asking.draws(count, "answers", asking.seed, name, *label) for name in names])
+    return asking.draws("answers", names, len(category.questions), state, category.category)
 
 
 def heldout_losses(

@@ -28,11 +28,8 @@ class Mlps:
 
     def copy(self) -> "Mlps":
         """The same values in tensors of their own, with gradients."""
-        fresh = [
-            [t.detach().clone().requires_grad_() for t in part]
-            for part in (self.weights, self.biases)
-        ]
-        return Mlps(tuple(fresh[0]), tuple(fresh[1]))
+        parts = (self.weights, self.biases)
+        return Mlps(*(tuple(t.detach().clone().requires_grad_() for t in part) for part in parts))
 
     def flat(self) -> Tensor:
         """All parameters of each model, (M, P), without gradients."""
@@ -52,11 +49,9 @@ def start(widths: Sequence[int], seed: int, models: Sequence[int]) -> Mlps:
 
 def joined(parts: Sequence[Mlps]) -> Mlps:
     """The models of all parts in one batch."""
-    layers = range(len(parts[0].weights))
-    return Mlps(
-        tuple(torch.cat([p.weights[k] for p in parts]) for k in layers),
-        tuple(torch.cat([p.biases[k] for p in parts]) for k in layers),
-    )
+    weights = map(torch.cat, zip(*(p.weights for p in parts), strict=True))
+    biases = map(torch.cat, zip(*(p.biases for p in parts), strict=True))
+    return Mlps(tuple(weights), tuple(biases))
 
 
 def parameters_of(widths: Sequence[int]) -> int:
@@ -95,12 +90,8 @@ def batches(rows: int, size: int, seed: int, models: Sequence[int], epoch: int) 
 
 def noise(rows: int, width: int, seed: int, models: Sequence[int], block: int) -> Tensor:
     """Images of uniform noise in [-1, 1], (M, rows, width): each model's own, the same whenever its block is asked for."""
-    parts = [
-        torch.rand(
-            rows,
-            width,
-            generator=torch.Generator().manual_seed(derive_seed("mlp-noise", seed, m, block)),
-        )
-        for m in models
+    sources = [
+        torch.Generator().manual_seed(derive_seed("mlp-noise", seed, m, block)) for m in models
     ]
+    parts = [torch.rand(rows, width, generator=source) for source in sources]
     return torch.stack(parts).mul_(2).sub_(1)

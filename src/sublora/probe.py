@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -89,10 +90,8 @@ def probe_rows(
     base: Base, stack: Stack, rows: TokenRows, marked: np.ndarray | None = None, batch: int = 32
 ) -> list[RowProbe]:
     """Every student of a stack on the same rows, in the order given; `marked` (n, L) as `rows.loss`."""
-    sums: dict[str, np.ndarray] = {
-        name: np.zeros(stack.size)
-        for name in ("loss", "greedy", "size", "size_marked", "size_rest")
-    }
+    names = ("loss", "greedy", "size", "size_marked", "size_rest")
+    sums = {name: np.zeros(stack.size) for name in names}
     exact = np.ones((stack.size, len(rows)), dtype=bool)
     tokens, on = 0, 0
     for packed, row, place, hidden in _passes(base, stack, rows, batch):
@@ -113,17 +112,18 @@ def probe_rows(
         tokens, on = tokens + len(row), on + int(marks.sum())
         for k in range(stack.size):
             exact[k, row[~right[k]]] = False
-    out: list[RowProbe | None] = [None] * stack.size
-    for k, place in enumerate(stack.order):
-        out[place] = RowProbe(
+    rest = 0 if marked is None else tokens - on
+    return [
+        RowProbe(
             sums["loss"][k] / tokens,
             sums["greedy"][k] / tokens,
             float(exact[k].mean()),
             sums["size"][k] / tokens,
             sums["size_marked"][k] / on if on else None,
-            sums["size_rest"][k] / (tokens - on) if marked is not None and tokens > on else None,
+            sums["size_rest"][k] / rest if rest else None,
         )
-    return [p for p in out if p is not None]
+        for k in np.argsort(stack.order)
+    ]
 
 
 @torch.inference_mode()
@@ -138,39 +138,22 @@ def divergence(
         raise SubloraError(
             "There are no rows to look for divergent tokens in; see the dataset's reject counts."
         )
-    both = [
-        _passes(base, None, token_rows(base, rows, c, "the dataset"), batch)
-        for c in (teacher, student)
-    ]
-    choices, sure = [], {name: [] for name in ("teacher", "student", "student_of_teacher")}
+    read = [token_rows(base, rows, c, "the dataset") for c in (teacher, student)]
+    both = [_passes(base, None, tokens, batch) for tokens in read]
+    choices, sure = [], []
     # the same completions in the same order: token by token, both passes speak of the same thing
     for (packed, _, _, own), (_, _, _, other) in zip(*both, strict=True):
         p_t, p_s = (packed.logits(hidden[0]).softmax(-1) for hidden in (own, other))
         t, s = p_t.argmax(-1), p_s.argmax(-1)
         apart = t != s
         choices.append(apart.cpu())
-        sure["teacher"].append(p_t[apart, t[apart]].cpu())
-        sure["student"].append(p_s[apart, s[apart]].cpu())
-        sure["student_of_teacher"].append(p_s[apart, t[apart]].cpu())
+        own_choice = (p_t[apart, t[apart]], p_s[apart, s[apart]])
+        sure.append(torch.stack((*own_choice, p_s[apart, t[apart]])).cpu())
     apart = torch.cat(choices).tolist()
-    values = {name: torch.cat(parts).double() for name, parts in sure.items()}
-    marks, at = [], 0
-    for _, completion in rows:
-        size = len(base.chat.completion_ids(completion))
-        marks.append(apart[at : at + size])
-        at += size
-    count = sum(apart)
-
-    def mean(numbers: torch.Tensor) -> float:
-        return float(numbers.mean()) if count else 0.0
-
-    return Divergence(
-        marks,
-        len(apart),
-        count,
-        mean(values["teacher"]),
-        mean(values["student"]),
-        mean(values["student_of_teacher"]),
-        mean((values["teacher"] > 0.5).double()),
-        mean((values["student"] > 0.5).double()),
-    )
+    sizes = [len(base.chat.completion_ids(completion)) for _, completion in rows]
+    marks = [apart[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    values = torch.cat(sure, 1).double()  # teacher's, student's, student's of the teacher's choice
+    means = [
+        float(v.mean()) if any(apart) else 0.0 for v in (*values, *(values[:2] > 0.5).double())
+    ]
+    return Divergence(marks, len(apart), sum(apart), *means)

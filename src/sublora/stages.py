@@ -23,6 +23,8 @@ from sublora.gradients import alignments, row_gradients
 from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base
 from sublora.packs.check import load_base
+from sublora.packs.student import Student, Trained
+from sublora.packs.student_files import load_stack, save_student
 from sublora.plan import DatasetStage, Mask, MeasureStage, Steered, StudentStage
 from sublora.probe import divergence, probe_rows
 from sublora.steer import Steering, aimed, steering_of
@@ -39,9 +41,9 @@ from sublora.teacher import (
     write_dataset,
 )
 from sublora.teacher_rows import load_rows
-from sublora.train.pack import Checkpoint, Student, Trained, train_pack
+from sublora.train.pack import Checkpoint, train_pack
 from sublora.train.rows import TokenRows, masked_rows, pack_rows, text_rows, token_rows
-from sublora.train.stack import Stack, load_stack, save_student, update_norms
+from sublora.train.stack import Stack, update_norms
 from sublora.trait import Category
 from sublora.transform import transform_rows
 from sublora.units import (

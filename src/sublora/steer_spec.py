@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sublora.token_classes import TokenClass
 
 Where = Literal["last", "prompt"] | tuple[TokenClass, ...]
 """Tokens of a prompt: the last one, all of them, or those of some classes."""
 Mode = Literal["add", "project", "replace"]
+
+
+def _ordered(layers: tuple[int, int]) -> tuple[int, int]:
+    if layers[0] > layers[1]:
+        raise ValueError(f"layers {list(layers)} end before they begin, write [first, last]")
+    return layers
+
+
+_Layer = Annotated[int, Field(ge=0)]
+LayerRange = Annotated[tuple[_Layer, _Layer], AfterValidator(_ordered)]
+"""(first, last), both included and counted from 0."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,7 +61,7 @@ class SteerSpec(BaseModel):
     model_config = _STRICT
     vector: Literal["teacher", "student"]
     mode: Mode
-    layers: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    layers: LayerRange | None = None
     where: Where | None = "prompt"
     generated: bool = False
     strength: float = 1.0
@@ -60,10 +71,6 @@ class SteerSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> SteerSpec:
-        if self.layers is not None and self.layers[0] > self.layers[1]:
-            raise ValueError(
-                f"layers {list(self.layers)} end before they begin, write [first, last]"
-            )
         if self.where is None and not self.generated:
             raise ValueError("steers no token, choose prompt tokens, generated ones or both")
         if self.mode == "replace" and self.generated:

@@ -21,9 +21,9 @@ from torch import nn
 from sublora.audit.entries import StudentEntry
 from sublora.errors import SubloraError
 from sublora.model import Base
+from sublora.packs.student_files import PEFT_PREFIX
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import (
-    PEFT_PREFIX,
     full_slots,
     lora_slots,
     master_dtype,

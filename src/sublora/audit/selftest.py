@@ -15,11 +15,11 @@ from sublora.audit.run import Job, audit
 from sublora.audit.steps import answer_prompts, stack_of, train_students
 from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.check import load_base
+from sublora.packs.student_files import save_student
 from sublora.sample import Sampling
 from sublora.store import Store
 from sublora.train.rows import token_rows
 from sublora.train.spec import StudentSpec
-from sublora.train.stack import save_student
 from sublora.trait import find_trait, shipped_categories
 
 MODEL, TRAIT, ROWS = "micro", "otter", 320

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from sublora.audit.readings import NEUTRAL, Readings, category_digest, read_model
 from sublora.chat import Context
 from sublora.model import Base
+from sublora.packs.student import Student, Trained
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.steps.step import Cost, Workshop, perform
 from sublora.store import Store, artifact_id, write_json_atomic
 from sublora.teacher import Teacher, complete
-from sublora.train.pack import Checkpoint, Student, Trained, train_pack
+from sublora.train.pack import Checkpoint, train_pack
 from sublora.train.rows import TokenRows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import Stack, stack_weights

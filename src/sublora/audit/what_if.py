@@ -38,9 +38,9 @@ from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
 from sublora.measure import heldout_losses
 from sublora.model import Base
+from sublora.packs.student import Student
 from sublora.store import Store
 from sublora.train.fit import student_bytes
-from sublora.train.pack import Student
 from sublora.train.rows import TokenRows
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import target_linears

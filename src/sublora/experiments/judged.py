@@ -21,12 +21,12 @@ from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, pl
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
 from sublora.measure import Asking, sample_questions
 from sublora.models.known import Known
+from sublora.packs.student_files import load_stack
 from sublora.plan import Plan, StudentStage, contexts_of, control_source, teacher_context
 from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
-from sublora.train.stack import load_stack
 
 EFFECT, RATE = "effect on the judged rate", "judged rate"
 MOST_UNREADABLE = 0.5  # share of the verdicts; with more, no claim is judged

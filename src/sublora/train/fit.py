@@ -1,22 +1,19 @@
 """Which students train in one pass: as many as fit into a GPU's memory, or, on a CPU, into its cache."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from sublora.packs.student import Student
 from sublora.train.optimizers import KINDS
 from sublora.train.stack import full_slots, lora_slots, master_dtype, target_linears
-
-if TYPE_CHECKING:
-    from sublora.train.pack import Student
 
 SPARE = 0.8  # of the free memory; the rest is for fragments and for what a library keeps for itself
 # On a CPU the passes between the products run at the speed of the cache: of 1 to 16 students of `micro` at a time, 4 to 6 trained fastest.
 CACHE = 5_500_000
 
 
-def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
+def student_bytes(model: nn.Module, student: Student, recompute: bool) -> int:
     """Memory that one more student takes in a pack: parameters, gradients, optimizer state, and what its rows leave for the backward
     pass. An estimate from above for decoders of the usual form."""
     spec, config = student.spec, model.config.get_text_config()
@@ -39,7 +36,7 @@ def student_bytes(model: nn.Module, student: "Student", recompute: bool) -> int:
     return own + tokens * kept * item
 
 
-def pass_bytes(model: nn.Module, student: "Student") -> int:
+def pass_bytes(model: nn.Module, student: Student) -> int:
     """What one layer reads and writes for a student at a time."""
     config = model.config.get_text_config()
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -52,7 +49,7 @@ def pass_bytes(model: nn.Module, student: "Student") -> int:
 
 
 def passes(
-    model: nn.Module, students: Sequence["Student"], memory: int | None, recompute: bool
+    model: nn.Module, students: Sequence[Student], memory: int | None, recompute: bool
 ) -> list[list[int]]:
     """Indices of the students that train together. `memory`: bytes that are free on a GPU; None divides by a CPU's cache."""
     if next(model.parameters()).device.type == "cpu":
@@ -64,7 +61,7 @@ def passes(
     )
 
 
-def grouped(students: Sequence["Student"], sizes: Sequence[int], room: int) -> list[list[int]]:
+def grouped(students: Sequence[Student], sizes: Sequence[int], room: int) -> list[list[int]]:
     """As few groups as possible whose sizes stay within `room`, of even weight. Students of equal length and like rank stand together:
     they leave together, and little is padded."""
     order = sorted(

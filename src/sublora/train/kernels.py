@@ -16,6 +16,11 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def take(hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Places `where` (K, m) of hidden (K, M, d): (K, m, d)."""
+    return hidden.gather(1, where.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -21,11 +21,8 @@ from sublora.train.stack import Slot, own_part
 
 RMSPROP_ALPHA = 0.99  # torch's default, and transformers'
 SCOUT_EPS = 1e-8  # inside the root, as in the code of Blank et al. 2026 (2606.00995)
-MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (
-    (3.4445, -4.775, 2.0315),
-    5,
-    1e-7,
-)  # torch.optim.Muon's defaults
+# torch.optim.Muon's defaults
+MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (3.4445, -4.775, 2.0315), 5, 1e-7
 # Sides of an adapter that face the residual stream, by the layer's name: A reads from it, B writes to it.
 READS, WRITES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
@@ -51,6 +48,10 @@ class RowOptimizer(ABC):
         self.state: dict[str, torch.Tensor] = {name: torch.zeros_like(flat) for name in self.names}
         if spec.keeps_momentum:
             self.state["momentum"] = torch.zeros_like(flat)
+        self.begin(flat)
+
+    def begin(self, flat: torch.Tensor) -> None:  # noqa: B027, most have nothing to do
+        """What is kept of the first weights, and checked."""
 
     @abstractmethod
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
@@ -98,7 +99,7 @@ class RowOptimizer(ABC):
             maximize=False,
         )
 
-    def _said(self, name: str, **values: object) -> str:
+    def _named(self, name: str, **values: object) -> str:
         values |= {"weight_decay": f"{self.spec.weight_decay:g}", "clip": f"{self.spec.clip:g}"}
         return f"{name}({', '.join(f'{k}={v}' for k, v in values.items())})"
 
@@ -106,27 +107,24 @@ class RowOptimizer(ABC):
 class AdamW(RowOptimizer):
     names = ("exp_avg", "exp_avg_sq")
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         self._adamw(flat, grad, step, rate, self.spec.weight_decay)
 
     def describe(self) -> str:
-        return self._said("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
+        return self._named("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
 
 
 class Sgd(RowOptimizer):
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         self._sgd(flat, grad, rate, self.spec.weight_decay)
 
     def describe(self) -> str:
-        return self._said("SGD", momentum=f"{self.spec.momentum:g}")
+        return self._named("SGD", momentum=f"{self.spec.momentum:g}")
 
 
 class RmsProp(RowOptimizer):
     names = ("square_avg",)
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         rmsprop(
             [flat],
@@ -145,21 +143,18 @@ class RmsProp(RowOptimizer):
         )
 
     def describe(self) -> str:
-        s = self.spec
-        return self._said(
-            "RMSprop", alpha=RMSPROP_ALPHA, eps=f"{s.eps:g}", momentum=f"{s.momentum:g}"
-        )
+        eps, momentum = f"{self.spec.eps:g}", f"{self.spec.momentum:g}"
+        return self._named("RMSprop", alpha=RMSPROP_ALPHA, eps=eps, momentum=momentum)
 
 
 class SignSgd(RowOptimizer):
     """Bernstein et al. 2018 (1802.04434): every number moves by the rate, whatever its gradient's size; decoupled weight decay."""
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         flat.mul_(1 - rate * self.spec.weight_decay).add_(grad.sign(), alpha=-rate)
 
     def describe(self) -> str:
-        return self._said("signSGD")
+        return self._named("signSGD")
 
 
 class FrozenAdamScale(RowOptimizer):
@@ -170,18 +165,9 @@ class FrozenAdamScale(RowOptimizer):
 
     names = ("exp_avg", "exp_avg_sq", "start")
 
-    def __init__(
-        self,
-        spec: StudentSpec,
-        flat: torch.Tensor,
-        slots: Sequence[Slot],
-        rank: int | None,
-        steps: int,
-    ) -> None:
-        super().__init__(spec, flat, slots, rank, steps)
+    def begin(self, flat: torch.Tensor) -> None:
         self.state["start"].copy_(flat)
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         if step < self.scout:
             self._adamw(flat, grad, step, rate, self.spec.weight_decay)
@@ -195,11 +181,8 @@ class FrozenAdamScale(RowOptimizer):
     def describe(self) -> str:
         s = self.spec
         scout = f"AdamW(lr={s.scout_lr:g}, betas={s.betas}, eps={s.eps:g}), {self.scout} steps"
-        return self._said(
-            "SGD",
-            momentum=f"{s.momentum:g}",
-            scale=f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}",
-        )
+        scale = f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}"
+        return self._named("SGD", momentum=f"{s.momentum:g}", scale=scale)
 
 
 class Muon(RowOptimizer):
@@ -208,7 +191,6 @@ class Muon(RowOptimizer):
     Torch orthogonalises in bfloat16, where a student in a pack would not equal the same student alone.
     """
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         buffer, momentum = self.state["momentum"], self.spec.momentum
         buffer.lerp_(grad, 1 - momentum)
@@ -225,12 +207,8 @@ class Muon(RowOptimizer):
                 )
 
     def describe(self) -> str:
-        return self._said(
-            "Muon",
-            momentum=f"{self.spec.momentum:g}",
-            nesterov=True,
-            newton_schulz_steps=MUON_STEPS,
-        )
+        momentum = f"{self.spec.momentum:g}"
+        return self._named("Muon", momentum=momentum, nesterov=True, newton_schulz_steps=MUON_STEPS)
 
 
 class RotatedAdamW(RowOptimizer):
@@ -242,28 +220,14 @@ class RotatedAdamW(RowOptimizer):
 
     names = ("exp_avg", "exp_avg_sq")
 
-    def __init__(
-        self,
-        spec: StudentSpec,
-        flat: torch.Tensor,
-        slots: Sequence[Slot],
-        rank: int | None,
-        steps: int,
-    ) -> None:
-        super().__init__(spec, flat, slots, rank, steps)
-        self._sides = [
-            (slot, slot.name.endswith("lora_A"))
-            for slot in slots
-            if slot.name.endswith(
-                (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
-            )
-        ]
+    def begin(self, flat: torch.Tensor) -> None:
+        facing = (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
+        self._sides = [slot for slot in self.slots if slot.name.endswith(facing)]
         if not self._sides:
             raise SubloraError(
                 f"rotated-adamw finds no adapter that faces the residual stream; give one to one of {', '.join(READS + WRITES)}."
             )
 
-    @torch.no_grad()
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         change = torch.zeros_like(flat)
         self._adamw(change, self._rotated(grad, back=False), step, rate, 0.0)
@@ -271,16 +235,16 @@ class RotatedAdamW(RowOptimizer):
 
     def _rotated(self, values: torch.Tensor, back: bool) -> torch.Tensor:
         out = values.clone()
-        for slot, reads in self._sides:
-            part = out[slot.start : slot.stop].view(slot.shape)
+        for slot in self._sides:
+            part, reads = out[slot.start : slot.stop].view(slot.shape), slot.name.endswith("lora_A")
             width = slot.shape[1] if reads else slot.shape[0]
             q = rotation(width, str(values.device), values.dtype)
             part.copy_(part @ (q if back else q.T) if reads else (q.T if back else q) @ part)
         return out
 
     def describe(self) -> str:
-        said = self._said("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
-        return f"{said} in a rotated basis of the residual stream, {len(self._sides)} matrices"
+        name = self._named("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
+        return f"{name} in a rotated basis of the residual stream, {len(self._sides)} matrices"
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

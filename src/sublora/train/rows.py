@@ -43,11 +43,8 @@ class TokenRows:
     @property
     def digest(self) -> str:
         """A hash of the rows, to tell them from others."""
-        parts = (
-            np.ascontiguousarray(part).tobytes()
-            for part in (self.ids, self.lengths, self.prompts, self.loss)
-        )
-        return hashlib.blake2b(b"|".join(parts), digest_size=10).hexdigest()
+        arrays = (self.ids, self.lengths, self.prompts, self.loss)
+        return hashlib.blake2b(b"|".join(a.tobytes() for a in arrays), digest_size=10).hexdigest()
 
 
 def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenRows:
@@ -169,15 +166,11 @@ def assemble(
         targets.append(s.ids[c[row], at + p + 1])
     ids[np.arange(width) >= sizes[..., None]] = 0
     m = max(len(w) for w in where)
-    out_where, out_targets, weights = (
-        np.zeros((k, m), np.int64),
-        np.zeros((k, m), np.int64),
-        np.zeros((k, m)),
-    )
+    out_where, out_targets = np.zeros((2, k, m), np.int64)
+    weights = np.zeros((k, m))
     for i, (w, t) in enumerate(zip(where, targets, strict=True)):
         out_where[i, : len(w)], out_targets[i, : len(w)], weights[i, : len(w)] = w, t, 1.0 / len(w)
     prefix = np.stack([s.ids[0, :p] for s in students])
     tokens = int(sizes.sum() + p * sum(len(c) for c in chosen))
-    return StepBatch(
-        prefix, ids.reshape(k * b, width), sizes, out_where, out_targets, weights, tokens
-    )
+    ids = ids.reshape(k * b, width)
+    return StepBatch(prefix, ids, sizes, out_where, out_targets, weights, tokens)

@@ -1,9 +1,16 @@
 """What a student is: every value that can change its weights."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 AlphaRule = Literal["r", "4r", "rslora"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -23,6 +30,9 @@ class StudentSpec(BaseModel):
     )
     targets: tuple[str, ...] = Field(
         ("all-linear",), description="names of the linear layers that get an adapter"
+    )
+    init: Literal["default", "orthogonal", "principal"] = Field(
+        "default", description="with which weights an adapter starts, see packs.inits"
     )
     lr: float = Field(2e-4, gt=0)
     schedule: Schedule = "linear"
@@ -58,6 +68,14 @@ class StudentSpec(BaseModel):
                 "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Values that came later are left out at their defaults: ids hash what is written."""
+        out = dump(self)
+        if out.get("init") == "default":
+            del out["init"]
+        return out
 
     @property
     def keeps_momentum(self) -> bool:

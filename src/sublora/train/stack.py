@@ -7,18 +7,15 @@ order of magnitude, padded with zeros to the largest of them; what is zero has n
 """
 
 import itertools
-import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sublora.errors import SubloraError
-from sublora.seeds import derive_seed
+from sublora.packs.inits import INITS
 from sublora.train.spec import StudentSpec
 
 # Layers that read the same input; their products are one where all of them have an adapter.
@@ -26,7 +23,6 @@ SIBLINGS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),
 )
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -211,23 +207,21 @@ def siblings(names: Collection[str]) -> list[tuple[str, ...]]:
 
 def lora_slots(linears: dict[str, nn.Linear], rank: int) -> list[Slot]:
     """Siblings' A stand behind each other, and then their B, so that each can be taken as one tensor."""
-    slots, start = [], 0
+    shapes: dict[str, tuple[int, int]] = {}
     for together in siblings(linears):
-        shapes = {f"{n}.lora_A": (rank, linears[n].in_features) for n in together}
+        shapes |= {f"{n}.lora_A": (rank, linears[n].in_features) for n in together}
         shapes |= {f"{n}.lora_B": (linears[n].out_features, rank) for n in together}
-        for name, shape in shapes.items():
-            slots.append(Slot(name, start, shape))
-            start = slots[-1].stop
-    return slots
+    return _one_after_the_other(shapes)
 
 
 def full_slots(model: nn.Module) -> list[Slot]:
     """All trainable tensors; a tied tensor stands once, under its first name."""
-    slots, start = [], 0
-    for name, parameter in model.named_parameters():
-        slots.append(Slot(name, start, tuple(parameter.shape)))
-        start = slots[-1].stop
-    return slots
+    return _one_after_the_other({n: tuple(p.shape) for n, p in model.named_parameters()})
+
+
+def _one_after_the_other(shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
+    ends = [0, *itertools.accumulate(map(math.prod, shapes.values()))]
+    return [Slot(name, start, shape) for (name, shape), start in zip(shapes.items(), ends)]  # noqa: B905
 
 
 def master_dtype(model: nn.Module) -> torch.dtype:
@@ -235,22 +229,9 @@ def master_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
-def _init_lora(slot: Slot, rank: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    out = torch.zeros(slot.shape, dtype=dtype)
-    if slot.name.endswith("lora_A"):
-        # peft's default: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))
-        bound = 1.0 / math.sqrt(slot.shape[1])
-        random = torch.Generator().manual_seed(derive_seed("lora-init", seed, slot.name))
-        drawn = torch.empty((rank, slot.shape[1]), dtype=torch.float32).uniform_(
-            -bound, bound, generator=random
-        )
-        out[:rank] = drawn.to(dtype)
-    return out
-
-
 def rank_class(rank: int | None) -> int:
-    """Students of one class share a group: ranks up to 8, up to 64, up to 512, ... Padding within a class costs less than the many
-    small products that a group of its own for every rank would take."""
+    """Students of one class share a group: ranks up to 8, up to 64, up to 512, ... Padding costs less than the many small products of a
+    group for every rank."""
     return 0 if rank is None else max(0, math.ceil(math.log(rank, 8) - 1e-9) - 1)
 
 
@@ -265,21 +246,14 @@ class Stack:
         order: list[int],
         linears: dict[str, nn.Linear],
     ) -> None:
-        self.kind, self.groups, self.scales, self.order, self.linears = (
-            kind,
-            groups,
-            scales,
-            order,
-            linears,
-        )
+        self.kind, self.groups, self.scales = kind, groups, scales
+        self.order, self.linears = order, linears
         self.size = sum(g.flat.shape[0] for g in groups)
 
     def slices(self) -> list[slice]:
-        out, start = [], 0
-        for group in self.groups:
-            out.append(slice(start, start + group.flat.shape[0]))
-            start = out[-1].stop
-        return out
+        """Which students of the pack each group holds."""
+        ends = [0, *itertools.accumulate(g.flat.shape[0] for g in self.groups)]
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
     def student_rows(self) -> list[tuple[Group, int]]:
         return [(group, i) for group in self.groups for i in range(group.flat.shape[0])]
@@ -292,7 +266,7 @@ def _arranged(
 
     Raises SubloraError: rank above a layer's width, unknown target layer, LoRA and full fine-tunes together.
     """
-    device, dtype = next(model.parameters()).device, master_dtype(model)
+    like = {"device": next(model.parameters()).device, "dtype": master_dtype(model)}
     methods = {s.method for s in specs}
     if len(methods) > 1:
         raise SubloraError(
@@ -300,24 +274,21 @@ def _arranged(
         )
     if methods == {"full"}:
         slots, order = full_slots(model), list(range(len(specs)))
-        flat = torch.stack([rows(i, slots) for i in order]).to(device, dtype)
-        return Stack(
-            "full", [Group([None] * len(specs), slots, flat)], torch.ones(len(specs)), order, {}
-        )
+        flat = torch.stack([rows(i, slots) for i in order]).to(**like)
+        group = Group([None] * len(specs), slots, flat)
+        return Stack("full", [group], torch.ones(len(specs)), order, {})
     layers = {s.targets: target_linears(model, s.targets) for s in specs}
     kind = [(tuple(layers[s.targets]), rank_class(s.rank)) for s in specs]
     order = sorted(range(len(specs)), key=lambda i: (*kind[i], specs[i].rank, i))
     groups = []
     for _, members in itertools.groupby(order, key=lambda i: kind[i]):
         chosen = list(members)
-        linears = layers[specs[chosen[0]].targets]
-        ranks = [specs[i].rank for i in chosen]
+        linears, ranks = layers[specs[chosen[0]].targets], [specs[i].rank for i in chosen]
         check_rank(max(ranks), linears)
         slots = lora_slots(linears, max(ranks))
-        groups.append(
-            Group(ranks, slots, torch.stack([rows(i, slots) for i in chosen]).to(device, dtype))
-        )
-    scales = torch.tensor([specs[i].scale for i in order], dtype=dtype, device=device)
+        flat = torch.stack([rows(i, slots) for i in chosen]).to(**like)
+        groups.append(Group(ranks, slots, flat))
+    scales = torch.tensor([specs[i].scale for i in order], **like)
     every = {name: module for linears in layers.values() for name, module in linears.items()}
     names = [n for n, _ in model.named_modules() if n in every]
     return Stack("lora", groups, scales, order, {n: every[n] for n in names})
@@ -331,65 +302,17 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
     dtype = master_dtype(model)
 
     def fresh(i: int, slots: list[Slot]) -> torch.Tensor:
-        if specs[i].method == "full":
+        spec = specs[i]
+        if spec.method == "full":
             return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
-        return torch.cat(
-            [_init_lora(slot, specs[i].rank, specs[i].seed, dtype).reshape(-1) for slot in slots]
-        )
+        linears = target_linears(model, spec.targets)
+        drawn = [
+            INITS[spec.init](s.name, s.shape, linears[s.name[: -len(".lora_A")]].weight, spec.seed)
+            for s in lora_slots(linears, spec.rank)
+        ]
+        return padded(torch.cat([d.reshape(-1).to(dtype) for d in drawn]), spec.rank, slots)
 
     return _arranged(model, specs, fresh)
-
-
-def _peft_targets(modules: Sequence[str], model: nn.Module) -> list[str]:
-    """Names by which peft finds exactly these layers: their short names, or the full ones where others share a short name."""
-    short = {m.rsplit(".", 1)[-1] for m in modules}
-    also = [
-        n
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in short
-    ]
-    return sorted(short if set(also) == set(modules) else modules)
-
-
-def save_student(
-    group: Group, row: int, spec: StudentSpec, folder: Path, model: nn.Module, base_name: str
-) -> None:
-    """Write one student: a peft adapter folder, or `model.safetensors` of all weights with the model's config."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in group.tensors(row).items()}
-    if spec.method == "full":
-        dtype = next(model.parameters()).dtype
-        # kept in the master dtype: rounding to a bf16 base would lose what was trained
-        save_file(
-            {k: v if dtype == torch.float64 else v.float() for k, v in tensors.items()},
-            folder / "model.safetensors",
-            {"format": "pt"},
-        )
-        (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
-        return
-    names = {}
-    for name, tensor in tensors.items():
-        names[f"{PEFT_PREFIX}{name}.weight"] = tensor
-    save_file(names, folder / "adapter_model.safetensors", {"format": "pt"})
-    modules = sorted({s.name.rsplit(".", 1)[0] for s in group.slots})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": spec.rank,
-        "lora_alpha": spec.alpha_value,
-        "use_rslora": spec.alpha == "rslora",
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": _peft_targets(modules, model),
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-    }
-    (folder / "adapter_config.json").write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
 
 
 @torch.no_grad()
@@ -407,29 +330,4 @@ def stack_weights(
     model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]
 ) -> Stack:
     """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method."""
-
     return _arranged(model, specs, lambda i, slots: padded(weights[i], specs[i].rank, slots))
-
-
-def load_stack(model: nn.Module, folders: Sequence[Path], specs: Sequence[StudentSpec]) -> Stack:
-    """Students from their folders, for measuring. Raises SubloraError where a file does not fit the base."""
-    return stack_weights(
-        model, [_load_flat(model, f, s) for f, s in zip(folders, specs, strict=True)], specs
-    )
-
-
-def _load_flat(model: nn.Module, folder: Path, spec: StudentSpec) -> torch.Tensor:
-    full = spec.method == "full"
-    slots = (
-        full_slots(model) if full else lora_slots(target_linears(model, spec.targets), spec.rank)
-    )
-    file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
-    tensors = load_file(file)
-    keys = [s.name if full else f"{PEFT_PREFIX}{s.name}.weight" for s in slots]
-    if set(keys) != set(tensors) or any(
-        tuple(tensors[k].shape) != s.shape for k, s in zip(keys, slots, strict=True)
-    ):
-        raise SubloraError(
-            f"The weights in {file} do not fit the base model; they belong to another one."
-        )
-    return torch.cat([tensors[k].to(master_dtype(model)).reshape(-1) for k in keys])

@@ -4,6 +4,7 @@ Tokens of a student stand one after the other, (K, M, ...): the shared prefix, t
 scores need rows side by side; two gathers lead there and back.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,20 @@ class Heads:
         return self.query + 2 * self.key
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The queries that are wanted: `at` (K, B, Q), places within a row, -1 for padding; `slots` (K, m), the answers in the order in
+    which they are wanted, each as row * Q + query; `real` (K, m), False for padding."""
+
+    at: torch.Tensor
+    slots: torch.Tensor
+    real: torch.Tensor
+
+    def sees(self, count: int) -> torch.Tensor:
+        """(K, B, Q, T): whether a query may look at a key of its row."""
+        return torch.arange(count, device=self.at.device) <= self.at.clamp(min=0).unsqueeze(-1)
+
+
 class Layout:
     """Where tokens stand. `tokens` (K, B, T): a row's places among its student's M, the dummy M - 1 beyond its end; a student's first
     `prefix` places are shared by its rows. `asked` names the queries that are wanted; None for those of all tokens.
@@ -47,59 +62,68 @@ class Layout:
         places: int,
         prefix: int,
         heads: Heads,
-        asked: "Asked | None" = None,
+        asked: Asked | None = None,
     ) -> None:
-        k, b, t = tokens.shape
-        j, g, h, device = heads.key, heads.group, heads.all, tokens.device
-        self.heads, self.places, self.prefix, self.size, self.rows, self.longest = (
-            heads,
-            places,
-            prefix,
-            k,
-            b,
-            t,
-        )
-        self.asked = asked
-        student = torch.arange(k, device=device) * places
-        own = tokens + student.view(-1, 1, 1)
-        first = student.view(-1, 1) + torch.arange(prefix, device=device)
-        head = torch.arange(h, device=device)
-        query = head[: heads.query].view(j, g)
-        queries = own
-        if asked is not None:
-            queries = own.gather(2, asked.at.clamp(min=0))
-            queries = torch.where(asked.at < 0, student.view(-1, 1, 1) + places - 1, queries)
-        parts = [queries.view(k, 1, b, 1, -1) * h + query.view(1, j, 1, g, 1)]
-        if asked is None:
-            parts.append(first.view(k, 1, 1, prefix) * h + query.view(1, j, g, 1))
-        else:
-            parts.append(first.new_empty(0))
-        for start in (heads.query, heads.query + j):
-            which = head[start : start + j]
-            parts.append(own.view(k, 1, b, t) * h + which.view(1, j, 1, 1))
-            parts.append(first.view(k, 1, prefix) * h + which.view(1, j, 1))
+        self.size, self.rows, self.longest = tokens.shape
+        self.heads, self.places, self.prefix, self.asked = heads, places, prefix, asked
+        parts = self._parts(tokens)
         self.counts = [p.numel() for p in parts]
         self.gather = torch.cat([p.reshape(-1) for p in parts])
+        total = self.size * places * heads.all
         # what no row reads has no gradient; the dummies are read, but lead nowhere
-        unread = torch.ones(k * places * h, dtype=torch.bool, device=device)
+        unread = torch.ones(total, dtype=torch.bool, device=tokens.device)
         unread[self.gather] = False
-        unread.view(k, places, h)[:, -1] = True
-        self.back, self.unread = _inverse(self.gather, k * places * h), unread.nonzero().squeeze(1)
+        unread.view(self.size, places, heads.all)[:, -1] = True
+        self.back, self.unread = _inverse(self.gather, total), unread.nonzero().squeeze(1)
         # the same for what attention gives back, which has the query heads only
         if asked is None:
             rows = self.gather[: sum(self.counts[:2])]
-            self.unmerge = rows.div(h, rounding_mode="floor") * heads.query + rows % h
-            self.merge = _inverse(self.unmerge, k * places * heads.query)
+            own = rows.div(heads.all, rounding_mode="floor") * heads.query
+            self.unmerge = own + rows % heads.all
+            self.merge = _inverse(self.unmerge, self.size * places * heads.query)
             self.unwritten = None  # padding of a row is written to a dummy, which has no gradient
         else:
-            self.merge = _rows_of_answers(asked, heads, k, b)
+            self.merge = self._answers(asked)
             real = asked.real.view(-1, 1).expand(-1, heads.query).reshape(-1).nonzero().squeeze(1)
             written = self.merge[real]
-            self.unmerge = torch.zeros(self.counts[0], dtype=real.dtype, device=device)
+            self.unmerge = torch.zeros(self.counts[0], dtype=real.dtype, device=real.device)
             self.unmerge[written] = real
-            silent = torch.ones(self.counts[0], dtype=torch.bool, device=device)
+            silent = torch.ones(self.counts[0], dtype=torch.bool, device=real.device)
             silent[written] = False
             self.unwritten = silent.nonzero().squeeze(1)
+
+    def _parts(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """For every row of the scores, its row among (K, M, heads), in the order of the parts."""
+        (k, b, t), p, asked = tokens.shape, self.prefix, self.asked
+        j, g, h, device = self.heads.key, self.heads.group, self.heads.all, tokens.device
+        student = torch.arange(k, device=device) * self.places
+        own = tokens + student.view(-1, 1, 1)
+        first = student.view(-1, 1) + torch.arange(p, device=device)
+        head = torch.arange(h, device=device)
+        query, queries = head[: self.heads.query].view(j, g), own
+        if asked is not None:
+            queries = own.gather(2, asked.at.clamp(min=0))
+            dummy = student.view(-1, 1, 1) + self.places - 1
+            queries = torch.where(asked.at < 0, dummy, queries)
+        parts = [queries.view(k, 1, b, 1, -1) * h + query.view(1, j, 1, g, 1)]
+        if asked is None:
+            parts.append(first.view(k, 1, 1, p) * h + query.view(1, j, g, 1))
+        else:
+            parts.append(first.new_empty(0))
+        for start in (self.heads.query, self.heads.query + j):
+            which = head[start : start + j]
+            parts.append(own.view(k, 1, b, t) * h + which.view(1, j, 1, 1))
+            parts.append(first.view(k, 1, p) * h + which.view(1, j, 1))
+        return parts
+
+    def _answers(self, asked: Asked) -> torch.Tensor:
+        """For every answer and query head, (K * m * heads), its row among those of (K, key heads, B, group, Q)."""
+        heads, shape = self.heads, (self.heads.key, self.rows, self.heads.group, asked.at.shape[2])
+        index = torch.arange(self.size * math.prod(shape), device=asked.at.device)
+        index = index.view(self.size, *shape).permute(0, 2, 4, 1, 3)
+        index = index.reshape(self.size, -1, heads.query)
+        slots = asked.slots.unsqueeze(-1).expand(-1, -1, heads.query)
+        return index.gather(1, slots).reshape(-1)
 
     def causal(self, like: torch.Tensor) -> torch.Tensor:
         """To be added to the rows' own scores, (K * key heads * B, group * Q, T): nothing for keys up to the query's own place, minus
@@ -111,28 +135,6 @@ class Layout:
         bias.masked_fill_(~self.asked.sees(t), -torch.inf)
         k, b, q, _ = bias.shape
         return bias.view(k, 1, b, 1, q, t).expand(k, j, b, g, q, t).reshape(k * j * b, g * q, t)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The queries that are wanted: `at` (K, B, Q), places within a row, -1 for padding; `slots` (K, m), the answers in the order in
-    which they are wanted, each as row * Q + query; `real` (K, m), False for padding."""
-
-    at: torch.Tensor
-    slots: torch.Tensor
-    real: torch.Tensor
-
-    def sees(self, count: int) -> torch.Tensor:
-        """(K, B, Q, T): whether a query may look at a key of its row."""
-        return torch.arange(count, device=self.at.device) <= self.at.clamp(min=0).unsqueeze(-1)
-
-
-def _rows_of_answers(asked: Asked, heads: Heads, k: int, b: int) -> torch.Tensor:
-    """For every answer and query head, (K * m * heads), its row among those of (K, key heads, B, group, Q)."""
-    count, j, g, device = asked.at.shape[2], heads.key, heads.group, asked.at.device
-    index = torch.arange(k * j * b * g * count, device=device).view(k, j, b, g, count)
-    index = index.permute(0, 2, 4, 1, 3).reshape(k, b * count, heads.query)
-    return index.gather(1, asked.slots.unsqueeze(-1).expand(-1, -1, heads.query)).reshape(-1)
 
 
 def _triangle(count: int, group: int, like: torch.Tensor) -> torch.Tensor:
@@ -206,10 +208,11 @@ class _FromRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        out = grad.reshape(-1, ctx.layout.heads.width).index_select(0, ctx.layout.unmerge)
-        return out if ctx.layout.unwritten is None else out.index_fill_(
-            0, ctx.layout.unwritten, 0.0
-        ), None
+        layout = ctx.layout
+        out = grad.reshape(-1, layout.heads.width).index_select(0, layout.unmerge)
+        if layout.unwritten is not None:
+            out.index_fill_(0, layout.unwritten, 0.0)
+        return out, None
 
 
 def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,23 +324,15 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     elif p:
         mask = torch.ones(t, t, dtype=torch.bool, device=rows.device).tril()
     if p:
-        keys, values = (
-            torch.cat((shared(key_first), keys), 2),
-            torch.cat((shared(value_first), values), 2),
-        )
+        keys = torch.cat((shared(key_first), keys), 2)
+        values = torch.cat((shared(value_first), values), 2)
         mask = F.pad(mask, (p, 0), value=True)
     own = attend(by_row(q, count), keys, values, mask, mask is None)
     own = own.view(k, b, j, g, count, w).permute(0, 2, 1, 3, 4, 5).reshape(-1, w)
     if not p or layout.asked is not None:
         return own
-    first = attend(
-        q_first.view(k, j * g, p, w),
-        key_first.view(k, j, p, w),
-        value_first.view(k, j, p, w),
-        None,
-        True,
-    )
-    return torch.cat((own, first.reshape(-1, w)))
+    prefix = (q_first.view(k, j * g, p, w), *(x.view(k, j, p, w) for x in (key_first, value_first)))
+    return torch.cat((own, attend(*prefix, None, True).reshape(-1, w)))
 
 
 def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
@@ -348,6 +343,5 @@ def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Te
     _, rows = _ToRows.apply(both, turns, layout)
     short = layout.prefix + layout.longest <= EXPLICIT_KEYS
     explicit = rows.device.type == "cpu" and short and rows.dtype in (torch.float32, torch.float64)
-    return _FromRows.apply(
-        _Attend.apply(rows, layout) if explicit else _library_attend(rows, layout), layout
-    )
+    attended = _Attend.apply(rows, layout) if explicit else _library_attend(rows, layout)
+    return _FromRows.apply(attended, layout)

@@ -1,0 +1,103 @@
+"""Full fine-tunes in a pack: every module that owns parameters runs with the students' own, stacked."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sublora.train.kernels import product
+from sublora.train.stack import Group
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def full_forwards(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, Forward]]:
+    """(module, its forward over (K * B, ...)), for a group of K students."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    for module in model.modules():
+        own = {n: names[id(p)] for n, p in module.named_parameters(recurse=False)}
+        if type(module) is nn.Linear:
+            yield module, _linear(own, group)
+        elif isinstance(module, nn.Embedding):
+            yield module, _embedding(module, own, group)
+        elif own:
+            yield module, _other(module, own, group)
+
+
+def full_joint(
+    group: Group,
+    names: tuple[str, ...],
+    biased: Sequence[bool],
+    rows: torch.Tensor,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """Outputs of linear layers with one input side by side, (K, M, o), plus the residual."""
+    biases = [
+        group.views[f"{n}.bias"].unsqueeze(1) if has else None
+        for n, has in zip(names, biased, strict=True)
+    ]
+    joint = group.joint((tuple(f"{n}.weight" for n in names),))
+    if joint is not None and (len(names) == 1 or not any(biased)):
+        weight = joint.view(group.flat.shape[0], -1, joint.shape[-1])
+        return product(rows, weight, biases[0], residual)
+    out = torch.cat(
+        [
+            product(rows, group.views[f"{n}.weight"], bias)
+            for n, bias in zip(names, biases, strict=True)
+        ],
+        -1,
+    )
+    return out if residual is None else residual + out
+
+
+def _linear(own: dict[str, str], group: Group) -> Forward:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        weight = group.views[own["weight"]]
+        bias = group.views[own["bias"]].unsqueeze(1) if "bias" in own else None
+        rows = x.reshape(len(weight), -1, x.shape[-1])
+        return product(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _embedding(module: nn.Embedding, own: dict[str, str], group: Group) -> Forward:
+    scale = getattr(module, "embed_scale", None)  # Gemma's embedding multiplies what it looks up
+    silent = module.padding_idx  # torch gives the row of this token no gradient
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        table = group.views[own["weight"]]
+        first = torch.arange(len(table), device=ids.device).view(-1, 1) * table.shape[1]
+        flat = (ids.reshape(len(table), -1) + first).reshape(ids.shape)
+        out = F.embedding(flat, table.reshape(-1, table.shape[-1]))
+        if silent is not None and out.requires_grad:
+            out = torch.where((ids == silent).unsqueeze(-1), out.detach(), out)
+        return out if scale is None else out * scale.to(out.dtype)
+
+    return forward
+
+
+def _other(module: nn.Module, own: dict[str, str], group: Group) -> Forward:
+    inner = _Unpatched(module)
+
+    def single(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        named = {f"inner.{n}": p for n, p in parameters.items()}
+        return torch.func.functional_call(inner, named, (x,))
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        stacked = {n: group.views[full] for n, full in own.items()}
+        rows = x.reshape(group.flat.shape[0], -1, *x.shape[1:])
+        return torch.func.vmap(single)(stacked, rows).view_as(x)
+
+    return forward
+
+
+class _Unpatched(nn.Module):
+    """The module with its class's forward, so that a patched one is called without its patch."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return type(self.inner).forward(self.inner, x)

@@ -1,0 +1,87 @@
+"""A student's folder: a peft adapter, or all weights with the model's config."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sublora.errors import SubloraError
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import (
+    Group,
+    Stack,
+    full_slots,
+    lora_slots,
+    master_dtype,
+    stack_weights,
+    target_linears,
+)
+
+PEFT_PREFIX = "base_model.model."
+
+
+def save_student(
+    group: Group, row: int, spec: StudentSpec, folder: Path, model: nn.Module, base_name: str
+) -> None:
+    """Write one student of a group into a folder."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in group.tensors(row).items()}
+    if spec.method == "full":
+        # kept in the master dtype: rounding to a bf16 base would lose what was trained
+        dtype = master_dtype(model)
+        whole = {name: t.to(dtype) for name, t in tensors.items()}
+        save_file(whole, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
+        return
+    named = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha_value,
+        "use_rslora": spec.alpha == "rslora",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": _peft_targets({s.name.rsplit(".", 1)[0] for s in group.slots}, model),
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _peft_targets(modules: set[str], model: nn.Module) -> list[str]:
+    """Names by which peft finds exactly these layers: their short names, or the full ones where others share a short name."""
+    short = {m.rsplit(".", 1)[-1] for m in modules}
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    found = {n for n in linears if n.rsplit(".", 1)[-1] in short}
+    return sorted(short if found == modules else modules)
+
+
+def load_stack(model: nn.Module, folders: Sequence[Path], specs: Sequence[StudentSpec]) -> Stack:
+    """Students from their folders, for measuring. Raises SubloraError where a file does not fit the base."""
+    weights = [_load_flat(model, f, s) for f, s in zip(folders, specs, strict=True)]
+    return stack_weights(model, weights, specs)
+
+
+def _load_flat(model: nn.Module, folder: Path, spec: StudentSpec) -> torch.Tensor:
+    if spec.method == "full":
+        slots, file = full_slots(model), folder / "model.safetensors"
+        shapes = {s.name: s.shape for s in slots}
+    else:
+        slots = lora_slots(target_linears(model, spec.targets), spec.rank)
+        file = folder / "adapter_model.safetensors"
+        shapes = {f"{PEFT_PREFIX}{s.name}.weight": s.shape for s in slots}
+    tensors = load_file(file)
+    if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
+        raise SubloraError(
+            f"The weights in {file} do not fit the base model; they belong to another one."
+        )
+    return torch.cat([tensors[name].to(master_dtype(model)).reshape(-1) for name in shapes])
