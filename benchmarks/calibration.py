@@ -15,14 +15,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sublora.execute import Execution, InProcess
-from sublora.progress import Steps
-from sublora.run import tokens_per_row
 
+from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.kinds import open_recipe
+from sublora.models.known import known_base
 from sublora.packs.check import load_base
-from sublora.plan import make_plan
-from sublora.recipe import Recipe, load_recipe
 from sublora.results import Results
+from sublora.runner.display import Display
+from sublora.runner.execution import Execution
+from sublora.runner.local import InProcess
+from sublora.runner.run import setup_of
 from sublora.seeds import generator
 from sublora.stats import contrast
 from sublora.store import Store
@@ -32,9 +34,9 @@ REPLICATES = 4  # of an experiment, as in the recipes
 DRAWS = 2000
 
 
-def calibration_recipe(model: str, trait: str, seeds: range, rank: int, lr: float) -> Recipe:
+def calibration_recipe(model: str, trait: str, seeds: range, rank: int, lr: float) -> Grid:
     listed = list(seeds)
-    return load_recipe(
+    return open_recipe(
         "rank",
         model=model,
         traits=[trait],
@@ -61,11 +63,11 @@ def effects(
             1000 + number * seeds // len(TRAITS), 1000 + (number + 1) * seeds // len(TRAITS)
         )
         recipe = calibration_recipe(model, trait, share, rank, lr)
-        plan = make_plan(recipe, base.identity, tokens_per_row(base, recipe))
-        with Steps(every=30) as steps:
-            steps.say(f"{model}: {trait}, {len(share)} seeds")
-            Execution(InProcess(base, store, os.cpu_count() or 1), store, steps).run(plan)
-        cell = Results(plan, store).table("default").cells[0]
+        known, setup = known_base(base), setup_of(recipe, base, store)
+        with Display(every=30) as display:
+            display.say(f"{model}: {trait}, {len(share)} seeds")
+            Execution(InProcess(setup, store, base), store, display).run(recipe.plan(known))
+        cell = Results(recipe.layout(known), store).table("default").cells[0]
         own.append(cell.p)
         other.append(cell.control)
         traits += [trait] * len(share)

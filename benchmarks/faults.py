@@ -65,9 +65,8 @@ def sweep(out: Path, store: Path, *more: str) -> Callable[[], int]:
     """The sweep as the command line runs it, on the base that was loaded before the fork (workers of Ray load their own)."""
 
     def work() -> int:
-        import sublora.run as run
-
         from sublora.cli.app import run_command
+        from sublora.runner import run
 
         os.environ["SUBLORA_HOME"] = str(store)
         sys.argv = ["sublora", *SWEEP, "--out", str(out), *more]
@@ -278,16 +277,15 @@ def kills(
 
 def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
     """Two processes make one artifact at once: without any lock in even rounds, as units of a run in odd ones."""
-    from sublora.plan import make_plan
-    from sublora.recipe import load_recipe
-    from sublora.stages import Maker, perform
-    from sublora.units import data_units
+    from sublora.experiments.kinds import open_recipe
+    from sublora.models.known import known_base
+    from sublora.steps.step import Workshop, perform
 
     base, clean = loaded(), 0
     for number in range(rounds):
         root = folder / f"race-{number}"
         store = Store(root)
-        recipe = load_recipe(
+        recipe = open_recipe(
             "rank",
             sets=[
                 "data.rows=8",
@@ -296,7 +294,7 @@ def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
                 "train.seeds=[1]",
             ],
         )
-        unit = data_units(make_plan(recipe, base.identity, 60.0))[0]
+        unit = recipe.plan(known_base(base))[0]
         spec = {"round": number}
         plain = artifact_id("race", spec)
 
@@ -305,7 +303,7 @@ def races(folder: Path, rounds: int, report: Report) -> tuple[int, int]:
                 pass
             made: list[str] = []
             if number % 2:
-                perform(unit, Maker(base, store, made=made.append))
+                perform(unit, Workshop(store, lambda _: base, made=made.append))
                 store.read(unit.id)
                 return 10 + len(made)
             with store.create(plain, spec) as content:
@@ -427,6 +425,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+    import sublora.runner.run  # noqa: F401
 
     loaded()
 

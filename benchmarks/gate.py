@@ -104,11 +104,11 @@ def pack_cost(base: sl.Base, rounds: int) -> tuple[float, float]:
 
 def localise_seconds(threads: int) -> float:
     """The measurement stage of `localise` on micro: nine students, their nine control twins and the base, every condition."""
-    recipe = sl.load_recipe("localise", sets=["data.seeds=[1, 2, 3]"])
+    recipe = sl.open_recipe("localise", sets=["data.seeds=[1, 2, 3]"])
     with tempfile.TemporaryDirectory() as folder:
         store = sl.Store(Path(folder) / "store")
-        result = sl.run_recipe(recipe, Path(folder) / "run", store=store, threads=threads)
-    return result.seconds["measure"]
+        result = sl.run(recipe, Path(folder) / "run", sl.RunOptions(threads=threads), store=store)
+    return result.seconds["measurements"]
 
 
 def main() -> None:

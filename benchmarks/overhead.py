@@ -12,7 +12,6 @@ process of `make demo` does: beside a second thread, the time of a short call is
 import argparse
 import functools
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -23,25 +22,26 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import sublora.execute
-import sublora.run
-from sublora.execute import Execution, InProcess
-from sublora.journal import Journal
-from sublora.progress import Steps
-
-from sublora.cost import RowSizes, plan_cost
+from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.kinds import open_recipe
 from sublora.model import known_shape
+from sublora.models.known import Known
 from sublora.packs.check import load_base
-from sublora.plan import make_plan
-from sublora.recipe import Recipe, load_recipe
-from sublora.stages import Maker
+from sublora.runner import run
+from sublora.runner.display import Display
+from sublora.runner.execution import Execution
+from sublora.runner.folder import RunRecord
+from sublora.runner.local import InProcess
+from sublora.runner.plan_report import rows_of
+from sublora.runner.worker import Setup
+from sublora.steps.step import Cost, Workshop
 from sublora.store import Store, artifact_id
 
 IDENTITY = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 RANKS, SEEDS = 25, 20
 
 
-def grid(students: int) -> Recipe:
+def grid(students: int) -> Grid:
     """rank-lr with this many students (to the next thousand): 25 ranks, 20 seeds, two arms, and as many learning rates as it takes."""
     lrs = [round(1e-6 * 1.01**i, 15) for i in range(max(1, students // (2 * RANKS * SEEDS)))]
     seeds = list(range(SEEDS))
@@ -51,7 +51,7 @@ def grid(students: int) -> Recipe:
         "data.seeds": seeds,
         "train.seeds": seeds,
     }
-    return load_recipe(
+    return open_recipe(
         "rank-lr", sets=["train.full=null", "fixed_lr=null", *(f"{k}={v}" for k, v in sets.items())]
     )
 
@@ -60,13 +60,11 @@ def plan_seconds(students: int, store: Store) -> dict[str, float]:
     """Seconds to plan, to look up what is done, and to cost what is left; peak memory of this process in GB."""
     recipe = grid(students)
     started = time.perf_counter()
-    plan = make_plan(recipe, IDENTITY, 60.0)
+    steps = recipe.plan(Known("micro", IDENTITY, known_shape("micro")))
     made = time.perf_counter()
-    stages = (*plan.datasets, *plan.students, *plan.measures)
-    done = {s.id for s in stages if store.has(s.id)}
-    plan_cost(plan, known_shape("micro"), RowSizes(), done)
+    rows_of(steps, {name for step in steps for name in step.makes if store.has(name)})
     return {
-        "students": len(plan.students),
+        "students": sum(len(s.makes) for s in steps if s.kind.startswith("students")),
         "seconds": time.perf_counter() - started,
         "ids": made - started,
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -74,40 +72,33 @@ def plan_seconds(students: int, store: Store) -> dict[str, float]:
 
 
 class Trivial:
-    """A unit with one artifact and no work."""
+    """A step with one artifact and no work."""
 
-    needs = ()
+    needs, kind, model, cost = (), "trivial cells", None, Cost()
 
     def __init__(self, number: int) -> None:
         self.spec = {"number": number}
         self.id = artifact_id("trivial", self.spec)
         self.makes, self.label = (self.id,), f"trivial cell {number}"
 
-
-def trivial(unit: Trivial, maker: Maker, *, wait: bool = True) -> None:
-    with maker.store.lock(unit.id, wait=wait):
-        if not maker.store.has(unit.id):
-            with maker.store.create(unit.id, unit.spec) as folder:
-                (folder / "scores.json").write_text("{}\n")
-                (folder / "samples.jsonl").write_text("{}\n")
-            maker.made(unit.id)
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        with workshop.store.create(self.id, self.spec) as folder:
+            (folder / "scores.json").write_text("{}\n")
+            (folder / "samples.jsonl").write_text("{}\n")
+        workshop.made(self.id)
 
 
-def cell_seconds(cells: int, folder: Path, threads: int) -> float:
-    """Seconds for so many trivial cells by the in-process executor, run.json included."""
-    store, base = Store(folder / "store"), load_base("micro")
-    journal = Journal(folder / "run.json", {}, {})
-    with Steps(every=1e9) as steps:
-        execution = Execution(InProcess(base, store, threads), store, steps, journal.changed)
-        journal.execution = execution
-        real, sublora.execute.perform = sublora.execute.perform, trivial
-        try:
-            units = [Trivial(n) for n in range(cells)]
-            started = time.perf_counter()
-            execution._run_stage("trivial cells", units)
-            seconds = time.perf_counter() - started
-        finally:
-            sublora.execute.perform = real
+def cell_seconds(cells: int, folder: Path) -> float:
+    """Seconds for so many trivial cells in this process, run.json included."""
+    store = Store(folder / "store")
+    record = RunRecord(folder / "run.json", {}, {})
+    setup = Setup(None, None, (), "float32", None, "cpu", 1, str(store.root))
+    with Display(every=1e9) as display:
+        execution = Execution(InProcess(setup, store), store, display, record.changed)
+        record.execution = execution
+        started = time.perf_counter()
+        execution.run([Trivial(n) for n in range(cells)])
+        seconds = time.perf_counter() - started
     assert execution.counts["trivial cells"].done == cells and not execution.failures
     return seconds
 
@@ -170,19 +161,21 @@ def sweep_overhead(folder: Path, sets: list[str]) -> dict[str, Any]:
         setattr(Store, name, clock.call(f"store.{name}", getattr(Store, name)))
     for name in ("lock", "create"):
         setattr(Store, name, clock.ends(f"store.{name}", getattr(Store, name)))
-    Journal.changed = clock.call("run.json", Journal.changed)
-    Journal.write = clock.call("run.json", Journal.write)
-    for name in ("make_plan", "note_run", "keep_rates"):
-        setattr(sublora.run, name, clock.call(name, getattr(sublora.run, name)))
-    for name in ("data_units", "train_units", "measure_units"):
-        setattr(sublora.execute, name, clock.call("units", getattr(sublora.execute, name)))
-    recipe = load_recipe("rank-lr", traits=["otter"], sets=sets)
+    for name in ("changed", "write"):
+        setattr(RunRecord, name, clock.call("run.json", getattr(RunRecord, name)))
+    Grid.plan = clock.call("plan", Grid.plan)
+    for name in ("note_run", "keep_rates"):
+        setattr(run, name, clock.call(name, getattr(run, name)))
+    recipe = open_recipe("rank-lr", traits=["otter"], sets=sets)
     # with a base of its own the run stays in this process, where the clock sees it
-    base = load_base(recipe.model)
-    result = sublora.run.run_recipe(
-        recipe, folder / "run", store=Store(folder / "store"), threads=1, base=base
+    result = run.run(
+        recipe,
+        folder / "run",
+        run.RunOptions(threads=1),
+        store=Store(folder / "store"),
+        base=load_base(recipe.model),
     )
-    busy = sum(result.seconds[stage] for stage in ("data", "train", "measure"))
+    busy = sum(s for kind, s in result.seconds.items() if kind not in ("statistics", "report"))
     spent = sum(clock.seconds.values())
     return {"fraction": spent / busy, "overhead": spent, "busy": busy, "parts": clock.seconds}
 
@@ -191,9 +184,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--plan", type=int, default=100_000, help="students to plan")
     parser.add_argument("--cells", type=int, default=10_000, help="trivial cells")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the trivial cells"
-    )
     parser.add_argument(
         "--sweep-set",
         action="append",
@@ -217,7 +207,7 @@ def main() -> None:
             "plan_100k_s": round(plan["seconds"], 2),
             "plan_gb": round(plan["gigabytes"], 2),
         }
-        seconds = cell_seconds(options.cells, folder / "cells", options.threads)
+        seconds = cell_seconds(options.cells, folder / "cells")
         print(
             f"{options.cells} trivial cells in this process: {1000 * seconds / options.cells:.2f} ms a cell"
         )

@@ -95,7 +95,7 @@ def run(
         display = stack.enter_context(Display())
         for sentence in (*(f"Warning: {w}" for w in warnings), manifest["sentence"]):
             display.say(sentence)
-        setup = _setup(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
+        setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
         executor = (
             cluster.executor(steps, setup, store)
             if cluster
@@ -154,9 +154,15 @@ def _finish(
     return RunResult(out, shown, findings, verdicts, manifest["warnings"], seconds)
 
 
-def _setup(
-    recipe: Experiment, base: Base | None, store: Store, device: str, threads: int, rows: int
+def setup_of(
+    recipe: Experiment,
+    base: Base | None,
+    store: Store,
+    device: str = "cpu",
+    threads: int = 1,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> Setup:
+    """What the workers of a run of this recipe must know."""
     name, loading = recipe.model_name, recipe.loading()
     folder = Path(name or "").expanduser()
     return Setup(
@@ -169,7 +175,7 @@ def _setup(
         threads=threads,
         root=str(store.root),
         token=token_of(store),
-        rows_at_once=rows,
+        rows_at_once=rows_at_once,
     )
 
 
