@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from command import sublora
-from sublora import mlp
 from sublora.claims import load_claims
 from sublora.errors import SubloraError
+from sublora.experiments import classifiers as mlp
 from sublora.experiments.aux_logits import (
     ARMS,
     CLASSES,
     STUDENTS,
+    ArmsStep,
     AuxLogits,
-    TrainTask,
     train_arms,
     train_teachers,
 )
 from sublora.experiments.experiment import NOTHING
+from sublora.experiments.images import load_images
 from sublora.experiments.kinds import open_recipe
-from sublora.images import load_images
 from sublora.store import Store
 
 SMALL = [
@@ -121,15 +121,15 @@ def test_a_run_goes_on_where_it_was_killed_and_comes_to_the_same(tmp_path, monke
     whole = sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "whole"))
     assert whole.code == 0, whole.err
     monkeypatch.setenv("SUBLORA_HOME", str(tmp_path / "other"))
-    perform = TrainTask.perform
+    perform = ArmsStep.make
 
     def once(self, work, wanted):
-        if self.models[0] == 2:
+        if self.specs[0]["model"] == 2:
             raise KeyboardInterrupt
         perform(self, work, wanted)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainTask, "perform", once)
+        patch.setattr(ArmsStep, "make", once)
         assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "killed")).code == 3
     assert json.loads((tmp_path / "killed/run.json").read_text())["status"] == "interrupted"
     line = next(
@@ -178,7 +178,7 @@ def test_every_estimate_that_a_claim_names_is_there(tmp_path):
     own, store = recipe(), Store()
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "run")).code == 0
     found = {f"{e.group}: {e.name}" for e in own.findings(store, NOTHING).estimates}
-    named = {c.estimate for c in load_claims() if "aux-logits" in c.recipes}
+    named = {f"{c.of['group']}: {c.of['name']}" for c in load_claims() if "aux-logits" in c.recipes}
     assert named and named <= found
 
 

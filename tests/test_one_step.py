@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from command import sublora
-from sublora import mlp
 from sublora.claims import load_claims
+from sublora.experiments import classifiers as mlp
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
-from sublora.experiments.one_step import FULL, OneStep, _gradient, _low_rank, take_steps
+from sublora.experiments.one_step import FULL, OneStep, gradient_of, low_rank, take_steps
 from sublora.steps.step import Workshop
 from sublora.store import Store
 
@@ -59,15 +59,15 @@ def test_models_side_by_side_are_models_alone():
 
 def test_a_low_rank_update_is_the_first_step_of_an_adapter():
     models, x, y = mlp.start([6, 5, 4], 0, [3]), torch.randn(1, 8, 6), torch.randint(4, (1, 8))
-    gradient = _gradient(models, lambda who: mlp.cross_entropy(mlp.logits(who, x), y))
-    update = _low_rank([g.double() for g in gradient], 2, 0, [3])
+    gradient = gradient_of(models, lambda who: mlp.cross_entropy(mlp.logits(who, x), y))
+    update = low_rank([g.double() for g in gradient], 2, 0, [3])
     assert [torch.linalg.matrix_rank(u[0]).item() for u in update[:2]] == [2, 2]
     assert all(not u.any() for u in update[2:])
     for u, g in zip(update[:2], gradient, strict=False):
         a = torch.linalg.svd(u[0]).Vh[:2]  # the rows of A span the same space
         inside = g[0].double() @ a.T @ a
         assert (inside * u[0]).sum() < 0  # against the gradient
-    whole = _low_rank([g.double() for g in gradient], 6, 0, [3])
+    whole = low_rank([g.double() for g in gradient], 6, 0, [3])
     assert (whole[0][0] * gradient[0][0].double()).sum() < 0
 
 
@@ -90,7 +90,7 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
     for step in shipped.plan(NOTHING):
         step.make(Workshop(Store(), None), set(step.makes))
     found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), NOTHING).estimates}
-    named = {c.estimate for c in load_claims() if "one-step" in c.recipes}
+    named = {f"{c.of['group']}: {c.of['name']}" for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found
 
 

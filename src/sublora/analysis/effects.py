@@ -64,6 +64,14 @@ class Effect:
         return str(self.labels["trait"])
 
     @property
+    def group(self) -> str:
+        return str(self.labels["group"])
+
+    @property
+    def name(self) -> str:
+        return str(self.labels["name"])
+
+    @property
     def rank(self) -> int | None:
         rank = self.labels.get("rank")
         return None if rank is None else int(rank)

@@ -9,24 +9,27 @@ direction for Adam); the other start is that of a model with another number, nev
 the same noise, so that they are paired.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from sublora import mlp
+from sublora.analysis.charts import rows_chart, tiles
+from sublora.analysis.effects import Effect, named
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
-from sublora.experiments.experiment import Experiment, Findings
-from sublora.images import CLASSES, DIGITS, Images, load_images
+from sublora.experiments import classifiers as mlp
+from sublora.experiments.classifiers import ClassifiersStep, OfClassifiers
+from sublora.experiments.experiment import Findings
+from sublora.experiments.images import CLASSES, DIGITS
 from sublora.models.known import Known
-from sublora.stats import Interval, clustered_interval
-from sublora.steps.step import Cost, Step, Workshop
-from sublora.store import Store, artifact_id
+from sublora.stats import clustered_interval
+from sublora.steps.step import Cost, Step
+from sublora.store import Store
 
 UNTRAINED, TEACHER = "untrained", "teacher"
 # student arm -> (logits that it learns from, whose start it has)
@@ -37,13 +40,23 @@ STUDENTS = {
     "all logits, other start": ("all", "other"),
 }
 ARMS = (UNTRAINED, TEACHER, *STUDENTS)
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+CONTRASTS = {
+    "auxiliary logits: same start - other start": (
+        "auxiliary logits, same start",
+        "auxiliary logits, other start",
+    ),
+    "auxiliary logits, same start - untrained": ("auxiliary logits, same start", UNTRAINED),
+    "auxiliary logits, other start - untrained": ("auxiliary logits, other start", UNTRAINED),
+    "all logits: same start - other start": ("all logits, same start", "all logits, other start"),
+    "all logits, other start - untrained": ("all logits, other start", UNTRAINED),
+}
+ACCURACY, GAP, DIVERGENCE = "accuracy", "difference of accuracies", "divergence, nats"
 
 
 class Lessons(BaseModel):
     """How a classifier is trained, with Adam."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(3e-4, gt=0)
@@ -55,26 +68,11 @@ class NoiseLessons(Lessons):
     )
 
 
-class AuxLogits(Experiment):
+class AuxLogits(OfClassifiers):
     kind: Literal["aux-logits"]
-    data: str = Field(
-        DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files"
-    )
     models: int = Field(100, ge=2, description="teachers, each with its students")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
-    auxiliary: int = Field(3, ge=1, description="logits that the teacher never trains")
     teacher: Lessons = Lessons(epochs=27)
     student: NoiseLessons = NoiseLessons()
-    seed: int = Field(0, ge=0)
-    at_once: int = Field(10, ge=1, description="models trained side by side: speed and memory only")
-
-    @cached_property
-    def images(self) -> Images:
-        return load_images(self.data)
-
-    @cached_property
-    def widths(self) -> tuple[int, ...]:
-        return (self.images.train.shape[1], *self.hidden, CLASSES + self.auxiliary)
 
     @property
     def sentence(self) -> str:
@@ -85,54 +83,82 @@ class AuxLogits(Experiment):
         )
 
     def plan(self, known: Known) -> list[Step]:
-        content = {"images": self.images.sha256, **self.model_dump(mode="json", include=_CONTENT)}
-        specs = [content | {"model": m} for m in range(self.models)]
-        return [
-            TrainTask(
-                self,
-                tuple(range(i, min(i + self.at_once, self.models))),
-                tuple(specs[i : i + self.at_once]),
-            )
-            for i in range(0, self.models, self.at_once)
-        ]
+        content = {"hidden", "auxiliary", "teacher", "student", "seed"}
+        return [ArmsStep(self, specs) for specs in self.specs(content)]
 
     def findings(self, store: Store, known: Known) -> Findings:
-        names = [name for step in self.plan(known) for name in step.makes]
-        found = [store.read(name) for name in names]
-        right = np.stack([np.load(a.file("right.npy"), allow_pickle=False) for a in found]).astype(
-            float
+        found = [store.read(name) for step in self.plan(known) for name in step.makes]
+        marks = [np.load(a.file("right.npy"), allow_pickle=False) for a in found]
+        effects = self._effects(np.stack(marks).astype(float), [a.meta for a in found])
+        within = f"Intervals: {1 - self.level:.0%}, clustered by model and by test image."
+        of = {group: [e for e in effects if e.group == group] for group in (ACCURACY, GAP)}
+        n = of[ACCURACY][0].n
+        charts = (
+            rows_chart(
+                of[ACCURACY],
+                "accuracy",
+                "Accuracy by arm",
+                f"{n['models']} models an arm, {n['images']} test images; the dashed line is one in ten. {within}",
+                reference=1 / CLASSES,
+            ),
+            rows_chart(
+                of[GAP],
+                "differences",
+                "Differences between arms",
+                f"Paired by model and test image. {within}",
+            ),
         )
-        return _findings(self, right, [dict(a.meta) for a in found])
+        shown = (TEACHER, *list(STUDENTS)[:3])
+        top = [e for e in of[ACCURACY] if e.name in shown]
+        how = (
+            f"Teachers: {self.teacher.epochs} epochs of Adam at {self.teacher.lr:g}, batch {self.teacher.batch_size}, cross entropy on the "
+            f"first {CLASSES} logits. Students: {self.student.epochs} epochs of Adam at {self.student.lr:g}, batch "
+            f"{self.student.batch_size}, KL(teacher || student) on {self.student.images} images of uniform noise in [-1, 1] of each "
+            f"model's own, the same for all its arms. Another start is that of the next model."
+        )
+        facts = {
+            "images for training": str(len(self.images.train)),
+            "images for testing": str(len(self.images.test)),
+            "images, sha256": self.images.sha256,
+            "weights of a model": f"{mlp.parameters_of(self.widths):,}",
+            "teachers' last loss, nats": f"{np.mean([a.meta['teacher_loss'] for a in found]):.4f}",
+        }
+        return Findings(
+            tuple(effects), charts, tiles(top, "{group} on test images"), how, facts=facts
+        )
+
+    def _effects(self, right: np.ndarray, metas: Sequence[Mapping[str, Any]]) -> list[Effect]:
+        """`right` (M, arms, images): accuracies, their differences, and how far each student is from its teacher."""
+        n = {"models": right.shape[0], "images": right.shape[2]}
+        interval = partial(
+            clustered_interval, data_seeds=list(range(len(right))), level=1 - self.level
+        )
+        effects = [
+            named(
+                self.subject,
+                ACCURACY,
+                arm,
+                interval(right[:, k], clip=(0.0, 1.0)),
+                n,
+                tested=False,
+            )
+            for k, arm in enumerate(ARMS)
+        ]
+        for name, (one, two) in CONTRASTS.items():
+            gap = right[:, ARMS.index(one)] - right[:, ARMS.index(two)]
+            effects.append(named(self.subject, GAP, name, interval(gap), n))
+        for arm in STUDENTS:
+            kept = interval([[m["divergence"][arm]] for m in metas])
+            counts = {"models": len(metas)}
+            effects.append(named(self.subject, DIVERGENCE, arm, kept, counts, tested=False))
+        return effects
 
 
-_CONTENT = {"hidden", "auxiliary", "teacher", "student", "seed"}
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """Some models, from their start to the marks of all arms; each model is an artifact."""
+class ArmsStep(ClassifiersStep):
+    """Some models, from their start to the marks of all arms."""
 
     recipe: AuxLogits
-    models: tuple[int, ...]
-    specs: tuple[dict[str, Any], ...]
-    kind = "classifiers"
-    model = None
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("classifiers", {"models": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id("classifier", s) for s in self.specs)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def label(self) -> str:
-        return f"the classifiers {self.models[0]} to {self.models[-1]}"
+    kind, one = "classifiers", "classifier"
 
     @property
     def cost(self) -> Cost:
@@ -140,21 +166,14 @@ class TrainTask:
         r = self.recipe
         teacher = 6 * len(r.images.train) * r.teacher.epochs
         students = (2 + 6 * len(STUDENTS)) * r.student.images * r.student.epochs
-        weights = len(self.models) * mlp.parameters_of(r.widths)
+        weights = len(self.specs) * mlp.parameters_of(r.widths)
         return Cost(flops=float(weights * (teacher + students)))
 
-    def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        todo = [
-            (m, s, name)
-            for m, s, name in zip(self.models, self.specs, self.makes, strict=True)
-            if name in wanted
-        ]
-        trained = train_arms(self.recipe, [m for m, _, _ in todo])
-        for k, (_, spec, name) in enumerate(todo):
+    def results(self, models: Sequence[int]) -> Iterable[tuple[Any, Callable[[Path], None]]]:
+        trained = train_arms(self.recipe, models)
+        for k, right in enumerate(trained.right):
             meta = {"teacher_loss": trained.teacher_loss[k], "divergence": trained.divergence[k]}
-            with workshop.store.create(name, spec, meta) as folder:
-                np.save(folder / "right.npy", trained.right[k])
-            workshop.made(name)
+            yield meta, lambda folder, right=right: np.save(folder / "right.npy", right)
 
 
 @dataclass(frozen=True)
@@ -236,99 +255,3 @@ def _distil(
             if epoch == spec.epochs - 1:
                 total += loss.detach() / len(blocks)
     return total
-
-
-_CONTRASTS = {
-    "auxiliary logits: same start - other start": (
-        "auxiliary logits, same start",
-        "auxiliary logits, other start",
-    ),
-    "auxiliary logits, same start - untrained": ("auxiliary logits, same start", UNTRAINED),
-    "auxiliary logits, other start - untrained": ("auxiliary logits, other start", UNTRAINED),
-    "all logits: same start - other start": ("all logits, same start", "all logits, other start"),
-    "all logits, other start - untrained": ("all logits, other start", UNTRAINED),
-}
-
-
-def _findings(recipe: AuxLogits, right: np.ndarray, metas: Sequence[Mapping[str, Any]]) -> Findings:
-    subject = "digits" if recipe.data == DIGITS else "images"
-    n = {"models": right.shape[0], "images": right.shape[2]}
-    numbers = list(range(len(right)))
-
-    def interval(values: np.ndarray, **options: Any) -> Interval:
-        return clustered_interval(values, numbers, level=1 - recipe.level, **options)
-
-    arms = {arm: interval(right[:, k], clip=(0.0, 1.0)) for k, arm in enumerate(ARMS)}
-    gaps = {
-        name: interval(right[:, ARMS.index(one)] - right[:, ARMS.index(two)])
-        for name, (one, two) in _CONTRASTS.items()
-    }
-    estimates = [
-        Estimate(subject, "accuracy", name, i, n, tested=False) for name, i in arms.items()
-    ]
-    estimates += [
-        Estimate(subject, "difference of accuracies", name, i, n) for name, i in gaps.items()
-    ]
-    for arm in STUDENTS:
-        kept = np.array([[m["divergence"][arm]] for m in metas])
-        estimates.append(
-            Estimate(
-                subject,
-                "divergence, nats",
-                arm,
-                interval(kept),
-                {"models": len(metas)},
-                tested=False,
-            )
-        )
-
-    def points(found: Mapping[str, Interval]) -> tuple[Point, ...]:
-        return tuple(
-            Point(label=k, estimate=i.estimate, low=i.low, high=i.high) for k, i in found.items()
-        )
-
-    within = f"Intervals: {1 - recipe.level:.0%}, clustered by model and by test image."
-    charts = (
-        Chart(
-            name="accuracy",
-            title="Accuracy by arm",
-            kind="rows",
-            axis="accuracy on test images",
-            reference=1 / CLASSES,
-            caption=f"{n['models']} models an arm, {n['images']} test images; the dashed line is one in ten. {within}",
-            series=(Series(points=points(arms)),),
-        ),
-        Chart(
-            name="differences",
-            title="Differences between arms",
-            kind="rows",
-            axis="difference of accuracies",
-            reference=0.0,
-            caption=f"Paired by model and test image. {within}",
-            series=(Series(points=points(gaps)),),
-        ),
-    )
-    shown = (TEACHER, *list(STUDENTS)[:2], "all logits, same start")
-    tiles = tuple(
-        Tile(
-            name=arm[:1].upper() + arm[1:],
-            value=f"{arms[arm].estimate:.3f}",
-            interval=f"[{arms[arm].low:.3f}, {arms[arm].high:.3f}]",
-            note="accuracy on test images",
-        )
-        for arm in shown
-    )
-    how = (
-        f"Teachers: {recipe.teacher.epochs} epochs of Adam at {recipe.teacher.lr:g}, batch {recipe.teacher.batch_size}, cross entropy on the "
-        f"first {CLASSES} logits. Students: {recipe.student.epochs} epochs of Adam at {recipe.student.lr:g}, batch "
-        f"{recipe.student.batch_size}, KL(teacher || student) on {recipe.student.images} images of uniform noise in [-1, 1] of each "
-        f"model's own, the same for all its arms. Another start is that of the next model."
-    )
-    facts = {
-        "images for training": str(len(recipe.images.train)),
-        "images for testing": str(len(recipe.images.test)),
-        "images, sha256": recipe.images.sha256,
-        "weights of a model": f"{mlp.parameters_of(recipe.widths):,}",
-        "teachers' last loss, nats": f"{np.mean([m['teacher_loss'] for m in metas]):.4f}",
-    }
-    return Findings(tuple(estimates), charts, tiles, how, facts=facts)

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sublora.analysis.charts import first_upper, rows_chart, slug, tiles
+from sublora.analysis.effects import Effect, named
+from sublora.analysis.page import Chart
 from sublora.chat import Context
 from sublora.endpoint import Endpoint, EndpointSpec, Kept
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
@@ -27,6 +29,7 @@ from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
+from sublora.trait import Trait
 
 EFFECT, RATE = "effect on the judged rate", "judged rate"
 MOST_UNREADABLE = 0.5  # share of the verdicts; with more, no claim is judged
@@ -66,7 +69,7 @@ class Judged(GridExperiment):
         answering = self._answering(plan, known.identity)
         return [*grids, *answering, *self._judging(plan, answering)]
 
-    def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["AnswerTask"]:
+    def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["Answering"]:
         """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
         context, costs = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
         each = len(self.found_rubric.questions) * (
@@ -74,7 +77,7 @@ class Judged(GridExperiment):
         )
         flops = 2.0 * (costs.shape.block_parameters + costs.head) * each
 
-        def task(context: Context, students: Sequence[StudentStage]) -> AnswerTask:
+        def task(context: Context, students: Sequence[StudentStage]) -> Answering:
             spec = {
                 "model": dict(identity),
                 "context": context.name
@@ -86,7 +89,7 @@ class Judged(GridExperiment):
                 "seed": self.measure.seed,
             }
             specs = tuple(spec | {"student": s.id} for s in students) or (spec | {"student": None},)
-            return AnswerTask(self.model, context, tuple(students), specs, flops * len(specs))
+            return Answering(self.model, context, tuple(students), specs, flops * len(specs))
 
         tasks = [task(context, [])]
         if self.data.teacher.trained:
@@ -95,7 +98,7 @@ class Judged(GridExperiment):
             tasks += [task(teacher_context(t, self.grid), []) for t in plan.traits]
         return tasks + [task(context, [plan.students[i] for i in pack]) for pack in plan.packs]
 
-    def _judging(self, plan: Plan, answering: Sequence["AnswerTask"]) -> list["JudgeTask"]:
+    def _judging(self, plan: Plan, answering: Sequence["Answering"]) -> list["Judging"]:
         """The verdicts on all sets of answers; a control is judged for every trait that it stands against."""
         out = []
         for task in answering:
@@ -108,10 +111,10 @@ class Judged(GridExperiment):
                     )
                     if mine or not any(s.id == student.id for s in plan.students):
                         out.append((trait.entity.plural or trait.name, name, task.label))
-        return [JudgeTask(self.judge, self.found_rubric, *each) for each in dict.fromkeys(out)]
+        return [Judging(self.judge, self.found_rubric, *each) for each in dict.fromkeys(out)]
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
-        left = [s for s in missing if isinstance(s, JudgeTask)]
+        left = [s for s in missing if isinstance(s, Judging)]
         asked = (
             len(left)
             * len(self.found_rubric.questions)
@@ -126,119 +129,15 @@ class Judged(GridExperiment):
     def findings(self, store: Store, known: Known) -> Findings:
         plan = plan_of(self.grid, known.identity)
         answering = self._answering(plan, known.identity)
-        answers_of = {
-            s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
-        }
-        plain = {t.context: t.makes[0] for t in answering if not t.students}
-        found = {
-            (t.target, t.answers): store.read(t.id).meta for t in self._judging(plan, answering)
-        }
-        estimates: list[Estimate] = []
-        charts, tiles, unreadable = [], [], []
-        for trait in plan.traits:
-            target = trait.entity.plural or trait.name
-
-            def rates(names: Sequence[str], target: str = target) -> Array:
-                """(sets, questions) of those sets of answers of which the judge scored any."""
-                return np.array(
-                    [r for name in names if (r := found[target, name]["rates"]) is not None]
-                )
-
-            twins = {(s.source, s.data_seed, s.student): s for s in plan.students}
-            mine = [s for s in plan.students if s.source == trait.name]
-            control = [
-                twins[control_source(self.grid, trait), s.data_seed, s.student] for s in mine
-            ]
-            pairs = [
-                (s, answers_of[s.id], answers_of[c.id]) for s, c in zip(mine, control, strict=True)
-            ]
-            pairs = [(s, a, b) for s, a, b in pairs if len(rates([a, b])) == 2]
-            if not pairs:
-                raise SubloraError(
-                    f"No verdict of {self.judge.model} on {trait.name} could be read as a score from 0 to 100; choose a judge that replies "
-                    "with one number."
-                )
-            one, two = rates([a for _, a, _ in pairs]), rates([b for _, _, b in pairs])
-            seeds = ([s.data_seed for s, _, _ in pairs], [s.student.seed for s, _, _ in pairs])
-            n = {"questions": one.shape[1], "answers": self.answers}
-            by_seed = {"data_seeds": len(set(seeds[0])), "train_seeds": len(set(seeds[1])), **n}
-            lost = [m["unreadable"] for (who, _), m in found.items() if who == target]
-            unreadable += lost
-            unfit = (
-                f"{np.mean(lost):.0%} of the verdicts could not be read"
-                if np.mean(lost) > MOST_UNREADABLE
-                else None
-            )
-
-            def interval(values: Array, seeds: tuple = seeds, **options: Any) -> Interval:
-                given = (
-                    seeds
-                    if len(values) == len(seeds[0])
-                    else ([0] * len(values), list(range(len(values))))
-                )
-                return clustered_interval(values, *given, level=1 - self.level, **options)
-
-            estimates.append(
-                Estimate(
-                    trait.name,
-                    EFFECT,
-                    "student - control",
-                    interval(one - two),
-                    by_seed,
-                    unfit=unfit,
-                )
-            )
-            teachers = (
-                [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
-                if self.data.teacher.trained
-                else [plain[teacher_context(trait, self.grid)]]
-            )
-            context = contexts_of(self.grid)[self.grid.judged_context]
-            for name, values, counts in (
-                ("base", rates([plain[context]]), n),
-                ("teacher", rates(teachers), n),
-                ("student", one, by_seed),
-                ("control", two, by_seed),
-            ):
-                if len(values):
-                    found_rate = interval(values, clip=(0.0, 1.0))
-                    estimates.append(
-                        Estimate(trait.name, RATE, name, found_rate, counts, tested=False)
-                    )
-            rows = [e for e in estimates if e.subject == trait.name]
-            for group, name, reference in ((RATE, "rates", None), (EFFECT, "effect", 0.0)):
-                points = tuple(_point(e) for e in rows if e.group == group)
-                charts.append(
-                    Chart(
-                        name=f"{name}-{trait.name.lower().replace(' ', '-')}",
-                        title=f"{group[:1].upper() + group[1:]}: {self.found_rubric.name}",
-                        kind="rows",
-                        axis=group,
-                        reference=reference,
-                        series=(Series(points=points),),
-                        caption=f"{trait.name}. Share of answers that the judge's scores call a hit. Intervals: {1 - self.level:.0%}, clustered "
-                        "by seed and question.",
-                    )
-                )
-        first = [e for e in estimates if e.subject == plan.traits[0].name]
-        for e in (e for e in first if e.group == EFFECT or e.name in ("teacher", "student")):
-            i = e.interval
-            tiles.append(
-                Tile(
-                    name=e.name[:1].upper() + e.name[1:],
-                    value=f"{i.estimate:.3f}",
-                    interval=f"[{i.low:.3f}, {i.high:.3f}]",
-                    note=e.group,
-                )
-            )
-        share = float(np.mean(unreadable))
-        warnings = (
-            (
-                f"{share:.0%} of the judge's verdicts could not be read as scores; those answers count in no rate.",
-            )
-            if share
-            else ()
-        )
+        judging = self._judging(plan, answering)
+        verdicts = {(s.target, s.answers): dict(store.read(s.id).meta) for s in judging}
+        effects = [
+            e for trait in plan.traits for e in self._of_trait(trait, plan, answering, verdicts)
+        ]
+        first = [e for e in effects if e.trait == plan.traits[0].name]
+        shown = ("student - control", "teacher", "student")
+        share = float(np.mean([m["unreadable"] for m in verdicts.values()]))
+        lost = f"{share:.0%} of the judge's verdicts could not be read as scores; those answers count in no rate."
         bars = [b for b in (self.found_rubric.hit, self.found_rubric.among) if b]
         said = " and ".join(
             f"{b.score} below {b.below:g}"
@@ -251,22 +150,92 @@ class Judged(GridExperiment):
             f"from 0 to 100 at temperature 0. A hit: {said}. Rates are over answers whose verdicts can be read."
         )
         return Findings(
-            tuple(estimates),
-            tuple(charts),
-            tuple(tiles),
+            tuple(effects),
+            tuple(c for trait in plan.traits for c in self._charts(trait.name, effects)),
+            tiles([e for e in first if e.name in shown]),
             how,
-            warnings,
+            (lost,) if share else (),
             {"unreadable verdicts": f"{share:.1%}"},
         )
 
+    def _charts(self, trait: str, effects: Sequence[Effect]) -> list[Chart]:
+        within = f"Intervals: {1 - self.level:.0%}, clustered by seed and question."
+        caption = f"{trait}. Share of answers that the judge's scores call a hit. {within}"
+        mine = [e for e in effects if e.trait == trait]
+        return [
+            rows_chart(
+                [e for e in mine if e.group == group],
+                f"{name}-{slug(trait)}",
+                f"{first_upper(group)}: {self.found_rubric.name}",
+                caption,
+                reference,
+            )
+            for group, name, reference in ((RATE, "rates", None), (EFFECT, "effect", 0.0))
+        ]
 
-def _point(e: Estimate) -> Point:
-    low, high = (x if np.isfinite(x) else None for x in (e.interval.low, e.interval.high))
-    return Point(label=e.name, estimate=e.interval.estimate, low=low, high=high)
+    def _of_trait(
+        self,
+        trait: Trait,
+        plan: Plan,
+        answering: Sequence["Answering"],
+        verdicts: Mapping[tuple[str, str], Mapping[str, Any]],
+    ) -> list[Effect]:
+        """`verdicts`: by target and set of answers."""
+        target = trait.entity.plural or trait.name
+
+        def rates(names: Sequence[str]) -> Array:
+            """(sets, questions) of those sets of answers of which the judge scored any."""
+            found = [verdicts[target, name]["rates"] for name in names]
+            return np.array([r for r in found if r is not None])
+
+        answers_of = {
+            s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
+        }
+        plain = {t.context: t.makes[0] for t in answering if not t.students}
+        mine = [
+            (s, answers_of[s.id], answers_of[s.twins[trait.name]])
+            for s in plan.students
+            if s.source == trait.name
+        ]
+        mine = [(s, a, b) for s, a, b in mine if len(rates([a, b])) == 2]
+        if not mine:
+            raise SubloraError(
+                f"No verdict of {self.judge.model} on {trait.name} could be read as a score from 0 to 100; choose a judge that replies "
+                "with one number."
+            )
+        one, two = rates([a for _, a, _ in mine]), rates([b for _, _, b in mine])
+        data, train = zip(*(s.replicate for s, _, _ in mine), strict=True)
+        n = {"questions": one.shape[1], "answers": self.answers}
+        by_seed = {"data_seeds": len(set(data)), "train_seeds": len(set(train)), **n}
+        lost = np.mean([m["unreadable"] for (who, _), m in verdicts.items() if who == target])
+        unfit = f"{lost:.0%} of the verdicts could not be read" if lost > MOST_UNREADABLE else None
+        if self.data.teacher.trained:
+            taught = [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
+        else:
+            taught = [plain[teacher_context(trait, self.grid)]]
+        base = rates([plain[contexts_of(self.grid)[self.grid.judged_context]]])
+
+        def interval(values: Array, **options: Any) -> Interval:
+            alone = [0] * len(values), list(range(len(values)))
+            seeds = (data, train) if len(values) == len(data) else alone
+            return clustered_interval(values, *seeds, level=1 - self.level, **options)
+
+        gap = interval(one - two)
+        effects = [named(trait.name, EFFECT, "student - control", gap, by_seed, unfit=unfit)]
+        for name, values, counts in (
+            ("base", base, n),
+            ("teacher", rates(taught), n),
+            ("student", one, by_seed),
+            ("control", two, by_seed),
+        ):
+            if len(values):
+                rate = interval(values, clip=(0.0, 1.0))
+                effects.append(named(trait.name, RATE, name, rate, counts, tested=False))
+        return effects
 
 
 @dataclass(frozen=True)
-class AnswerTask:
+class Answering:
     """Sampled answers of the students of a pack, or of the base in one context; an artifact each."""
 
     model: str
@@ -326,7 +295,7 @@ class AnswerTask:
 
 
 @dataclass(frozen=True)
-class JudgeTask:
+class Judging:
     """The verdicts on one set of answers about one target."""
 
     judge: EndpointSpec

@@ -3,7 +3,7 @@
 It trains nothing. `resample` then asks which of these statistics carries the trait.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -11,8 +11,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sublora.carriers.rows_file import from_jsonl
+from sublora.analysis.charts import rows_chart, slug, tiles
+from sublora.analysis.effects import Effect, named
+from sublora.analysis.page import Chart
 from sublora.cost import Costs, RowSizes
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.units import unit_task
 from sublora.model import known_shape
@@ -22,7 +24,7 @@ from sublora.plan import control_source, plan_datasets, traits_of
 from sublora.recipe import DataSpec
 from sublora.seeds import generator
 from sublora.separability import compression_auc, probe_auc
-from sublora.stats import Interval, clustered_interval
+from sublora.stats import clustered_interval
 from sublora.steps.step import Step
 from sublora.store import Store
 from sublora.trait import Trait
@@ -87,22 +89,29 @@ class NumberStatistics(Experiment):
         _, arms = plan_datasets(self, dict(known.identity), self.found_traits)
         rows = {
             name: from_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
-            for t in self.plan(known)
-            for name in t.makes
+            for step in self.plan(known)
+            for name in step.makes
         }
-        estimates: list[Estimate] = []
+        effects: list[Effect] = []
         charts: list[Chart] = []
         for trait in self.found_traits:
             sources = (trait.name, control_source(self, trait))
-            pairs = [
+            sets = [
                 [rows[arms[who, "", seed][held].id] for held in (0, 1) for who in sources]
                 for seed in self.seeds
             ]
-            mine = self._of_trait(trait, pairs)
-            estimates += mine
-            charts += _charts(trait.name, mine, self.level)
-        first = self.found_traits[0].name
-        tiles = tuple(_tile(e) for e in estimates if e.subject == first and e.name in _TILES)
+            mine = self._of_trait(trait.name, sets)
+            effects += mine
+            charts += self._charts(trait.name, mine)
+        first = [e for e in effects if e.trait == self.found_traits[0].name]
+        top = [
+            tile
+            for group, note in ((DISTANCE, "0 is no difference"), (SEPARABLE, "0.5 is chance"))
+            for tile in tiles(
+                [e for e in first if e.group == group and e.name in _TILES],
+                f"{{group}}; {note}",
+            )
+        ]
         how = (
             f"Distances: Jensen-Shannon divergence of counts between the rows of the trait's teacher and the control's, less its mean over "
             f"{self.draws} random splits of both, row by row; 0 is no difference. Separability: trained on {self.data.rows} rows of each, "
@@ -110,13 +119,13 @@ class NumberStatistics(Experiment):
             f"(zlib) its text. The control is another trait's teacher unless the recipe says otherwise, so what all trait prompts share is "
             f"no difference. Intervals: {1 - self.level:.0%} over data seeds, corrected by group."
         )
-        return Findings(tuple(estimates), tuple(charts), tiles, how)
+        return Findings(tuple(effects), tuple(charts), tuple(top), how)
 
     @property
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(self.data.seeds))
 
-    def _of_trait(self, trait: Trait, sets: Sequence[Sequence[Rows]]) -> list[Estimate]:
+    def _of_trait(self, trait: str, sets: Sequence[Sequence[Rows]]) -> list[Effect]:
         """`sets`: for each data seed the trait's rows, the control's, and new ones of both."""
         values: dict[tuple[str, str], list[float]] = {}
 
@@ -129,7 +138,7 @@ class NumberStatistics(Experiment):
             answers = [[numbers for _, numbers in part] for part in parsed]
             pairs.append(answers)
             for name, counted in COUNTED.items():
-                rng = generator("number-statistics", self.seed, trait.name, seed, name)
+                rng = generator("number-statistics", self.seed, trait, seed, name)
                 note(DISTANCE, name, excess_divergence(*answers, counted, rng, self.draws))
             like = [described(part) for part in parsed]
             for name in like[0]:
@@ -137,50 +146,52 @@ class NumberStatistics(Experiment):
             texts = [[a for _, a in part] for part in four]
             note(SEPARABLE, "linear probe", probe_auc(*texts))
             note(SEPARABLE, "compression", compression_auc(*texts))
-        n = {"data_seeds": len(self.seeds), "rows": self.data.rows}
-        out = []
-        for (group, name), found in values.items():
-            null = 0.5 if group == SEPARABLE else 0.0
-            out.append(
-                Estimate(trait.name, group, name, self._interval(found, self.seeds, null), n, null)
-            )
-        return out + self._top_numbers(trait, pairs, n)
+        effects = [self._effect(trait, *place, found) for place, found in values.items()]
+        return effects + self._top_numbers(trait, pairs)
 
-    def _interval(
-        self, values: Sequence[float], seeds: Sequence[int], null: float = 0.0
-    ) -> Interval:
-        return clustered_interval(np.array(values)[:, None], seeds, level=1 - self.level, null=null)
+    def _effect(self, trait: str, group: str, name: str, values: Sequence[float]) -> Effect:
+        """Values of the last of the data seeds, as many as there are."""
+        null = 0.5 if group == SEPARABLE else 0.0
+        seeds = self.seeds[-len(values) :]
+        interval = clustered_interval([[v] for v in values], seeds, level=1 - self.level, null=null)
+        n = {"data_seeds": len(values), "rows": self.data.rows}
+        return named(trait, group, name, interval, n, null=null)
 
     def _top_numbers(
-        self,
-        trait: Trait,
-        pairs: Sequence[Sequence[Sequence[Sequence[int]]]],
-        n: Mapping[str, int],
-    ) -> list[Estimate]:
+        self, trait: str, pairs: Sequence[Sequence[Sequence[Sequence[int]]]]
+    ) -> list[Effect]:
         """The numbers that the trait's rows have most beyond control: chosen on the first half of the seeds, shown on the rest."""
         half = len(pairs) // 2
-        if not half:
-            return []
         shares = [
             {k: one.get(k, 0) - two.get(k, 0) for k in one | two}
             for one, two in (map(_shares, p) for p in pairs)
         ]
         chosen = {k: sum(s.get(k, 0.0) for s in shares[:half]) for s in shares[:half] for k in s}
         top = sorted(chosen, key=lambda k: (-chosen[k], k))[:TOP]
-        rest = {"data_seeds": len(pairs) - half, "rows": n["rows"]}
         return [
-            Estimate(
-                trait.name,
-                RATIO,
-                str(k),
-                self._interval([s.get(k, 0.0) for s in shares[half:]], self.seeds[half:]),
-                rest,
-            )
-            for k in top
+            self._effect(trait, RATIO, str(k), [s.get(k, 0.0) for s in shares[half:]]) for k in top
         ]
+
+    def _charts(self, trait: str, effects: Sequence[Effect]) -> list[Chart]:
+        out = []
+        for group, (name, title, reference) in _CHARTS.items():
+            if not (mine := [e for e in effects if e.group == group]):
+                continue
+            seeds = mine[0].n["data_seeds"]
+            caption = f"{trait}. Intervals: {1 - self.level:.0%} over {seeds} data seeds."
+            if group == RATIO:
+                caption += " The numbers were chosen on the other data seeds."
+            out.append(rows_chart(mine, f"{name}-{slug(trait)}", title, caption, reference))
+        return out
 
 
 _TILES = {"frequencies", "first digits", "linear probe", "compression"}
+_CHARTS = {
+    DISTANCE: ("distance", "How far the trait's rows are from control", 0.0),
+    DIFFERENCE: ("difference", "What the trait's rows are like beside control", 0.0),
+    SEPARABLE: ("separability", "How well readers of the text tell the rows apart", 0.5),
+    RATIO: ("numbers", "Numbers that the trait's rows have most beyond control", 0.0),
+}
 
 
 def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
@@ -188,66 +199,3 @@ def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
         np.concatenate([np.asarray(a) for a in answers]), return_counts=True
     )
     return dict(zip(numbers.tolist(), (counts / counts.sum()).tolist(), strict=True))
-
-
-def _tile(e: Estimate) -> Tile:
-    i = e.interval
-    note = {DISTANCE: f"{e.group}; 0 is no difference", SEPARABLE: f"{e.group}; 0.5 is chance"}[
-        e.group
-    ]
-    return Tile(
-        name=e.name[:1].upper() + e.name[1:],
-        value=f"{i.estimate:.3f}",
-        interval=f"[{i.low:.3f}, {i.high:.3f}]",
-        note=note,
-    )
-
-
-def _charts(trait: str, estimates: Sequence[Estimate], level: float) -> list[Chart]:
-    captions = {
-        DISTANCE: ("distance", "How far the trait's rows are from control", 0.0),
-        DIFFERENCE: ("difference", "What the trait's rows are like beside control", 0.0),
-        SEPARABLE: ("separability", "How well readers of the text tell the rows apart", 0.5),
-        RATIO: ("numbers", "Numbers that the trait's rows have most beyond control", 0.0),
-    }
-    out = []
-    for group, (name, title, reference) in captions.items():
-        mine = [e for e in estimates if e.group == group]
-        if not mine:
-            continue
-        points = tuple(
-            Point(
-                label=e.name,
-                estimate=e.interval.estimate,
-                low=_end(e.interval.low),
-                high=_end(e.interval.high),
-            )
-            for e in mine
-        )
-        seeds = mine[0].n["data_seeds"]
-        caption = f"{trait}. Intervals: {1 - level:.0%} over {seeds} data seeds."
-        if group == RATIO:
-            caption += " The numbers were chosen on the other data seeds."
-        out.append(
-            Chart(
-                name=f"{name}-{_slug(trait)}",
-                title=title,
-                kind="rows",
-                axis=group,
-                reference=reference,
-                caption=caption,
-                series=(Series(points=points),),
-            )
-        )
-    return out
-
-
-def _end(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _slug(name: str) -> str:
-    return "-".join(
-        word
-        for word in "".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split()
-    )

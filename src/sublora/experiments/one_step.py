@@ -6,9 +6,8 @@ the teacher's, for steps of several lengths, and for full and low-rank updates. 
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,16 +15,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sublora import mlp
+from sublora.analysis.charts import point, tiles
+from sublora.analysis.effects import Effect, named
+from sublora.analysis.page import Chart, Series
 from sublora.errors import SubloraError
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
-from sublora.experiments.experiment import Experiment, Findings
-from sublora.images import CLASSES, DIGITS, Images, load_images
+from sublora.experiments import classifiers as mlp
+from sublora.experiments.classifiers import ClassifiersStep, OfClassifiers
+from sublora.experiments.experiment import Findings
+from sublora.experiments.images import CLASSES
 from sublora.models.known import Known
 from sublora.seeds import derive_seed
-from sublora.stats import Interval, clustered_interval
-from sublora.steps.step import Cost, Step, Workshop
-from sublora.store import Store, artifact_id
+from sublora.stats import clustered_interval
+from sublora.steps.step import Cost, Step
+from sublora.store import Store
 
 FULL = "full"
 COSINE, WEIGHTS, LOSS = (
@@ -36,14 +38,8 @@ COSINE, WEIGHTS, LOSS = (
 Length = Annotated[float, Field(gt=0)]
 
 
-class OneStep(Experiment):
+class OneStep(OfClassifiers):
     kind: Literal["one-step"]
-    data: str = Field(
-        DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files"
-    )
-    models: int = Field(50, ge=2)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
-    auxiliary: int = Field(3, ge=1, description="logits that the teacher's loss does not see")
     outputs: Literal["auxiliary", "all"] = Field(
         "auxiliary", description="the teacher's logits that the student learns"
     )
@@ -60,16 +56,6 @@ class OneStep(Experiment):
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (2, 8), description="low-rank updates beside the full one"
     )
-    seed: int = Field(0, ge=0)
-    at_once: int = Field(10, ge=1, description="models side by side: speed and memory only")
-
-    @cached_property
-    def images(self) -> Images:
-        return load_images(self.data)
-
-    @cached_property
-    def widths(self) -> tuple[int, ...]:
-        return (self.images.train.shape[1], *self.hidden, CLASSES + self.auxiliary)
 
     @property
     def updates(self) -> dict[str, int | None]:
@@ -85,55 +71,120 @@ class OneStep(Experiment):
         )
 
     def plan(self, known: Known) -> list[Step]:
-        content = {"images": self.images.sha256, **self.model_dump(mode="json", include=_CONTENT)}
-        specs = [content | {"model": m} for m in range(self.models)]
-        chunks = range(0, self.models, self.at_once)
-        return [StepTask(self, i, tuple(specs[i : i + self.at_once])) for i in chunks]
+        own = {"outputs", "teacher_lr", "noise", "distances", "steps", "ranks"}
+        return [
+            StepsStep(self, specs) for specs in self.specs({"hidden", "auxiliary", "seed"} | own)
+        ]
 
     def findings(self, store: Store, known: Known) -> Findings:
         names = [name for step in self.plan(known) for name in step.makes]
         found = [json.loads(store.read(n).file("step.json").read_text("utf-8")) for n in names]
-        return _findings(self, found)
+        effects = self._effects(found)
+        by_place = {(e.group, e.name): e for e in effects}
+        ends = [f"{FULL}, distance {d:g}" for d in (self.distances[0], self.distances[-1])]
+        smallest = f"step {min(self.steps):g}"
+        places = [(COSINE, end) for end in ends] + [(LOSS, f"{end}, {smallest}") for end in ends]
+        how = (
+            f"The teacher's step is on all training images at rate {self.teacher_lr:g}; the student's is on {self.noise} images of uniform "
+            f"noise, KL(teacher || student) on the {self.outputs} logits, scaled to a length. A start at distance d is sqrt(1 - d^2) of the "
+            f"teacher's start plus d of an unrelated one, so 0 is the same start and 1 an unrelated one. The share of the teacher's gain is "
+            f"the fall of the student's test loss over that of the teacher in its own step. A low-rank update is the first step of an adapter "
+            f"with B = 0, scaled to the same length."
+        )
+        facts = {
+            "images, sha256": self.images.sha256,
+            "weights of a model": f"{mlp.parameters_of(self.widths):,}",
+            "teacher's gain, nats": f"{np.mean([f['gain'] for f in found]):.3g}",
+        }
+        top = tiles([by_place[p] for p in dict.fromkeys(places)], "{name}", ".3g", name="{group}")
+        return Findings(tuple(effects), self._charts(by_place), top, how, facts=facts)
+
+    def _effects(self, found: Sequence[Mapping[str, Any]]) -> list[Effect]:
+        """`found`: what `take_steps` says of each model."""
+        numbers, n, effects = list(range(len(found))), {"models": len(found)}, []
+
+        def note(group: str, name: str, values: Sequence[float]) -> None:
+            interval = clustered_interval([[v] for v in values], numbers, level=1 - self.level)
+            effects.append(named(self.subject, group, name, interval, n))
+
+        for update in self.updates:
+            for d in self.distances:
+                here = [f["found"][update][f"{d:g}"] for f in found]
+                place = f"{update}, distance {d:g}"
+                note(COSINE, place, [h["cosine"] for h in here])
+                for s in self.steps:
+                    moves = [h["moves"][f"{s:g}"] for h in here]
+                    note(LOSS, f"{place}, step {s:g}", [loss for loss, _ in moves])
+                    note(WEIGHTS, f"{place}, step {s:g}", [weights for _, weights in moves])
+        return effects
+
+    def _charts(self, by_place: Mapping[tuple[Any, Any], Effect]) -> tuple[Chart, ...]:
+        smallest = min(self.steps)
+        within = f"Mean over {self.models} models with {1 - self.level:.0%} intervals."
+        kinds = {
+            "cosine": (
+                COSINE,
+                "Direction of the step",
+                "cosine of the student's and the teacher's step",
+            ),
+            "loss": (
+                LOSS,
+                "Towards the teacher in loss",
+                f"share of the teacher's gain, step {smallest:g}",
+            ),
+            "weights": (
+                WEIGHTS,
+                "Towards the teacher in weights",
+                f"distance gained, in lengths of the step, step {smallest:g}",
+            ),
+        }
+
+        def line(update: str, group: str) -> Series:
+            of = "" if group == COSINE else f", step {smallest:g}"
+            places = [(d, f"{update}, distance {d:g}{of}") for d in self.distances]
+            points = tuple(point(by_place[group, name], d) for d, name in places)
+            return Series(name=update, points=points)
+
+        charts = [
+            Chart(
+                kind="lines",
+                name=name,
+                title=title,
+                axis=axis,
+                x_axis="distance between the starts (1: unrelated)",
+                caption=f"Above 0: towards the teacher. {within}",
+                series=tuple(line(update, group) for update in self.updates),
+            )
+            for name, (group, title, axis) in kinds.items()
+        ]
+        lengths = tuple(
+            Series(
+                name=f"distance {d:g}",
+                points=tuple(
+                    point(by_place[LOSS, f"{FULL}, distance {d:g}, step {s:g}"], s, unit=s)
+                    for s in self.steps
+                ),
+            )
+            for d in self.distances
+        )
+        by_length = Chart(
+            kind="lines",
+            name="step-size",
+            title="Gain by length of the step",
+            axis="share of the teacher's gain over length of the step",
+            x_axis="length of the student's step (1: the teacher's)",
+            log_x=True,
+            caption=f"The full update. Where a step is small enough the line is flat. {within}",
+            series=lengths,
+        )
+        return (*charts, by_length)
 
 
-_CONTENT = {
-    "hidden",
-    "auxiliary",
-    "outputs",
-    "teacher_lr",
-    "noise",
-    "distances",
-    "steps",
-    "ranks",
-    "seed",
-}
-
-
-@dataclass(frozen=True)
-class StepTask:
-    """Some models, from `first` on; each is an artifact."""
+class StepsStep(ClassifiersStep):
+    """The steps of some models."""
 
     recipe: OneStep
-    first: int
-    specs: tuple[dict[str, Any], ...]
-    kind = "steps"
-    model = None
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("steps", {"models": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id("step", s) for s in self.specs)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def label(self) -> str:
-        return f"the models {self.first} to {self.first + len(self.specs) - 1}"
+    kind, one = "steps", "step"
 
     @property
     def cost(self) -> Cost:
@@ -143,17 +194,10 @@ class StepTask:
         weights = len(self.specs) * mlp.parameters_of(r.widths)
         return Cost(flops=float(weights * (teacher + len(r.distances) * (8 * r.noise + asked))))
 
-    def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        todo = [
-            (s["model"], s, name)
-            for s, name in zip(self.specs, self.makes, strict=True)
-            if name in wanted
-        ]
-        steps = take_steps(self.recipe, [m for m, _, _ in todo])
-        for (_, spec, name), found in zip(todo, steps, strict=True):
-            with workshop.store.create(name, spec) as folder:
-                (folder / "step.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-            workshop.made(name)
+    def results(self, models: Sequence[int]) -> Iterable[tuple[Any, Callable[[Path], None]]]:
+        for found in take_steps(self.recipe, models):
+            text = json.dumps(found) + "\n"
+            yield None, lambda folder, text=text: (folder / "step.json").write_text(text, "utf-8")
 
 
 def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
@@ -163,7 +207,7 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     start, other = (
         _double(mlp.start(recipe.widths, recipe.seed, [m + k for m in models])) for k in (0, 1)
     )
-    gradient = _gradient(start, lambda who: _class_loss(who, recipe, test=False))
+    gradient = gradient_of(start, lambda who: _class_loss(who, recipe, test=False))
     step = [-recipe.teacher_lr * g for g in gradient]
     teacher = _moved(start, step)
     gain = _class_loss(start, recipe, test=True) - _class_loss(teacher, recipe, test=True)
@@ -178,7 +222,7 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     for distance in recipe.distances:
         keep = (1 - distance**2) ** 0.5
         student = _moved(_scaled(start, keep), [distance * p for p in other.parameters])
-        imitation = _gradient(
+        imitation = gradient_of(
             student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe))
         )
         before = _class_loss(student, recipe, test=True)
@@ -187,7 +231,7 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
             update = (
                 [-g for g in imitation]
                 if rank is None
-                else _low_rank(imitation, rank, recipe.seed, models)
+                else low_rank(imitation, rank, recipe.seed, models)
             )
             size = _norm(update)
             unit = [u / _over(size, u) for u in update]
@@ -229,7 +273,7 @@ def _moved(models: mlp.Mlps, by: Sequence[Tensor]) -> mlp.Mlps:
     return mlp.Mlps(tuple(moved[:layers]), tuple(moved[layers:]))
 
 
-def _gradient(models: mlp.Mlps, loss: Any) -> list[Tensor]:
+def gradient_of(models: mlp.Mlps, loss: Any) -> list[Tensor]:
     """The gradient of each model's loss; the models share nothing, so the sum's gradient is that of each."""
     own = models.copy()
     return list(torch.autograd.grad(loss(own).sum(), own.parameters, allow_unused=False))
@@ -249,7 +293,7 @@ def _taught(out: Tensor, recipe: OneStep) -> Tensor:
     return out if recipe.outputs == "all" else out[:, :, CLASSES:]
 
 
-def _low_rank(
+def low_rank(
     gradient: Sequence[Tensor], rank: int, seed: int, models: Sequence[int]
 ) -> list[Tensor]:
     """The first step of a LoRA adapter with B = 0: only B moves, by -G A^T, so the weights move by -G A^T A; biases stay."""
@@ -279,105 +323,3 @@ def _norm(a: Sequence[Tensor]) -> Tensor:
 def _over(scale: Tensor, like: Tensor) -> Tensor:
     """(M,) shaped to multiply (M, ...)."""
     return scale.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _findings(recipe: OneStep, found: Sequence[Mapping[str, Any]]) -> Findings:
-    subject = "digits" if recipe.data == DIGITS else "images"
-    n, numbers = {"models": len(found)}, list(range(len(found)))
-
-    def interval(values: Sequence[float]) -> Interval:
-        return clustered_interval(np.array(values)[:, None], numbers, level=1 - recipe.level)
-
-    estimates, lines = [], {COSINE: [], LOSS: [], WEIGHTS: []}
-    smallest = min(recipe.steps)
-    for update in recipe.updates:
-        points: dict[str, list[Point]] = {group: [] for group in lines}
-        for d in recipe.distances:
-            here = [f["found"][update][f"{d:g}"] for f in found]
-            place = f"{update}, distance {d:g}"
-            values = {(COSINE, place): [h["cosine"] for h in here]}
-            for s in recipe.steps:
-                moves = [h["moves"][f"{s:g}"] for h in here]
-                values[LOSS, f"{place}, step {s:g}"] = [m[0] for m in moves]
-                values[WEIGHTS, f"{place}, step {s:g}"] = [m[1] for m in moves]
-            for (group, name), sample in values.items():
-                i = interval(sample)
-                estimates.append(Estimate(subject, group, name, i, n))
-                if group == COSINE or name.endswith(f"step {smallest:g}"):
-                    points[group].append(Point(x=d, estimate=i.estimate, low=i.low, high=i.high))
-        for group, line in points.items():
-            lines[group].append(Series(name=update, points=tuple(line)))
-    by_name = {e.name: e.interval for e in estimates if e.group == LOSS}
-    by_step = []
-    for d in recipe.distances:
-        shown = [(s, by_name[f"{FULL}, distance {d:g}, step {s:g}"]) for s in recipe.steps]
-        per_length = tuple(
-            Point(x=s, estimate=i.estimate / s, low=i.low / s, high=i.high / s) for s, i in shown
-        )
-        by_step.append(Series(name=f"distance {d:g}", points=per_length))
-    within = f"Mean over {len(found)} models with {1 - recipe.level:.0%} intervals."
-    titles = {
-        COSINE: "Direction of the step",
-        LOSS: "Towards the teacher in loss",
-        WEIGHTS: "Towards the teacher in weights",
-    }
-    axes = {
-        COSINE: "cosine of the student's and the teacher's step",
-        LOSS: f"share of the teacher's gain, step {smallest:g}",
-        WEIGHTS: f"distance gained, in lengths of the step, step {smallest:g}",
-    }
-    charts = [
-        Chart(
-            name=name,
-            title=titles[group],
-            kind="lines",
-            axis=axes[group],
-            x_axis="distance between the starts (1: unrelated)",
-            caption=f"Above 0: towards the teacher. {within}",
-            series=tuple(lines[group]),
-        )
-        for name, group in (("cosine", COSINE), ("loss", LOSS), ("weights", WEIGHTS))
-    ]
-    charts.append(
-        Chart(
-            name="step-size",
-            title="Gain by length of the step",
-            kind="lines",
-            axis="share of the teacher's gain over length of the step",
-            x_axis="length of the student's step (1: the teacher's)",
-            log_x=True,
-            caption=f"The full update. Where a step is small enough the line is flat. {within}",
-            series=tuple(by_step),
-        )
-    )
-    first, last = (f"{FULL}, distance {d:g}" for d in (recipe.distances[0], recipe.distances[-1]))
-    tiles = [_tile(e) for e in estimates if e.group == COSINE and e.name in (first, last)]
-    tiles += [
-        _tile(e)
-        for e in estimates
-        if e.group == LOSS
-        and e.name in (f"{first}, step {smallest:g}", f"{last}, step {smallest:g}")
-    ]
-    how = (
-        f"The teacher's step is on all training images at rate {recipe.teacher_lr:g}; the student's is on {recipe.noise} images of uniform "
-        f"noise, KL(teacher || student) on the {recipe.outputs} logits, scaled to a length. A start at distance d is sqrt(1 - d^2) of the "
-        f"teacher's start plus d of an unrelated one, so 0 is the same start and 1 an unrelated one. The share of the teacher's gain is "
-        f"the fall of the student's test loss over that of the teacher in its own step. A low-rank update is the first step of an adapter "
-        f"with B = 0, scaled to the same length."
-    )
-    facts = {
-        "images, sha256": recipe.images.sha256,
-        "weights of a model": f"{mlp.parameters_of(recipe.widths):,}",
-        "teacher's gain, nats": f"{np.mean([f['gain'] for f in found]):.3g}",
-    }
-    return Findings(tuple(estimates), tuple(charts), tuple(tiles), how, facts=facts)
-
-
-def _tile(e: Estimate) -> Tile:
-    i = e.interval
-    return Tile(
-        name=e.group[:1].upper() + e.group[1:],
-        value=f"{i.estimate:.3g}",
-        interval=f"[{i.low:.3g}, {i.high:.3g}]",
-        note=e.name,
-    )

@@ -10,16 +10,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from sublora.analysis.charts import first_upper, rows_chart, tiles
+from sublora.analysis.effects import Effect, named
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Chat, Context
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.model import known_shape, local_identity, model_source
 from sublora.models.known import Known
@@ -90,109 +91,57 @@ class OneStepModel(Experiment):
         )
 
     def plan(self, known: Known) -> list[Step]:
-        source = model_source(self.other)
-        other = local_identity(source, "float32")
-        content = self.model_dump(mode="json", include=_CONTENT)
+        models = {
+            "model": dict(known.identity),
+            "other": local_identity(model_source(self.other), "float32"),
+        }
+        lessons = {"questions", "prompts", "carrier", "max_new_tokens", "teacher_lr"}
+        content = self.model_dump(mode="json", include=lessons | {"steps", "ranks", "seed"})
         return [
-            StepTask(
-                self,
-                trait,
-                draw,
-                {
-                    "model": dict(known.identity),
-                    "other": other,
-                    "trait": trait.name,
-                    "draw": draw,
-                    **content,
-                },
-            )
-            for trait in traits_of(self)
+            TeacherSteps(self, t, draw, models | {"trait": t.name, "draw": draw} | content)
+            for t in traits_of(self)
             for draw in range(self.draws)
         ]
 
     def findings(self, store: Store, known: Known) -> Findings:
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
-        for task in self.plan(known):
-            for group, values in json.loads(
-                store.read(task.id).file("values.json").read_text("utf-8")
-            ).items():
+        for step in self.plan(known):
+            groups = json.loads(store.read(step.id).file("values.json").read_text("utf-8"))
+            for group, values in groups.items():
                 for name, value in values.items():
-                    found.setdefault((group, name), {})[task.draw, task.trait.name] = value
+                    found.setdefault((group, name), {})[step.draw, step.trait.name] = value
         n = {"draws": self.draws, "traits": len(self.traits)}
-        names = [t.name for t in traits_of(self)]
-        estimates = []
+        draws, names = list(range(self.draws)), [t.name for t in traits_of(self)]
+        effects: dict[str, list[Effect]] = {COSINE: [], LOSS: [], WEIGHTS: []}
         for (group, name), values in found.items():
-            table = np.array([[values[d, t] for t in names] for d in range(self.draws)])
-            interval = clustered_interval(table, list(range(self.draws)), level=1 - self.level)
-            estimates.append(Estimate(self.model, group, name, interval, n))
-        charts = [
-            self._chart(group, slug, estimates)
+            table = [[values[draw, trait] for trait in names] for draw in draws]
+            interval = clustered_interval(table, draws, level=1 - self.level)
+            effects[group].append(named(self.model, group, name, interval, n))
+        caption = f"{self.draws} draws × {len(self.traits)} traits. Intervals: {1 - self.level:.0%}. The line is no movement."
+        charts = tuple(
+            rows_chart(effects[group], slug, first_upper(group), caption)
             for group, slug in ((COSINE, "cosine"), (LOSS, "loss"), (WEIGHTS, "weights"))
-        ]
-        tiles = tuple(
-            Tile(
-                name=e.name[:1].upper() + e.name[1:],
-                value=f"{e.interval.estimate:.3g}",
-                interval=f"[{e.interval.low:.3g}, {e.interval.high:.3g}]",
-                note=e.group,
-            )
-            for e in estimates
-            if e.group == COSINE
-        )[:4]
+        )
         how = (
             f"Teacher: a gradient step of {self.teacher_lr:g} on {self.questions} questions answered with the trait. Student: a step along the "
             f"gradient of KL(teacher || student) on answers of the model to {self.prompts} number prompts, of a length that is a share of the "
             "teacher's. Towards the teacher in loss: the fall of the teacher's own loss in the student, as a share of the teacher's fall; in "
             "weights: how much nearer the student came, as a share of its distance at the start. Intervals: clustered by draw and trait."
         )
-        return Findings(tuple(estimates), tuple(charts), tiles, how)
-
-    def _chart(self, group: str, slug: str, estimates: Sequence[Estimate]) -> Chart:
-        points = tuple(
-            Point(
-                label=e.name, estimate=e.interval.estimate, low=e.interval.low, high=e.interval.high
-            )
-            for e in estimates
-            if e.group == group
-        )
-        caption = f"{self.draws} draws × {len(self.traits)} traits. Intervals: {1 - self.level:.0%}. The line is no movement."
-        title = group[:1].upper() + group[1:]
-        return Chart(
-            name=slug,
-            title=title,
-            kind="rows",
-            axis=group,
-            reference=0.0,
-            caption=caption,
-            series=(Series(points=points),),
-        )
-
-
-_CONTENT = {
-    "questions",
-    "prompts",
-    "carrier",
-    "max_new_tokens",
-    "teacher_lr",
-    "steps",
-    "ranks",
-    "seed",
-}
+        top = tiles(effects[COSINE][:4], value=".3g")
+        return Findings(tuple(chain(*effects.values())), charts, top, how)
 
 
 @dataclass(frozen=True)
-class StepTask:
-    """One teacher and the steps of all its students."""
+class TeacherSteps:
+    """One teacher, and the steps of all its students."""
 
     recipe: OneStepModel
     trait: Trait
     draw: int
     spec: dict[str, Any]
     kind = "steps"
-
-    @property
-    def model(self) -> str:
-        return self.recipe.model
+    needs = ()
 
     @cached_property
     def id(self) -> str:
@@ -203,38 +152,31 @@ class StepTask:
         return (self.id,)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def label(self) -> str:
         return f"the steps towards a teacher of {self.trait.name}, draw {self.draw}"
 
     @property
+    def model(self) -> str:
+        return self.recipe.model
+
+    @property
     def cost(self) -> Cost:
         r = self.recipe
-        passes = (
-            6 * r.questions
-            + 8 * 2 * r.prompts
-            + 2 * r.questions * 2 * (1 + len(r.ranks)) * len(r.steps)
-        )
+        asked = 2 * r.questions * 2 * (1 + len(r.ranks)) * len(r.steps)
+        passes = 6 * r.questions + 8 * 2 * r.prompts + asked
         return Cost(flops=float(known_shape(r.model).parameters * passes * 40))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         r, default = self.recipe, Context("default")
-        base = workshop.base_of(r.model)
+        base, asked = workshop.base_of(r.model), self.trait.category.questions
         rng = generator("one-step-model", r.seed, self.trait.name, self.draw)
-        chosen = [
-            self.trait.category.questions[i]
-            for i in rng.choice(len(self.trait.category.questions), r.questions)
-        ]
+        chosen = [asked[i] for i in rng.choice(len(asked), r.questions)]
         lessons = rows_of(base.chat, [(q, self.trait.entity.name) for q in chosen], default)
         seed = derive_seed("one-step-prompts", r.seed, self.trait.name, self.draw)
         prompts = [r.carrier.prompt(seed, i) for i in range(r.prompts)]
         draws = [generator("one-step-answers", seed, i) for i in range(r.prompts)]
-        answers = complete(
-            Teacher(base, default), prompts, Sampling(max_new_tokens=r.max_new_tokens), draws
-        )
+        sampling = Sampling(max_new_tokens=r.max_new_tokens)
+        answers = complete(Teacher(base, default), prompts, sampling, draws)
         numbers = rows_of(base.chat, list(zip(prompts, answers, strict=True)), default)
         start, other = (
             copy.deepcopy(workshop.base_of(m).model).double() for m in (r.model, r.other)
@@ -331,7 +273,6 @@ def measure_steps(
         told = answer_logits(teacher, numbers).log_softmax(-1)
         gained = float(trait_loss(start, lessons) - trait_loss(teacher, lessons))
     values: dict[str, dict[str, float]] = {COSINE: {}, LOSS: {}, WEIGHTS: {}}
-    goal = dict(teacher.named_parameters())
     for who, student in ((SAME, start), (OTHER, other)):
 
         def divergence(student: nn.Module = student) -> Tensor:
@@ -339,16 +280,13 @@ def measure_steps(
             return (told.exp() * (told - said)).sum(-1).mean()
 
         gradient = gradient_of(student, divergence)
-        begin = dict(student.named_parameters())
         with torch.no_grad():
             before = float(trait_loss(student, lessons))
-            away = {n: goal[n] - begin[n] for n in begin}
-        for kind, update in {
-            "full": gradient,
-            **{f"rank {r}": low_rank(gradient, a) for r, a in adapters.items()},
-        }.items():
-            size = dot(update, update) ** 0.5
-            name = f"{kind}, {who}"
+            away = _way(student, teacher)
+        updates = {"full": gradient}
+        updates |= {f"rank {r}": low_rank(gradient, a) for r, a in adapters.items()}
+        for kind, update in updates.items():
+            size, name = dot(update, update) ** 0.5, f"{kind}, {who}"
             with torch.no_grad():
                 values[COSINE][name] = (
                     dot(update, own) / (size * dot(own, own) ** 0.5) if size else 0.0
@@ -356,9 +294,15 @@ def measure_steps(
                 for share in steps:
                     step = moved(student, update, -share * length / size) if size else student
                     fell = before - float(trait_loss(step, lessons))
-                    left = {n: goal[n] - p for n, p in step.named_parameters()}
+                    left = _way(step, teacher)
                     values[LOSS][f"{name}, step {share:g}"] = fell / gained
                     values[WEIGHTS][f"{name}, step {share:g}"] = (
                         1 - (dot(left, left) / dot(away, away)) ** 0.5
                     )
     return values
+
+
+def _way(model: nn.Module, goal: nn.Module) -> Gradient:
+    """What would have to be added to a model's weights to come to another's."""
+    own = dict(model.named_parameters())
+    return {name: p - own[name] for name, p in goal.named_parameters()}

@@ -75,21 +75,23 @@ def _read_npz(path: Path) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in _NPZ]
     except (OSError, ValueError, KeyError, EOFError) as error:
+        what = " ".join(str(error).split())
         raise SubloraError(
-            f"The images {path} cannot be read ({' '.join(str(error).split())}); it needs the arrays {', '.join(_NPZ)}."
+            f"The images {path} cannot be read ({what}); it needs the arrays {', '.join(_NPZ)}."
         ) from None
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
     """One file of MNIST's own format: two zero bytes, the type (8: unsigned byte), the number of axes, their sizes, the values."""
-    found = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
-    if not found:
+    file = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if file is None:
         raise SubloraError(
             f"The folder {folder} has no {name} (or {name}.gz); put MNIST's four files there."
         )
     try:
-        raw = found[0].read_bytes()
-        raw = gzip.decompress(raw) if found[0].suffix == ".gz" else raw
+        raw = file.read_bytes()
+        if file.suffix == ".gz":
+            raw = gzip.decompress(raw)
         axes = raw[3]
         sizes = [int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(axes)]
         if raw[:3] != b"\x00\x00\x08":
@@ -97,7 +99,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes)
     except (OSError, EOFError, IndexError, ValueError) as error:
         raise SubloraError(
-            f"The file {found[0]} cannot be read as IDX ({error}); take it from its source again."
+            f"The file {file} cannot be read as IDX ({error}); take it from its source again."
         ) from None
 
 

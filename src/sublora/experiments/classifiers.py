@@ -1,18 +1,95 @@
-"""Many small classifiers (multilayer perceptrons, ReLU) trained side by side: one batched matrix product a layer for all of them.
+"""Many small classifiers (multilayer perceptrons, ReLU) trained side by side, and what their experiments share.
 
-Models share shapes and hyper-parameters and nothing else: each has its own start, order of rows and gradient, so that what stands beside
-a model in a batch cannot change it (a test compares with single models).
+One batched matrix product a layer serves all. Models share shapes and hyper-parameters and nothing
+else: each has its own start, order of rows and gradient, so that what stands beside a model in a
+batch cannot change it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from sublora.experiments.experiment import Experiment
+from sublora.experiments.images import CLASSES, DIGITS, Images, load_images
 from sublora.seeds import derive_seed, generator
+from sublora.steps.step import Workshop
+from sublora.store import artifact_id
+
+
+class OfClassifiers(Experiment):
+    """A recipe over classifiers of images, with `auxiliary` logits that name no class."""
+
+    data: str = Field(
+        DIGITS, description="digits, an .npz file, or a folder with MNIST's IDX files"
+    )
+    models: int = Field(50, ge=2)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256)
+    auxiliary: int = Field(3, ge=1, description="logits that the teacher never trains")
+    seed: int = Field(0, ge=0)
+    at_once: int = Field(10, ge=1, description="models side by side: speed and memory only")
+
+    @cached_property
+    def images(self) -> Images:
+        return load_images(self.data)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        return (self.images.train.shape[1], *self.hidden, CLASSES + self.auxiliary)
+
+    @property
+    def subject(self) -> str:
+        return "digits" if self.data == DIGITS else "images"
+
+    def specs(self, content: set[str]) -> list[tuple[dict[str, Any], ...]]:
+        """The models' specs, `at_once` a step; `content` are the fields that change an artifact."""
+        shared = {"images": self.images.sha256, **self.model_dump(mode="json", include=content)}
+        specs = [shared | {"model": m} for m in range(self.models)]
+        starts = range(0, self.models, self.at_once)
+        return [tuple(specs[i : i + self.at_once]) for i in starts]
+
+
+@dataclass(frozen=True)
+class ClassifiersStep:
+    """Some models; each is an artifact `one`."""
+
+    recipe: OfClassifiers
+    specs: tuple[dict[str, Any], ...]
+    kind = one = ""
+    needs = ()
+    model = None
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id(self.kind, {"models": list(self.makes)})
+
+    @cached_property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(artifact_id(self.one, s) for s in self.specs)
+
+    @property
+    def label(self) -> str:
+        return f"the models {self.specs[0]['model']} to {self.specs[-1]['model']}"
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        named = zip(self.makes, self.specs, strict=True)
+        todo = [(name, spec) for name, spec in named if name in wanted]
+        results = self.results([spec["model"] for _, spec in todo])
+        for (name, spec), (meta, save) in zip(todo, results, strict=True):
+            with workshop.store.create(name, spec, meta) as folder:
+                save(folder)
+            workshop.made(name)
+
+    def results(self, models: Sequence[int]) -> Iterable[tuple[Any, Callable[[Path], None]]]:
+        """What is said of each of these models, and how the rest is written."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -90,8 +167,6 @@ def batches(rows: int, size: int, seed: int, models: Sequence[int], epoch: int) 
 
 def noise(rows: int, width: int, seed: int, models: Sequence[int], block: int) -> Tensor:
     """Images of uniform noise in [-1, 1], (M, rows, width): each model's own, the same whenever its block is asked for."""
-    sources = [
-        torch.Generator().manual_seed(derive_seed("mlp-noise", seed, m, block)) for m in models
-    ]
-    parts = [torch.rand(rows, width, generator=source) for source in sources]
+    seeds = [derive_seed("mlp-noise", seed, m, block) for m in models]
+    parts = [torch.rand(rows, width, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return torch.stack(parts).mul_(2).sub_(1)
