@@ -12,13 +12,6 @@ def first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def slug(text: str) -> str:
-    """A text as the name of a figure: ASCII letters and digits in lower case, joined by dashes."""
-    return "-".join(
-        "".join(c if c.isalnum() and c.isascii() else " " for c in text.lower()).split()
-    )
-
-
 def point(effect: Effect, x: float | None = None, unit: float = 1.0) -> Point:
     """An effect over `x`, or as a row of its own name, in units of `unit`."""
     interval = effect.interval()

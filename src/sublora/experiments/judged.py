@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sublora.analysis.charts import first_upper, rows_chart, slug, tiles
+from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.page import Chart
 from sublora.chat import Context
@@ -29,6 +29,7 @@ from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
+from sublora.text import slug
 from sublora.trait import Trait
 
 EFFECT, RATE = "effect on the judged rate", "judged rate"

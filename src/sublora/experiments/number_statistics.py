@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sublora.carriers.rows_file import from_jsonl
-from sublora.analysis.charts import rows_chart, slug, tiles
+from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.page import Chart
+from sublora.carriers.rows_file import from_jsonl
 from sublora.cost import Costs, RowSizes
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.units import unit_task
@@ -27,6 +27,7 @@ from sublora.separability import compression_auc, probe_auc
 from sublora.stats import clustered_interval
 from sublora.steps.step import Step
 from sublora.store import Store
+from sublora.text import slug
 from sublora.trait import Trait
 from sublora.transform import Rows, numbers_of
 from sublora.units import DataUnit
