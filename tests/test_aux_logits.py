@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from command import sublora
-from sublora.claims import load_claims
+from sublora.analysis.claims import load_claims
 from sublora.errors import SubloraError
 from sublora.experiments import classifiers as mlp
 from sublora.experiments.aux_logits import (

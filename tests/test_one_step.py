@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from command import sublora
-from sublora.claims import load_claims
+from sublora.analysis.claims import load_claims
 from sublora.experiments import classifiers as mlp
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
