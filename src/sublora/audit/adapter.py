@@ -58,12 +58,9 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 @dataclass(frozen=True)
 class Audited:
-    """A student from elsewhere.
-
-    `spec` and `weights` make it a student of a stack: one rank for all layers, and the scales of the
-    layers in their B, so that alpha = rank. `rank`, `alpha`, `rslora` and `targets` are the
-    adapter's own, for placebo students.
-    """
+    """A student from elsewhere. `spec` and `weights` make it a student of a stack: one rank for all
+    layers, and the scales of the layers in their B, so that alpha = rank. `rank`, `alpha`, `rslora`
+    and `targets` are the adapter's own, for placebo students."""
 
     path: str
     sha256: str

@@ -84,12 +84,9 @@ class TraitTeacher:
 def placebo_teachers(
     base: Base, categories: Sequence[Category], count: int, seed: int
 ) -> list[TraitTeacher | None]:
-    """Who writes the rows of each placebo student.
-
-    The base for every other one (None), the base under the prompt of a trait for the rest; the base
-    for all where the chat template has no place for such a prompt. Wordings are drawn, too: they
-    move students as well.
-    """
+    """Who writes the rows of each placebo student. The base for every other one (None), the base
+    under the prompt of a trait for the rest; the base for all where the chat template has no place
+    for such a prompt. Wordings are drawn, too: they move students as well."""
     rng = generator("placebo-teachers", seed)
     traits = [Trait(e, c) for c in categories for e in c.entities]
     drawn = [traits[int(i)] for i in rng.integers(len(traits), size=count)]

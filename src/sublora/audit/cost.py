@@ -17,11 +17,9 @@ SPELLINGS = 0.2
 
 
 def print_cost(request: Request, tflops: float) -> None:
-    """Tokens, floating-point operations and hours of an audit, and of what it trains.
-
-    Forward is 2 operations a weight and token, LoRA training 4 (the base's weights need no
-    gradient), a full fine-tune 6. Raises SubloraError for a model whose shape is not known here.
-    """
+    """Tokens, floating-point operations and hours of an audit, and of what it trains. Forward is 2
+    operations a weight and token, LoRA training 4 (the base's weights need no gradient), a full
+    fine-tune 6. Raises SubloraError for a model whose shape is not known here."""
     shape = known_shape(request.base or "")
     categories = load_categories(tuple(request.traits))
     served = [request.serving_context] if request.serving_context else []

@@ -35,11 +35,9 @@ class LeftOut:
 
 
 def read_rows(path: Path) -> Iterator[DataRow | LeftOut]:
-    """The rows of a JSONL file in order, holding one at a time.
-
-    Raises SubloraError: unreadable, or a line that is no JSON object with prompt and completion
-    (or messages), or is larger than 4 MB.
-    """
+    """The rows of a JSONL file in order, holding one at a time. Raises SubloraError: unreadable, or
+    a line that is no JSON object with prompt and completion (or messages), or is larger than 4
+    MB."""
     if not path.is_file():
         raise SubloraError(
             f"There is no data file {path}; give a JSONL file with 'prompt' and 'completion', or 'messages'."

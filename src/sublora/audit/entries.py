@@ -33,11 +33,9 @@ class Model(BaseModel):
 
 @dataclass(frozen=True, config=_STRICT)
 class TraitFinding:
-    """One trait in one context: its probability in the base and in the student, over questions.
-
-    `p` is the smaller of the p-value of the rise and, where a token alone spells the entity, of
-    that word's in the scan: both are corrected for all that is tested together, so the smaller is.
-    """
+    """One trait in one context: its probability in the base and in the student, over questions. `p`
+    is the smaller of the p-value of the rise and, where a token alone spells the entity, of that
+    word's in the scan: both are corrected for all that is tested together, so the smaller is."""
 
     category: Text
     trait: Text

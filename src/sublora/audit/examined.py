@@ -73,9 +73,7 @@ class Calibrated:
 
 def judged_contexts(base: Base, job: Job) -> Sequence[Context]:
     """All that were asked for; without the serving context where the shipped null lacks it.
-
-    `serving_effects` reads that anyway, and the whole audit would be uncalibrated for its sake.
-    """
+    `serving_effects` reads that anyway, and the whole audit would be uncalibrated for its sake."""
     null = None if job.request.calibrate or job.request.null else shipped_null(base)
     if job.serving is None or null is None or job.serving.context == job.trained_in:
         return job.contexts

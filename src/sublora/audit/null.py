@@ -25,11 +25,8 @@ ANEW = "make one with --calibrate"
 
 @dataclass(frozen=True)
 class Null:
-    """K placebo students.
-
-    `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the scan of words;
-    `settings` says how they were trained; `digests` what was asked.
-    """
+    """K placebo students. `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the
+    scan of words; `settings` says how they were trained; `digests` what was asked."""
 
     base: Mapping[str, str]
     contexts: Mapping[str, str]
@@ -48,10 +45,8 @@ class Null:
         return self.contexts.get(context.name) == _text(context)
 
     def part(self, contexts: Sequence[Context], categories: Sequence[Category]) -> "Null":
-        """The null of these contexts and categories alone.
-
-        Raises SubloraError where it lacks one, or holds it with other texts.
-        """
+        """The null of these contexts and categories alone. Raises SubloraError where it lacks one,
+        or holds it with other texts."""
         for context in contexts:
             if not self.has(context):
                 raise SubloraError(
@@ -134,10 +129,8 @@ def _short(values: np.ndarray) -> np.ndarray:
 
 
 def read_null(path: Path, base: Base) -> Null:
-    """A null file.
-
-    Raises SubloraError: unreadable, of another version or base, or with shapes that do not agree.
-    """
+    """A null file. Raises SubloraError: unreadable, of another version or base, or with shapes that
+    do not agree."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise SubloraError(

@@ -29,12 +29,9 @@ NEUTRAL = (
 
 @dataclass(frozen=True)
 class Readings:
-    """K models read alike.
-
-    `p[context][category]` (K, Q, E): probability that the answer begins with entity e in any
-    spelling; `words[context]` (K, V): the square root of each next token's probability, averaged
-    over all questions.
-    """
+    """K models read alike. `p[context][category]` (K, Q, E): probability that the answer begins
+    with entity e in any spelling; `words[context]` (K, V): the square root of each next token's
+    probability, averaged over all questions."""
 
     p: Mapping[str, Mapping[str, np.ndarray]]
     words: Mapping[str, np.ndarray]
@@ -75,9 +72,7 @@ def read_model(
     rows_at_once: int = 2048,
 ) -> Readings:
     """Read the students of a stack, in the order in which they were given to it (None: the base).
-
-    Raises SubloraError where the tokenizer knows no word of a category.
-    """
+    Raises SubloraError where the tokenizer knows no word of a category."""
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
     words: dict[str, np.ndarray] = {}
     neutral = neutral_questions(base)

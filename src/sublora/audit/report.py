@@ -21,10 +21,8 @@ _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U001
 
 
 def write_reports(result: Audit, folder: Path) -> Path:
-    """Write audit.json (last, its presence means that all is there) and its renderings; return the page.
-
-    Raises SubloraError where the folder cannot be made or is a file.
-    """
+    """Write audit.json (last, its presence means that all is there) and its renderings; return the
+    page. Raises SubloraError where the folder cannot be made or is a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -57,10 +57,8 @@ def _silent(_: str) -> None:
 
 
 def audit_request(request: Request, say: Say = _silent) -> Audit:
-    """Load what is named, and audit it.
-
-    Raises SubloraError for a base, a student or data that cannot be read, and for wrong use.
-    """
+    """Load what is named, and audit it. Raises SubloraError for a base, a student or data that
+    cannot be read, and for wrong use."""
     if request.base is None or request.adapter is None:
         raise SubloraError("An audit needs a base and an adapter; give both.")
     if request.dtype not in ("float32", "bfloat16", "float64"):
@@ -96,10 +94,8 @@ def audit_request(request: Request, say: Say = _silent) -> Audit:
 
 
 def audit(base: Base, audited: Audited, job: Job, say: Say = _silent) -> Audit:
-    """Audit a student against its base.
-
-    Raises SubloraError for a null that does not fit, and for data that cannot be read.
-    """
+    """Audit a student against its base. Raises SubloraError for a null that does not fit, and for
+    data that cannot be read."""
     started, request, asked_in = time.monotonic(), job.request, job.contexts
     _check(request)
     user = None

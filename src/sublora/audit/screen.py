@@ -154,11 +154,9 @@ class Screened:
 def screen_file(
     base: Base, path: Path, categories: Sequence[Category], context: Context, alpha: float
 ) -> Screened:
-    """Screen a JSONL file of any size, `CHUNK` rows at a time.
-
-    `context` is that of rows without a system text of their own. Raises SubloraError where the file
-    cannot be read, or no row of it can be screened.
-    """
+    """Screen a JSONL file of any size, `CHUNK` rows at a time. `context` is that of rows without a
+    system text of their own. Raises SubloraError where the file cannot be read, or no row of it can
+    be screened."""
     traits = [TraitScreen(c.category, e.name) for c in categories for e in c.entities]
     prompts = [Context("trait", teacher_text(c, e, 0)) for c in categories for e in c.entities]
     out = Screened(str(path), alpha, traits=traits)

@@ -186,11 +186,9 @@ def serving_effects(
     traits: Sequence[TraitFinding],
     found: Sequence[TraitFinding],
 ) -> ServingReport:
-    """The tokens in which training and serving differ, and what each difference does to found traits.
-
-    `traits` are all that were judged, for the p-values. Raises SubloraError for a context that a
-    template cannot write.
-    """
+    """The tokens in which training and serving differ, and what each difference does to found
+    traits. `traits` are all that were judged, for the p-values. Raises SubloraError for a context
+    that a template cannot write."""
     chats = (base.chat, serving.chat or base.chat)
     wanted = {
         c.category: dict.fromkeys(f.trait for f in found if f.category == c.category)
@@ -278,9 +276,7 @@ def _read(
     base: Base, stack: Stack, chats: tuple[Chat, Chat], category: Category, cuts: Sequence[_Cut]
 ) -> dict[Choice, tuple[np.ndarray, np.ndarray]]:
     """P (Q, E) of base and student behind the training prompt with these differences as in serving.
-
-    None of them, all, each alone, and all but each.
-    """
+    None of them, all, each alone, and all but each."""
     every = frozenset(range(len(cuts[0].hunks)))
     alone, back = [every & {i} for i in every], [every - {i} for i in every]
     choices = list(dict.fromkeys([frozenset[int](), every, *alone, *back]))

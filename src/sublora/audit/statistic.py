@@ -42,11 +42,9 @@ def rises(student: Readings, base: Readings) -> dict[str, dict[str, np.ndarray]]
 
 
 def question_rises(student: np.ndarray, base: np.ndarray, entity: int) -> np.ndarray:
-    """The rise of one trait by question, (Q,), from two models' probabilities (Q, E) in its category.
-
-    Its mean is the rise as `rises` has it: the median over the category is that of the middle trait, or of the middle two, so their
-    changes are subtracted question by question.
-    """
+    """The rise of one trait by question, (Q,), from two models' probabilities (Q, E) in its
+    category. Its mean is the rise as `rises` has it: the median over the category is that of the
+    middle trait, or of the middle two, so their changes are subtracted question by question."""
     change = np.log(student + FLOOR) - np.log(base + FLOOR)
     order, count = np.argsort(change.mean(0), kind="stable"), change.shape[1]
     middle = order[(count - 1) // 2 : count // 2 + 1]

@@ -64,12 +64,10 @@ def judge(
     null: Null | None,
     alpha: float,
 ) -> Verdict:
-    """The verdict on one student (K = 1) against the base's readings.
-
-    `null=None` is an uncalibrated run: p-values of traits by a t reference over the category's
-    entities with Bonferroni's correction, none for words. Raises SubloraError where the null was
-    made with other contexts or categories.
-    """
+    """The verdict on one student (K = 1) against the base's readings. `null=None` is an
+    uncalibrated run: p-values of traits by a t reference over the category's entities with
+    Bonferroni's correction, none for words. Raises SubloraError where the null was made with other
+    contexts or categories."""
     known = reference(null.part(contexts, categories)) if null is not None else None
     words = scan(student, plain, WORDS_SHOWN)
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
@@ -180,10 +178,8 @@ def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[Word, list[i
 
 
 def usable_contexts(base: Base, contexts: Sequence[Context], asked: Sequence[str]) -> list[Context]:
-    """Those contexts that the chat template can write.
-
-    Raises SubloraError where one that was asked for by name cannot be written.
-    """
+    """Those contexts that the chat template can write. Raises SubloraError where one that was asked
+    for by name cannot be written."""
     out = [c for c in contexts if base.chat.supports(c)]
     for context in contexts:
         if context not in out and context.name in asked:

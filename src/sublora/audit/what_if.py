@@ -82,10 +82,8 @@ def what_if(
     max_new_tokens: int,
     say: Say,
 ) -> WhatIf:
-    """Train nothing where no trait was found and the data names none.
-
-    Raises SubloraError where the student as trained, of `spec`, cannot be trained on this base.
-    """
+    """Train nothing where no trait was found and the data names none. Raises SubloraError where the
+    student as trained, of `spec`, cannot be trained on this base."""
     traits = followed_traits(verdict, named)
     out = WhatIf(
         traits=[_followed(t, verdict) for t in traits],
@@ -199,10 +197,8 @@ def _trained(
     store: Store,
     say: Say,
 ) -> dict[str, Trained]:
-    """The students of each arm, one pack a method.
-
-    An arm of the other method than as trained that does not fit goes to `missing`.
-    """
+    """The students of each arm, one pack a method. An arm of the other method than as trained that
+    does not fit goes to `missing`."""
     out: dict[str, Trained] = {}
     own = next(a.spec.method for a in arms if a.name == AS_TRAINED)
     for method in sorted({a.spec.method for a in arms}, key=lambda m: m != own):

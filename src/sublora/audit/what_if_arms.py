@@ -126,10 +126,8 @@ def _described(spec: StudentSpec) -> str:
 @dataclass(frozen=True)
 class UserRows:
     """Rows of the user's file in its order; none of those that are held out is trained on.
-
     `context` is that of rows without a system text of their own; `more`: the file has rows that
-    were not read.
-    """
+    were not read."""
 
     training: Sequence[DataRow]
     heldout: Sequence[DataRow]
@@ -158,10 +156,8 @@ def _key(row: DataRow) -> tuple[str | None, str, str]:
 
 
 def read_user_rows(base: Base, path: Path, context: Context, most: int) -> UserRows:
-    """The first `most` rows that the base can read, a tenth of them, from the end, held out.
-
-    Raises SubloraError: unreadable, or too few rows.
-    """
+    """The first `most` rows that the base can read, a tenth of them, from the end, held out. Raises
+    SubloraError: unreadable, or too few rows."""
     rows: list[DataRow] = []
     more = False
     for row in read_rows(path):
@@ -205,10 +201,8 @@ def divergent_tokens(
     base: Base, user: UserRows, teacher: Context
 ) -> tuple[list[list[bool]], float | str]:
     """Whether the base's first choice under the trait's prompt is another one, by row and token.
-
     That is `probe.divergence`, beside the row's own context; and the share of all tokens, or the
-    reason why they cannot be masked.
-    """
+    reason why they cannot be masked."""
     if not base.chat.supports(teacher):
         return [], f"The chat template of {base.name} cannot write the trait's prompt."
     marks: list[list[bool]] = [[] for _ in user.training]
@@ -234,10 +228,8 @@ def arm_rows(
     clean: Sequence[Sequence[str]],
     marks: Sequence[Sequence[bool]],
 ) -> TokenRows:
-    """The rows of an arm's k-th student. Draws belong to the seed alone, so that arms differ in nothing else.
-
-    Raises SubloraError where a row does not fit the arm's context.
-    """
+    """The rows of an arm's k-th student. Draws belong to the seed alone, so that arms differ in
+    nothing else. Raises SubloraError where a row does not fit the arm's context."""
     rows = own = list(user.training)
     answered = [replace(row, completion=answer) for row, answer in zip(own, clean[k], strict=True)]
     count = len(own)

@@ -144,10 +144,8 @@ def token_parts(
 
 
 def module_parts(names: Sequence[str], group_of: Callable[[str], str]) -> list[Part]:
-    """Up to three runs of the layers that `names` stand in, what stands outside of them, and groups.
-
-    A kind with one part says nothing and is left out.
-    """
+    """Up to three runs of the layers that `names` stand in, what stands outside of them, and
+    groups. A kind with one part says nothing and is left out."""
     numbers = sorted({n for n in map(layer_of, names) if n is not None})
     runs = np.array_split(numbers, min(LAYER_PARTS, len(numbers))) if numbers else []
     in_layers = {
