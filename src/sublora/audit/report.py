@@ -61,7 +61,7 @@ def _what_if_chart(found: WhatIf | None) -> Any:
     from sublora.audit.what_if_chart import what_if_chart
     from sublora.report.figures import plate
 
-    chart = what_if_chart(found.model_dump(mode="json"))
+    chart = what_if_chart(found)
     return chart and plate(chart)
 
 

@@ -1,9 +1,7 @@
 """The figure of an audit's --what-if: what each arm leaves of a trait's rise, and its held-out loss beside it."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sublora.analysis.page import Chart, Point, Series
+from sublora.audit.entries import WhatIf
 from sublora.text import short
 
 LOOKS = {
@@ -15,43 +13,41 @@ LOOKS = {
 }
 
 
-def what_if_chart(found: Mapping[str, Any]) -> Chart | None:
-    """The arms of `body["what_if"]`, the smallest held-out loss first, by the first trait whose shares are known."""
-    places = range(len(found["traits"]))
-    known = (k for k in places if any(arm["traits"][k]["share"] for arm in found["arms"]))
-    place = next(known, None)
+def what_if_chart(found: WhatIf) -> Chart | None:
+    """The arms, the smallest held-out loss first, by the first trait whose shares are known."""
+    places = range(len(found.traits))
+    place = next((k for k in places if any(arm.traits[k].share for arm in found.arms)), None)
     if place is None:
         return None
-    trait = found["traits"][place]
-    share, loss = f"rise that stays, {short(trait['context'], 12)}", "held-out loss, nats a token"
-    base = found["base_heldout_loss"]
-    points = [
-        ("base, untrained", Point(label="base", estimate=0), Point(label="base", estimate=base))
-    ]
-    for i, arm in enumerate(found["arms"]):
-        left, losses = arm["traits"][place]["share"], arm["heldout_loss"]["seeds"]
-        if left is None or None in losses:
+    trait = found.traits[place]
+    share, loss = f"rise that stays, {short(trait.context, 12)}", "held-out loss, nats a token"
+    base = Point(label="base", estimate=found.base_heldout_loss or 0)
+    points = [("base, untrained", Point(label="base", estimate=0), base)]
+    for i, arm in enumerate(found.arms):
+        left = arm.traits[place].share
+        losses = [value for value in arm.heldout_loss.seeds if value is not None]
+        if left is None or len(losses) < len(arm.heldout_loss.seeds):
             continue
-        kind = "as trained" if i == 0 else "removes all" if arm["removes"] else "trait stays"
-        name = {"label": arm["name"], "strong": arm["name"] == found["recommended"]}
+        kind = "as trained" if i == 0 else "removes all" if arm.removes else "trait stays"
+        name = {"label": arm.name, "strong": arm.name == found.recommended}
         # an interval can be far wider than what it is about
-        low, high = max(left["low"], -0.5), min(left["high"], 2.5)
+        low, high = max(left.low, -0.5), min(left.high, 2.5)
         ends = {"low": low, "high": high} if high > low else {}
         mean = sum(losses) / len(losses)
         points.append(
             (
-                kind if arm["sound"] else "answers broken",
-                Point(**name, estimate=left["estimate"], **ends),
+                kind if arm.sound else "answers broken",
+                Point(**name, estimate=left.estimate, **ends),
                 Point(**name, estimate=mean, low=min(losses), high=max(losses)),
             )
         )
     points.sort(key=lambda entry: entry[2].estimate)
-    removing = ", ".join(found["removing"]) or "none"
+    removing = ", ".join(found.removing) or "none"
     return Chart(
         kind="rows",
         beside=True,
         name="what-if",
-        title=f"What is left of {short(trait['trait'], 24)}, and the held-out loss",
+        title=f"What is left of {short(trait.trait, 24)}, and the held-out loss",
         axis="",
         interval=f"{found['level']:.0%} interval over seeds; range of the losses",
         series=tuple(
