@@ -49,13 +49,13 @@ def what_if_chart(found: WhatIf) -> Chart | None:
         name="what-if",
         title=f"What is left of {short(trait.trait, 24)}, and the held-out loss",
         axis="",
-        interval=f"{found['level']:.0%} interval over seeds; range of the losses",
+        interval=f"{found.level:.0%} interval over seeds; range of the losses",
         series=tuple(
             Series(name=kind, panel=panel, look=LOOKS[kind], points=(entry[k],))
             for k, panel in enumerate((share, loss))
             for kind, *entry in points
         ),
-        alt=f"{len(found['arms'])} arms with the share of the rise that stays and the held-out loss; those that remove the trait: {removing}. "
+        alt=f"{len(found.arms)} arms with the share of the rise that stays and the held-out loss; those that remove the trait: {removing}. "
         "Every number is in the table.",
         caption="",
     )
