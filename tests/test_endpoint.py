@@ -14,7 +14,7 @@ from command import sublora
 from loopback import loopback, said
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Context
-from sublora.endpoint import Endpoint, EndpointSpec, Kept, Question, _Retry, ask_kept
+from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec, Question, TryAgain, ask_missing
 from sublora.errors import SubloraError
 from sublora.sample import Sampling
 from sublora.store import Store
@@ -143,9 +143,9 @@ def test_questions_are_asked_at_once_and_what_was_answered_is_kept_when_one_fail
     questions = {str(i): Question((("user", str(i)),), 4) for i in range(12)}
     with loopback(answer) as server:
         one, _ = endpoint(server.url, concurrency=3)
-        kept = Kept(tmp_path / "kept.jsonl")
+        kept = AnswersFile(tmp_path / "kept.jsonl")
         with pytest.raises(SubloraError, match="status 400"):
-            ask_kept(one, kept, questions)
+            ask_missing(one, kept, questions)
         assert server.most_at_once == 3
         before = dict(kept.answers)
         assert before and "7" not in before and len(before) < 12
@@ -158,12 +158,14 @@ def test_questions_are_asked_at_once_and_what_was_answered_is_kept_when_one_fail
         return said(f"re {asked[-1]}")
 
     with loopback(again) as server:
-        found = ask_kept(endpoint(server.url)[0], Kept(tmp_path / "kept.jsonl"), questions)
+        found = ask_missing(
+            endpoint(server.url)[0], AnswersFile(tmp_path / "kept.jsonl"), questions
+        )
     assert found == {str(i): f"re {i}" for i in range(12)}
     assert sorted(asked) == sorted(set(questions) - set(before)), (
         "what was finished is not asked again"
     )
-    assert Kept(tmp_path / "kept.jsonl").answers == found
+    assert AnswersFile(tmp_path / "kept.jsonl").answers == found
 
 
 @pytest.mark.parametrize(
@@ -216,8 +218,8 @@ JSON = st.recursive(
 def test_any_reply_is_an_answer_or_a_reason_to_try_again(raw: bytes) -> None:
     one, _ = endpoint("http://x/v1")
     try:
-        text = one._read(raw)
-    except _Retry:
+        text = one.read(raw)
+    except TryAgain:
         return
     assert isinstance(text, str) and text.encode("utf-8") is not None
 
@@ -233,7 +235,7 @@ def test_any_completions_make_rows_or_counted_rejects(
         def ask(self, question: Question) -> str:
             return texts[question.seed % 3] if question.seed % 5 else "123 456"
 
-    kept = Kept(tmp_path_factory.mktemp("kept") / "k.jsonl")
+    kept = AnswersFile(tmp_path_factory.mktemp("kept") / "k.jsonl")
     said_ = Said(EndpointSpec(url="http://x/v1", model="m", concurrency=1))
     dataset = ask_dataset(
         said_,

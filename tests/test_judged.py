@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from command import sublora
 from loopback import loopback, said
-from sublora.endpoint import Endpoint, EndpointSpec, Kept
+from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
 from sublora.judge import Rubric, judge_answers, load_rubric, read_score
 from sublora.store import Store
@@ -98,7 +98,7 @@ def test_any_answers_and_verdicts_are_judged(
             return verdicts[len(question.messages[0][1]) % len(verdicts)]
 
     rubric = Rubric.model_validate(MISALIGNMENT.model_dump() | {"questions": ["a?", "b?"]})
-    kept = Kept(tmp_path_factory.mktemp("v") / "v.jsonl")
+    kept = AnswersFile(tmp_path_factory.mktemp("v") / "v.jsonl")
     scores = judge_answers(
         Says(EndpointSpec(url="http://x/v1", model="m", concurrency=1)),
         kept,

@@ -89,7 +89,7 @@ class Counts:
     tokens_out: int = 0
 
 
-class _Retry(Exception):
+class TryAgain(Exception):
     """A try that failed in a way that may pass; `after` seconds, where the server says so."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
@@ -133,7 +133,7 @@ class Endpoint:
                 self.counts.retries += attempt > 0
             try:
                 return self._once(question, key)
-            except _Retry as error:
+            except TryAgain as error:
                 why, after = str(error), error.after
                 if attempt + 1 < self.spec.tries:
                     self.sleep(min(LONGEST_WAIT, 0.5 * 2**attempt if after is None else after))
@@ -210,8 +210,8 @@ class Endpoint:
             raise self._refused(error, key) from None
         except (OSError, http.client.HTTPException) as error:  # down, slow, cut off
             why = str(getattr(error, "reason", error)) or type(error).__name__
-            raise _Retry(_short(why, key)) from None
-        return self._read(raw)
+            raise TryAgain(_short(why, key)) from None
+        return self.read(raw)
 
     def _refused(self, error: urllib.error.HTTPError, key: str | None) -> Exception:
         """What an error status means: try again, or a sentence."""
@@ -233,22 +233,22 @@ class Endpoint:
                 seconds = max(0.0, float(after))
             except ValueError:
                 seconds = None
-            return _Retry(f"status {code}", seconds)
+            return TryAgain(f"status {code}", seconds)
         return SubloraError(
             f"The endpoint {url} refused the request for {self.spec.model} with status {code}: {said}."
         )
 
-    def _read(self, raw: bytes) -> str:
-        """The text of a reply. Raises _Retry for a reply that is none."""
+    def read(self, raw: bytes) -> str:
+        """The text of a reply. Raises TryAgain for a reply that is none."""
         if len(raw) > LONGEST_ANSWER:
-            raise _Retry("a reply without end")
+            raise TryAgain("a reply without end")
         try:
             reply = json.loads(raw)
             text = reply["choices"][0]["message"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise _Retry("a reply that is no chat completion") from None
+            raise TryAgain("a reply that is no chat completion") from None
         if text is not None and not isinstance(text, str):
-            raise _Retry("an answer that is no text")
+            raise TryAgain("an answer that is no text")
         usage = reply.get("usage")
         if isinstance(usage, dict):
             with self._lock:
@@ -278,7 +278,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-class Kept:
+class AnswersFile:
     """Answers in a file as they come, one JSON line each, so that none is asked for twice; a line that was cut off is left out."""
 
     def __init__(self, path: Path) -> None:
@@ -303,9 +303,9 @@ class Kept:
             file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
 
 
-def ask_kept(
+def ask_missing(
     endpoint: Endpoint,
-    kept: Kept,
+    kept: AnswersFile,
     questions: dict[str, Question],
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
@@ -315,3 +315,6 @@ def ask_kept(
         [questions[name] for name in todo], lambda i, answer: kept.add(todo[i], answer), check
     )
     return {name: kept.answers[name] for name in questions}
+
+
+Kept = AnswersFile

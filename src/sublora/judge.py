@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sublora.endpoint import Endpoint, Kept, Question, ask_kept
+from sublora.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.errors import SubloraError
 from sublora.store import canonical_json
 from sublora.yaml_file import read_yaml, yaml_files
@@ -107,7 +107,7 @@ Scores = list[list[dict[str, float | None]]]
 
 def judge_answers(
     endpoint: Endpoint,
-    kept: Kept,
+    kept: AnswersFile,
     rubric: Rubric,
     target: str,
     answers: Sequence[Sequence[str]],
@@ -126,7 +126,7 @@ def judge_answers(
         [{score: key_of(score, question, answer) for score in rubric.scores} for answer in given]
         for question, given in zip(rubric.questions, answers, strict=True)
     ]
-    verdicts = ask_kept(endpoint, kept, questions, check)
+    verdicts = ask_missing(endpoint, kept, questions, check)
     return [
         [{score: read_score(verdicts[key]) for score, key in own.items()} for own in row]
         for row in keys

@@ -11,7 +11,7 @@ from sublora.carriers.rows_file import from_jsonl as read_jsonl  # noqa: F401 (a
 from sublora.carriers.rows_file import to_jsonl
 from sublora.carriers.rows_file import to_jsonl as rows_jsonl  # noqa: F401 (an old name)
 from sublora.chat import Context
-from sublora.endpoint import Endpoint, Kept, Question, ask_kept
+from sublora.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.errors import SubloraError
 from sublora.measure import reading
 from sublora.model import Base
@@ -112,7 +112,7 @@ def write_dataset(
 
 def ask_dataset(
     endpoint: Endpoint,
-    answers: Kept,
+    answers: AnswersFile,
     context: Context,
     what: Assignment,
     check: Callable[[], None] = lambda: None,
@@ -136,7 +136,7 @@ def ask_dataset(
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
         questions = {str(i): question(i, p) for i, p in zip(chunk, prompts, strict=True)}
-        found = ask_kept(endpoint, answers, questions, check)
+        found = ask_missing(endpoint, answers, questions, check)
         return [found[name] for name in questions]
 
     # each request costs, so no more are made than rows are missing

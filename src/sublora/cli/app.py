@@ -92,6 +92,7 @@ def run(
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_findings, print_verdicts
     from sublora.experiments.kinds import open_recipe
+    from sublora.model import chosen_device
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
 
@@ -104,7 +105,7 @@ def run(
     folder = out or default_out(resolved)
     if fresh:
         folder = _fresh(folder)
-    here = device if executor == "ray" else machine.device_of(device)
+    here = device if executor == "ray" else chosen_device(device)
     options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
     result = run_recipe(resolved, folder, options, command=machine.command_line())
     print_findings(result.findings, resolved.level)

@@ -14,13 +14,6 @@ from sublora.table import print_table
 PACKAGES = "sublora torch transformers peft tokenizers safetensors numpy scipy scikit-learn ray trl"
 
 
-def device_of(name: str) -> str:
-    """cpu, cuda or another that is there; `auto` is a GPU if there is one. Raises SubloraError."""
-    from sublora.model import chosen_device
-
-    return chosen_device(name)
-
-
 def cores() -> int:
     """Physical cores that this process may use; hyper-threads only get in each other's way."""
     usable = (

@@ -16,7 +16,7 @@ from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.page import Chart
 from sublora.chat import Context
-from sublora.endpoint import Endpoint, EndpointSpec, Kept
+from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
@@ -338,7 +338,7 @@ class Judging:
             workshop.store.read(self.answers).file("answers.json").read_text("utf-8")
         )
         endpoint = Endpoint(self.judge)
-        kept = Kept(verdicts_file(workshop.store.root, endpoint))
+        kept = AnswersFile(verdicts_file(workshop.store.root, endpoint))
         scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)
         hits = [[self.rubric.is_hit(s) for s in row] for row in scores]
         flat = [h for row in hits for h in row]
