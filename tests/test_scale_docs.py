@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from command import sublora
-from sublora import cli
+from sublora.cli.app import app
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "scale.md").read_text()
@@ -19,7 +19,7 @@ PRINTED = re.findall(r"^    (sublora plan [^\n]*)\n\n```text\n(.*?)```", PAGE, r
 
 def parse(line: str) -> None:
     """Raises typer's usage error where the command line would not be understood. Nothing is run."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app)
     name, *rest = shlex.split(line)[1:]
     command = group.commands[name]
     command.make_context(name, list(rest))
