@@ -99,18 +99,18 @@ class Mlps:
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
 
+    @staticmethod
+    def of(parameters: Sequence[Tensor]) -> "Mlps":
+        layers = len(parameters) // 2
+        return Mlps(tuple(parameters[:layers]), tuple(parameters[layers:]))
+
     @property
     def parameters(self) -> list[Tensor]:
         return [*self.weights, *self.biases]
 
     def copy(self) -> "Mlps":
         """The same values in tensors of their own, with gradients."""
-        parts = (self.weights, self.biases)
-        return Mlps(*(tuple(t.detach().clone().requires_grad_() for t in part) for part in parts))
-
-    def flat(self) -> Tensor:
-        """All parameters of each model, (M, P), without gradients."""
-        return torch.cat([t.detach().flatten(1) for t in self.parameters], dim=1)
+        return Mlps.of([p.detach().clone().requires_grad_() for p in self.parameters])
 
 
 def start(widths: Sequence[int], seed: int, models: Sequence[int]) -> Mlps:
@@ -126,9 +126,7 @@ def start(widths: Sequence[int], seed: int, models: Sequence[int]) -> Mlps:
 
 def joined(parts: Sequence[Mlps]) -> Mlps:
     """The models of all parts in one batch."""
-    weights = map(torch.cat, zip(*(p.weights for p in parts), strict=True))
-    biases = map(torch.cat, zip(*(p.biases for p in parts), strict=True))
-    return Mlps(tuple(weights), tuple(biases))
+    return Mlps.of([torch.cat(same) for same in zip(*(p.parameters for p in parts), strict=True)])
 
 
 def parameters_of(widths: Sequence[int]) -> int:

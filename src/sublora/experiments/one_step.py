@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sublora.analysis.charts import point, tiles
 from sublora.analysis.effects import Effect, named
-from sublora.analysis.page import Chart, Series
+from sublora.analysis.page import Chart, Point, Series
 from sublora.errors import SubloraError
 from sublora.experiments import classifiers as mlp
 from sublora.experiments.classifiers import ClassifiersStep, OfClassifiers
@@ -118,66 +118,53 @@ class OneStep(OfClassifiers):
                     note(WEIGHTS, f"{place}, step {s:g}", [weights for _, weights in moves])
         return effects
 
-    def _charts(self, by_place: Mapping[tuple[Any, Any], Effect]) -> tuple[Chart, ...]:
-        smallest = min(self.steps)
+    def _charts(self, by_place: Mapping[tuple[str, str], Effect]) -> tuple[Chart, ...]:
+        smallest = f"step {min(self.steps):g}"
         within = f"Mean over {self.models} models with {1 - self.level:.0%} intervals."
-        kinds = {
-            "cosine": (
-                COSINE,
-                "Direction of the step",
-                "cosine of the student's and the teacher's step",
-            ),
-            "loss": (
-                LOSS,
-                "Towards the teacher in loss",
-                f"share of the teacher's gain, step {smallest:g}",
-            ),
-            "weights": (
-                WEIGHTS,
-                "Towards the teacher in weights",
-                f"distance gained, in lengths of the step, step {smallest:g}",
-            ),
-        }
 
-        def line(update: str, group: str) -> Series:
-            of = "" if group == COSINE else f", step {smallest:g}"
-            places = [(d, f"{update}, distance {d:g}{of}") for d in self.distances]
-            points = tuple(point(by_place[group, name], d) for d, name in places)
-            return Series(name=update, points=points)
-
-        charts = [
-            Chart(
+        def over_distance(group: str, name: str, title: str, axis: str) -> Chart:
+            of = "" if group == COSINE else f", {smallest}"
+            lines = {
+                update: [
+                    point(by_place[group, f"{update}, distance {d:g}{of}"], d)
+                    for d in self.distances
+                ]
+                for update in self.updates
+            }
+            return Chart(
                 kind="lines",
                 name=name,
                 title=title,
                 axis=axis,
                 x_axis="distance between the starts (1: unrelated)",
                 caption=f"Above 0: towards the teacher. {within}",
-                series=tuple(line(update, group) for update in self.updates),
+                series=tuple(Series(name=k, points=tuple(v)) for k, v in lines.items()),
             )
-            for name, (group, title, axis) in kinds.items()
-        ]
-        lengths = tuple(
-            Series(
-                name=f"distance {d:g}",
-                points=tuple(
-                    point(by_place[LOSS, f"{FULL}, distance {d:g}, step {s:g}"], s, unit=s)
-                    for s in self.steps
+
+        def gain(d: float, s: float) -> Point:
+            return point(by_place[LOSS, f"{FULL}, distance {d:g}, step {s:g}"], s, unit=s)
+
+        in_loss = f"share of the teacher's gain, {smallest}"
+        in_weights = f"distance gained, in lengths of the step, {smallest}"
+        cosine = "cosine of the student's and the teacher's step"
+        return (
+            over_distance(COSINE, "cosine", "Direction of the step", cosine),
+            over_distance(LOSS, "loss", "Towards the teacher in loss", in_loss),
+            over_distance(WEIGHTS, "weights", "Towards the teacher in weights", in_weights),
+            Chart(
+                kind="lines",
+                name="step-size",
+                title="Gain by length of the step",
+                axis="share of the teacher's gain over length of the step",
+                x_axis="length of the student's step (1: the teacher's)",
+                log_x=True,
+                caption=f"The full update. Where a step is small enough the line is flat. {within}",
+                series=tuple(
+                    Series(name=f"distance {d:g}", points=tuple(gain(d, s) for s in self.steps))
+                    for d in self.distances
                 ),
-            )
-            for d in self.distances
+            ),
         )
-        by_length = Chart(
-            kind="lines",
-            name="step-size",
-            title="Gain by length of the step",
-            axis="share of the teacher's gain over length of the step",
-            x_axis="length of the student's step (1: the teacher's)",
-            log_x=True,
-            caption=f"The full update. Where a step is small enough the line is flat. {within}",
-            series=lengths,
-        )
-        return (*charts, by_length)
 
 
 class StepsStep(ClassifiersStep):
@@ -205,8 +192,13 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     step with the teacher's, and by length of the step how much of the gain the student has and how far it came in weights (in lengths
     of its own step). Raises SubloraError where the teacher's step gains nothing: there is nothing to move towards."""
     start, other = (
-        _double(mlp.start(recipe.widths, recipe.seed, [m + k for m in models])) for k in (0, 1)
+        [
+            p.double()
+            for p in mlp.start(recipe.widths, recipe.seed, [m + k for m in models]).parameters
+        ]
+        for k in (0, 1)
     )
+    start = mlp.Mlps.of(start)
     gradient = gradient_of(start, lambda who: _class_loss(who, recipe, test=False))
     step = [-recipe.teacher_lr * g for g in gradient]
     teacher = _moved(start, step)
@@ -221,7 +213,9 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = [{"gain": float(g), "found": {}} for g in gain]
     for distance in recipe.distances:
         keep = (1 - distance**2) ** 0.5
-        student = _moved(_scaled(start, keep), [distance * p for p in other.parameters])
+        student = mlp.Mlps.of(
+            [keep * a + distance * b for a, b in zip(start.parameters, other, strict=True)]
+        )
         imitation = gradient_of(
             student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe))
         )
@@ -255,22 +249,8 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     return out
 
 
-def _double(models: mlp.Mlps) -> mlp.Mlps:
-    return mlp.Mlps(
-        tuple(w.double() for w in models.weights), tuple(b.double() for b in models.biases)
-    )
-
-
-def _scaled(models: mlp.Mlps, factor: float) -> mlp.Mlps:
-    return mlp.Mlps(
-        tuple(w * factor for w in models.weights), tuple(b * factor for b in models.biases)
-    )
-
-
 def _moved(models: mlp.Mlps, by: Sequence[Tensor]) -> mlp.Mlps:
-    layers = len(models.weights)
-    moved = [p + d for p, d in zip(models.parameters, by, strict=True)]
-    return mlp.Mlps(tuple(moved[:layers]), tuple(moved[layers:]))
+    return mlp.Mlps.of([p + d for p, d in zip(models.parameters, by, strict=True)])
 
 
 def gradient_of(models: mlp.Mlps, loss: Any) -> list[Tensor]:
