@@ -155,8 +155,8 @@ class Judged(GridExperiment):
             tuple(c for trait in plan.traits for c in self._charts(trait.name, effects)),
             tiles([e for e in first if e.name in shown]),
             how,
-            (lost,) if share else (),
-            {"unreadable verdicts": f"{share:.1%}"},
+            warnings=(lost,) if share else (),
+            facts={"unreadable verdicts": f"{share:.1%}"},
         )
 
     def _charts(self, trait: str, effects: Sequence[Effect]) -> list[Chart]:
