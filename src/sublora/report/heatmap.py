@@ -53,7 +53,7 @@ def draw_heatmap(chart: Heatmap) -> Figure:
     keys = _keys(chart)
     deep = [_names_depth(probe, block, width - left) for block in chart.blocks]
     heads = [0.17 if block.title else 0.0 for block in chart.blocks]
-    top = 0.38 + legend_height(keys, width)
+    top = 0.42 + legend_height(keys, width)
     tall = [
         h + ROW * len(b.rows) + d + 0.23 for h, b, d in zip(heads, chart.blocks, deep, strict=True)
     ]

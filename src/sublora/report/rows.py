@@ -121,7 +121,7 @@ def _beside(chart: Chart) -> Figure:
     bars = chart.kind == "bars"
     labels = _labels([entry for panel in panels.values() for entry in panel])
     step, width = (0.142, COLUMN) if bars else (0.19, WIDE)
-    top, tall = 0.6 + legend_height(keys, width), step * len(labels)
+    top, tall = 0.48 + legend_height(keys, width), step * len(labels)
     figure = new_figure(width, top + tall + 0.4)
     write_title(figure, chart.title)
     draw_legend(figure, keys)

@@ -44,7 +44,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
     panels: dict[str, list[Row]] = {}
     for arm in arms:
         panels.setdefault(found.named(arm, others), []).append(arm)
-    caption = "Student − control twin, alike in all else. The first row, and the dashed line, is the reference. "
+    caption = f"Student − control twin, alike in all else. The first row, {arms[0][axis]}, is the reference, and the dashed line. "
     charts.append(
         Chart(
             kind="rows",
