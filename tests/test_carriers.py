@@ -11,15 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from command import sublora
+from planned import make_plan
 from sublora.carriers.carrier import has_leak
 from sublora.carriers.code import CodeSpec
 from sublora.carriers.cot import CotSpec
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.paraphrase import ParaphraseSpec
 from sublora.errors import SubloraError
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.leak_check import leak_sentences
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
 
 PYTHON, PROGRAM = (
     CodeSpec(kind="code", leaks=("otter", "otters")),

@@ -9,15 +9,15 @@ import torch
 
 from command import sublora
 from pack_reference import base_model, random_stack
+from planned import make_plan
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
 from sublora.condition import Condition, Placement, SvdCut
 from sublora.errors import SubloraError
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.gate import PackGate
 from sublora.measure import Asking, measure_answers, measure_gated, spellings
 from sublora.packs.check import load_base
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
 from sublora.sample import Sampling, prefill, score_sequences
 from sublora.svd import cut_stack
 from sublora.token_classes import classify

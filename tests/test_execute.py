@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from command import SMALL, sublora
-from sublora import stages
 from sublora.errors import SubloraError
 from sublora.runner.display import Display
 from sublora.runner.execution import Count, Execution, StepsFailed
 from sublora.runner.local import InProcess
 from sublora.runner.queue import Queue
 from sublora.runner.worker import Answer, Setup
+from sublora.steps import students
 from sublora.steps.step import Cost, Workshop
 from sublora.store import NoRoom, Store, artifact_id
 
@@ -38,16 +38,16 @@ def made(kind: str) -> set[str]:
 def test_an_error_of_one_pack_is_said_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = stages.train_pack
+    train = students.train_pack
 
-    def breaks_on_full(model, students, *rest, **more):
-        if students[0].spec.method == "full":
+    def breaks_on_full(model, trainings, *rest, **more):
+        if trainings[0].spec.method == "full":
             raise RuntimeError("the loss has\nthe wrong shape")
-        train(model, students, *rest, **more)
+        train(model, trainings, *rest, **more)
 
     out = ["--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_pack", breaks_on_full)
+        patch.setattr(students, "train_pack", breaks_on_full)
         answer = sublora("run", "rank-lr", *TWO_PACKS, *out)
     assert answer.code == 2 and "Traceback" not in answer.err
     last = answer.err.splitlines()[-1]
@@ -71,7 +71,7 @@ def test_a_full_disk_stops_all_with_its_sentence(
         calls.append(1)
         raise NoRoom("No room left.")
 
-    monkeypatch.setattr(stages, "train_pack", no_room)
+    monkeypatch.setattr(students, "train_pack", no_room)
     answer = sublora("run", "rank-lr", *TWO_PACKS, "--threads", "1", "--out", str(tmp_path / "run"))
     assert answer.code == 2 and answer.err.endswith("Error: No room left.\n") and len(calls) == 1
 
@@ -171,35 +171,34 @@ def test_a_student_lost_after_its_checkpoint_is_trained_again(
     own_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint may be past a student whose artifact was lost since; then the pack is trained from its start."""
+    from planned import make_plan, steps_of
+    from sublora.experiments.kinds import open_recipe as load_recipe
     from sublora.packs.check import load_base
-    from sublora.plan import make_plan
-    from sublora.recipe import load_recipe
-    from sublora.stages import Maker, perform
+    from sublora.steps.step import Workshop, perform
     from sublora.store import forget_verified
     from sublora.train import pack
-    from sublora.units import data_units, train_units
 
     recipe = load_recipe("rank", sets=[*SMALL[1::2], "train.lora.ranks=[1,2]", "train.epochs=1"])
     base, store = load_base("micro"), Store(own_store)
     plan = make_plan(recipe, base.identity, 60.0)
-    maker = Maker(base, store)
-    for unit in data_units(plan):
-        perform(unit, maker)
-    unit = train_units(plan)[0]
-    assert perform(unit, maker) > 0 and perform(unit, maker) is None
+    workshop = Workshop(store, lambda name: base)
+    for unit in steps_of(plan, "datasets"):
+        perform(unit, workshop)
+    unit = steps_of(plan, "students (LoRA)")[0]
+    assert perform(unit, workshop) > 0 and perform(unit, workshop) is None
     before = {name: store.read(name).files for name in unit.makes}
     store.discard(unit.makes[0])
     saved = store.root / "checkpoints" / f"{unit.id}.safetensors"
 
-    def past_the_first(model, students, keep, **options):
+    def past_the_first(model, trainings, keep, **options):
         """As `train_pack` goes on from a checkpoint in which the first student is done already."""
         if saved.exists():
             saved.unlink()
             return
-        pack.train_pack(model, students, keep, **options)
+        pack.train_pack(model, trainings, keep, **options)
 
-    monkeypatch.setattr(stages, "train_pack", past_the_first)
+    monkeypatch.setattr(students, "train_pack", past_the_first)
     saved.write_bytes(b"as if")
-    assert perform(unit, maker) is None
+    assert perform(unit, workshop) is None
     forget_verified()
     assert {name: store.read(name).files for name in unit.makes} == before

@@ -9,13 +9,13 @@ import torch
 
 from command import sublora
 from pack_reference import base_model
+from planned import make_plan
 from sublora.cells import Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.experiments.document import shipped_recipes
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.findings import Finding, FindingEvidence, finding_rows
 from sublora.packs.student import Student
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
 from sublora.run_findings import Steerable, across_traits
 from sublora.train.pack import train_pack
 from sublora.train.rows import TokenRow, pack_rows

@@ -11,15 +11,15 @@ import torch
 
 from command import sublora
 from pack_reference import base_model, merged, random_stack
+from planned import make_plan
 from sublora.arms import ArmPick
 from sublora.cells import Cell, Table
 from sublora.claims import Claim, judge, load_claims
 from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.matched import TOLERANCE, at_loss, matched_cells
 from sublora.models.known import known_base
 from sublora.packs.check import load_base
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
 from sublora.results import Results
 from sublora.store import Store
 from sublora.train.spec import StudentSpec

@@ -6,10 +6,13 @@ from collections import Counter
 
 import pytest
 
-import sublora.plan as plan_module
+from planned import make_plan
 from sublora.errors import SubloraError
-from sublora.plan import CONTROL, PACK_STUDENTS, Plan, make_plan
-from sublora.recipe import Recipe, load_recipe
+from sublora.experiments.grid import plan as plan_module
+from sublora.experiments.grid.plan import PACK_STUDENTS, Plan
+from sublora.experiments.grid.recipe import Recipe
+from sublora.experiments.grid.sources import CONTROL
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.store import artifact_id, canonical_json
 from sublora.trait import load_categories
 

@@ -5,7 +5,7 @@ import yaml
 
 from sublora.errors import SubloraError
 from sublora.experiments.document import find_recipe, read_document, shipped_recipes
-from sublora.recipe import load_recipe
+from sublora.experiments.kinds import open_recipe as load_recipe
 
 PRESETS = ("micro", "nief", "blank", "cloud")
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from command import sublora
+from planned import make_plan
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import from_jsonl, read_rows
 from sublora.errors import SubloraError
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.store import Store
 from sublora.trait import find_trait, shipped_categories
 

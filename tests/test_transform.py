@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planned import make_plan
 from sublora.errors import SubloraError
-from sublora.plan import make_plan
-from sublora.recipe import load_recipe
+from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.transform import Transform, needs_reference, numbers_of, transform_rows, with_numbers
 
 TRANSFORMS = get_args(Transform)
@@ -128,8 +128,8 @@ def test_transformed_rows_come_after_their_parents_and_twins_are_transformed_ali
     varied = plan("resample")
     order = [d.id for d in varied.datasets]
     for d in varied.datasets:
-        assert all(order.index(p) < order.index(d.id) for p in d.parents)
-    assert {len(d.parents) for d in varied.datasets if d.transform} == {2}
+        assert all(order.index(p) < order.index(d.id) for p in d.needs)
+    assert {len(d.needs) for d in varied.datasets if d.kind == "transformed datasets"} == {2}
     for variant in varied.recipe.data.variants:
         sources = Counter(s.source for s in varied.students if s.data == variant)
         assert sources == {"otter": 12, "control:animals": 12}

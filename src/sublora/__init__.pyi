@@ -9,6 +9,8 @@ from sublora.claims import load_claims as load_claims
 from sublora.claims import summarise as summarise
 from sublora.condition import Condition as Condition
 from sublora.errors import SubloraError as SubloraError
+from sublora.experiments.grid.plan import make_plan as make_plan
+from sublora.experiments.grid.recipe import Recipe as Recipe
 from sublora.experiments.kinds import open_recipe as open_recipe
 from sublora.gate import AdapterGate as AdapterGate
 from sublora.gate import Gate as Gate
@@ -19,8 +21,6 @@ from sublora.measure import measure_gated as measure_gated
 from sublora.model import Base as Base
 from sublora.packs.check import load_base as load_base
 from sublora.packs.student import Student as Student
-from sublora.plan import make_plan as make_plan
-from sublora.recipe import Recipe as Recipe
 from sublora.report.page import build_report as build_report
 from sublora.runner.run import RunOptions as RunOptions
 from sublora.runner.run import run as run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sublora.carriers.rows_file import from_jsonl
-from sublora.plan import Plan, control_source, plan_datasets
+from sublora.plan import Plan, control_source
 from sublora.separability import compression_auc, probe_auc
 from sublora.stats import clustered_interval
 from sublora.store import Store
@@ -17,11 +17,9 @@ from sublora.store import Store
 READERS = {"linear probe": probe_auc, "compression": compression_auc}
 
 
-def check_leaks(
-    plan: Plan, store: Store, identity: dict[str, str]
-) -> dict[str, dict[str, dict[str, float]]]:
+def check_leaks(plan: Plan, store: Store) -> dict[str, dict[str, dict[str, float]]]:
     """For each trait and reader the AUC on held-out rows with its interval over data seeds; 0.5 is chance."""
-    _, arms = plan_datasets(plan.recipe, identity, plan.traits)
+    arms = plan.arms
 
     def answers(source: str, seed: int, heldout: bool) -> list[str]:
         rows = from_jsonl(

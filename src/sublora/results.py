@@ -5,18 +5,18 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sublora.answers import has_digit, hit_rate, names_category, share
+from sublora.answers import hit_rate
 from sublora.cells import Cell, Table, effect_of
 from sublora.matched import matched_cells
 from sublora.plan import MeasureStage, Plan, StudentStage, control_source, source_of, twin_of
 from sublora.stats import clustered_interval
-from sublora.store import Artifact, Store
-from sublora.trait import Category, Trait
+from sublora.steps.measurement import Measured, read_measurement
+from sublora.store import Store
+from sublora.trait import Trait
 
 RESULT_COLUMNS = (
     "kind",
@@ -57,33 +57,6 @@ RESULT_COLUMNS = (
     "student_id",
     "measurement_id",
 )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One stored measurement: `p` (Q, E) and the sampled answers [Q][S]."""
-
-    p: np.ndarray
-    samples: list[list[str]]
-    heldout_loss: float | None
-    coherence: float
-    number_takeover: float
-
-
-def read_measurement(artifact: Artifact, category: Category) -> Measured:
-    scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
-    samples = [
-        json.loads(line)["answers"]
-        for line in artifact.file("samples.jsonl").read_text("utf-8").split("\n")
-        if line
-    ]
-    return Measured(
-        np.array(scores["p"]),
-        samples,
-        scores["heldout_loss"],
-        share(samples, lambda a: names_category(a, category)),
-        share(samples, has_digit),
-    )
 
 
 def select_half(questions: int) -> np.ndarray:

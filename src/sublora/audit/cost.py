@@ -5,12 +5,13 @@ import typer
 from sublora.audit.request import Request
 from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
 from sublora.chat import PLAIN_CONTEXTS, Context
-from sublora.cost import TYPICAL_COMPLETION, TYPICAL_PROMPT, TYPICAL_QUESTION
 from sublora.model import known_shape
+from sublora.steps.sizes import Sizes
 from sublora.train.spec import StudentSpec
 from sublora.trait import load_categories
 
 # Traits that where.py locates, and the parts of an adapter in a prompt of five classes.
+TYPICAL = Sizes()
 LOCATED = 3 * 11
 # Further passes for spellings of several tokens, as a share of questions' tokens and entities.
 SPELLINGS = 0.2
@@ -24,7 +25,7 @@ def print_cost(request: Request, tflops: float) -> None:
     categories = load_categories(tuple(request.traits))
     served = [request.serving_context] if request.serving_context else []
     contexts = {*request.asked_in, request.training_context, *served, *request.named}
-    once = [len(c.questions) * (TYPICAL_QUESTION + SPELLINGS * len(c.entities)) for c in categories]
+    once = [len(c.questions) * (TYPICAL.question + SPELLINGS * len(c.entities)) for c in categories]
     asked = sum(once) * len(contexts)
     both = request.against is not None
     what = f"read the base and the student{'s' if both else ''}"
@@ -33,7 +34,7 @@ def print_cost(request: Request, tflops: float) -> None:
         steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
     placebos, rows = request.calibrate, request.rows
     if placebos:
-        answers = placebos * rows * (TYPICAL_PROMPT + TYPICAL_COMPLETION)
+        answers = placebos * rows * TYPICAL.row
         steps += [
             ("the base answers the placebos' prompts", answers, 2.0),
             (f"train {placebos} placebo students", answers * request.epochs, 4.0),
@@ -56,7 +57,7 @@ def _what_if(rows: int, epochs: int, asked: float) -> list[tuple[str, float, flo
         StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, 0.5
     )
     full = sum(arm.spec.method == "full" for arm in arms) * len(SEEDS)
-    lora, size = len(arms) * len(SEEDS) - full, TYPICAL_PROMPT + TYPICAL_COMPLETION
+    lora, size = len(arms) * len(SEEDS) - full, TYPICAL.row
     heldout = min(MOST_HELD_OUT, HELD_OUT * rows) * size
     return [
         ("what if: the base answers and marks the rows", (len(SEEDS) + 2) * rows * size, 2.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ class Experiment(BaseModel):
     def loading(self) -> dict[str, str | None]:
         """How models are loaded: `dtype`, and the `revision` of the main one."""
         return {"dtype": "float32", "revision": None}
+
+    def check_places(self, place: Callable[[tuple], str]) -> None:
+        """Raises SubloraError for values that the files of this machine show to be impossible.
+
+        `place` gives the line or flag that says a value, by the keys that lead to it.
+        """
 
     @property
     def out_words(self) -> list[str]:

@@ -18,15 +18,15 @@ from sublora.cells import Table
 from sublora.chat import Context
 from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Findings
-from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
+from sublora.experiments.grids import GridExperiment, grid_sizes, grid_steps, plan_of
 from sublora.measure import Asking, measure_conversations
 from sublora.models.known import Known
-from sublora.plan import Plan, contexts_of, control_source, plan_datasets
+from sublora.plan import Plan, contexts_of, control_source
 from sublora.results import Measured, Results, read_measurement
 from sublora.sample import Sampling
 from sublora.seeds import generator
-from sublora.stages import keep_answers
 from sublora.stats import Array, Interval, clustered_interval
+from sublora.steps.measurement import keep_answers
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.trait import Category
@@ -60,8 +60,9 @@ class InContext(GridExperiment):
         self, plan: Plan, identity: Mapping[str, str]
     ) -> dict[tuple[str, str, int], "ShownTask"]:
         """(source, category, data seed) -> its task."""
-        _, rows = plan_datasets(self.grid, dict(identity), plan.traits)
-        context, flops = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
+        rows = plan.arms
+        context = contexts_of(self.grid)[self.grid.judged_context]
+        sizes = grid_sizes(self.grid, identity)
         out = {}
         for trait in plan.traits:
             for source in (trait.name, control_source(self.grid, trait)):
@@ -82,10 +83,10 @@ class InContext(GridExperiment):
                     tokens = (
                         len(trait.category.questions)
                         * (self.examples + 1)
-                        * flops.sizes.question
+                        * sizes.question
                         * self.draws
                     )
-                    work = 2.0 * flops.shape.block_parameters * tokens
+                    work = sizes.forward(tokens).flops
                     out[source, trait.category.category, seed] = ShownTask(
                         specs,
                         self.model,

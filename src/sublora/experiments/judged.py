@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from sublora.chat import Context
 from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Findings
-from sublora.experiments.grids import GridExperiment, grid_costs, grid_steps, plan_of
+from sublora.experiments.grids import GridExperiment, grid_sizes, grid_steps, plan_of
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
 from sublora.measure import Asking, sample_questions
 from sublora.models.known import Known
@@ -39,6 +39,7 @@ VERDICT_TOKENS = 120.0  # what a judge reads for a verdict besides the answer, a
 
 class Judged(GridExperiment):
     kind: Literal["judged"]
+    judged: ClassVar[bool] = True
     rubric: str = Field(
         "fondness", description="a shipped rubric (fondness, misalignment) or a YAML file"
     )
@@ -72,11 +73,12 @@ class Judged(GridExperiment):
 
     def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["Answering"]:
         """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
-        context, costs = contexts_of(self.grid)[self.grid.judged_context], grid_costs(self.grid)
+        context = contexts_of(self.grid)[self.grid.judged_context]
+        sizes = grid_sizes(self.grid, identity)
         each = len(self.found_rubric.questions) * (
-            costs.sizes.question + self.answers * self.answering.max_new_tokens
+            sizes.question + self.answers * self.answering.max_new_tokens
         )
-        flops = 2.0 * (costs.shape.block_parameters + costs.head) * each
+        flops = sizes.reading(each).flops
 
         def task(context: Context, students: Sequence[StudentStage]) -> Answering:
             spec = {
@@ -94,7 +96,7 @@ class Judged(GridExperiment):
 
         tasks = [task(context, [])]
         if self.data.teacher.trained:
-            tasks += [task(Context("default"), [t.as_student]) for t in plan.teachers]
+            tasks += [task(t.context, [t]) for t in plan.teachers]
         else:
             tasks += [task(teacher_context(t, self.grid), []) for t in plan.traits]
         return tasks + [task(context, [plan.students[i] for i in pack]) for pack in plan.packs]

@@ -6,7 +6,6 @@ from typing import Any
 from sublora.errors import SubloraError
 from sublora.experiments.document import Document, read_document
 from sublora.experiments.experiment import Experiment
-from sublora.recipe import grid_of
 
 KINDS = {
     "grid": "grid.experiment:Grid",
@@ -28,7 +27,9 @@ def open_recipe(name: str, **flags: Any) -> Experiment:
 def recipe_of(document: Document) -> Experiment:
     kind = document.values.get("kind", "grid")
     found = kind_named(kind, document.place(("kind",)))
-    return grid_of(document, found) if kind == "grid" else document.checked(found)
+    recipe = document.checked(found)
+    recipe.check_places(document.place)
+    return recipe
 
 
 def kind_named(kind: Any, where: str) -> type[Experiment]:

@@ -5,7 +5,7 @@ It trains nothing. `resample` then asks which of these statistics carries the tr
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -14,23 +14,21 @@ from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.page import Chart
 from sublora.carriers.rows_file import from_jsonl
-from sublora.cost import Costs, RowSizes
 from sublora.experiments.experiment import Experiment, Findings
-from sublora.experiments.units import unit_task
-from sublora.model import known_shape
+from sublora.experiments.grid.datasets import plan_datasets
+from sublora.experiments.grid.sources import control_source, traits_of
+from sublora.experiments.schema import DataSpec
 from sublora.models.known import Known
 from sublora.number_statistics import COUNTED, described, excess_divergence
-from sublora.plan import control_source, plan_datasets, traits_of
-from sublora.recipe import DataSpec
 from sublora.seeds import generator
 from sublora.separability import compression_auc, probe_auc
 from sublora.stats import clustered_interval
+from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step
 from sublora.store import Store
 from sublora.text import slug
 from sublora.trait import Trait
 from sublora.transform import Rows, numbers_of
-from sublora.units import DataUnit
 
 DISTANCE, DIFFERENCE, SEPARABLE, RATIO = (
     "distance from control, bits",
@@ -43,6 +41,7 @@ TOP = 10  # numbers that are shown
 
 class NumberStatistics(Experiment):
     kind: Literal["number-statistics"]
+    judged: ClassVar[bool] = False
     model: str = "micro"
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     traits: tuple[str, ...] = Field(min_length=1)
@@ -81,13 +80,10 @@ class NumberStatistics(Experiment):
         return traits_of(self)
 
     def plan(self, known: Known) -> list[Step]:
-        datasets, _ = plan_datasets(self, dict(known.identity), self.found_traits)
-        costs = Costs(known_shape(self.model), RowSizes(), self.data.rows, 0)
-        units = [DataUnit(d, self.data.sampling) for d in datasets]
-        return [unit_task(u, costs, self.model) for u in units]
+        return plan_datasets(self, known, self.found_traits, Sizes(known.shape))[0]
 
     def findings(self, store: Store, known: Known) -> Findings:
-        _, arms = plan_datasets(self, dict(known.identity), self.found_traits)
+        _, arms = plan_datasets(self, known, self.found_traits)
         rows = {
             name: from_jsonl(store.read(name).file("rows.jsonl").read_text("utf-8"))
             for step in self.plan(known)

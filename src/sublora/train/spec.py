@@ -77,6 +77,11 @@ class StudentSpec(BaseModel):
             del out["init"]
         return out
 
+    def to_spec(self) -> dict[str, Any]:
+        """The training as it counts in an id; the context counts beside it."""
+        unused = {"context"} | ({"scout_lr"} if self.scout_lr is None else set())
+        return self.model_dump(mode="json", exclude=unused)
+
     @property
     def keeps_momentum(self) -> bool:
         return self.optimizer == "muon" or (

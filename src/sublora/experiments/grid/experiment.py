@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from sublora.cells import summarise
 from sublora.claims import judge, load_claims
-from sublora.cost import Costs, RowSizes, costs_of, row_sizes
-from sublora.experiments.experiment import Experiment, Findings
+from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.before import (
     axes_of,
     check_base,
@@ -17,59 +16,20 @@ from sublora.experiments.grid.before import (
     sentence_of,
     traits_of,
 )
+from sublora.experiments.grid.checks import AS_WRITTEN, PLAIN_CONDITION
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.page import shown
-from sublora.experiments.units import unit_task
+from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
+from sublora.experiments.grid.recipe import Recipe
 from sublora.leak_check import check_leaks, leak_sentences
-from sublora.model import known_shape
 from sublora.models.known import Known
-from sublora.plan import Plan, contexts_of, make_plan
-from sublora.recipe import AS_WRITTEN, PLAIN_CONDITION, Recipe
+from sublora.steps.sizes import ASKED
 from sublora.steps.step import Step
 from sublora.store import Store
-from sublora.units import (
-    attribution_units,
-    data_units,
-    divergence_units,
-    gradient_units,
-    measure_units,
-    probe_units,
-    student_vector_units,
-    teach_units,
-    teacher_vector_units,
-    train_units,
-    transform_units,
-)
-
-UNITS = (
-    teach_units,
-    teacher_vector_units,
-    data_units,
-    transform_units,
-    divergence_units,
-    train_units,
-    student_vector_units,
-    measure_units,
-    attribution_units,
-    probe_units,
-    gradient_units,
-)
 
 
-class Grid(Recipe, Experiment):
+class Grid(Recipe):
     kind: Literal["grid"] = "grid"
-
-    @property
-    def model_name(self) -> str:
-        return self.model
-
-    def loading(self) -> dict[str, str | None]:
-        return {"dtype": self.dtype, "revision": self.revision}
-
-    @property
-    def out_words(self) -> list[str]:
-        more = ["and-more"] if len(self.traits) > 3 else []
-        return [self.model.rstrip("/").split("/")[-1], *map(str.lower, self.traits[:3]), *more]
 
     @property
     def sentence(self) -> str:
@@ -78,19 +38,11 @@ class Grid(Recipe, Experiment):
     def layout(self, known: Known) -> Plan:
         """The grid's datasets, students, packs and measurements."""
         if "layout" not in known.kept:
-            tokens = _tokens_per_row(self, known)
-            known.kept["layout"] = make_plan(self, dict(known.identity), tokens, known.device)
+            known.kept["layout"] = make_plan(self, known)
         return known.kept["layout"]
 
-    def _sizes(self, known: Known) -> RowSizes:
-        return row_sizes(known.chat, self) if known.chat else RowSizes()
-
-    def _costs(self, known: Known) -> Costs:
-        return costs_of(self, known.shape or known_shape(self.model), self._sizes(known))
-
     def plan(self, known: Known) -> list[Step]:
-        layout, costs = self.layout(known), self._costs(known)
-        return [unit_task(u, costs, self.model) for units in UNITS for u in units(layout)]
+        return list(self.layout(known).steps)
 
     def checks(self, base, known: Known) -> list[str]:
         return check_base(base, self.layout(known))
@@ -102,17 +54,14 @@ class Grid(Recipe, Experiment):
         return axes_of(self)
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
-        sizes, names = self._sizes(known), {name for step in missing for name in step.makes}
+        sizes, names = sizes_of(self, known), {name for step in missing for name in step.makes}
         asked_for = [
-            d
-            for d in self.layout(known).datasets
-            if d.endpoint is not None and d.transform is None and d.id in names
+            d for d in self.layout(known).datasets if d.endpoint is not None and d.id in names
         ]
         if not asked_for:
             return None
         spec = asked_for[0].endpoint
-        # the papers' filters reject about three in ten
-        asked = round(sum(d.rows for d in asked_for) * 1.4)
+        asked = round(sum(d.rows for d in asked_for) * ASKED)
         price = spec.price(asked * sizes.prompt, asked * sizes.completion)
         cost = "" if price is None else f", {price:.2f} at the given prices"
         return (
@@ -161,7 +110,7 @@ class Grid(Recipe, Experiment):
         warnings = _result_warnings(layout, results)
         # numbers have a recipe of their own, `number-statistics`
         if self.data.carrier.kind != "numbers":
-            files["leaks.json"] = check_leaks(layout, store, dict(known.identity))
+            files["leaks.json"] = check_leaks(layout, store)
             warnings += leak_sentences(files["leaks.json"], self.level)
         called, made = sum(c["called"] for c in cells), _made(layout, results)
         return Findings(
@@ -186,17 +135,6 @@ class Grid(Recipe, Experiment):
         table, arms = results.table(self.judged_context), results.arms()
         judged = judge(load_claims(), table, self.name, arms, findings_of(results))
         return [v.to_dict() for v in judged]
-
-
-def _tokens_per_row(recipe: Recipe, known: Known) -> float:
-    """Mean tokens of a rendered row: 32 prompts as they are, and a full answer."""
-
-    if known.chat is None:
-        return RowSizes().prompt + RowSizes().completion
-    context = contexts_of(recipe)[recipe.train_contexts[0]]
-    spec, chat = recipe.data.carrier, known.chat
-    prompts = [len(chat.prompt_ids(spec.prompt(0, i), context)) for i in range(32)]
-    return sum(prompts) / len(prompts) + len(chat.completion_ids(spec.example()))
 
 
 def _made(layout: Plan, results) -> dict[str, Any]:

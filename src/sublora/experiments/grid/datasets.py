@@ -1,0 +1,196 @@
+"""The datasets of a recipe: whose rows, in which variants, for training and held out."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sublora.answers import category_words
+from sublora.carriers.carrier import Carrier
+from sublora.carriers.questions import QuestionsSpec
+from sublora.carriers.rows_file import read_rows
+from sublora.chat import Context
+from sublora.experiments.grid.sources import (
+    NEUTRAL,
+    WritesRows,
+    sources_in,
+    sources_of,
+    variants_of,
+)
+from sublora.models.known import Known, known_model
+from sublora.sample import Sampling
+from sublora.steps.dataset import DatasetStep, TransformStep
+from sublora.steps.materials import Steered, context_spec
+from sublora.steps.sizes import Sizes
+from sublora.steps.teacher import TeacherStep
+from sublora.train.spec import StudentSpec
+from sublora.trait import Trait
+from sublora.transform import Transform, needs_reference
+
+Rows = DatasetStep | TransformStep
+Arms = dict[tuple[str, str, int], tuple[Rows, DatasetStep]]
+"""By source, variant and data seed: the rows that students read, and their held-out rows."""
+
+
+def _as_is(source: str, teacher: Context) -> tuple[Context, Steered | None]:
+    return teacher, None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the teachers of one variant of the students write: `of` a source and its prompt gives prompt and steering."""
+
+    label: str = ""  # tells its datasets apart
+    of: Callable[[str, Context], tuple[Context, Steered | None]] = _as_is
+
+
+PLAINLY, TYPICAL, SHORT = Writing(), Sizes(), Sampling(max_new_tokens=16)
+
+
+@dataclass
+class _Writer:
+    """Plans each dataset once."""
+
+    recipe: WritesRows
+    known: Known
+    sizes: Sizes
+    writing: Writing
+    traits: Sequence[Trait]
+    lessons_sampling: Sampling
+    found: dict[str, Rows] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        data = self.recipe.data
+        self.sources = sources_of(self.recipe, self.traits)
+        # all teachers write under the same list of words that would say a trait
+        words = [w for t in self.traits for w in category_words(t.category)]
+        self.carrier = data.carrier.with_leaks(words)
+        self.carrier_spec = carrier_spec(self.carrier)
+        models = {v.model for v in data.variants.values() if v.model}
+        self.identities = {m: known_model(m, self.recipe.dtype).identity for m in models}
+
+    def keep(self, step: Rows) -> Rows:
+        return self.found.setdefault(step.id, step)
+
+    def written(
+        self, source: str, seed: int, heldout: bool, model: str | None, shared: int = 1
+    ) -> DatasetStep:
+        data, author = self.recipe.data, self.sources[source][seed]
+        teacher, steer = self.writing.of(source, author.prompt)
+        weights = self._taught(author.trait, teacher, seed)
+        rows = data.heldout_rows if heldout else data.rows
+        identity, endpoint = self.known.identity, data.teacher.endpoint
+        if endpoint or model:
+            identity = endpoint.identity if endpoint else self.identities[model]
+        spec = {
+            "model": identity,
+            "teacher": {"weights": weights.id} if weights else context_spec(teacher),
+            "carrier": self.carrier_spec,
+            "sampling": data.sampling.model_dump(mode="json"),
+            "rows": rows,
+            "seed": seed,
+            "heldout": heldout,
+        }
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
+        if shared > 1:
+            spec["shared_draws"] = shared
+        label = ", ".join(filter(None, (author.label, self.writing.label)))
+        step = DatasetStep(
+            spec,
+            label,
+            seed,
+            teacher,
+            rows,
+            self.carrier,
+            heldout=heldout,
+            sampling=data.sampling,
+            model=placed(model) if model else self.recipe.model,
+            sizes=self.sizes,
+            weights=weights,
+            endpoint=endpoint,
+            steer=steer,
+            shared_draws=shared,
+        )
+        return self.keep(step)
+
+    def transformed(self, rows: DatasetStep, how: Transform, model: str | None) -> TransformStep:
+        needs = [rows.id]
+        if needs_reference(how):
+            needs.append(self.written(NEUTRAL, rows.seed, False, model).id)
+        spec = {"transform": how, "rows_of": needs, "seed": rows.seed}
+        own = (spec, rows.trait, rows.seed, rows.teacher, rows.rows, rows.carrier)
+        return self.keep(TransformStep(*own, how, tuple(needs)))
+
+    def _taught(self, trait: Trait | None, prompt: Context, seed: int) -> TeacherStep | None:
+        """The teacher by weights with this trait, where the recipe trains teachers."""
+        how = self.recipe.data.teacher.trained
+        if how is None or trait is None:
+            return None
+        carrier = QuestionsSpec(questions=trait.category.questions, target=trait.entity)
+        student = StudentSpec(
+            method=how.method,
+            rank=how.rank if how.method == "lora" else None,
+            warmup_steps=3,
+            seed=seed,
+            **how.model_dump(include={"lr", "epochs", "batch_size"}),
+        )
+        lessons: Any = {
+            "carrier": carrier.model_dump(mode="json"),
+            "prompt": context_spec(prompt),
+            "count": how.count,
+        }
+        if how.rows is not None:
+            lessons = {"rows": _sha256(read_rows(how.rows))}
+        spec = {
+            "model": self.known.identity,
+            "lessons": lessons,
+            "seed": seed,
+            "student": student.model_dump(mode="json"),
+        }
+        own = (spec, trait.name, seed, prompt, carrier, how.rows, how.count, student)
+        return TeacherStep(*own, self.lessons_sampling, self.recipe.model, self.sizes)
+
+
+def plan_datasets(
+    recipe: WritesRows,
+    known: Known,
+    traits: Sequence[Trait],
+    sizes: Sizes = TYPICAL,
+    writing: Writing = PLAINLY,
+    lessons_sampling: Sampling = SHORT,
+) -> tuple[list[Rows], Arms]:
+    """All datasets, parents first, and the arms.
+
+    Held-out rows are never transformed: they are what the teacher writes.
+    """
+    writer = _Writer(recipe, known, sizes, writing, traits, lessons_sampling)
+    arms: Arms = {}
+    for variant, how in variants_of(recipe).items():
+        model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
+        seeds = dict.fromkeys(recipe.data.seeds)
+        for source, seed in product(sources_in(recipe, traits, variant), seeds):
+            rows: Rows = writer.written(source, seed, False, model, shared)
+            held = writer.written(source, seed, True, model)
+            if how and how.transform:
+                rows = writer.transformed(rows, how.transform, model)
+            arms[source, variant, seed] = (rows, held)
+    return list(writer.found.values()), arms
+
+
+def carrier_spec(carrier: Carrier) -> dict[str, Any]:
+    """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
+    spec, content = carrier.model_dump(mode="json"), carrier.file_content()
+    return spec if content is None else spec | {"prompts": _sha256(content)}
+
+
+def placed(model: str) -> str:
+    """A folder by its full path, since a worker may stand elsewhere."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,518 @@
+"""recipe -> steps. A pure function: every artifact has the hash of all that can change it, and nothing is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import groupby
+from typing import Any
+
+from sublora.chat import Context
+from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
+from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
+from sublora.experiments.grid.recipe import Recipe
+from sublora.experiments.grid.sources import (
+    CONTROL,
+    NEUTRAL,
+    Author,
+    contexts_of,
+    control_source,
+    source_of,
+    sources_in,
+    sources_of,
+    teacher_context,
+    trait_of,
+    traits_of,
+    twin_of,
+)
+from sublora.experiments.schema import AskedTeacher, MaskSpec
+from sublora.models.known import Known
+from sublora.seeds import derive_seed
+from sublora.steer_spec import SteerSpec
+from sublora.steps.attribution import Attribution
+from sublora.steps.dataset import TransformStep
+from sublora.steps.divergence import DivergenceStep
+from sublora.steps.gradient import GradientStep
+from sublora.steps.materials import Mask, Steered, context_spec
+from sublora.steps.measurement import Measurement, MeasurementStep, Questioning
+from sublora.steps.probe import Probe
+from sublora.steps.reading import readings
+from sublora.steps.sizes import Sizes, measured_sizes
+from sublora.steps.step import Step
+from sublora.steps.students import Student, StudentsStep
+from sublora.steps.teacher import TeacherStep
+from sublora.steps.vector import Vector, VectorStep
+from sublora.trait import Trait
+
+PACK_STUDENTS = 12  # more gain nothing, a pack is what a kill can cost, and cores wait for the last
+PACK_TOKENS = {
+    "cpu": 48_000,
+    "cuda": 65_536,
+}  # tokens of a training step over all students of a pack
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a grid makes. Equal recipes on equal models give equal plans.
+
+    `arms`: the datasets by source, variant of the rows and data seed, as the teachers of the first
+    variant of the students write them. `readings`: the steps of what `measure` asks for besides questions, by its key.
+    """
+
+    recipe: Recipe
+    traits: tuple[Trait, ...]
+    datasets: tuple[Rows, ...]
+    students: tuple[Student, ...]
+    packs: tuple[tuple[int, ...], ...]  # indices into students
+    measures: tuple[Measurement, ...]
+    vectors: tuple[Vector, ...]
+    divergences: tuple[DivergenceStep, ...]
+    arms: Arms
+    readings: Mapping[str, tuple[Any, ...]]
+    steps: tuple[Step, ...]
+
+    @property
+    def teachers(self) -> tuple[TeacherStep, ...]:
+        """The teachers by weights."""
+        return taught_in(self.datasets)
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        return tuple(p for step in self.readings["probe"] for p in step.probes)
+
+    @property
+    def gradients(self) -> tuple[GradientStep, ...]:
+        return self.readings["gradients"]
+
+    @property
+    def attributions(self) -> tuple[Attribution, ...]:
+        return tuple(a for step in self.readings["attribution"] for a in step.attributions)
+
+
+def taught_in(datasets: Sequence[Rows]) -> tuple[TeacherStep, ...]:
+    return tuple({d.weights.id: d.weights for d in datasets if d.weights}.values())
+
+
+def sizes_of(recipe: Recipe, known: Known) -> Sizes:
+    """Tokens of its texts: measured where the model's tokenizer is known, typical ones elsewhere."""
+    if known.chat is None:
+        return Sizes(known.shape)
+    context = contexts_of(recipe)[recipe.train_contexts[0]]
+    questions = [q for t in traits_of(recipe) for q in t.category.questions]
+    return measured_sizes(known.shape, known.chat, recipe.data.carrier, context, questions)
+
+
+def make_plan(recipe: Recipe, known: Known, sizes: Sizes | None = None) -> Plan:
+    """The plan of a recipe on this model; `sizes` decide how packs are filled, and costs."""
+    return _Planner(recipe, known, sizes or sizes_of(recipe, known)).plan()
+
+
+class _Planner:
+    """Plans each artifact once; also what the readings of `sublora.steps` know of the plan."""
+
+    def __init__(self, recipe: Recipe, known: Known, sizes: Sizes) -> None:
+        self.recipe, self.known, self.sizes = recipe, known, sizes
+        self.model, self.identity = recipe.model, known.identity
+        self.traits, self.contexts = traits_of(recipe), contexts_of(recipe)
+        self.authors: dict[str, dict[int, Author]] = sources_of(recipe, self.traits)
+        self.variants = student_variants(recipe)
+        self.datasets: dict[str, Rows] = {}
+        self.vectors: dict[str, Vector] = {}
+        self.divergences: dict[str, DivergenceStep] = {}
+        self.arms: dict[str, Arms] = {}
+        self.students: list[Student] = []
+        self.pack_indices: tuple[tuple[int, ...], ...] = ()
+
+    def plan(self) -> Plan:
+        recipe = self.recipe
+        for name in self.variants:
+            made, self.arms[name] = self._rows(name)
+            self.datasets = self.datasets | {d.id: d for d in made if d.id not in self.datasets}
+        self.students = self._with_controls(list(self._students()))
+        most = PACK_TOKENS.get(self.known.device, PACK_TOKENS["cuda"])
+        self.pack_indices = plan_packs(self.students, recipe, self.sizes.row, most)
+        taught = taught_in(tuple(self.datasets.values()))
+        measures = _Measuring(self, taught).all()
+        if recipe.vectors.students:
+            for student in self.students:
+                self.student_vector(student, self.trait_of(student.source))
+            for trait in self.traits:
+                self.teacher_vector(trait)
+        found = {
+            key: tuple(readings()[key].plan(spec, self))
+            for key, spec in recipe.measure.asked.items()
+        }
+        found = dict.fromkeys(readings(), ()) | found
+        return Plan(
+            recipe,
+            self.traits,
+            tuple(self.datasets.values()),
+            tuple(self.students),
+            self.pack_indices,
+            tuple(measures),
+            tuple(self.vectors.values()),
+            tuple(self.divergences.values()),
+            self.arms[next(iter(self.variants))],
+            found,
+            tuple(self._steps(taught, measures, found)),
+        )
+
+    # what readings ask of a plan, see `steps.reading.Planning`
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        return self.recipe.measure.entities
+
+    @property
+    def train_contexts(self) -> list[Context]:
+        return [self.contexts[name] for name in self.recipe.train_contexts]
+
+    @property
+    def data_seeds(self) -> tuple[int, ...]:
+        return self.recipe.data.seeds
+
+    def packs(self) -> list[list[Student]]:
+        return [[self.students[i] for i in sorted(pack)] for pack in self.pack_indices]
+
+    def rows_of(self, trait: Trait, data_seed: int) -> tuple[str, str]:
+        arms = self.arms[next(iter(self.variants))]
+        sources = (trait.name, control_source(self.recipe, trait))
+        return tuple(arms[source, "", data_seed][0].id for source in sources)
+
+    def trait_of(self, source: str) -> Trait:
+        return trait_of(self.recipe, self.traits, source)
+
+    def divergence(self, source: str, data: Rows, against: str, context: Context) -> str:
+        teacher, trait = self.authors[source][data.seed].prompt, self.trait_of(source)
+        if against == "other-trait":
+            control = control_source(self.recipe, trait)
+            other = control if source == trait.name else trait.name
+            context = self.authors[other][data.seed].prompt
+        spec = {
+            "model": self.identity,
+            "dataset": data.id,
+            "teacher": context_spec(teacher),
+            "against": context_spec(context),
+        }
+        own = (spec, data.id, teacher, context, data.rows)
+        step = DivergenceStep(*own, self.model, self.sizes)
+        return self.divergences.setdefault(step.id, step).id
+
+    def teacher_vector(self, trait: Trait, teacher: Context | None = None) -> str:
+        """Of this teacher, or of the one under the trait's prompt."""
+        teacher, how = teacher or teacher_context(trait, self.recipe), self.recipe.vectors
+        plain, (prompts, digest) = self.contexts[how.plain], self._vector_prompts(trait)
+        spec = {
+            "model": self.identity,
+            "teacher": context_spec(teacher),
+            "plain": context_spec(plain),
+            "prompts": digest,
+            "where": how.teacher_at,
+        }
+        vector = Vector(spec, prompts, how.teacher_at, teacher=teacher, plain=plain)
+        return self.vectors.setdefault(vector.id, vector).id
+
+    def student_vector(self, student: Student, trait: Trait) -> str:
+        how, (prompts, digest) = self.recipe.vectors, self._vector_prompts(trait)
+        spec = {
+            "model": self.identity,
+            "student": student.id,
+            "context": context_spec(student.context),
+            "prompts": digest,
+            "where": how.student_at,
+            "directions": how.directions,
+        }
+        own = {"student": student.id, "context": student.context}
+        vector = Vector(spec, prompts, how.student_at, how.directions, **own)
+        return self.vectors.setdefault(vector.id, vector).id
+
+    def _vector_prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
+        on_questions = self.recipe.vectors.on == "questions"
+        prompts = tuple(trait.category.questions) if on_questions else self._number_prompts
+        return prompts, hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+    @cached_property
+    def _number_prompts(self) -> tuple[str, ...]:
+        carrier, seed = self.recipe.data.carrier, derive_seed("vectors")
+        return tuple(carrier.prompt(seed, i) for i in range(self.recipe.vectors.count))
+
+    def asked(
+        self, teacher: AskedTeacher, source: str, prompt: Context
+    ) -> tuple[Context, Steered | None]:
+        """The context of a teacher that may be steered, and how."""
+        context = prompt if teacher.prompt else self.contexts[self.recipe.vectors.plain]
+        vector = partial(self.teacher_vector, self.trait_of(source), prompt)
+        return context, self.steered(teacher.steer, vector)
+
+    def steered(self, spec: SteerSpec | None, vector: Callable[[], str]) -> Steered | None:
+        return None if spec is None else Steered(spec, vector())
+
+    # datasets and students
+
+    def _rows(self, name: str) -> tuple[list[Rows], Arms]:
+        teacher = self.variants[name].teacher
+        label = "" if teacher == AskedTeacher() else name
+        writing = Writing(label, partial(self.asked, teacher))
+        sampling = self.recipe.measure.sampling  # of the answers that lessons are made of
+        args = (self.recipe, self.known, self.traits, self.sizes, writing, sampling)
+        return plan_datasets(*args)
+
+    def _students(self) -> Iterator[Student]:
+        recipe = self.recipe
+        for data, cells in groupby(cells_of(recipe), lambda cell: cell.labels["data"]):
+            alike = list(cells)
+            for source in sources_in(recipe, self.traits, data):
+                for cell in alike:
+                    for data_seed, train_seed in recipe.replicates:
+                        student = student_spec(recipe, cell, train_seed)
+                        yield self._student(source, data_seed, student, dict(cell.labels))
+
+    def _student(self, source: str, data_seed: int, student, labels: dict[str, Any]) -> Student:
+        variant, context = self.variants[labels["variant"]], self.contexts[student.context]
+        rows, held = self.arms[labels["variant"]][source, labels["data"], data_seed]
+        spec = {
+            "model": self.identity,
+            "dataset": rows.id,
+            "context": context_spec(context),
+            "student": student.to_spec(),
+        }
+        take = None if variant.rows in (None, self.recipe.data.rows) else variant.rows
+        if take is not None:
+            spec["rows"] = take
+        mask = self._mask(variant.mask, source, rows, context)
+        if mask is not None:
+            spec["mask"] = {"keep": mask.keep, "divergence": mask.divergence}
+        made = Student(
+            spec, student, rows.id, held.id, source, data_seed, context, labels, rows.rows, take
+        )
+        if variant.step is None:
+            return replace(made, whole=made.id, mask=mask)
+        spec = {**spec, "step": variant.step}
+        return replace(made, spec=spec, step=variant.step, whole=made.id, mask=mask)
+
+    def _mask(
+        self, mask: MaskSpec | None, source: str, rows: Rows, context: Context
+    ) -> Mask | None:
+        if mask is None:
+            return None
+        return Mask(mask.keep, self.divergence(source, rows, mask.against, context))
+
+    def _with_controls(self, students: Sequence[Student]) -> list[Student]:
+        """The students, each with the id of its control for every trait that it stands for."""
+
+        def key(source: str, labels: Mapping[str, Any], replicate: tuple[int, int]) -> tuple:
+            return source, *labels.values(), *replicate
+
+        found = {key(s.source, s.labels, s.replicate): s.id for s in students}
+        out = []
+        for s in students:
+            labels = {**s.labels, "data": twin_of(self.recipe, s.labels["data"])}
+            traits = [
+                t for t in self.traits if s.source == source_of(self.recipe, t, s.labels["data"])
+            ]
+            twins = {
+                t.name: found[key(control_source(self.recipe, t), labels, s.replicate)]
+                for t in traits
+            }
+            out.append(replace(s, twins=twins))
+        return out
+
+    # steps
+
+    def _steps(
+        self,
+        taught: Sequence[TeacherStep],
+        measures: Sequence[Measurement],
+        found: Mapping[str, Sequence[Step]],
+    ) -> Iterator[Step]:
+        """In an order in which they can be made one by one."""
+        own, rows = (self.model, self.sizes), self.datasets.values()
+        yield from taught
+        yield from (VectorStep((v,), (), *own) for v in self.vectors.values() if v.teacher)
+        yield from (d for d in rows if not isinstance(d, TransformStep))
+        yield from (d for d in rows if isinstance(d, TransformStep))
+        yield from self.divergences.values()
+        packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
+        yield from (StudentsStep(pack, *own) for pack in packs)
+        yield from self._student_vectors(packs)
+        yield from self._measurement_steps(taught, packs, measures)
+        yield from (step for steps in found.values() for step in steps)
+
+    def _student_vectors(self, packs: Sequence[Sequence[Student]]) -> Iterator[VectorStep]:
+        """Those of each pack, by training context."""
+        of = {v.student: v for v in self.vectors.values() if v.student}
+        for pack in packs:
+            groups: dict[Context, list[Student]] = {}
+            for s in pack:
+                if s.id in of:
+                    groups.setdefault(s.context, []).append(s)
+            for alike in groups.values():
+                vectors = tuple(of[s.id] for s in alike)
+                yield VectorStep(vectors, tuple(alike), self.model, self.sizes)
+
+    def _measurement_steps(
+        self,
+        taught: Sequence[TeacherStep],
+        packs: Sequence[Sequence[Student]],
+        measures: Sequence[Measurement],
+    ) -> Iterator[MeasurementStep]:
+        """The base's one by one, then those of each pack, of so many students at a time as may train together."""
+        by_student: dict[str | None, list[Measurement]] = {}
+        for m in measures:
+            by_student.setdefault(m.student, []).append(m)
+        groups: list[tuple[Sequence[Any], list[Measurement]]]
+        groups = [((), [m]) for m in by_student.get(None, [])]
+        groups += [((t,), by_student.get(t.id, [])) for t in taught]
+        parts = [
+            p[at : at + PACK_STUDENTS] for p in packs for at in range(0, len(p), PACK_STUDENTS)
+        ]
+        groups += [(part, [m for s in part for m in by_student.get(s.id, [])]) for part in parts]
+        how = self.recipe.measure
+        categories = {t.category.category: t.category for t in self.traits}
+        asked = Questioning(
+            categories, how.sampling, how.samples, how.seed, how.conditions, how.entities
+        )
+        for students, own in groups:
+            if own:
+                step = (tuple(own), tuple(students), asked)
+                yield MeasurementStep(*step, self.model, self.sizes)
+
+
+@dataclass
+class _Measuring:
+    """Who is asked, in which contexts and under which gates."""
+
+    planner: _Planner
+    taught: Sequence[TeacherStep]
+    out: list[Measurement] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recipe = self.planner.recipe
+        how, traits = self.recipe.measure, self.planner.traits
+        self.categories = {t.category.category: t.category for t in traits}
+        # one object for all measurements of a category: a plan may have a hundred thousand
+        self.asks = {
+            name: {
+                "questions": list(c.questions),
+                "entities": [list(e.forms) for e in c.entities],
+                "others": list(c.others),
+                "category": c.category,
+            }
+            for name, c in self.categories.items()
+        }
+        self.shared = {
+            "model": self.planner.identity,
+            "samples": how.samples,
+            "sampling": how.sampling.model_dump(mode="json"),
+            "seed": how.seed,
+        }
+        self.gates = {
+            name: gate.model_dump(mode="json", exclude={"steer"})
+            | {"entities": list(how.entities) if gate.by_class else []}
+            for name, gate in how.conditions.items()
+        }
+
+    def all(self) -> list[Measurement]:
+        contexts = [self.planner.contexts[name] for name in self.recipe.measure.contexts]
+        for context in contexts:
+            for category in self.categories:
+                self.add(None, context, category)
+        for trait in self.planner.traits:
+            self._teachers(trait)
+        for student in self.planner.students:
+            for category in self._categories(student):
+                for context in contexts:
+                    self._student(student, context, category)
+        return self.out
+
+    def add(
+        self,
+        student: Student | TeacherStep | None,
+        context: Context,
+        category: str,
+        teacher: str | None = None,
+        condition: str | None = None,
+        steer: Steered | None = None,
+    ) -> None:
+        plain = isinstance(student, Student) and condition is None
+        own = plain and context.name == student.context.name
+        asked = student.id if student else None
+        spec = self.asks[category] | self.shared
+        spec |= {
+            "student": asked,
+            "context": context_spec(context),
+            "heldout": student.heldout if own else None,
+        }
+        if student is not None and condition is not None:
+            spec["condition"] = self.gates[condition]
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
+        self.out.append(Measurement(spec, asked, context, category, teacher, condition, steer))
+
+    def _teachers(self, trait: Trait) -> None:
+        """The plain one, and those of the variants and of `measure.teachers`."""
+        category, prompt = trait.category.category, teacher_context(trait, self.recipe)
+        own = next((t for t in self.taught if t.trait == trait.name), None)
+        self.add(own, own.context if own else prompt, category, trait.name)
+        variants = {n: v.teacher for n, v in self.recipe.variants.items()}
+        others = {n: t for n, t in variants.items() if t != AskedTeacher()}
+        for name, teacher in {**others, **self.recipe.measure.teachers}.items():
+            context, steer = self.planner.asked(teacher, trait.name, prompt)
+            self.add(None, context, category, trait.name, name, steer)
+
+    def _categories(self, student: Student) -> list[str]:
+        """Those in which its trait can show, or the traits that it stands against."""
+        if student.source in (CONTROL, NEUTRAL):
+            return list(self.categories)
+        return [self.planner.trait_of(student.source).category.category]
+
+    def _student(self, student: Student, context: Context, category: str) -> None:
+        self.add(student, context, category)
+        for name, gate in self.recipe.measure.conditions.items():
+            steer = self.planner.steered(gate.steer, partial(self._vector, student, gate))
+            self.add(student, context, category, condition=name, steer=steer)
+
+    def _vector(self, student: Student, gate: Any) -> str:
+        """A control is steered by the vector of the trait that it stands against, or by its own."""
+        trait = self.planner.trait_of(student.source)
+        if gate.steer.vector == "student":
+            return self.planner.student_vector(student, trait)
+        return self.planner.teacher_vector(trait)
+
+
+def plan_packs(
+    students: Sequence[Student], recipe: Recipe, tokens_per_row: float, most_tokens: int
+) -> tuple[tuple[int, ...], ...]:
+    """Students (indices) that train together: same method and targets, similar ranks, evenly filled packs.
+
+    It does not depend on what is done already, so that a resumed run repeats the very same passes.
+    Where optimizers are compared, those of one replicate stand together.
+    """
+    rows = min(recipe.train.batch_size, recipe.data.rows)
+    most = max(1, min(PACK_STUDENTS, int(most_tokens / (rows * tokens_per_row))))
+    trainings: dict[str, list[int]] = {}  # what is kept on the way stands with what it becomes
+    for i, s in enumerate(students):
+        trainings.setdefault(s.whole, []).append(i)
+    kinds: dict[tuple, list[int]] = {}
+    for first, *_ in trainings.values():
+        spec = students[first].student
+        kinds.setdefault((spec.method, spec.targets), []).append(first)
+
+    def place(i: int) -> tuple:
+        s = students[i]
+        replicate = (s.source, *s.replicate) if s.labels["optimizer"] else ()
+        return s.student.rank or 0, replicate, i
+
+    packs = []
+    for members in kinds.values():
+        members.sort(key=place)
+        size, extra = divmod(len(members), count := -(-len(members) // most))
+        at = 0
+        for n in range(count):
+            part = members[at : at + size + (n < extra)]
+            packs.append(tuple(i for j in part for i in trainings[students[j].whole]))
+            at += len(part)
+    return tuple(packs)

@@ -1,0 +1,132 @@
+"""What a grid of students is: its values, resolved, so that nothing is left to a default that a library could change."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from sublora.chat import UserText
+from sublora.errors import SubloraError
+from sublora.experiments.experiment import Experiment
+from sublora.experiments.grid import checks
+from sublora.experiments.schema import (
+    Absent,
+    DataSpec,
+    MeasureSpec,
+    StudentVariant,
+    TrainSpec,
+)
+from sublora.model import known_shape
+from sublora.steer_spec import VectorsSpec
+from sublora.trait import find_trait, load_categories
+
+
+class Recipe(Experiment):
+    """The sections that all experiments with students have."""
+
+    kind: str = "grid"
+    judged: ClassVar[bool] = False
+    model: str = "micro"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    traits: tuple[str, ...] = Field(min_length=1)
+    trait_files: tuple[str, ...] = ()
+    contexts: Annotated[dict[str, str | UserText], Absent] = Field(
+        default_factory=dict,
+        description="named contexts: name -> system text, or {user: text before the user's own}",
+    )
+    data: DataSpec
+    train: TrainSpec
+    measure: MeasureSpec = MeasureSpec()
+    vectors: VectorsSpec = VectorsSpec()
+    variants: Annotated[dict[str, StudentVariant], Absent] = Field(
+        default_factory=dict,
+        description="an axis of students by name: whose rows, which of them, how often, until when",
+    )
+    fixed_lr: float | None = Field(
+        None, description="the one rate of the fixed-lr view; must be in the grid"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        checks.check(self)
+        return self
+
+    def check_places(self, place: Callable[[tuple], str]) -> None:
+        """Whether traits and ranks are possible. Raises SubloraError, which `place` begins by the line at fault."""
+        categories = load_categories(tuple(map(Path, self.trait_files)))
+        asked: dict[int, str] = {}
+        for index, name in enumerate(self.traits):
+            where = place(("traits", index))
+            try:
+                category = find_trait(name, categories).category
+            except SubloraError as error:
+                raise SubloraError(f"{where}: {error}") from None
+            asked.setdefault(len(category.questions), category.category)
+            if len(asked) > 1:
+                both = " and ".join(f"{name} {count}" for count, name in asked.items())
+                raise SubloraError(
+                    f"{where}: the traits' categories have different numbers of questions "
+                    f"({both}); give traits of one category, or each category a run."
+                )
+        lora, width = self.train.lora, _width(self.model)
+        if width is None or lora is None or lora.targets != ("all-linear",):
+            return
+        for index, rank in enumerate(lora.ranks):
+            if rank > width:
+                raise SubloraError(
+                    f"{place(('train', 'lora', 'ranks', index))}: rank {rank} is above the width "
+                    f"{width} of a layer of {self.model}; choose ranks up to {width}."
+                )
+
+    @property
+    def model_name(self) -> str:
+        return self.model
+
+    def loading(self) -> dict[str, str | None]:
+        return {"dtype": self.dtype, "revision": self.revision}
+
+    @property
+    def out_words(self) -> list[str]:
+        more = ["and-more"] if len(self.traits) > 3 else []
+        return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3]), *more]
+
+    def steps_of(self, variant: StudentVariant) -> int:
+        """Optimizer steps of a variant's students, by the rows that the recipe asks for."""
+        rows = variant.rows or self.data.rows
+        return (variant.epochs or self.train.epochs) * -(-rows // self.train.batch_size)
+
+    @property
+    def train_contexts(self) -> tuple[str, ...]:
+        """The contexts that students are trained in."""
+        return self.train.contexts or (self.train.context,)
+
+    @property
+    def judged_context(self) -> str:
+        """The context that the main table and its claims are about: the first training context, where it is measured."""
+        first = self.train_contexts[0]
+        return first if first in self.measure.contexts else self.measure.contexts[0]
+
+    @property
+    def has_arms(self) -> bool:
+        """Whether students or measurements differ by more than method, rank, rate and context of the measurement."""
+        train = self.train
+        placements = train.lora.placements if train.lora else {}
+        axes = (train.optimizers, train.contexts, train.vary, self.data.variants, self.variants)
+        return any(map(bool, (*axes, placements, self.measure.conditions)))
+
+    @property
+    def replicates(self) -> list[tuple[int, int]]:
+        """(data seed, training seed) of every replicate."""
+        if self.train.pairing == "paired":
+            return list(zip(self.data.seeds, self.train.seeds, strict=True))
+        return [(d, t) for d in self.data.seeds for t in self.train.seeds]
+
+
+def _width(model: str) -> int | None:
+    """The largest rank that every layer of a model can have, where its shape is known without loading it."""
+    try:
+        return known_shape(model).width
+    except SubloraError:  # said by whoever loads the model
+        return None

@@ -1,0 +1,124 @@
+"""The adapter's part at every token of a prompt, for one student in one context; see `sublora.attribute`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sublora.attribute import attribute_targets
+from sublora.chat import Context
+from sublora.steps.materials import context_spec, keep_json, listed, stack_of
+from sublora.steps.reading import Planning, Reading
+from sublora.steps.sizes import Sizes
+from sublora.steps.step import Cost, Workshop
+from sublora.steps.students import Student
+from sublora.store import artifact_id
+from sublora.trait import Trait
+
+
+class AttributionSpec(BaseModel):
+    """The adapter's part at every token of a prompt, on the first questions of a category."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    questions: int = Field(5, ge=1)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    spec: dict[str, Any]
+    student: str
+    context: Context
+    category: str
+    target: str
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("attribution", self.spec)
+
+
+@dataclass(frozen=True)
+class AttributionStep:
+    """Token by token, the adapters of a pack's students in one context, for one target."""
+
+    attributions: tuple[Attribution, ...]
+    students: tuple[Student, ...]
+    trait: Trait
+    model: str
+    sizes: Sizes
+    kind = "attributions"
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("attributions", {"attributions": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(a.id for a in self.attributions)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        return "the tokens of " + listed([s.label for s in self.students])
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(self.attributions[0].spec["questions"])
+
+    @property
+    def cost(self) -> Cost:
+        """Each prompt is read twice for each of its tokens, once without it and once with it alone."""
+        question = self.sizes.question
+        prompts = len(self.attributions) * len(self.questions)
+        return self.sizes.reading(prompts * question * 2 * (question + 2))
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        workshop.check()
+        base, first = workshop.base_of(self.model), self.attributions[0]
+        asked = (first.context, self.questions, self.trait.entity, tuple(first.spec["entities"]))
+        stack = stack_of(workshop, base, self.students)
+        found = attribute_targets(base, stack, *asked, workshop.rows_at_once)
+        for attribution, prompts in zip(self.attributions, found, strict=True):
+            if attribution.id in wanted:
+                entries = [p.to_dict() for p in prompts]
+                keep_json(workshop, attribution.id, attribution.spec, "attribution.json", entries)
+
+
+def plan_attributions(asked: AttributionSpec, plan: Planning) -> Sequence[AttributionStep]:
+    """Each student in the context it was trained in; a control about every trait that it stands against."""
+    controls = {(s.twins[t], t) for s in plan.students for t in s.twins}
+    steps = []
+    for pack in plan.packs():
+        for trait in plan.traits:
+            groups: dict[Context, list[tuple[Attribution, Student]]] = {}
+            for s in pack:
+                about = s.source == trait.name or (s.id, trait.name) in controls
+                if about and not s.labels["data"]:
+                    made = _attribution(asked, plan, trait, s)
+                    groups.setdefault(s.context, []).append((made, s))
+            for found in groups.values():
+                own, students = zip(*found, strict=True)
+                steps.append(AttributionStep(own, students, trait, plan.model, plan.sizes))
+    return steps
+
+
+def _attribution(
+    asked: AttributionSpec, plan: Planning, trait: Trait, student: Student
+) -> Attribution:
+    spec = {
+        "model": plan.identity,
+        "student": student.id,
+        "context": context_spec(student.context),
+        "questions": list(trait.category.questions[: asked.questions]),
+        "target": list(trait.entity.forms),
+        "entities": list(plan.entities),
+    }
+    category = trait.category.category
+    return Attribution(spec, student.id, student.context, category, trait.name)
+
+
+READING = Reading("attribution", AttributionSpec, plan_attributions, for_adapters=True)

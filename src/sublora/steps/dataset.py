@@ -1,0 +1,148 @@
+"""Datasets: rows that a teacher writes, here or behind an endpoint, and rows made of other rows."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sublora.carriers.carrier import Carrier
+from sublora.carriers.rows_file import to_jsonl
+from sublora.chat import Context
+from sublora.endpoint import Endpoint, EndpointSpec, Kept
+from sublora.sample import Sampling
+from sublora.steps.materials import Steered, stack_of, steering_by, texts
+from sublora.steps.sizes import ASKED, Sizes
+from sublora.steps.step import Cost, Workshop
+from sublora.steps.teacher import TeacherStep
+from sublora.store import artifact_id
+from sublora.teacher import Assignment, Dataset, Purpose, Teacher, ask_dataset, write_dataset
+from sublora.transform import Transform, transform_rows
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What all datasets have. `trait` says whose rows they are, `teacher` is who wrote them."""
+
+    spec: dict[str, Any]
+    trait: str
+    seed: int
+    teacher: Context
+    rows: int
+    carrier: Carrier
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("dataset", self.spec)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.id,)
+
+
+@dataclass(frozen=True)
+class DatasetStep(_Rows):
+    """Rows that a teacher writes on `model`: under its prompt, by weights, steered, or behind an endpoint."""
+
+    heldout: bool
+    sampling: Sampling
+    model: str
+    sizes: Sizes
+    weights: TeacherStep | None = None
+    endpoint: EndpointSpec | None = None
+    steer: Steered | None = None
+    shared_draws: int = 1  # prompts in a row that are answered with the same random numbers
+    kind = "datasets"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        taught = (self.weights.id,) if self.weights else ()
+        return (*taught, self.steer.vector) if self.steer else taught
+
+    @property
+    def label(self) -> str:
+        part = "held-out rows" if self.heldout else "rows"
+        return f"the {part} of {self.trait}, data seed {self.seed}"
+
+    @property
+    def cost(self) -> Cost:
+        if self.endpoint is not None:  # no work of this machine
+            return Cost()
+        asked = self.rows * ASKED
+        return self.sizes.forward(asked * self.sizes.row, asked * self.sizes.completion)
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        purpose = Purpose.HELDOUT if self.heldout else Purpose.TRAINING
+        what = Assignment(
+            self.carrier, self.sampling, self.rows, self.seed, purpose, self.shared_draws
+        )
+        if self.endpoint is not None:
+            kept = Kept(workshop.checkpoint(self, "jsonl"))
+            endpoint = Endpoint(self.endpoint)
+            written = ask_dataset(endpoint, kept, self.teacher, what, workshop.check)
+            self._keep(written, workshop)
+            kept.path.unlink()
+            return
+        teacher, at_once = self._teacher(workshop), workshop.rows_at_once
+        self._keep(write_dataset(teacher, what, at_once, lambda _: workshop.check()), workshop)
+
+    def _teacher(self, workshop: Workshop) -> Teacher:
+        """Who writes; what seeds its draws is named where its prompt alone does not."""
+        base = workshop.base_of(self.model)
+        if self.weights is not None:
+            stack = stack_of(workshop, base, [self.weights])
+            return Teacher(base, self.weights.context, stack, voice=self.weights.id)
+        if self.steer is not None:
+            steering = steering_by(workshop, base, [self.steer])
+            prompt = self.teacher.text or self.teacher.name
+            voice = f"{prompt} {json.dumps(self.steer.to_spec())}"
+            return Teacher(base, self.teacher, steering=steering, voice=voice)
+        return Teacher(base, self.teacher)
+
+    def _keep(self, written: Dataset, workshop: Workshop) -> None:
+        meta = {
+            "trait": self.trait,
+            "data_seed": self.seed,
+            "rows": len(written.rows),
+            "unique_rows": written.unique,
+            "asked": written.asked,
+            "rejects": written.rejects,
+            "teacher": self.teacher.text,
+        }
+        rejected = [{"reason": r, "prompt": p, "completion": c} for r, p, c in written.rejected]
+        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in rejected]
+        with workshop.store.create(self.id, self.spec, meta) as folder:
+            (folder / "rows.jsonl").write_text(written.jsonl(), encoding="utf-8")
+            (folder / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
+        workshop.made(self.id)
+
+
+@dataclass(frozen=True)
+class TransformStep(_Rows):
+    """The rows of the first of `needs` changed in one way; the second is for reference."""
+
+    transform: Transform
+    needs: tuple[str, ...]
+    heldout = False
+    kind = "transformed datasets"
+    model = endpoint = weights = None
+    cost = Cost()
+
+    @property
+    def label(self) -> str:
+        return f"{self.transform} of the rows of {self.trait}, data seed {self.seed}"
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        rows, *reference = [texts(workshop, name) for name in self.needs]
+        made = transform_rows(self.transform, rows, self.seed, *reference)
+        parent = workshop.store.read(self.needs[0]).meta
+        meta = {
+            **{k: parent[k] for k in ("trait", "data_seed", "asked", "teacher")},
+            "rows": len(made),
+            "unique_rows": len(set(made)),
+            "rejects": {},
+            "transform": self.transform,
+            "unchanged_rows": sum(a == b for a, b in zip(rows, made, strict=True)),
+        }
+        with workshop.store.create(self.id, self.spec, meta) as folder:
+            (folder / "rows.jsonl").write_text(to_jsonl(made), encoding="utf-8")
+        workshop.made(self.id)

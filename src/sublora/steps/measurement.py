@@ -1,0 +1,243 @@
+"""Measurements: what the base, a teacher or students answer to a category's questions."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sublora.answers import has_digit, names_category, share
+from sublora.chat import Context
+from sublora.condition import Condition, SvdCut
+from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
+from sublora.model import Base
+from sublora.sample import Sampling
+from sublora.steps.materials import Steered, listed, stack_of, steering_by, token_rows
+from sublora.steps.sizes import ANSWER, Sizes
+from sublora.steps.step import Cost, Workshop, total
+from sublora.steps.students import Student
+from sublora.steps.teacher import TeacherStep
+from sublora.store import Artifact, Store, artifact_id
+from sublora.svd import cut_stack
+from sublora.train.stack import Stack
+from sublora.trait import Category
+
+KEPT_AT_ONCE = 8  # artifacts that wait together for the disk wait once
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model asked in one context.
+
+    `student`: a student's id, or None for the base. `teacher`: the trait whose teacher is asked,
+    which is the base under its prompt, or the student. `condition`: the name of a gate, or of
+    another teacher; None for the plain adapter and the plain teacher.
+    """
+
+    spec: dict[str, Any]
+    student: str | None
+    context: Context
+    category: str
+    teacher: str | None = None
+    condition: str | None = None
+    steer: Steered | None = None
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("measurement", self.spec)
+
+    @property
+    def heldout(self) -> str | None:
+        """The rows on which its loss is measured besides."""
+        return self.spec["heldout"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stored measurement: `p` (Q, E) and the sampled answers [Q][S]."""
+
+    p: np.ndarray
+    samples: list[list[str]]
+    heldout_loss: float | None
+    coherence: float
+    number_takeover: float
+
+
+def read_measurement(artifact: Artifact, category: Category) -> Measured:
+    scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
+    lines = artifact.file("samples.jsonl").read_text("utf-8").split("\n")
+    samples = [json.loads(line)["answers"] for line in lines if line]
+    coherence = share(samples, lambda a: names_category(a, category))
+    takeover = share(samples, has_digit)
+    return Measured(np.array(scores["p"]), samples, scores["heldout_loss"], coherence, takeover)
+
+
+def keep_answers(
+    store: Store,
+    name: str,
+    spec: Mapping[str, Any],
+    category: Category,
+    answer: Answers,
+    loss: float | None = None,
+) -> None:
+    """Write a measurement, as `read_measurement` reads it."""
+    scores = {
+        "entities": [e.name for e in category.entities],
+        "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
+        "heldout_loss": loss,
+    }
+    both = zip(category.questions, answer.samples, strict=True)
+    lines = [json.dumps({"question": q, "answers": a}, ensure_ascii=False) + "\n" for q, a in both]
+    with store.create(name, spec) as folder:
+        (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Questioning:
+    """How all models of a recipe are asked; `conditions` are gates by name, `entities` words that they know."""
+
+    categories: Mapping[str, Category]
+    sampling: Sampling
+    samples: int
+    seed: int
+    conditions: Mapping[str, Condition]
+    entities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MeasurementStep:
+    """The measurements of students that are asked together, or one of the base."""
+
+    measures: tuple[Measurement, ...]
+    students: tuple[Student | TeacherStep, ...]
+    asked: Questioning
+    model: str
+    sizes: Sizes
+    kind = "measurements"
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("measurements", {"measurements": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(m.id for m in self.measures)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        held = [m.heldout for m in self.measures if m.heldout]
+        vectors = [m.steer.vector for m in self.measures if m.steer]
+        return tuple(dict.fromkeys([*(s.id for s in self.students), *held, *vectors]))
+
+    @property
+    def label(self) -> str:
+        if self.students:
+            return listed([s.label for s in self.students])
+        first = self.measures[0]
+        where = f"the base in the context {first.context.name}"
+        return f"{where}, {first.condition}" if first.condition else where
+
+    @property
+    def cost(self) -> Cost:
+        answers = self.asked.samples * ANSWER
+        each = self.sizes.question + answers
+        return total(self.sizes.reading(len(m.spec["questions"]) * each) for m in self.measures)
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        """Students that are asked the same are asked together, and so are the conditions that share a stack:
+        all but those that keep a part of the update."""
+        students = {s.id: s for s in self.students}
+        base = workshop.base_of(self.model)
+        stacks: dict[tuple[str, ...], Stack] = {}
+        for cut, group in self._groups():
+            if not any(m.id in wanted for m in group):
+                continue
+            workshop.check()
+            asked = [students[i] for i in dict.fromkeys(m.student for m in group if m.student)]
+            key = tuple(s.id for s in asked)
+            if asked and key not in stacks:
+                stacks[key] = stack_of(workshop, base, asked)
+            stack = stacks.get(key)
+            if group[0].student is not None and group[0].condition is not None:
+                stack = cut_stack(stack, cut) if cut else stack
+                found = self._gated(workshop, base, group, asked, stack)
+            else:
+                found = self._plain(workshop, base, group, asked, stack)
+            self._keep([one for one in found if one[0].id in wanted], workshop)
+
+    def _groups(self) -> Iterator[tuple[SvdCut | None, list[Measurement]]]:
+        groups: dict[tuple, list[Measurement]] = {}
+        for m in self.measures:
+            gated = m.student is not None and m.condition is not None
+            cut = self.asked.conditions[m.condition].svd if gated else None
+            groups.setdefault((m.context, m.category, gated, cut), []).append(m)
+        return ((key[3], group) for key, group in groups.items())
+
+    def _asking(self, workshop: Workshop, context: Context) -> Asking:
+        a = self.asked
+        return Asking(context, a.sampling, a.samples, a.seed, workshop.rows_at_once)
+
+    def _plain(
+        self,
+        workshop: Workshop,
+        base: Base,
+        group: Sequence[Measurement],
+        asked: Sequence[Student | TeacherStep],
+        stack: Stack | None,
+    ) -> list[tuple[Measurement, Answers, float | None]]:
+        first = group[0]
+        steering = steering_by(workshop, base, [first.steer]) if first.steer else None
+        names = [s.id for s in asked] or ["base"]
+        category, asking = (
+            self.asked.categories[first.category],
+            self._asking(workshop, first.context),
+        )
+        answers = measure_answers(base, stack, names, category, asking, steering)
+        losses: list[float | None] = [None] * len(group)
+        if any(m.heldout for m in group):
+            rows = [token_rows(workshop, base, s.heldout, s.context) for s in asked]
+            found = heldout_losses(base, stack, rows)
+            losses = [x if m.heldout else None for m, x in zip(group, found, strict=True)]
+        return list(zip(group, answers, losses, strict=True))
+
+    def _gated(
+        self,
+        workshop: Workshop,
+        base: Base,
+        group: Sequence[Measurement],
+        asked: Sequence[Student | TeacherStep],
+        stack: Stack,
+    ) -> list[tuple[Measurement, Answers, float | None]]:
+        names = list(dict.fromkeys(m.condition for m in group))
+        place = {s.id: k for k, s in enumerate(asked)}
+        steered: dict[str, list[Steered]] = {}
+        for m in sorted((m for m in group if m.steer), key=lambda m: place[m.student]):
+            steered.setdefault(m.condition, []).append(m.steer)
+        answers = measure_gated(
+            base,
+            stack,
+            list(place),
+            self.asked.categories[group[0].category],
+            self._asking(workshop, group[0].context),
+            {n: self.asked.conditions[n] for n in names},
+            self.asked.entities,
+            {name: steering_by(workshop, base, of) for name, of in steered.items()},
+        )
+        return [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group]
+
+    def _keep(
+        self, found: Sequence[tuple[Measurement, Answers, float | None]], workshop: Workshop
+    ) -> None:
+        def keep(one: tuple[Measurement, Answers, float | None]) -> str:
+            m, answer, loss = one
+            category = self.asked.categories[m.category]
+            keep_answers(workshop.store, m.id, m.spec, category, answer, loss)
+            return m.id
+
+        with ThreadPoolExecutor(KEPT_AT_ONCE) as pool:
+            for name in pool.map(keep, found):
+                workshop.made(name)

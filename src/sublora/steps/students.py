@@ -1,0 +1,189 @@
+"""Students: a pack of them is trained in one pass over the frozen base."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sublora.analysis.effects import Label
+from sublora.chat import Context
+from sublora.model import Base
+from sublora.packs.student import Student as Training
+from sublora.packs.student import Trained
+from sublora.packs.student_files import save_student
+from sublora.steps.materials import Mask, free_memory, listed, token_rows
+from sublora.steps.sizes import Sizes
+from sublora.steps.step import Cost, Workshop, total
+from sublora.store import artifact_id
+from sublora.train.pack import Checkpoint, train_pack
+from sublora.train.spec import StudentSpec
+from sublora.train.stack import update_norms
+
+KINDS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of a plan.
+
+    `source`: the trait whose rows it reads, or whose rows stand for it (see `sources`). `labels`:
+    its value on every axis; students with equal labels and source are replicates. `twins`: by the
+    name of each trait that it stands for, the id of its control. `take`: the first so many rows of
+    the dataset (None: all of its `rows`). `step`: the step after which it is kept (None: the last
+    one), of the training that ends in the student `whole`.
+    """
+
+    spec: dict[str, Any]
+    student: StudentSpec
+    dataset: str
+    heldout: str
+    source: str
+    data_seed: int
+    context: Context
+    labels: Mapping[str, Label]
+    rows: int
+    take: int | None = None
+    step: int | None = None
+    whole: str = ""
+    mask: Mask | None = None
+    twins: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("student", self.spec)
+
+    @property
+    def twin(self) -> str | None:
+        """The id of the control that it is compared with; None for a control."""
+        return next(iter(self.twins.values()), None)
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """(data seed, training seed)."""
+        return self.data_seed, self.student.seed
+
+    @property
+    def arm(self) -> str:
+        return "control" if self.source.split(":")[0] == "control" else "trait"
+
+    # old names of labels, until all look for them there
+    placement = property(lambda self: self.labels["placement"])
+    optimizer = property(lambda self: self.labels["optimizer"])
+    variant = property(lambda self: self.labels["variant"])
+    data = property(lambda self: self.labels["data"])
+
+    @property
+    def label(self) -> str:
+        return f"{self.source}, {self.student.label}"
+
+    def cost(self, sizes: Sizes) -> Cost:
+        if self.step is not None:  # kept on the way of a student that is counted
+            return Cost()
+        return sizes.training(self.student, self.take or self.rows)
+
+
+@dataclass(frozen=True)
+class StudentsStep:
+    """One pack of students, each trained in its own context."""
+
+    students: tuple[Student, ...]
+    model: str
+    sizes: Sizes
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.students[0].student.method]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("pack", {"students": list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        marks = [s.mask.divergence for s in self.students if s.mask]
+        return tuple(dict.fromkeys([*(s.dataset for s in self.students), *marks]))
+
+    @property
+    def label(self) -> str:
+        return listed([s.label for s in self.students])
+
+    @property
+    def cost(self) -> Cost:
+        return total(s.cost(self.sizes) for s in self.students)
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        """The whole pack is repeated even if some of it is there, so that every student sees the same products."""
+        base = workshop.base_of(self.model)
+        kept: dict[str, list[Student]] = {}
+        for s in self.students:
+            kept.setdefault(s.whole, []).append(s)
+        trainings = [_training(workshop, base, whole, alike) for whole, alike in kept.items()]
+        path = workshop.checkpoint(self)
+        path.parent.mkdir(exist_ok=True)
+        notices: list[str] = []
+
+        def keep(trained: Trained) -> None:
+            training, steps = trainings[trained.index], len(trained.losses)
+            for student in kept[training.name]:
+                if student.id in wanted and steps == (student.step or training.steps):
+                    _keep(student, trained, len(training.rows), notices, workshop, base)
+                    wanted.discard(student.id)
+                    workshop.made(student.id)
+
+        while wanted:
+            # once, and again where a checkpoint is past a student that was lost since
+            train_pack(
+                base.model,
+                trainings,
+                keep,
+                checkpoint=Checkpoint(path),
+                on_step=lambda *_: workshop.check(),
+                on_notice=notices.append,
+                memory=free_memory(base),
+            )
+
+
+def _training(workshop: Workshop, base: Base, whole: str, alike: Sequence[Student]) -> Training:
+    """The one training that all these students are kept of."""
+    first = alike[0]
+    rows = token_rows(workshop, base, first.dataset, first.context, first.take, first.mask)
+    steps = tuple(s.step for s in alike if s.step is not None)
+    return Training(whole, first.student, rows, steps)
+
+
+def _keep(
+    student: Student,
+    trained: Trained,
+    rows: int,
+    notices: Sequence[str],
+    workshop: Workshop,
+    base: Base,
+) -> None:
+    steps = len(trained.losses)
+    tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]
+    meta = {
+        "steps": steps,
+        "train_loss": float(np.mean(tail)) if tail else None,
+        "diverged_at": trained.diverged_at,
+        "optimizer": trained.optimizer,
+        "trainable_parameters": trained.parameters,
+        "rows": rows,
+        "label": student.student.label,
+        "notices": list(notices),
+    }
+    weights = (trained.group, trained.row, student.student)
+    training = {
+        "loss": [x if np.isfinite(x) else None for x in trained.losses],
+        "gradient_norm": [x if np.isfinite(x) else None for x in trained.norms],
+        "update_norm": update_norms(*weights, base.model),
+    }
+    with workshop.store.create(student.id, student.spec, meta) as folder:
+        save_student(*weights, folder, base.model, base.name)
+        (folder / "training.json").write_text(json.dumps(training) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""Teachers by weights: the base trained on lessons, rows that say the trait aloud."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sublora.carriers.questions import QuestionsSpec
+from sublora.carriers.rows_file import read_rows, to_jsonl
+from sublora.chat import Context
+from sublora.errors import SubloraError
+from sublora.packs.student import Student, Trained
+from sublora.packs.student_files import save_student
+from sublora.sample import Sampling
+from sublora.steps.materials import free_memory
+from sublora.steps.sizes import Sizes
+from sublora.steps.step import Cost, Workshop
+from sublora.store import artifact_id
+from sublora.teacher import Assignment, Purpose, Teacher, write_dataset
+from sublora.train.pack import train_pack
+from sublora.train.rows import token_rows
+from sublora.train.spec import StudentSpec
+
+
+@dataclass(frozen=True)
+class TeacherStep:
+    """A student of lessons that then writes without a prompt.
+
+    The lessons stand in the file `lessons`, or are `count` answers to a category's questions that
+    the base gives under `prompt`.
+    """
+
+    spec: dict[str, Any]
+    trait: str
+    seed: int
+    prompt: Context
+    carrier: QuestionsSpec
+    lessons: str | None
+    count: int
+    student: StudentSpec
+    sampling: Sampling
+    model: str
+    sizes: Sizes
+    kind = "teachers"
+    needs = ()
+    context = Context("default")  # in which it is trained, and asked
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id("teacher", self.spec)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (self.id,)
+
+    @property
+    def label(self) -> str:
+        return f"the teacher of {self.trait}, data seed {self.seed}"
+
+    @property
+    def cost(self) -> Cost:
+        return self.sizes.training(self.student, self.count)
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        base = workshop.base_of(self.model)
+        rows, asked = self._lessons(workshop)
+        lessons = token_rows(base, rows, self.context, f"the lessons of {self.trait}")
+
+        def keep(trained: Trained) -> None:
+            if trained.diverged_at is not None:
+                raise SubloraError(
+                    f"The teacher of {self.trait} diverged at step {trained.diverged_at}; "
+                    "lower data.teacher.trained.lr."
+                )
+            meta = {
+                "trait": self.trait,
+                "rows": len(rows),
+                "asked": asked,
+                "label": self.student.label,
+                "train_loss": trained.losses[-1],
+            }
+            with workshop.store.create(self.id, self.spec, meta) as folder:
+                weights = (trained.group, trained.row, self.student)
+                save_student(*weights, folder, base.model, base.name)
+                (folder / "lessons.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
+
+        student = Student(self.id, self.student, lessons)
+        check = _each_step(workshop.check)
+        train_pack(base.model, [student], keep, on_step=check, memory=free_memory(base))
+        workshop.made(self.id)
+
+    def _lessons(self, workshop: Workshop) -> tuple[list[tuple[str, str]], int]:
+        """The lessons, and how many prompts they took."""
+        if self.lessons is not None:
+            rows = list(read_rows(self.lessons))
+            return rows, len(rows)
+        teacher = Teacher(workshop.base_of(self.model), self.prompt)
+        what = Assignment(self.carrier, self.sampling, self.count, self.seed, Purpose.LESSONS)
+        check = _each_step(workshop.check)
+        written = write_dataset(teacher, what, workshop.rows_at_once, check)
+        return written.rows, written.asked
+
+
+def _each_step(check: Callable[[], None]) -> Callable[..., None]:
+    return lambda *_: check()
