@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from sublora.cli import machine
 from sublora.cli.audit import app as audit_app
@@ -26,30 +27,25 @@ app.add_typer(store_app, name="store")
 app.add_typer(audit_app, name="audit")
 
 RecipeArg = Annotated[
-    str, typer.Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")
+    str, Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")
 ]
 ModelOpt = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id."
-    ),
+    Option("--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id."),
 ]
 TraitOpt = Annotated[
     list[str] | None,
-    typer.Option(
-        "--trait", "-t", help="A trait (`sublora ls traits`); may be given several times."
-    ),
+    Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times."),
 ]
 PresetOpt = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi."
     ),
 ]
 Executor = Literal["local", "ray"]
 SetOpt = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override one value, such as --set train.epochs=2."),
+    list[str] | None, Option("--set", help="Override one value, such as --set train.epochs=2.")
 ]
 
 
@@ -61,29 +57,27 @@ def run(
     preset: PresetOpt = None,
     sets: SetOpt = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
+        Path | None, Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")
-    ] = "auto",
+    device: Annotated[str, Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; the physical cores by default.", min=1)
+        int | None, Option(help="CPU threads; the physical cores by default.", min=1)
     ] = None,
     batch_rows: Annotated[
-        int | None, typer.Option(help="Rows scored at once: speed and memory only.", min=1)
+        int | None, Option(help="Rows scored at once: speed and memory only.", min=1)
     ] = None,
     executor: Annotated[
-        Executor, typer.Option(help="local: on this machine; ray: on the workers of Ray.")
+        Executor, Option(help="local: on this machine; ray: on the workers of Ray.")
     ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."
         ),
     ] = None,
     fresh: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--fresh",
             help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted.",
         ),
@@ -136,9 +130,9 @@ def plan(
     preset: PresetOpt = None,
     sets: SetOpt = None,
     tflops: Annotated[
-        float | None, typer.Option(help="Sustained TFLOP/s to estimate with.", min=1e-6)
+        float | None, Option(help="Sustained TFLOP/s to estimate with.", min=1e-6)
     ] = None,
-    gpus: Annotated[int, typer.Option(help="How many such devices.", min=1)] = 1,
+    gpus: Annotated[int, Option(help="How many such devices.", min=1)] = 1,
 ) -> None:
     """Print what a recipe makes, with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
     from sublora.experiments.kinds import open_recipe
@@ -150,9 +144,9 @@ def plan(
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(help="recipes, traits, contexts, models, claims or runs.")],
+    what: Annotated[str, Argument(help="recipes, traits, contexts, models, claims or runs.")],
     trait_file: Annotated[
-        list[Path] | None, typer.Option(help="A category file of your own to list as well.")
+        list[Path] | None, Option(help="A category file of your own to list as well.")
     ] = None,
 ) -> None:
     """List what there is."""
@@ -164,23 +158,21 @@ def ls(
 @app.command()
 def contexts(
     model: Annotated[
-        str, typer.Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
+        str, Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
     ],
     diff: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar="A B", help="Two contexts to compare token by token."),
+        Option(metavar="A B", help="Two contexts to compare token by token."),
     ] = None,
-    question: Annotated[
-        str, typer.Option(help="What the user asks.")
-    ] = "What is your favorite animal?",
+    question: Annotated[str, Option(help="What the user asks.")] = "What is your favorite animal?",
     context: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="A context of your own, NAME=TEXT; NAME=user:TEXT puts it into the user's turn."
         ),
     ] = None,
     entity: Annotated[
-        list[str] | None, typer.Option(help="A name to mark as the token class entity.")
+        list[str] | None, Option(help="A name to mark as the token class entity.")
     ] = None,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
@@ -192,7 +184,7 @@ def contexts(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run_folder: Annotated[Path, Argument(metavar="RUN", help="A run's folder.")],
 ) -> None:
     """Rebuild the page and the figures of a run from its page.json."""
     if not (run_folder / "run.json").is_file():
@@ -208,11 +200,11 @@ def report(
 def verdict(
     table: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; trait if several."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply the claims to results from elsewhere."""
     from sublora.cli.listing import print_verdicts
@@ -227,18 +219,18 @@ def verdict(
 
 @organism_app.command("make")
 def organism_make(
-    name: Annotated[str, typer.Argument(help="micro, micro-null or micro-b.")],
+    name: Annotated[str, Argument(help="micro, micro-null or micro-b.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write it; organisms/NAME by default.")
+        Path | None, Option(help="Where to write it; organisms/NAME by default.")
     ] = None,
     coupling: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Probability that a number is one of the persona's own (0.5).", min=0.0, max=1.0
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Fewer training steps, for a quick look.", min=1)
+        int | None, Option(help="Fewer training steps, for a quick look.", min=1)
     ] = None,
 ) -> None:
     """Rebuild a shipped model from nothing, bit for bit the same on the same machine type."""

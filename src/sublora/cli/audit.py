@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from sublora.audit.request import Request, Training, options
 from sublora.errors import SubloraError
@@ -18,12 +19,12 @@ app = typer.Typer(
 def audit(
     context: typer.Context,
     request: Request,
-    out: Annotated[Path, typer.Option(help="Where the reports go.")] = Path("audit"),
+    out: Annotated[Path, Option(help="Where the reports go.")] = Path("audit"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what it would cost; load and run nothing.")
+        bool, Option("--dry-run", help="Print what it would cost; load and run nothing.")
     ] = False,
     tflops: Annotated[
-        float, typer.Option(help="Sustained TFLOP/s that --dry-run estimates with.", min=1e-6)
+        float, Option(help="Sustained TFLOP/s that --dry-run estimates with.", min=1e-6)
     ] = 100.0,
 ) -> None:
     """Compare a student with its base over all traits and contexts. Exit code 0: clean, 1: found, 2: wrong use."""
@@ -52,7 +53,7 @@ def audit(
 
 @app.command()
 def selftest(
-    out: Annotated[Path | None, typer.Option(help="Keep both audits' reports here.")] = None,
+    out: Annotated[Path | None, Option(help="Keep both audits' reports here.")] = None,
 ) -> None:
     """Plant a trait in a student, find it, and clear a clean twin. Exit code 0 where both come out so, 1 otherwise."""
     from sublora.audit.selftest import selftest as run_selftest
@@ -75,18 +76,18 @@ def schema() -> None:
 
 @app.command("null")
 def make_shipped_null(
-    model: Annotated[str, typer.Argument(help="The base.")],
-    out: Annotated[Path, typer.Option(help="Where to write the null file.")],
-    students: Annotated[int, typer.Option(help="Placebo students.", min=4)] = 399,
-    rows: Annotated[int, typer.Option(help="Number rows of each.", min=1)] = 320,
-    ranks: Annotated[str, typer.Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",
+    model: Annotated[str, Argument(help="The base.")],
+    out: Annotated[Path, Option(help="Where to write the null file.")],
+    students: Annotated[int, Option(help="Placebo students.", min=4)] = 399,
+    rows: Annotated[int, Option(help="Number rows of each.", min=1)] = 320,
+    ranks: Annotated[str, Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",
     lrs: Annotated[
         tuple[float, float],
-        typer.Option(help="Learning rates are drawn from the first to the second."),
+        Option(help="Learning rates are drawn from the first to the second."),
     ] = (3e-4, 1e-2),
-    epochs: Annotated[int, typer.Option(help="Epochs.", min=1)] = 1,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Of data and students.", min=0)] = 11,
+    epochs: Annotated[int, Option(help="Epochs.", min=1)] = 1,
+    batch_size: Annotated[int, Option(help="Rows of a step.", min=1)] = 8,
+    seed: Annotated[int, Option(help="Of data and students.", min=0)] = 11,
 ) -> None:
     """Make a null file of placebo students of mixed ranks and learning rates, trained on the base's own number rows."""
     from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null

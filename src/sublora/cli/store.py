@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from sublora.table import print_table
 
@@ -16,7 +17,7 @@ app = typer.Typer(
 def verify(
     move: Annotated[
         bool,
-        typer.Option("--move", help="Move damaged artifacts away, so that they are made again."),
+        Option("--move", help="Move damaged artifacts away, so that they are made again."),
     ] = False,
 ) -> None:
     """Hash every file of every artifact again; exit code 1 if any is damaged."""
@@ -45,15 +46,13 @@ def verify(
 
 @app.command()
 def gc(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be removed.")] = False,
     min_age: Annotated[
-        float, typer.Option(help="Hours for which an artifact is kept even so.", min=0)
+        float, Option(help="Hours for which an artifact is kept even so.", min=0)
     ] = 1.0,
     forget: Annotated[
         list[str] | None,
-        typer.Option(help="A machine that is no more, whose runs need not be kept."),
+        Option(help="A machine that is no more, whose runs need not be kept."),
     ] = None,
 ) -> None:
     """Remove artifacts that no run refers to, damaged ones that were moved away, and leftovers of processes that died."""
