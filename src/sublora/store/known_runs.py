@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from sublora.errors import SubloraError
 from sublora.store.artifacts import Store
 from sublora.store.files import write_json_atomic
 
@@ -64,7 +65,7 @@ def note_run(store: Store, out: Path, artifacts: Sequence[str], units: Sequence[
 
 
 def known_runs(store: Store) -> list[KnownRun]:
-    """All notes, by folder. A note that cannot be read raises ValueError: what it refers to is not known."""
+    """All notes, by folder. Raises SubloraError for one that cannot be read: what it refers to is not known."""
     runs = []
     for note in sorted((store.root / "runs").glob("*.json")):
         try:
@@ -73,6 +74,9 @@ def known_runs(store: Store) -> list[KnownRun]:
             runs.append(KnownRun(note, Path(body["folder"]), body["host"], *found))
         except FileNotFoundError:
             continue
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(note) from error
+        except (KeyError, TypeError, ValueError):
+            raise SubloraError(
+                f"The note {note} of a run cannot be read, so what that run uses is not known and nothing is removed; "
+                "run its recipe again, which writes it anew, or remove the file."
+            ) from None
     return sorted(runs, key=lambda r: str(r.folder))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from sublora.errors import SubloraError
 from sublora.store.artifacts import MANIFEST, ArtifactCorrupt, Store, forget_verified
 from sublora.store.files import held
-from sublora.store.known_runs import KnownRun, known_runs, notes_locked
+from sublora.store.known_runs import known_runs, notes_locked
 
 # An artifact that no run refers to is kept for so long: whoever made it may be about to note a run.
 YOUNG_SECONDS = 3600.0
@@ -91,15 +92,15 @@ def collect(
 
     While it works no run can begin to use the store (see `known_runs`); what a living maker holds, and artifacts younger
     than `min_age` seconds, are left alone. Runs of the hosts in `forget` do not count unless their folder is seen. Raises
-    SubloraError where a run's note cannot be read: what that run uses is then not known.
+    SubloraError where a run's note cannot be read.
     """
     with notes_locked(store):
-        runs = _readable(store)
+        runs = known_runs(store)
         gone = [r for r in runs if r.gone or (r.host in forget and not r.folder.is_dir())]
         kept = [r for r in runs if r not in gone]
         used = frozenset().union(*(r.artifacts for r in kept))
         units = frozenset().union(*(r.units for r in kept))
-        counts = {"artifacts": 0, "checkpoints": 0, "corrupt": 0, "bytes": 0, "young": 0}
+        counts = Counter(artifacts=0, checkpoints=0, corrupt=0, bytes=0, young=0)
 
         def remove(path: Path, what: str) -> None:
             counts[what] += 1
@@ -134,16 +135,6 @@ def collect(
     return Removed(**counts, leftovers=leftovers, notes=len(gone), kept_hosts=others)
 
 
-def _readable(store: Store) -> list[KnownRun]:
-    try:
-        return known_runs(store)
-    except ValueError as error:
-        raise SubloraError(
-            f"The note {error} of a run cannot be read, so what that run uses is not known and nothing is removed; "
-            "run its recipe again, which writes it anew, or remove the file."
-        ) from None
-
-
 def _held(store: Store, name: str) -> bool:
     """Whether a living process makes an artifact or works at a step."""
     return held(store.root / "locks" / f"{name}.lock")
@@ -154,39 +145,31 @@ def disk_usage(store: Store) -> Disk:
     sizes: dict[str, int] = {}
     disk = Disk()
     for folder in artifact_folders(store):
-        name = folder.name
-        try:
-            body = json.loads((folder / MANIFEST).read_bytes())
-            sizes[name] = (
-                sum(entry["size"] for entry in body["files"].values())
-                + (folder / MANIFEST).stat().st_size
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            sizes[name] = size_of(folder)
+        size = sizes[folder.name] = _size_said(folder)
         usage = disk.kinds.setdefault(folder.parent.name, Usage())
         usage.artifacts += 1
-        usage.bytes += sizes[name]
-    runs = [r for r in _readable(store) if not r.gone]
-    users: dict[str, int] = {}
+        usage.bytes += size
+    runs = [r for r in known_runs(store) if not r.gone]
+    users = Counter(name for run in runs for name in run.artifacts)
     for run in runs:
-        for name in run.artifacts:
-            users[name] = users.get(name, 0) + 1
-    for run in runs:
+        here = {name: sizes[name] for name in run.artifacts if name in sizes}
+        alone = sum(size for name, size in here.items() if users[name] == 1)
         place = str(run.folder) if run.here else f"{run.folder} on {run.host}"
-        here = [name for name in run.artifacts if name in sizes]
-        disk.runs[place] = Usage(
-            len(here),
-            sum(sizes[name] for name in here),
-            sum(sizes[name] for name in here if users[name] == 1),
-            len(run.artifacts) - len(here),
-        )
-    for name, size in sizes.items():
-        if name not in users:
-            disk.unused.artifacts += 1
-            disk.unused.bytes += size
+        missing = len(run.artifacts) - len(here)
+        disk.runs[place] = Usage(len(here), sum(here.values()), alone, missing)
+    unused = [size for name, size in sizes.items() if name not in users]
+    disk.unused.artifacts, disk.unused.bytes = len(unused), sum(unused)
     for part in ("corrupt", "tmp", "checkpoints", "verdicts"):
-        folder = store.root / part
-        if folder.is_dir():
-            files = list(folder.iterdir())
+        if (store.root / part).is_dir():
+            files = list((store.root / part).iterdir())
             disk.kinds[f"{part}/"] = Usage(len(files), sum(map(size_of, files)))
     return disk
+
+
+def _size_said(folder: Path) -> int:
+    """Bytes of an artifact as its manifest says, or of what is there."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        return sum(entry["size"] for entry in files.values()) + size_of(folder / MANIFEST)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return size_of(folder)
