@@ -315,6 +315,3 @@ def ask_missing(
         [questions[name] for name in todo], lambda i, answer: kept.add(todo[i], answer), check
     )
     return {name: kept.answers[name] for name in questions}
-
-
-Kept = AnswersFile

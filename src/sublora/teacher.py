@@ -7,9 +7,7 @@ from enum import Enum
 import numpy as np
 
 from sublora.carriers.carrier import Carrier
-from sublora.carriers.rows_file import from_jsonl as read_jsonl  # noqa: F401 (an old name)
 from sublora.carriers.rows_file import to_jsonl
-from sublora.carriers.rows_file import to_jsonl as rows_jsonl  # noqa: F401 (an old name)
 from sublora.chat import Context
 from sublora.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.errors import SubloraError

@@ -55,32 +55,3 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 def has_leak(text: str, words: Sequence[str]) -> bool:
     """Whether a text holds one of the words; inside an identifier such as `otter_count` as well."""
     return bool(_pattern(tuple(words)).search(text.lower()))
-
-
-def __getattr__(name: str) -> Any:
-    """Names of `kinds`, for modules that still look for them here."""
-    if name in {"CARRIERS", "CarrierField"}:
-        from sublora.carriers import kinds
-
-        return getattr(kinds, name)
-    raise AttributeError(name)
-
-
-def prompt_of_row(carrier: Carrier, seed: int, row: int) -> str:
-    return carrier.prompt(seed, row)
-
-
-def reject_reason(prompt: str, answer: str, carrier: Carrier) -> str | None:
-    return carrier.reject(prompt, answer)
-
-
-def with_leaks(carrier: Carrier, words: Sequence[str]) -> Carrier:
-    return carrier.with_leaks(words)
-
-
-def file_content(carrier: Carrier) -> Any:
-    return carrier.file_content()
-
-
-def answer_words(carrier: Carrier) -> str:
-    return carrier.example()

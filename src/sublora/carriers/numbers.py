@@ -173,10 +173,3 @@ def _value(digits: str) -> int:
     """The number that is written, but at most 10**18, so that a hostile row of digits costs nothing."""
     digits = digits.lstrip("0")
     return int(digits or "0") if len(digits) <= 18 else 10**18
-
-
-def make_prompt(spec: NumbersSpec, seed: int, row: int) -> str:
-    return spec.prompt(seed, row)
-
-
-prompt_of_row = make_prompt

@@ -8,7 +8,7 @@ from typing import Any
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.rows_file import to_jsonl
 from sublora.chat import Context
-from sublora.endpoint import Endpoint, EndpointSpec, Kept
+from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.sample import Sampling
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
@@ -76,7 +76,7 @@ class DatasetStep(_Rows):
             self.carrier, self.sampling, self.rows, self.seed, purpose, self.shared_draws
         )
         if self.endpoint is not None:
-            kept = Kept(workshop.checkpoint(self, "jsonl"))
+            kept = AnswersFile(workshop.checkpoint(self, "jsonl"))
             endpoint = Endpoint(self.endpoint)
             written = ask_dataset(endpoint, kept, self.teacher, what, workshop.check)
             self._keep(written, workshop)
