@@ -57,6 +57,10 @@ class Hunk:
         """This difference, a later one, and what stands between them."""
         return Hunk(self.start, later.stop, self.other_start, later.other_stop)
 
+    def sides(self, one: Sequence, other: Sequence) -> tuple[Sequence, Sequence]:
+        """What each prompt has there, of its tokens or their classes."""
+        return one[self.start : self.stop], other[self.other_start : self.other_stop]
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -100,56 +104,41 @@ def with_hunks(
     """The first sequence with the chosen differences, by number, as the second has them."""
     out, at = [], 0
     for i, hunk in enumerate(found):
-        out += one[at : hunk.start]
-        out += (
-            other[hunk.other_start : hunk.other_stop]
-            if i in chosen
-            else one[hunk.start : hunk.stop]
-        )
+        own, changed = hunk.sides(one, other)
+        out += [*one[at : hunk.start], *(changed if i in chosen else own)]
         at = hunk.stop
     return [*out, *one[at:]]
 
 
 def classes_of(hunk: Hunk, one: PromptTokens, other: PromptTokens) -> list[TokenClass]:
     """The classes of the tokens of both sides."""
-    seen = {
-        *one.classes[hunk.start : hunk.stop],
-        *other.classes[hunk.other_start : hunk.other_stop],
-    }
+    seen = {c for side in hunk.sides(one.classes, other.classes) for c in side}
     return [c for c in TOKEN_CLASSES if c in seen]
 
 
 def prompt_hunks(one: PromptTokens, other: PromptTokens) -> list[Hunk]:
-    """The differences of two prompts, those taken together that a few common tokens part (NEAR, MOST); never across the user's text,
-    which is as long as the question is."""
+    """The differences of two prompts; those are one that few common tokens part (NEAR, MOST), but
+    never across the user's text, which is as long as the question is."""
     found = hunks(one.ids, other.ids)
 
-    def gap(i: int) -> int | None:
-        between = one.classes[found[i].stop : found[i + 1].start]
-        return None if "user" in between else len(between)
-
-    def near(i: int) -> bool:
-        size = gap(i)
-        return (
-            size is not None
-            and size < NEAR
-            and classes_of(found[i], one, other) == classes_of(found[i + 1], one, other)
-        )
+    def between(i: int) -> Sequence[TokenClass]:
+        return one.classes[found[i].stop : found[i + 1].start]
 
     def join(i: int) -> None:
         found[i : i + 2] = [found[i].up_to(found[i + 1])]
 
     i = 0
     while i + 1 < len(found):
-        if near(i):
+        alike = classes_of(found[i], one, other) == classes_of(found[i + 1], one, other)
+        if alike and len(between(i)) < NEAR and "user" not in between(i):
             join(i)
         else:
             i += 1
     while len(found) > MOST:
-        gaps = [(size, i) for i in range(len(found) - 1) if (size := gap(i)) is not None]
-        if not gaps:
+        places = [i for i in range(len(found) - 1) if "user" not in between(i)]
+        if not places:
             break
-        join(min(gaps)[1])
+        join(min(places, key=lambda i: len(between(i))))
     return found
 
 
@@ -170,11 +159,8 @@ class _Cut:
         return tuple(tuple(classes_of(h, self.one, self.other)) for h in self.hunks)
 
     @property
-    def tokens(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        return [
-            (self.one.ids[h.start : h.stop], self.other.ids[h.other_start : h.other_stop])
-            for h in self.hunks
-        ]
+    def tokens(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        return [h.sides(self.one.ids, self.other.ids) for h in self.hunks]
 
 
 def serving_effects(
@@ -358,8 +344,7 @@ def _by_hunk(
 
 
 def _described(chat: Chat, hunk: Hunk, cut: _Cut, effects: list[HunkEffect]) -> HunkEntry:
-    trained = cut.one.ids[hunk.start : hunk.stop]
-    served = cut.other.ids[hunk.other_start : hunk.other_stop]
+    trained, served = hunk.sides(cut.one.ids, cut.other.ids)
     markers = {i for i, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
     special = {*chat.tokenizer.all_special_ids, *markers} - {chat.tokenizer.unk_token_id}
     return HunkEntry(
