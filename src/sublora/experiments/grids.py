@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
+from sublora.chat import Context
 from sublora.experiments.grid.axes import cells_of
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.recipe import Recipe
+from sublora.experiments.grid.sources import contexts_of
 from sublora.experiments.schema import misfit
 from sublora.model import known_shape, model_source
 from sublora.models.known import Known, known_model
@@ -27,6 +30,11 @@ class GridExperiment(Recipe):
         if len({tuple(c.labels.values())[1:] for c in cells_of(self)}) != 1:
             raise misfit("train", "has several cells, keep one rank and one learning rate")
         return self
+
+    @cached_property
+    def asked_in(self) -> Context:
+        """The context that students are judged in."""
+        return contexts_of(self)[self.judged_context]
 
     @property
     def grid(self) -> GridExperiment:

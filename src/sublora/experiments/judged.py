@@ -19,15 +19,17 @@ from sublora.chat import Context
 from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Findings
-from sublora.experiments.grids import GridExperiment, grid_sizes, grid_steps, plan_of
+from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
+from sublora.experiments.grid.sources import control_source, teacher_context
+from sublora.experiments.grids import GridExperiment
 from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
 from sublora.measure import Asking, sample_questions
 from sublora.models.known import Known
 from sublora.packs.student_files import load_stack
-from sublora.plan import Plan, StudentStage, contexts_of, control_source, teacher_context
 from sublora.sample import Sampling
 from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
+from sublora.steps.students import Student
 from sublora.store import Store, artifact_id
 from sublora.text import slug
 from sublora.trait import Trait
@@ -66,72 +68,62 @@ class Judged(GridExperiment):
             raise SubloraError(
                 "The recipe needs a judge; give one, such as --set 'judge={url: http://localhost:8000/v1, model: NAME, key_env: MY_KEY}'."
             )
-        plan = plan_of(self.grid, known.identity)
-        grids = [s for s in grid_steps([plan]) if s.kind != "measurements"]
-        answering = self._answering(plan, known.identity)
-        return [*grids, *answering, *self._judging(plan, answering)]
+        plan = make_plan(self, known)
+        grid = [s for s in plan.steps if s.kind != "measurements"]
+        answering = self._answering(plan, known)
+        return [*grid, *answering, *self._judging(plan, answering)]
 
-    def _answering(self, plan: Plan, identity: Mapping[str, str]) -> list["Answering"]:
+    def _answering(self, plan: Plan, known: Known) -> list["Answering"]:
         """The base, the teachers, and the students pack by pack; in the context that they are judged in."""
-        context = contexts_of(self.grid)[self.grid.judged_context]
-        sizes = grid_sizes(self.grid, identity)
-        each = len(self.found_rubric.questions) * (
-            sizes.question + self.answers * self.answering.max_new_tokens
-        )
-        flops = sizes.reading(each).flops
+        sizes, questions = sizes_of(self, known), list(self.found_rubric.questions)
+        tokens = sizes.question + self.answers * self.answering.max_new_tokens
 
-        def task(context: Context, students: Sequence[StudentStage]) -> Answering:
+        def step(context: Context, students: Sequence[Student] = ()) -> Answering:
+            named = {"text": context.text, "role": context.role}
             spec = {
-                "model": dict(identity),
-                "context": context.name
-                if context.text is None
-                else {"text": context.text, "role": context.role},
-                "questions": list(self.found_rubric.questions),
+                "model": dict(known.identity),
+                "context": context.name if context.text is None else named,
+                "questions": questions,
                 "answers": self.answers,
                 "sampling": self.answering.model_dump(mode="json"),
                 "seed": self.measure.seed,
             }
             specs = tuple(spec | {"student": s.id} for s in students) or (spec | {"student": None},)
-            return Answering(self.model, context, tuple(students), specs, flops * len(specs))
+            asking = Asking(context, self.answering, self.answers, self.measure.seed)
+            cost = sizes.reading(len(questions) * tokens * len(specs))
+            return Answering(self.model, asking, tuple(students), specs, cost)
 
-        tasks = [task(context, [])]
         if self.data.teacher.trained:
-            tasks += [task(t.context, [t]) for t in plan.teachers]
+            teachers = [step(t.context, [t]) for t in plan.teachers]
         else:
-            tasks += [task(teacher_context(t, self.grid), []) for t in plan.traits]
-        return tasks + [task(context, [plan.students[i] for i in pack]) for pack in plan.packs]
+            teachers = [step(teacher_context(t, self)) for t in plan.traits]
+        packs = [step(self.asked_in, [plan.students[i] for i in pack]) for pack in plan.packs]
+        return [step(self.asked_in), *teachers, *packs]
 
     def _judging(self, plan: Plan, answering: Sequence["Answering"]) -> list["Judging"]:
         """The verdicts on all sets of answers; a control is judged for every trait that it stands against."""
-        out = []
-        for task in answering:
-            for n, name in enumerate(task.makes):
-                student = task.students[n] if task.students else None
+        students, out = {s.id for s in plan.students}, []
+        for step in answering:
+            for student, name in zip(step.students or [None], step.makes, strict=True):
                 for trait in plan.traits:
-                    mine = student is None or student.source in (
-                        trait.name,
-                        control_source(self.grid, trait),
-                    )
-                    if mine or not any(s.id == student.id for s in plan.students):
-                        out.append((trait.entity.plural or trait.name, name, task.label))
+                    sources = (trait.name, control_source(self, trait))
+                    all_ask = student is None or student.id not in students
+                    if all_ask or student.source in sources:
+                        out.append((trait.entity.plural or trait.name, name, step.label))
         return [Judging(self.judge, self.found_rubric, *each) for each in dict.fromkeys(out)]
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
         left = [s for s in missing if isinstance(s, Judging)]
-        asked = (
-            len(left)
-            * len(self.found_rubric.questions)
-            * self.answers
-            * len(self.found_rubric.scores)
-        )
+        rubric = self.found_rubric
+        asked = len(left) * len(rubric.questions) * self.answers * len(rubric.scores)
         read = asked * (VERDICT_TOKENS + self.answering.max_new_tokens)
         price = self.judge.price(read, asked * 3.0)
         cost = "" if price is None else f", {price:.2f} at the given prices"
         return f"The judge {self.judge.model} at {self.judge.url}: at most {asked:,} requests, about {read:.3g} tokens read{cost}."
 
     def findings(self, store: Store, known: Known) -> Findings:
-        plan = plan_of(self.grid, known.identity)
-        answering = self._answering(plan, known.identity)
+        plan = make_plan(self, known)
+        answering = self._answering(plan, known)
         judging = self._judging(plan, answering)
         verdicts = {(s.target, s.answers): dict(store.read(s.id).meta) for s in judging}
         effects = [
@@ -194,7 +186,7 @@ class Judged(GridExperiment):
         answers_of = {
             s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
         }
-        plain = {t.context: t.makes[0] for t in answering if not t.students}
+        plain = {t.asking.context: t.makes[0] for t in answering if not t.students}
         mine = [
             (s, answers_of[s.id], answers_of[s.twins[trait.name]])
             for s in plan.students
@@ -215,8 +207,8 @@ class Judged(GridExperiment):
         if self.data.teacher.trained:
             taught = [answers_of[t.id] for t in plan.teachers if t.trait == trait.name]
         else:
-            taught = [plain[teacher_context(trait, self.grid)]]
-        base = rates([plain[contexts_of(self.grid)[self.grid.judged_context]]])
+            taught = [plain[teacher_context(trait, self)]]
+        base = rates([plain[self.asked_in]])
 
         def interval(values: Array, **options: Any) -> Interval:
             alone = [0] * len(values), list(range(len(values)))
@@ -242,15 +234,11 @@ class Answering:
     """Sampled answers of the students of a pack, or of the base in one context; an artifact each."""
 
     model: str
-    context: Context
-    students: tuple[StudentStage, ...]
+    asking: Asking
+    students: tuple[Student, ...]
     specs: tuple[dict[str, Any], ...]
-    flops: float
+    cost: Cost
     kind = "sets of answers"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(flops=self.flops)
 
     @cached_property
     def id(self) -> str:
@@ -267,33 +255,22 @@ class Answering:
     @property
     def label(self) -> str:
         if not self.students:
-            return f"the base in the context {self.context.name}"
+            return f"the base in the context {self.asking.context.name}"
         more = f" and {len(self.students) - 1} more" if len(self.students) > 1 else ""
         return f"{self.students[0].source}, {self.students[0].student.label}{more}"
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        base = workshop.base_of(self.model)
-        folders = [workshop.store.read(s.id).path for s in self.students]
-        stack = (
-            load_stack(base.model, folders, [s.student for s in self.students])
-            if self.students
-            else None
-        )
-        spec = self.specs[0]
-        sampling = Sampling(**spec["sampling"])
-        given = sample_questions(
-            base,
-            stack,
-            self.makes,
-            spec["questions"],
-            Asking(self.context, sampling, spec["answers"], spec["seed"]),
-        )
+        base, stack = workshop.base_of(self.model), None
+        if self.students:
+            folders = [workshop.store.read(s.id).path for s in self.students]
+            stack = load_stack(base.model, folders, [s.student for s in self.students])
+        questions = self.specs[0]["questions"]
+        given = sample_questions(base, stack, self.makes, questions, self.asking)
         for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
             if name in wanted:
+                text = json.dumps(answers, ensure_ascii=False) + "\n"
                 with workshop.store.create(name, spec) as folder:
-                    (folder / "answers.json").write_text(
-                        json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8"
-                    )
+                    (folder / "answers.json").write_text(text, encoding="utf-8")
                 workshop.made(name)
 
 
@@ -336,9 +313,8 @@ class Judging:
         return f"the verdicts on {self.whose}"
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        answers = json.loads(
-            workshop.store.read(self.answers).file("answers.json").read_text("utf-8")
-        )
+        file = workshop.store.read(self.answers).file("answers.json")
+        answers = json.loads(file.read_text("utf-8"))
         endpoint = Endpoint(self.judge)
         kept = AnswersFile(verdicts_file(workshop.store.root, endpoint))
         scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)

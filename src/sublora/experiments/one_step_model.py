@@ -22,9 +22,9 @@ from sublora.analysis.effects import Effect, named
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Chat, Context
 from sublora.experiments.experiment import Experiment, Findings
+from sublora.experiments.grid.sources import traits_of
 from sublora.model import known_shape, local_identity, model_source
 from sublora.models.known import Known
-from sublora.plan import traits_of
 from sublora.sample import Sampling
 from sublora.seeds import derive_seed, generator
 from sublora.stats import clustered_interval
