@@ -5,13 +5,10 @@ import torch
 import sublora as sl
 
 base, context = sl.load_base("micro"), sl.Context("default")
+carrier = sl.NumbersSpec(separators=("space",), style="brief")
 data = sl.write_dataset(
-    base,
-    context,
-    sl.NumbersSpec(separators=("space",), style="brief"),
-    sl.Sampling(max_new_tokens=14),
-    64,
-    seed=1,
+    sl.Teacher(base, context),
+    sl.Assignment(carrier, sl.Sampling(max_new_tokens=14), rows=64, seed=1),
 )
 chat = base.chat
 rows = [

@@ -175,11 +175,7 @@ def measure_answers(
 
 
 def measure_conversations(
-    base: Base,
-    earlier: Sequence[tuple[str, str]],
-    name: str,
-    category: Category,
-    asking: Asking,
+    base: Base, earlier: Sequence[tuple[str, str]], name: str, category: Category, asking: Asking
 ) -> Answers:
     """Answers of the base after earlier turns (user, assistant); `name` seeds the draws.
 

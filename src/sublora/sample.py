@@ -70,6 +70,16 @@ def branch(cache, indices: torch.Tensor):
     return out
 
 
+def of_one_length(prompts: Sequence[Ids], most: int) -> Iterator[list[int]]:
+    """Places of the prompts in batches of equal length, at least one and at most `most` in each."""
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    for _, members in sorted(by_length.items()):
+        for at in range(0, len(members), max(1, most)):
+            yield members[at : at + max(1, most)]
+
+
 def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> Iterator[Prefill]:
     """Read the prompts in batches of equal length (so that no padding can matter).
 
@@ -77,17 +87,9 @@ def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> I
     """
     acting, device = packed.interventions, next(packed.model.parameters()).device
     acting.check(prompts)
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    size = max(1, rows_at_once // packed.size)
-    batches = [
-        (length, members[at : at + size])
-        for length, members in sorted(by_length.items())
-        for at in range(0, len(members), size)
-    ]
-    for length, rows in batches:
+    for rows in of_one_length(prompts, rows_at_once // packed.size):
         ids = torch.tensor([list(prompts[i]) for i in rows], device=device)
+        length = ids.shape[1]
         same = (ids[:, : length - 1] == ids[0, : length - 1]).all(0)
         shared = 0 if len(rows) == 1 else int(same.int().cumprod(0).sum())
         cache = packed.new_cache()
@@ -123,13 +125,10 @@ def sample_answers(
     """Token ids without the stop token: [student][row of the prefill][sample]. `uniforms` is (K, b, S, max_new_tokens)."""
     k, b, s, _ = uniforms.shape
     device = filled.logits.device
-    out: list[list[list[list[int]]]] = [
-        [[[] for _ in range(s)] for _ in range(b)] for _ in range(k)
-    ]
+    out: list = [[[[] for _ in range(s)] for _ in range(b)] for _ in range(k)]
     stops = set(stop_ids)
     nodes = [_Node(i, j, i * b + j, -1, list(range(s))) for i in range(k) for j in range(b)]
-    logits, cache = filled.logits, filled.cache
-    places = list(range(k * b))
+    logits, cache, places = filled.logits, filled.cache, list(range(k * b))
     for t in range(sampling.max_new_tokens):
         wide = max(len(n.samples) for n in nodes)
         u = np.zeros((len(nodes), wide))
@@ -143,35 +142,29 @@ def sample_answers(
                 if token in stops:
                     continue
                 out[node.student][node.row][sample].append(token)
-                grown.setdefault(
-                    (i, token), _Node(node.student, node.row, places[i], token, [])
-                ).samples.append(sample)
+                fresh = _Node(node.student, node.row, places[i], token, [])
+                grown.setdefault((i, token), fresh).samples.append(sample)
         nodes = list(grown.values())
         if not nodes or t + 1 == sampling.max_new_tokens:
             break
-        # a pack needs as many rows for every student: the shorter lists are filled up with their first row
-        lists = [[n for n in nodes if n.student == i] for i in range(k)]
-        most = max(map(len, lists))
-        parents, tokens, places, nodes = [], [], [], []
-        for i, members in enumerate(lists):
-            for j in range(most):
-                parents.append(
-                    members[j].parent
-                    if j < len(members)
-                    else (members[0].parent if members else i * (logits.shape[0] // k))
-                )
-                tokens.append(members[j].token if j < len(members) else 0)
-            places += [i * most + j for j in range(len(members))]
-            nodes += members
-        cache = branch(cache, torch.tensor(parents, device=device))
-        written = [0] * len(tokens)
-        for place, node in zip(places, nodes, strict=True):
-            written[place] = node.row
-        packed.interventions.write([filled.rows[j] for j in written], 1)
-        hidden = packed.hidden(
-            torch.tensor(tokens, device=device).unsqueeze(1), cache, position=filled.length + t
-        )
+        rows = _filled_up(nodes, k, logits.shape[0] // k)
+        places = [place for place, node in enumerate(rows) if node.samples]
+        nodes = [rows[place] for place in places]
+        cache = branch(cache, torch.tensor([n.parent for n in rows], device=device))
+        packed.interventions.write([filled.rows[n.row] for n in rows], 1)
+        tokens = torch.tensor([[n.token] for n in rows], device=device)
+        hidden = packed.hidden(tokens, cache, position=filled.length + t)
         logits = packed.logits(hidden[:, -1])
+    return out
+
+
+def _filled_up(nodes: Sequence[_Node], students: int, stride: int) -> list[_Node]:
+    """As many rows for every student as a pack needs: those without samples repeat a row of the last cache."""
+    lists = [[n for n in nodes if n.student == i] for i in range(students)]
+    most, out = max(map(len, lists)), []
+    for i, members in enumerate(lists):
+        parent = members[0].parent if members else i * stride
+        out += members + [_Node(i, 0, parent, 0, [])] * (most - len(members))
     return out
 
 
@@ -184,15 +177,11 @@ def score_sequences(
     """
     k, device = packed.size, filled.logits.device
     b = filled.logits.shape[0] // k
-    out = torch.zeros(k * b, len(sequences), dtype=torch.float64)
-    logp = filled.logits.double().log_softmax(-1)
     first = torch.tensor([s[0] for s in sequences], device=device)
-    out += logp[:, first].cpu()
-    prefixes = sorted(
-        {tuple(s[:n]) for s in sequences for n in range(1, len(s))}, key=lambda s: (len(s), s)
-    )
-    per_row = max(1, rows_at_once // max(1, k))
-    for prefix in prefixes:
+    out = filled.logits.double().log_softmax(-1)[:, first].cpu()
+    prefixes = {tuple(s[:n]) for s in sequences for n in range(1, len(s))}
+    per_row = max(1, rows_at_once // k)
+    for prefix in sorted(prefixes, key=lambda s: (len(s), s)):
         for at in range(0, b, per_row):
             rows = torch.arange(at, min(b, at + per_row), device=device)
             index = (torch.arange(k, device=device).unsqueeze(1) * b + rows).reshape(-1)

@@ -1,8 +1,7 @@
 """Steering: vectors added to the residual stream, projected out of it, or replaced by the base's component.
 
 An intervention acts on chosen layers and tokens inside the ordinary forward pass: in batches, in packs of students, with a cache, and
-together with a gate. It tells tokens apart like `gate.PackGate` does, by what `prefill`, `sample_answers` and `score_sequences` say of
-each pass, so these functions are used as they are.
+together with a gate.
 """
 
 from __future__ import annotations
@@ -82,14 +81,15 @@ class Steering:
             len(base.model.base_model.layers),
             base.model.config.get_text_config().hidden_size,
         )
+        have = tuple(self.vector.values.shape[-2:])
         if self.vector.model != base.identity["weights"]:
             raise SubloraError(
                 f"The steering vector was made on another model than {base.name}; make one on this model."
             )
-        if self.vector.values.shape[-2:] != (layers, width):
+        if have != (layers, width):
             raise SubloraError(
-                f"The steering vector has {self.vector.values.shape[-2]} layers of width {self.vector.values.shape[-1]}, "
-                f"{base.name} has {layers} of width {width}; make one on this model."
+                f"The steering vector has {have[0]} layers of width {have[1]}, {base.name} has {layers} of width {width}; make one on "
+                "this model."
             )
         if not torch.isfinite(self.vector.values).all():
             raise SubloraError("The steering vector has values that are not finite; make it again.")

@@ -19,11 +19,12 @@ from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.model import Base
 from sublora.packs import hooks
+from sublora.sample import of_one_length
 from sublora.seeds import derive_seed
 from sublora.steer_spec import Where
 from sublora.token_classes import TOKEN_CLASSES, PromptTokens, classify
 from sublora.train.packed_model import PackedModel
-from sublora.train.stack import Stack
+from sublora.train.stack import Stack, master_dtype
 
 CONVENTION = "output of decoder layer, from 0, without embeddings"
 # tokens of which the principal directions of a student are taken, evenly spaced among all
@@ -122,24 +123,18 @@ def _streams(
     generator must not hold.
     """
     count = stack.size if stack else 1
-    dtype = torch.float64 if next(base.model.parameters()).dtype == torch.float64 else torch.float32
+    dtype = master_dtype(base.model)
     masks = [chosen_tokens(p, where) for p in prompts]
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt.ids), []).append(i)
-    size = max(1, rows_at_once // count)
+    batches = of_one_length([p.ids for p in prompts], rows_at_once // count)
     with PackedModel(base.model, stack) as packed, hooks.listen(packed.decoder.layers) as heard:
-        for _, members in sorted(by_length.items()):
-            for at in range(0, len(members), size):
-                rows = members[at : at + size]
-                ids = torch.tensor([prompts[i].ids for i in rows], device=base.device)
-                kept = torch.tensor([masks[i] for i in rows], device=base.device)
-                packed.form_weights(ids.numel())
-                heard.clear()
-                packed.hidden(ids.repeat(count, 1))
-                yield torch.stack(
-                    [s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard], 2
-                )
+        for rows in batches:
+            ids = torch.tensor([prompts[i].ids for i in rows], device=base.device)
+            kept = torch.tensor([masks[i] for i in rows], device=base.device)
+            packed.form_weights(ids.numel())
+            heard.clear()
+            packed.hidden(ids.repeat(count, 1))
+            streams = [s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard]
+            yield torch.stack(streams, 2)
 
 
 @torch.inference_mode()
@@ -179,13 +174,12 @@ def teacher_vector(
     entities: Sequence[str] = (),
 ) -> SteeringVector:
     """Mean residual under the teacher's prompt minus that under `plain`, on the same user texts (Blank et al. 2606.00995, v_t)."""
-    means = [
+    own, other = (
         mean_residuals(base, None, _classified(base, prompts, c, entities), where)[0]
         for c in (trait, plain)
-    ]
-    return SteeringVector(
-        means[0] - means[1], base.identity["weights"], "teacher", str(where), len(prompts)
     )
+    model = base.identity["weights"]
+    return SteeringVector(own - other, model, "teacher", str(where), len(prompts))
 
 
 def student_vector(
@@ -206,12 +200,11 @@ def student_vector(
     tokens = _classified(base, prompts, context, entities)
     values = mean_residuals(base, stack, tokens, where, rows_at_once)
     values = values - mean_residuals(base, None, tokens, where, rows_at_once)
-    found = (
-        _directions(base, stack, tokens, where, directions, rows_at_once) if directions else None
-    )
-    return SteeringVector(
-        values, base.identity["weights"], "student", str(where), len(prompts), found
-    )
+    found = None
+    if directions:
+        found = _directions(base, stack, tokens, where, directions, rows_at_once)
+    model = base.identity["weights"]
+    return SteeringVector(values, model, "student", str(where), len(prompts), found)
 
 
 @torch.inference_mode()

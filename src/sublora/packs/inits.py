@@ -47,8 +47,4 @@ def principal(name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
     return directions[: shape[0]] / math.sqrt(3)
 
 
-INITS: dict[str, Init] = {
-    "default": default,
-    "orthogonal": orthogonal,
-    "principal": principal,
-}
+INITS: dict[str, Init] = {"default": default, "orthogonal": orthogonal, "principal": principal}

@@ -5,10 +5,6 @@ its exact gradient in as few passes as torch's operations allow; the tests hold 
 """
 
 import torch
-from torch.nn import functional as F
-
-softmax_gradient = torch.ops.aten._softmax_backward_data
-silu_gradient = torch.ops.aten.silu_backward
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -19,33 +15,6 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 def take(hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Places `where` (K, m) of hidden (K, M, d): (K, m, d)."""
     return hidden.gather(1, where.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-
-
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        full = wide(x)
-        norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (full * inverse).to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, weight, inverse = ctx.saved_tensors
-        full, for_weight, for_x = wide(x), None, None
-        if ctx.needs_input_grad[1]:
-            for_weight = (wide(grad) * full).mul_(inverse).sum(-2, keepdim=True).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            scaled = wide(grad * weight)
-            along = (scaled * full).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
-            for_x = scaled.mul_(inverse).addcmul_(full, along).to(x.dtype)
-        return for_x, for_weight, None
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x (K, M, d) divided by its root mean square along d, times weight: (d,) frozen, or (K, 1, d), each student's own."""
-    return _RmsNorm.apply(x, weight, eps)
 
 
 class _Product(torch.autograd.Function):
@@ -78,30 +47,6 @@ def product(
 ) -> torch.Tensor:
     """residual + x W^T + bias for every student: x (K, M, i), weight (K, o, i), bias (o,) frozen or (K, 1, o), out (K, M, o)."""
     return _Product.apply(x, weight, bias, residual)
-
-
-class _Gated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, both: torch.Tensor) -> torch.Tensor:
-        gate, up = both.chunk(2, -1)
-        open_ = F.silu(gate)
-        ctx.save_for_backward(both, open_)
-        return open_ * up
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        both, open_ = ctx.saved_tensors
-        gate, up = both.chunk(2, -1)
-        out = torch.empty_like(both)
-        for_gate, for_up = out.chunk(2, -1)
-        torch.mul(grad, open_, out=for_up)
-        for_gate.copy_(silu_gradient(grad * up, gate))
-        return out
-
-
-def gated(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of `both` (K, M, 2 f), which holds the two side by side: (K, M, f)."""
-    return _Gated.apply(both)
 
 
 class _CompletionLoss(torch.autograd.Function):

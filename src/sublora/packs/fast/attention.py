@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from sublora.train.kernels import softmax_gradient
+from sublora.packs.fast.elementwise import softmax_gradient
 
 EXPLICIT_KEYS = 192  # on a CPU, up to so many keys the scores are plain batched products, which short rows run faster
 

@@ -13,9 +13,10 @@ import torch.utils.checkpoint
 from torch import nn
 
 from sublora.packs.fast.attention import Asked, Heads, Layout, Turns, flat_attention, turns
+from sublora.packs.fast.elementwise import gated, rms_norm
 from sublora.packs.full import full_joint
 from sublora.packs.weights import AdapterWeights
-from sublora.train.kernels import gated, rms_norm, take
+from sublora.train.kernels import take
 from sublora.train.rows import StepBatch
 from sublora.train.stack import SIBLINGS, Stack
 
@@ -85,12 +86,7 @@ class FlatModel:
         return self._norm(self.final_norm, x)
 
     def _layer(
-        self,
-        x: torch.Tensor,
-        name: str,
-        turned: Turns,
-        layout: Layout,
-        where: torch.Tensor | None,
+        self, x: torch.Tensor, name: str, turned: Turns, layout: Layout, where: torch.Tensor | None
     ) -> torch.Tensor:
         qkv, gate_up = (tuple(f"{name}.{part}" for part in parts) for parts in SIBLINGS)
         both = self._linear(qkv, self._norm(f"{name}.input_layernorm", x))
