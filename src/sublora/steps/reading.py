@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -44,6 +44,9 @@ class Planning(Protocol):
     def teacher_vector(self, trait: Trait) -> str:
         """The id of the vector of a trait's teacher, which is then planned."""
 
+    def trait_of(self, source: str) -> Trait:
+        """The trait that a student's rows are of, or stand against."""
+
     def rows_of(self, trait: Trait, data_seed: int) -> tuple[str, str]:
         """The ids of the datasets, as written, of a trait and of its control."""
 
@@ -69,7 +72,7 @@ class Reading:
 
     key: str
     spec: type[BaseModel]
-    plan: Callable[[Any, Planning], Sequence[Step]]
+    plan: Callable[[Any, Planning], Iterable[Step]]
     reads: Callable[[Planned, Store], Sequence[Effect]] | None = None
     for_adapters: bool = False
 
@@ -86,12 +89,13 @@ def readings() -> dict[str, Reading]:
     return {r.key: r for r in found}
 
 
-def pairs_of(plan: Planned, trait: Trait) -> dict[tuple, list[tuple[Student, Student]]]:
-    """The students that stand for a trait, each with its control; replicates together, by their labels."""
+def pairs_of(plan: Planned, trait: Trait) -> dict[str, list[tuple[Student, Student]]]:
+    """The students that stand for a trait, each with its control: replicates, by what tells them from others."""
     of = {s.id: s for s in plan.students}
-    groups: dict[tuple, list[tuple[Student, Student]]] = {}
-    for s in plan.students:
-        if trait.name in s.twins:
-            pair = (s, of[s.twins[trait.name]])
-            groups.setdefault((s.source, *s.labels.items()), []).append(pair)
+    mine = [s for s in plan.students if trait.name in s.twins]
+    varies = [a for a in mine[0].labels if len({s.labels[a] for s in mine}) > 1]
+    groups: dict[str, list[tuple[Student, Student]]] = {}
+    for s in mine:
+        label = ", ".join(f"{axis} {s.labels[axis]}" for axis in varies) or "students"
+        groups.setdefault(label, []).append((s, of[s.twins[trait.name]]))
     return groups
