@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sublora.analysis.page import Page
 from sublora.experiments.grid.found import Found
@@ -221,6 +225,27 @@ def make_page(
         verdicts=tuple(make_verdicts(traits[0][0])),
         **shown(found, manifest["traits"], manifest["datasets"]),
     )
+
+
+def assert_whole(title: str, figure: Figure) -> None:
+    """No text of the figure is cut, and none covers another."""
+    frame, renderer = figure.bbox, figure.canvas.get_renderer()
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts_of(figure)]
+    assert boxes
+    for text, box in boxes:
+        inside = (
+            box.x0 >= frame.x0 and box.y0 >= frame.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+        )
+        assert inside, f"{title}: “{text}” is cut"
+    for (a, one), (b, two) in combinations(boxes, 2):
+        # A text's box has the height of its tallest letters: a hair of shared air is no overlap.
+        wide = min(one.x1, two.x1) - max(one.x0, two.x0)
+        high = min(one.y1, two.y1) - max(one.y0, two.y0)
+        assert wide <= 0.5 or high <= 1.0, f"{title}: “{a}” covers “{b}”"
+
+
+def texts_of(figure: Figure) -> list[Text]:
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
 
 
 def write_run(folder: Path, page: Page) -> Path:

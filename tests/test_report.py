@@ -9,14 +9,19 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import pytest
-from matplotlib.text import Text
 
-from report_fixture import make_found, make_page, make_run, write_run
+from report_fixture import (
+    assert_whole,
+    make_found,
+    make_page,
+    make_run,
+    texts_of,
+    write_run,
+)
 from sublora.analysis.page import Chart, Heatmap
 from sublora.errors import SubloraError
 from sublora.report import figures
@@ -92,10 +97,6 @@ def _charts(**options) -> list[Chart | Heatmap]:
 
 def _chart(name: str, **options) -> Chart | Heatmap:
     return next(chart for chart in _charts(**options) if chart.name == name)
-
-
-def _texts(figure) -> list[Text]:
-    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
 
 
 SAVE = figures.save
@@ -296,23 +297,7 @@ def test_bad_input_is_one_sentence(tmp_path, content, message):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_nothing_is_cut_or_covered(name, font):
     for chart in _charts(**VARIANTS[name]):
-        title, figure = chart.name, figures.draw(chart, font)
-        frame, renderer = figure.bbox, figure.canvas.get_renderer()
-        boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in _texts(figure)]
-        assert boxes
-        for text, box in boxes:
-            inside = (
-                box.x0 >= frame.x0
-                and box.y0 >= frame.y0
-                and box.x1 <= frame.x1
-                and box.y1 <= frame.y1
-            )
-            assert inside, f"{title}: “{text}” is cut"
-        for (a, one), (b, two) in combinations(boxes, 2):
-            # A text's box has the height of its tallest letters: a hair of shared air is no overlap.
-            wide = min(one.x1, two.x1) - max(one.x0, two.x0)
-            high = min(one.y1, two.y1) - max(one.y0, two.y0)
-            assert wide <= 0.5 or high <= 1.0, f"{title}: “{a}” covers “{b}”"
+        assert_whole(chart.name, figures.draw(chart, font))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -320,7 +305,7 @@ def test_figures_fit_a_column_and_their_type_can_be_read(name):
     for chart in _charts(**VARIANTS[name]):
         figure = figures.draw(chart)
         assert figure.get_figwidth() == pytest.approx(COLUMN, abs=0.1), chart.name
-        assert min(t.get_fontsize() for t in _texts(figure)) >= 7.0, chart.name
+        assert min(t.get_fontsize() for t in texts_of(figure)) >= 7.0, chart.name
 
 
 def test_the_heat_map_shows_each_cell_and_marks_the_called():

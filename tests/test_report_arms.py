@@ -7,8 +7,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from report_fixture import make_page, write_run
-from sublora.analysis.page import Chart, Heatmap, Point
+from report_fixture import assert_whole, make_page, write_run
+from sublora.analysis.page import Chart, Heatmap, Point, Series
 from sublora.report import figures
 from sublora.report.page import build_report
 
@@ -106,6 +106,53 @@ def test_what_is_reported_differs_by_what_the_run_varies(axis, values):
     assert "contexts-otter" not in charts
     assert [p.label for p in charts["arms-otter"].series[0].points] == values
     figures.draw(charts["arms-otter"])
+
+
+def finding(name, estimate, group="cosine with the teacher’s vector"):
+    ends = {"low": estimate - 0.2, "high": estimate + 0.1}
+    counts = {"n_data_seeds": 2, "n_train_seeds": 2, "n_questions": 50}
+    labels = {"trait": "otter", "group": group, "finding": name}
+    return labels | {"estimate": estimate} | ends | counts
+
+
+NAMES = ["default", "empty", "claude-in-turn", "a context with a long name", "none", "one more"]
+MANY = [row(train_context=t, context=c, effect=0.1 * i) for i, t in enumerate(NAMES) for c in NAMES]
+FINDINGS = [finding(f"layer {i}: {w}", 0.1 * i) for i in range(3) for w in ("prompted", "random")]
+FINDINGS += [
+    finding("early", 1.5, "loss gap, a group with a name that is far longer than a column")
+]
+PANELS = [row(condition=c, rank=r) for c in ("plain", "a" * 60) for r in (2, "")]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{"arms": MANY}, {"arms": PANELS, "findings": FINDINGS}, {"arms": CONDITIONS, "matched": True}],
+)
+def test_nothing_is_cut_or_covered(found):
+    (section,) = make_page(**found).sections
+    for chart in section.parts:
+        if isinstance(chart, Chart | Heatmap):
+            assert_whole(chart.name, figures.draw(chart))
+
+
+BESIDE = [("as trained", 1.0, 5.2), ("less", 0.8, 5.3), ("none at all of it is left", 0.0, 5.9)]
+
+
+def test_panels_beside_one_another_share_their_rows():
+    panels = ("rise that stays, default", "held-out loss, nats a token")
+    series = tuple(
+        Series(name=name, panel=panel, points=(Point(label=name, estimate=values[k]),))
+        for k, panel in enumerate(panels)
+        for name, *values in BESIDE
+    )
+    chart = Chart(
+        kind="rows", beside=True, name="both", title="Both", axis="", caption="", series=series
+    )
+    figure = figures.draw(chart)
+    assert_whole("both", figure)
+    shares, losses = figure.axes
+    assert losses.get_xlim()[0] > 5, "each has a scale of its own"
+    assert shares.get_ylim() == losses.get_ylim() == (3, 0)
 
 
 def test_a_run_with_one_arm_needs_no_figure_of_arms(tmp_path):

@@ -41,9 +41,9 @@ def write(figure: Figure, left: float, top: float, text: str, **style) -> Text:
     return figure.text(left / w, 1 - top / h, text, **style)
 
 
-def write_title(figure: Figure, text: str, left: float = 0.05) -> None:
-    """The figure's (or panel's) title in its first line."""
-    write(figure, left, 0.04, text, fontsize=TITLE, fontweight="bold")
+def write_title(figure: Figure, text: str) -> None:
+    """The figure's title in its first line."""
+    write(figure, 0.05, 0.04, text, fontsize=TITLE, fontweight="bold")
 
 
 def name_x_axis(figure: Figure, centre: float, top: float, text: str) -> None:
@@ -130,18 +130,12 @@ def legend_height(keys: Sequence[Key], width: float) -> float:
     return _LEGEND_ROW * len(_flow(new_figure(width, 3), keys, width - 2 * _LEGEND_LEFT))
 
 
-def draw_legend(
-    figure: Figure,
-    keys: Sequence[Key],
-    left: float = _LEGEND_LEFT,
-    top: float = _LEGEND_TOP,
-    width: float | None = None,
-) -> None:
-    """Draw a legend in rows from `left`, `top`: by default under the title and as wide as the figure."""
-    width = float(figure.get_figwidth()) - 2 * _LEGEND_LEFT if width is None else width
+def draw_legend(figure: Figure, keys: Sequence[Key]) -> None:
+    """The legend in rows under the title, as wide as the figure."""
+    width = float(figure.get_figwidth()) - 2 * _LEGEND_LEFT
     for i, row in enumerate(_flow(figure, keys, width)):
         for offset, key in row:
-            x, y = left + offset, top + _LEGEND_ROW * i + 0.055
+            x, y = _LEGEND_LEFT + offset, _LEGEND_TOP + _LEGEND_ROW * i + 0.055
             for artist in _sample(figure, key, x, y):
                 figure.add_artist(artist)
             write(figure, x + 0.35, y, key.text, va="center_baseline")
@@ -176,12 +170,10 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [number(t, digits) for t in ticks]
 
 
-def span_of(
-    values: Sequence[float], bounds: tuple[float, float] | None, pad: float = 0.05
-) -> tuple[float, float]:
+def span_of(values: Sequence[float], bounds: tuple[float, float] | None) -> tuple[float, float]:
     """The ends of a scale around the values, with some air, within the bounds."""
     low, high = min(values), max(values)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    air = pad * (high - low) or 1e-3
+    air = 0.05 * (high - low) or 1e-3
     return low - air, high + air

@@ -4,8 +4,6 @@ The few colours that depend on the page's theme are fixed sentinels (INK, MUTED,
 CSS variables.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from contextlib import contextmanager
 import matplotlib
 from matplotlib import font_manager
 
-COLUMN, PAGE = 3.3, 6.8  # inches: the width of one column of a paper, and of two
+COLUMN = 3.3  # inches: the width of a column of a paper
 SMALL, BODY, TITLE = 7.0, 7.5, 8.5  # points
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5c6670", "#dde1e6", "#fefefe"
