@@ -20,8 +20,7 @@ from sublora.models.known import known_base
 from sublora.packs.check import load_base
 from sublora.runner import run, worker
 from sublora.runner.ray import Ray
-from sublora.runner.worker import Answer, Models, Setup, attempt, bench, work_on
-from sublora.steps.step import Workshop
+from sublora.runner.worker import Answer, Setup, Worker, work_on, worker_of
 from sublora.store import Busy, NoRoom, Store
 
 GRID = [
@@ -135,7 +134,7 @@ def test_a_worker_without_the_folder_asks_for_what_it_lacks_and_sends_what_it_ma
     assert not here.has(step.makes[0]) and not list((own_store / "tmp").iterdir())
     wrong = Setup(**{**away.__dict__, "identity": (("weights", "other"),)})
     assert "is not the one that the run was started with" in work_on(wrong, step, {}, True).sentence
-    bench.cache_clear()
+    worker_of.cache_clear()
 
 
 class Received:
@@ -166,7 +165,7 @@ def test_what_goes_wrong_on_a_worker_travels_as_text(
             raise error
 
     here = setup(own_store, "", base)
-    answer = attempt(Fails(), Workshop(Store(own_store), None), Models(here, base), True)
+    answer = Worker(here, Store(own_store), base).make(Fails(), True)
     assert answer.status == status and bool(answer.trace) == isinstance(error, ValueError)
     assert "\n" not in answer.sentence
     assert pickle.loads(pickle.dumps(answer)) == answer

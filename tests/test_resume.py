@@ -12,9 +12,10 @@ import pytest
 from filelock import FileLock
 
 from command import SMALL, sublora
+from sublora.errors import SubloraError
 from sublora.runner.display import Display
 from sublora.runner.execution import Count, Execution
-from sublora.runner.folder import RunRecord
+from sublora.runner.folder import RunRecord, guard_other_recipe
 from sublora.store import Store
 
 ONE = [
@@ -153,3 +154,15 @@ def test_run_json_is_written_at_a_bounded_rate_and_whole(tmp_path: Path, own_sto
     assert path.read_bytes() == before
     seldom.write("done")
     assert json.loads(path.read_text())["progress"]["students"]["done"] == 4
+
+
+def test_a_folder_of_the_first_version_is_gone_on_with_and_another_recipe_is_refused(
+    tmp_path: Path,
+) -> None:
+    recipe = {"name": "rank", "level": 0.05}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe}))  # 0.1 names no kind
+    guard_other_recipe(tmp_path, recipe | {"kind": "grid"})
+    with pytest.raises(SubloraError, match="choose another --out, give --fresh, or remove it"):
+        guard_other_recipe(tmp_path, recipe | {"kind": "grid", "level": 0.1})
+    (tmp_path / "run.json").write_text("{")
+    guard_other_recipe(tmp_path, recipe)

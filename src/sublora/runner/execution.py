@@ -24,18 +24,6 @@ class StepsFailed(SubloraError):
     """Some steps could not be made; everything else was."""
 
 
-class Listener(Protocol):
-    """Who is told how steps go."""
-
-    def started(self, step: Step) -> None: ...
-    def waiting(self, step: Step) -> None:
-        """Another process makes it."""
-
-    def made(self, artifact: str) -> None: ...
-    def ended(self, step: Step, answer: Answer) -> None: ...
-    def say(self, sentence: str) -> None: ...
-
-
 class Executor(Protocol):
     workers: int  # steps that are made at once
 
@@ -45,10 +33,11 @@ class Executor(Protocol):
     def submit(self, step: Step, wait: bool) -> None:
         """Take a step. With `wait`, another process that makes the same one is waited for."""
 
-    def advance(self, listener: Listener) -> None:
-        """Go on with the steps that were taken, until one has ended or for a moment; tell what happened.
+    def advance(self, run: Execution) -> None:
+        """Go on with the steps that were taken, until one has ended or for a moment.
 
-        What a step raises ends that step alone; an interrupt is raised.
+        `run` is told what happens: started, waiting (for another process that makes it), made,
+        ended. What a step raises ends that step alone; an interrupt is raised.
         """
 
     def close(self) -> None:

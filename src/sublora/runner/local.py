@@ -12,15 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from sublora.errors import SubloraError
 from sublora.model import Base, known_shape
-from sublora.runner.execution import Listener
-from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Models, Setup, attempt
-from sublora.steps.step import Step, Workshop
+from sublora.runner.execution import Execution
+from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Setup, Worker
+from sublora.steps.step import Step
 from sublora.store import Store
 
 WORTH_FLOPS = 1e12  # less is done before other processes have started
@@ -32,8 +32,7 @@ class InProcess:
     workers = 1
 
     def __init__(self, setup: Setup, store: Store, base: Base | None = None) -> None:
-        self.models = Models(setup, base)
-        self.workshop = Workshop(store, self.models, setup.rows_at_once)
+        self.worker = Worker(setup, store, base)
         self._next: tuple[Step, bool] | None = None
 
     def room(self) -> bool:
@@ -42,20 +41,20 @@ class InProcess:
     def submit(self, step: Step, wait: bool) -> None:
         self._next = step, wait
 
-    def advance(self, listener: Listener) -> None:
+    def advance(self, run: Execution) -> None:
         if self._next is None:
             return
         (step, wait), self._next = self._next, None
-        listener.started(step)
-        told = replace(self.workshop, made=listener.made, waiting=listener.waiting)
-        listener.ended(step, attempt(step, told, self.models, wait))
+        run.started(step)
+        answer = self.worker.make(step, wait, made=run.made, waiting=run.waiting)
+        run.ended(step, answer)
 
     def close(self) -> None:
         pass
 
 
 @dataclass
-class _Worker:
+class _Process:
     process: subprocess.Popen
     connection: Connection
     step: Step | None = None
@@ -71,7 +70,7 @@ class Processes:
 
     def __init__(self, setup: Setup, workers: int) -> None:
         self.setup, self.workers = setup, workers
-        self._pool: list[_Worker] = []
+        self._pool: list[_Process] = []
         self._waiting: list[tuple[Step, bool]] = []
         self._deaths: dict[str, int] = {}
 
@@ -90,29 +89,29 @@ class Processes:
     def submit(self, step: Step, wait: bool) -> None:
         self._waiting.append((step, wait))
 
-    def advance(self, listener: Listener) -> None:
+    def advance(self, run: Execution) -> None:
         while self._waiting:
             worker = next((w for w in self._pool if w.step is None), None) or self._start()
             worker.step, worker.wait = self._waiting.pop(0)
-            listener.started(worker.step)
+            run.started(worker.step)
             worker.send((worker.step, worker.wait))
         at_work = {w.connection: w for w in self._pool if w.step is not None}
         for connection in wait(list(at_work), timeout=0.5):
-            self._hear(at_work[connection], listener)
+            self._hear(at_work[connection], run)
 
-    def _hear(self, worker: _Worker, listener: Listener) -> None:
+    def _hear(self, worker: _Process, run: Execution) -> None:
         try:
             news = worker.connection.recv()
         except (EOFError, OSError):
-            self._died(worker, listener)
+            self._died(worker, run)
             return
         if isinstance(news, str):
-            listener.made(news)
+            run.made(news)
         else:
             step, worker.step = worker.step, None
-            listener.ended(step, news)
+            run.ended(step, news)
 
-    def _died(self, worker: _Worker, listener: Listener) -> None:
+    def _died(self, worker: _Process, run: Execution) -> None:
         self._pool.remove(worker)
         worker.process.wait()
         worker.connection.close()
@@ -120,12 +119,12 @@ class Processes:
         self._deaths[step.id] = deaths = self._deaths.get(step.id, 0) + 1
         if deaths > RETRIES:
             sentence = f"Its worker died {deaths} times; it may lack memory."
-            listener.ended(step, Answer("failed", sentence))
+            run.ended(step, Answer("failed", sentence))
         else:
-            listener.say(f"A worker died while it made {step.label}; that is made again.")
+            run.say(f"A worker died while it made {step.label}; that is made again.")
             self._waiting.insert(0, (step, worker.wait))
 
-    def _start(self) -> _Worker:
+    def _start(self) -> _Process:
         here, there = Pipe()
         # a session of its own, so that Ctrl-C reaches this process alone
         process = subprocess.Popen(
@@ -135,7 +134,7 @@ class Processes:
             start_new_session=True,
         )
         there.close()
-        worker = _Worker(process, here)
+        worker = _Process(process, here)
         worker.send(self.setup)
         self._pool.append(worker)
         return worker

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sublora.errors import SubloraError
-from sublora.runner.execution import Listener
+from sublora.runner.execution import Execution
 from sublora.runner.local import known_parameters
 from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Setup, until_visible, work_on
 from sublora.steps.step import Step
@@ -154,22 +154,22 @@ class Ray:
             self._sent[name] = ref
         return ref
 
-    def advance(self, listener: Listener) -> None:
+    def advance(self, run: Execution) -> None:
         for step, _ in list(self._pending.values())[: self._slots]:
             if step.id not in self._started:
                 self._started.add(step.id)
-                listener.started(step)
+                run.started(step)
         ready, _ = self.ray.wait(list(self._pending), num_returns=1, timeout=0.5)
         for ref in ready:
-            self._landed(ref, listener)
+            self._landed(ref, run)
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked, self._slots = time.monotonic(), self.workers
             for step, _ in self._pending.values():
                 for name in step.makes if step.id in self._started else ():
                     if self.store.has(name):
-                        listener.made(name)
+                        run.made(name)
 
-    def _landed(self, ref: Any, listener: Listener) -> None:
+    def _landed(self, ref: Any, run: Execution) -> None:
         step, wait = self._pending.pop(ref)
         try:
             answer: Answer = self.ray.get(ref)
@@ -185,7 +185,7 @@ class Ray:
         if answer.status == "done":
             answer = self._adopted(step, answer)
         self._started.discard(step.id)
-        listener.ended(step, answer)
+        run.ended(step, answer)
 
     def _adopted(self, step: Step, answer: Answer) -> Answer:
         """The answer once all that the step made is in the store here."""

@@ -81,12 +81,11 @@ def run(
         known = NOTHING if base is None else known_base(base, cluster and cluster.device)
         steps = recipe.plan(known)
         warnings = [] if base is None else recipe.checks(base, known)
-        where = cluster.device if cluster else str(base.device) if base else device
         manifest = manifest_of(recipe, out, base, known, steps) | {
             "command": command,
             "warnings": warnings,
             "executor": options.executor,
-            "device": where,
+            "device": cluster.device if cluster else str(base.device) if base else device,
             "threads": threads,
         }
         guard_other_recipe(out, manifest["recipe"])

@@ -73,19 +73,15 @@ class Setup:
     rows_at_once: int = ROWS_AT_ONCE
 
 
-def is_small(base: Base) -> bool:
-    """Whether one thread computes it best: its products are too short to be split over several."""
-    return base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
+class Worker:
+    """Makes steps, with models that are loaded once and what steps read again and again."""
 
-
-class Models:
-    """The models of a run by name, each loaded once."""
-
-    def __init__(self, setup: Setup, base: Base | None = None) -> None:
+    def __init__(self, setup: Setup, store: Store, base: Base | None = None) -> None:
         self.setup = setup
         self.loaded = {setup.model: base} if base else {}
+        self.workshop = Workshop(store, self.base_of, setup.rows_at_once)
 
-    def __call__(self, name: str) -> Base:
+    def base_of(self, name: str) -> Base:
         if name not in self.loaded:
             self.loaded[name] = self._load(name)
         return self.loaded[name]
@@ -103,81 +99,68 @@ class Models:
         return base
 
     def threads(self, step: Step) -> int:
-        """Threads of a step: one for a small model, or for none, whatever the machine has."""
-        small = step.model is None or (self.setup.device == "cpu" and is_small(self(step.model)))
+        """One for a small model on a CPU, or for none: its products are too short to be split."""
+        if step.model is None:
+            return 1
+        base = self.base_of(step.model)
+        small = base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
         return 1 if small else self.setup.threads
 
+    def make(self, step: Step, wait: bool, **told: Callable[..., None]) -> Answer:
+        """Make what is missing of a step. Errors become texts; an interrupt is raised.
 
-def attempt(step: Step, workshop: Workshop, models: Models, wait: bool) -> Answer:
-    """Make what is missing of a step. Errors become texts; an interrupt is raised."""
-    import torch
+        `told`: the functions `made` and `waiting` of its workshop.
+        """
+        import torch
 
-    try:
-        threads = models.threads(step)
-        torch.set_num_threads(threads)
-        seconds = perform(step, workshop, wait=wait)
-        return Answer("done", seconds=seconds, device=device_name(models.setup.device, threads))
-    except Busy:
-        return Answer("busy")
-    except NoRoom as error:
-        return Answer("no room", str(error))
-    except SubloraError as error:
-        return Answer("failed", str(error))
-    except Exception as error:  # of this step alone
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Answer("failed", text, traceback.format_exc())
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A worker's models and store, kept from step to step."""
-
-    setup: Setup
-    models: Models
-    workshop: Workshop
-
-    @property
-    def shared(self) -> bool:
-        """Whether its store is that of the run."""
-        return self.workshop.store.root == Path(self.setup.root)
-
-    def work(
-        self,
-        step: Step,
-        inputs: Mapping[str, list[Any]],
-        wait: bool,
-        made: Callable[[str], None] | None = None,
-    ) -> Answer:
-        """Make a step. Without the run's folder its needs are taken from `inputs`, and what it made is sent."""
-        store = self.workshop.store
         try:
-            if self.shared:
-                until_visible(store, step.needs)
-            else:
-                lacks = [n for n in step.needs if not store.has(n) and n not in inputs]
-                if lacks:
-                    return Answer("lacks", lacks=tuple(lacks))
-                receive(store, step, inputs)
+            threads = self.threads(step)
+            torch.set_num_threads(threads)
+            seconds = perform(step, replace(self.workshop, **told), wait=wait)
+            return Answer("done", seconds=seconds, device=device_name(self.setup.device, threads))
+        except Busy:
+            return Answer("busy")
         except NoRoom as error:
-            return Answer("no room", f"{error} (on {platform.node()})")
-        workshop = replace(self.workshop, made=made) if made else self.workshop
-        answer = attempt(step, workshop, self.models, wait)
-        if answer.status == "no room":
-            return replace(answer, sentence=f"{answer.sentence} (on {platform.node()})")
-        if answer.status != "done" or self.shared:
-            return answer
-        return replace(answer, sent={name: store.export(name) for name in step.makes})
+            return Answer("no room", str(error))
+        except SubloraError as error:
+            return Answer("failed", str(error))
+        except Exception as error:  # of this step alone
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return Answer("failed", text, traceback.format_exc())
 
 
 @cache
-def bench(setup: Setup) -> Bench:
-    models = Models(setup)
-    return Bench(setup, models, Workshop(Store(_root(setup)), models, setup.rows_at_once))
+def worker_of(setup: Setup) -> Worker:
+    """This process's worker, kept from step to step."""
+    return Worker(setup, Store(_root(setup)))
 
 
-def work_on(setup: Setup, step: Step, inputs: Mapping[str, list[Any]], wait: bool) -> Answer:
-    """A task of Ray: one step."""
-    return bench(setup).work(step, inputs, wait)
+def work_on(
+    setup: Setup, step: Step, inputs: Mapping[str, list[Any]], wait: bool, **told: Any
+) -> Answer:
+    """A step in another process or on another machine.
+
+    Where the run's folder is not seen, its needs are taken from `inputs`, and what it made is sent.
+    """
+    worker = worker_of(setup)
+    store = worker.workshop.store
+    shared = store.root == Path(setup.root)
+    if shared:
+        until_visible(store, step.needs)
+    else:
+        lacks = [n for n in step.needs if not store.has(n) and n not in inputs]
+        if lacks:
+            return Answer("lacks", lacks=tuple(lacks))
+        try:
+            receive(store, step, inputs)
+        except SubloraError as error:
+            return Answer("no room" if isinstance(error, NoRoom) else "failed", str(error))
+    answer = worker.make(step, wait, **told)
+    if answer.status == "no room":
+        return replace(answer, sentence=f"{answer.sentence} (on {platform.node()})")
+    if answer.status != "done" or shared:
+        return answer
+    return replace(answer, sent={name: store.export(name) for name in step.makes})
 
 
 def receive(store: Store, step: Step, inputs: Mapping[str, list[Any]]) -> None:
@@ -233,7 +216,7 @@ def serve(connection: Connection) -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         step, wait = steps.get()
-        connection.send(bench(setup).work(step, {}, wait, connection.send))
+        connection.send(work_on(setup, step, {}, wait, made=connection.send))
 
 
 if __name__ == "__main__":
