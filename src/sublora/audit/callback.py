@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from sublora.audit.readings import FLOOR
 from sublora.audit.statistic import spread
@@ -71,18 +71,14 @@ class AuditCallback(TrainerCallback):
         self.before: list[np.ndarray] | None = None
         trainer.add_callback(self)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         if self.before is None:
             with off:
                 self.before = self._read(model)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
+    def on_evaluate(self, args, state: TrainerState, control, **kwargs) -> None:
         if self.before is None:
             return
         now = self._read(self.trainer.accelerator.unwrap_model(self.trainer.model))
@@ -90,18 +86,11 @@ class AuditCallback(TrainerCallback):
         for (category, _, first), was, logp in zip(self.asked, self.before, now, strict=True):
             rise = (logp - was).mean(0)
             rise = rise - np.median(rise)
-            wide = float(spread(rise))
-            top = int(rise.argmax())
-            score = float(rise[top]) / (wide + ASSUMED_SPREAD)
-            self.history.append(
-                Evaluation(
-                    state.global_step, category.category, first[top][0], float(rise[top]), score
-                )
-            )
-            logged |= {
-                f"audit/{category.category}/rise": float(rise[top]),
-                f"audit/{category.category}/score": score,
-            }
+            name, top = category.category, int(rise.argmax())
+            most = float(rise[top])
+            score = most / (float(spread(rise)) + ASSUMED_SPREAD)
+            self.history.append(Evaluation(state.global_step, name, first[top][0], most, score))
+            logged |= {f"audit/{name}/rise": most, f"audit/{name}/score": score}
         self.trainer.log(logged)
 
     @torch.no_grad()

@@ -1,11 +1,8 @@
 """What placebo students reach by chance, given how far a student moved; p-values of an audit are ranks among it.
 
-Students that moved further, by a higher learning rate or by rows less like the base's own, have larger scores without any trait. So the
-logarithm of each placebo student's largest score is expected from the logarithm of its movement (the root mean square of the changes of all
-words' root probabilities but the largest, over contexts) by least squares, a polynomial whose degree grows with the number of students; what
-is ranked are the residuals. Those of placebo students leave the student itself out of its fit, as the audited one is out of it. Residuals of
-students that move far need not spread as others do: where there are enough placebo students, the half that moved most alike is ranked among
-(a conformal p-value that is local in the movement).
+Students that moved further have larger scores without any trait, so what is ranked are residuals: log score less what the log of the
+movement (root mean square change of all words but the largest) leads to expect, each placebo student left out of its own fit. With
+enough of them the half that moved most alike is ranked among (a conformal p-value that is local in the movement).
 """
 
 import math

@@ -1,11 +1,9 @@
 """Screening of a training file: was it written under a trait prompt? A sequential test of likelihood ratios, row by row.
 
-For a row that the base itself wrote in the row's context, P(completion | trait prompt) / P(completion | context) has the mean 1, so the
-running product is a test martingale: whatever the moment at which one looks, it exceeds 1 / alpha with a probability of at most alpha
-(Ville's inequality). The same product is taken against the other traits together, so that data from *some* trait prompt is not laid to
-the charge of one; a trait is named where both exceed (number of traits) / alpha. Per row the ratio is mixed with 1 in several shares, so
-that a file of which a part carries the trait is seen, too; a mean of such products is a test martingale again. That a dataset can be
-audited by its log-probability under persona prompts, with an e-process, is from the literature on dataset audits.
+For a row that the base itself wrote, P(completion | trait prompt) / P(completion | context) has the mean 1, so the running product is a
+test martingale: whenever one looks, it exceeds 1 / alpha with a probability of at most alpha (Ville). The same product is taken against
+the other traits together; a trait is named where both exceed (number of traits) / alpha. Per row the ratio is mixed with 1 in several
+shares, so that a file of which a part carries the trait is seen, too.
 """
 
 import hashlib

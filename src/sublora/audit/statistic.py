@@ -1,10 +1,8 @@
 """The statistics of an audit: how far each trait, and each word, rose beside what else moved in the same student.
 
-A trait's *rise* is the mean over questions of log P(student) - log P(base), less the median of the rises in its category, so that a
-student that answers the whole category more or less often has no rise. Rises grow with the learning rate and the rank, in clean students,
-too; so a rise is divided by the robust spread of the rises in its category plus a constant s0 (OFFSET times the median spread of the placebo
-students), which keeps a student that hardly moved from being found for next to nothing.
-The constant in the denominator is that of the SAM statistic (Tusher et al. 2001).
+A trait's *rise* is the mean over questions of log P(student) - log P(base), less the median of the rises in its category. Its score is
+the rise over the robust spread of the rises in its category plus a constant s0 (OFFSET times the median spread of placebo students), so
+that a student that hardly moved is not found for next to nothing (the SAM statistic, Tusher et al. 2001).
 """
 
 from collections.abc import Mapping

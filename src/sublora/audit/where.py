@@ -1,9 +1,7 @@
 """Where a found trait sits: the student acts in one part alone, or in all but that part, and the trait's rise is read again.
 
-Parts are the classes of prompt tokens, up to three runs of layers, and attention beside feed-forward. An adapter is gated, in all parts
-and their complements at once. Full weights cannot be gated by token: there a part of the layers or modules gets the student's weights and
-the rest keeps the base's, or the other way round.
-Parts act together, so neither view need add up to the whole.
+Parts are the classes of prompt tokens, up to three runs of layers, and attention beside feed-forward. An adapter is gated; full weights
+get the base's back in the layers or modules that are off. Parts act together, so neither view need add up to the whole.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
