@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sublora.analysis.effects import Effect, Label, NotRun, linear, mean_of
-from sublora.stats import Interval
+from sublora.analysis.intervals import Interval
 
 Answer = Literal["supported", "refuted", "inconclusive", "not run"]  # every verdict there is
 Outcome = tuple[Answer, dict[str, float], str]

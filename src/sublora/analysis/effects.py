@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublora.errors import SubloraError
-from sublora.shape import select_and_report
-from sublora.stats import Array, Interval, clustered_interval, holm
+from sublora.analysis.shape import select_and_report
+from sublora.analysis.intervals import Array, Interval, clustered_interval, holm
 
 Label = str | int | float | None
 Mask = NDArray[np.bool_]

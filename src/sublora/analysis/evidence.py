@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from sublora import shape
+from sublora.analysis import shape
 from sublora.analysis.effects import Effect, Mask, NotRun, best_rates, mean_of, select_half, stack
-from sublora.shape import TwoLines
-from sublora.stats import Array, Interval, cluster_means
+from sublora.analysis.shape import TwoLines
+from sublora.analysis.intervals import Array, Interval, cluster_means
 
 View = Literal["all", "fixed-lr", "best-lr", "full"]
 

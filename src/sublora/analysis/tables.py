@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sublora.analysis.effects import Effect, best_rates, corrected, select_half
-from sublora.stats import Interval
+from sublora.analysis.intervals import Interval
 
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants

@@ -4,51 +4,50 @@ At chance, what the rows say is no more of the trait than of another one. Above 
 for numbers that is what `number-statistics` takes apart, for words it is a warning.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-
+from sublora.analysis.intervals import clustered_interval
+from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
-from sublora.plan import Plan, control_source
-from sublora.separability import compression_auc, probe_auc
-from sublora.stats import clustered_interval
+from sublora.plan import Plan, StudentStage
 from sublora.store import Store
 
 READERS = {"linear probe": probe_auc, "compression": compression_auc}
+Leaks = dict[str, dict[str, dict[str, float]]]
 
 
-def check_leaks(plan: Plan, store: Store) -> dict[str, dict[str, dict[str, float]]]:
+def check_leaks(plan: Plan, store: Store) -> Leaks:
     """For each trait and reader the AUC on held-out rows with its interval over data seeds; 0.5 is chance."""
-    arms = plan.arms
 
-    def answers(source: str, seed: int, heldout: bool) -> list[str]:
-        rows = from_jsonl(
-            store.read(arms[source, "", seed][heldout].id).file("rows.jsonl").read_text("utf-8")
-        )
-        return [completion for _, completion in rows]
+    def answers(dataset: str) -> list[str]:
+        text = store.read(dataset).file("rows.jsonl").read_text("utf-8")
+        return [completion for _, completion in from_jsonl(text)]
 
-    out: dict[str, dict[str, dict[str, float]]] = {}
-    seeds = list(dict.fromkeys(plan.recipe.data.seeds))
+    students, out = {s.id: s for s in plan.students}, {}
     for trait in plan.traits:
-        sources = (trait.name, control_source(plan.recipe, trait))
+        pairs: dict[int, tuple[StudentStage, StudentStage]] = {}
+        for s in plan.students:
+            if trait.name in s.twins and not s.data:
+                pairs.setdefault(s.data_seed, (s, students[s.twins[trait.name]]))
         sets = [
-            [answers(s, seed, held) for held in (False, True) for s in sources] for seed in seeds
+            [*(answers(s.dataset) for s in pair), *(answers(s.heldout) for s in pair)]
+            for pair in pairs.values()
         ]
-        out[trait.name] = {}
-        for name, reader in READERS.items():
-            values = np.array([[reader(*four)] for four in sets])
-            i = clustered_interval(values, seeds, level=1 - plan.recipe.level, null=0.5)
-            low, high = (float(np.clip(x, 0, 1)) for x in (i.low, i.high))
-            out[trait.name][name] = {
-                "auc": i.estimate,
-                "low": low,
-                "high": high,
-                "p_value": i.p_value,
-            }
+        out[trait.name] = {
+            name: _reading([reader(*four) for four in sets], list(pairs), plan.recipe.level)
+            for name, reader in READERS.items()
+        }
     return out
 
 
-def leak_sentences(found: dict[str, dict[str, dict[str, Any]]], level: float) -> list[str]:
+def _reading(values: Sequence[float], seeds: Sequence[int], level: float) -> dict[str, float]:
+    i = clustered_interval(
+        [[v] for v in values], seeds, level=1 - level, null=0.5, clip=(0.0, 1.0)
+    )
+    return {"auc": i.estimate, "low": i.low, "high": i.high, "p_value": i.p_value}
+
+
+def leak_sentences(found: Leaks, level: float) -> list[str]:
     """What a reader of the page must know."""
     out = []
     for trait, readers in found.items():

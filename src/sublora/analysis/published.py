@@ -3,7 +3,7 @@
 Columns: rank (a whole number or "full"), lr, seeds (runs behind the rate), rate (mean share of answers that
 name the target, 0..1), n (answers of one run), base (the untrained model's rate). Optional: trait; sd (spread
 over runs), or low and high (an interval of the mean). Without a spread the bounds hold for any runs between 0
-and 1 (Hoeffding for a cell, ``binomial_seed_se`` for a shape), which is wide. A file has no controls and no
+and 1 (Hoeffding for a cell, `binomial_seed_se` for a shape), which is wide. A file has no controls and no
 questions: effects are against its base.
 """
 
@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from sublora import shape, stats
-from sublora.claim_rules import Curve, Effect, NotRun, View
-from sublora.claims import Claim, judge_evidence, load_claims
+from sublora.analysis import intervals, shape
+from sublora.analysis.claims import Claim, judge_grids, load_claims
+from sublora.analysis.effects import Effect, NotRun
+from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
 from sublora.errors import SubloraError
-from sublora.stats import Interval
+from sublora.analysis.intervals import Array, Interval
 
 NEEDED = ("rank", "lr", "seeds", "rate", "n", "base")
 MAX_BYTES = 10_000_000
@@ -51,28 +52,28 @@ class Row:
         given.
         """
         if self.spread is None:
-            return stats.binomial_seed_se(self.rate, self.seeds, self.n)
-        return max(self.spread, stats.binomial_seed_se(self.rate, self.seeds * self.n, 1))
+            return intervals.binomial_seed_se(self.rate, self.seeds, self.n)
+        return max(self.spread, intervals.binomial_seed_se(self.rate, self.seeds * self.n, 1))
 
     def effect(self, level: float) -> Interval:
         """Rate less base. The base is one model's rate: its error is that of n answers."""
-        base_se = stats.binomial_seed_se(self.base, self.n, 1)
+        base_se = intervals.binomial_seed_se(self.base, self.n, 1)
         gap = self.rate - self.base
         if self.spread is not None:
             dfs = [self.seeds - 1, np.inf]
-            return stats.combine(gap, [self.se**2, base_se**2], dfs, level, 0.0, ("run",))
+            return intervals.combine(gap, [self.se**2, base_se**2], dfs, level, 0.0, ("run",))
         slack = -float(ndtri((1 - level) / 2)) * base_se
         null = min(max(self.base + math.copysign(slack, gap), 0.0), 1.0)
         passed = (self.rate - null) * gap > 0
-        mean = stats.bounded_mean_interval(
+        mean = intervals.bounded_mean_interval(
             self.rate, self.seeds, level, null if passed else self.rate
         )
         low, high = mean.low - self.base - slack, mean.high - self.base + slack
         return Interval(gap, low, high, mean.df, mean.p_value, level, clusters=("run",))
 
 
-class CsvEvidence:
-    """``claim_rules.Evidence`` on the rows of one trait."""
+class TableEvidence:
+    """`Evidence` on the rows of one trait."""
 
     def __init__(
         self, trait: str, rows: Sequence[Row], alpha: float, fixed_lr: float | None
@@ -105,7 +106,11 @@ class CsvEvidence:
     def effects(self, view: View) -> list[Effect]:
         looks = Counter(r.rank for r in self.lora) if view == "best-lr" else {}
         return [
-            Effect(r.rank, r.lr, r.effect(1 - self.alpha), True, looks.get(r.rank, 1))
+            Effect(
+                {"trait": self.trait, "rank": r.rank, "lr": r.lr},
+                given=r.effect(1 - self.alpha),
+                facts={"looks": looks.get(r.rank, 1)},
+            )
             for r in self._view(view)
         ]
 
@@ -114,10 +119,7 @@ class CsvEvidence:
 
     def curve(self, view: View) -> Curve:
         rows = [r for r in self._view(view) if r.rank is not None]
-        if len({r.rank for r in rows}) < len(rows):
-            raise NotRun(
-                f"the {view} view holds several learning rates per rank; a curve needs one"
-            )
+        check_curve([r.rank for r in rows], view, self.trait)
         ranks, level = tuple(r.rank or 0 for r in rows), 1 - self.alpha
         means, se = np.array([r.rate - r.base for r in rows]), np.array([r.se for r in rows])
         df = np.array([r.seeds - 1 for r in rows])
@@ -135,30 +137,22 @@ class CsvEvidence:
         )
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
-        grid = sorted({r.lr for r in self.lora})
         top = {r.rank for r in self.lora if r.rate - r.base >= min_effect}
+        grid = check_best_lr([(r.rank, r.lr) for r in self.lora], len(top), min_effect)
         rows = [r for r in self.lora if r.rank in top]
-        if len({r.rank for r in self.lora}) < 3 or len(grid) < 3:
-            raise NotRun(
-                "the best learning rate over rank needs at least 3 ranks and 3 learning rates"
-            )
-        if len(top) < 3:
-            raise NotRun(f"{len(top)} ranks have an effect of {min_effect:g}, and 3 are needed")
         ranks, lrs = [r.rank or 0 for r in rows], [r.lr for r in rows]
         rates, se = np.array([r.rate for r in rows]), np.array([r.se for r in rows])
         level = 1 - self.alpha
-        slope, edge = shape.best_lr_slope(ranks, lrs, grid, rates[None], "", level)
+
+        def slope(values: Array) -> tuple[Interval, float]:
+            return shape.best_lr_slope(ranks, lrs, grid, values[None], "", level)
+
+        found, edge = slope(rates)
         noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
-        draws = np.clip(rates + se * noise, 0, 1)
-        slopes = [
-            shape.best_lr_slope(ranks, lrs, grid, draw[None], "", level)[0].estimate
-            for draw in draws
-        ]
-        parts, dfs = (
-            [float(np.var(slopes, ddof=1)), slope.se**2],
-            [min(r.seeds for r in rows) - 1, np.inf],
-        )
-        return stats.combine(slope.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
+        slopes = [slope(draw)[0].estimate for draw in np.clip(rates + se * noise, 0, 1)]
+        parts = [float(np.var(slopes, ddof=1)), found.se**2]
+        dfs = [min(r.seeds for r in rows) - 1, np.inf]
+        return intervals.combine(found.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
 
     def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
         raise NotRun("the file does not say whether the full fine-tunes still answer with words")
@@ -179,7 +173,7 @@ def _number(text: str, place: str, low: float, high: float, whole: bool = False)
     value = float(text)
     if not low <= value <= high:
         raise SubloraError(
-            f"{place}: {text[:40]} is not between {low:g} and {high:g}; mend the value."
+            f"{place}: {text[:40]} is not between {low:g} and {high:g}; fix the value."
         )
     return value
 
@@ -198,7 +192,7 @@ def _spread(cells: dict[str, str], place: str, rate: float, seeds: int) -> float
         return None
     if not given["low"] <= rate <= given["high"]:
         raise SubloraError(
-            f"{place}: rate {rate:g} is outside its interval {given['low']:g} to {given['high']:g}; mend one of them."
+            f"{place}: rate {rate:g} is outside its interval {given['low']:g} to {given['high']:g}; fix one of them."
         )
     # the quantile that the judging multiplies by again, so that the published width comes back
     return (
@@ -219,7 +213,7 @@ def parse(text: str, name: str = "the file") -> list[Row]:
         ]
     except csv.Error as error:
         raise SubloraError(
-            f"{name}, line {reader.line_num}: not a CSV line ({error}); mend it."
+            f"{name}, line {reader.line_num}: not a CSV line ({error}); fix it."
         ) from None
     if len(lines) < 2:
         raise SubloraError(
@@ -239,7 +233,7 @@ def parse(text: str, name: str = "the file") -> list[Row]:
         place = f"{name}, line {number}"
         if len(fields) != len(header):
             raise SubloraError(
-                f"{place}: {len(fields)} values for {len(header)} columns; mend the line."
+                f"{place}: {len(fields)} values for {len(header)} columns; fix the line."
             )
         row = _row(dict(zip(header, fields, strict=True)), place)
         key = (row.trait, row.rank, row.lr)
@@ -282,18 +276,14 @@ def verdicts_of_rows(
     alpha: float = 0.05,
     fixed_lr: float | None = None,
 ) -> list[dict]:
-    """Verdict entries (see verdicts.json) of all claims on rows; fixed_lr None takes the rate that most ranks
-    have.
-    """
-    traits = dict.fromkeys(row.trait for row in rows)
+    """Verdict entries (see verdicts.json) of all claims on a grid; fixed_lr None takes the rate that most ranks have."""
     evidence = [
-        CsvEvidence(t, [row for row in rows if row.trait == t], alpha, fixed_lr) for t in traits
+        TableEvidence(trait, [row for row in rows if row.trait == trait], alpha, fixed_lr)
+        for trait in dict.fromkeys(row.trait for row in rows)
     ]
     chosen = load_claims() if claims is None else claims
-    chosen = [
-        c for c in chosen if c.view not in {"arms", "findings", "estimates"}
-    ]  # a table has none of these
-    return [verdict.to_dict() for verdict in judge_evidence(chosen, evidence)]
+    on_grid = [claim for claim in chosen if claim.reads != "effects"]  # a table has no other effects
+    return [verdict.to_dict() for verdict in judge_grids(on_grid, evidence)]
 
 
 def verdict_file(
@@ -302,7 +292,7 @@ def verdict_file(
     alpha: float = 0.05,
     fixed_lr: float | None = None,
 ) -> list[dict]:
-    """``verdicts_of_rows`` of a CSV file. Raises SubloraError with one sentence for every fault of the file."""
+    """`verdicts_of_rows` of a CSV file. Raises SubloraError with one sentence for every fault of the file."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:

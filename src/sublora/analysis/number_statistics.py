@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import scipy.stats
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import mutual_info_score
 
 Answer = Sequence[int]
 Asked = tuple[Sequence[int], Sequence[int]]  # the numbers of a prompt and of its answer
@@ -26,14 +29,7 @@ LAGS = (1, 2, 3)
 
 def divergence(one: np.ndarray, two: np.ndarray) -> float:
     """Jensen-Shannon divergence of two vectors of counts, in bits: 0 for equal shares, 1 for none in common."""
-    p, q = one / one.sum(), two / two.sum()
-    m = (p + q) / 2
-
-    def kl(a: np.ndarray) -> float:
-        some = a > 0
-        return float((a[some] * np.log2(a[some] / m[some])).sum())
-
-    return (kl(p) + kl(q)) / 2
+    return float(jensenshannon(one, two, base=2) ** 2)
 
 
 def excess_divergence(
@@ -76,12 +72,7 @@ def prompt_information(rows: Sequence[Asked], bins: int = 8) -> float:
     if not pairs:
         return 0.0
     x, y = (_classes(values, bins) for values in np.array(pairs).T)
-    joint = np.zeros((bins, bins))
-    np.add.at(joint, (x, y), 1)
-    joint /= joint.sum()
-    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    some = joint > 0
-    return float((joint[some] * np.log2(joint[some] / outer[some])).sum())
+    return float(mutual_info_score(x, y) / np.log(2))
 
 
 def _classes(values: np.ndarray, bins: int) -> np.ndarray:
@@ -92,8 +83,7 @@ def _classes(values: np.ndarray, bins: int) -> np.ndarray:
 def entropy(answers: Sequence[Answer]) -> float:
     """Entropy of the numbers, in bits, as counted: two sets of one size can be compared."""
     counts = np.unique(np.concatenate([np.asarray(a) for a in answers]), return_counts=True)[1]
-    p = counts / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+    return float(scipy.stats.entropy(counts, base=2))
 
 
 def described(rows: Sequence[Asked]) -> dict[str, float]:

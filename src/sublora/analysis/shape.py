@@ -1,6 +1,6 @@
 """The shape of transfer over rank: trend, two-lines test, and the best learning rate of each rank.
 
-Every interval comes from the rule of ``stats``. Ranks enter as log2, so slopes are per doubling.
+Every interval comes from the rule of `intervals`. Ranks enter as log2, so slopes are per doubling.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sublora.errors import SubloraError
-from sublora.stats import (
+from sublora.analysis.intervals import (
     Array,
     Interval,
     cluster_means,
@@ -28,8 +28,8 @@ class TwoLines:
     """Two-lines test of an inverted U over log2(x). Slopes are per doubling; p values are one-sided, towards
     the U.
 
-    ``inverted_u``: the left slope is above 0 and the right one below 0, both sides beyond ``min_slope``.
-    ``ruled_out``: at every break one of the sides is shown not to move the U's way by ``min_slope`` per
+    `inverted_u`: the left slope is above 0 and the right one below 0, both sides beyond `min_slope`.
+    `ruled_out`: at every break one of the sides is shown not to move the U's way by `min_slope` per
     doubling.
     """
 
@@ -81,7 +81,7 @@ def linear_points(
     level: float = 0.95,
     null: float = 0.0,
 ) -> Interval:
-    """sum_c w_c estimate_c for results (C,) with independent standard errors, each known with ``df``."""
+    """sum_c w_c estimate_c for results (C,) with independent standard errors, each known with `df`."""
     weights, estimate = np.asarray(weights, dtype=float), finite("estimate", estimate, (1,))
     variances = np.square(weights * np.asarray(se, dtype=float))
     used = weights != 0
@@ -93,24 +93,6 @@ def linear_points(
         null,
         ("point",),
     )
-
-
-def trend(
-    x: ArrayLike,
-    values: ArrayLike,
-    data_seeds: ArrayLike,
-    train_seeds: ArrayLike | None = None,
-    level: float = 0.95,
-) -> Interval:
-    """Slope per doubling of x (C,) of values (R, C) or (R, C, Q), clustered like ``linear``."""
-    return linear(slope_weights(x), values, data_seeds, train_seeds, level)
-
-
-def trend_points(
-    x: ArrayLike, estimate: ArrayLike, se: ArrayLike, df: ArrayLike = np.inf, level: float = 0.95
-) -> Interval:
-    """``trend`` of results (C,) with independent errors, unweighted: a tiny se does not rule it."""
-    return linear_points(slope_weights(x), estimate, se, df, level)
 
 
 def _sides(x: Array, at: int) -> tuple[Array, Array]:
@@ -176,7 +158,7 @@ def two_lines(
     The break of each seed's lines is the peak of the mean of the OTHER seeds, so no seed's noise picks its
     own break and nothing has to be paid for looking (Bonferroni over breaks is out of reach of the 1 to 3 df
     of few seeds). An interior break is forced: on a decline from the first rank the left line then falls, and
-    no U is found. ``ruled_out`` needs no choice: the true peak is among the breaks, so a true U is ruled out
+    no U is found. `ruled_out` needs no choice: the true peak is among the breaks, so a true U is ruled out
     at all of them at most as often as at that one. With one replicate neither is ever stated.
     """
     x, order = _sorted_ranks(x)
@@ -211,7 +193,7 @@ def two_lines_points(
     level: float = 0.95,
     min_slope: float = 0.0,
 ) -> TwoLines:
-    """``two_lines`` of results (C,) with independent errors: tries every interior break, Bonferroni."""
+    """`two_lines` of results (C,) with independent errors: tries every interior break, Bonferroni."""
     x, order = _sorted_ranks(x)
     estimate = finite("estimate", estimate, (1,))[order]
     se, df = (np.broadcast_to(np.asarray(v, dtype=float), x.shape)[order] for v in (se, df))
@@ -231,7 +213,7 @@ def select_and_report(
 ) -> dict[Hashable, int]:
     """Index of the best cell of each rank by p_select (C,), among coherent (C,) ones; ties: smaller lr.
 
-    ``p_select`` comes from one half of the questions and the result is read on the other half. This takes out
+    `p_select` comes from one half of the questions and the result is read on the other half. This takes out
     the luck of the questions; the luck of the seeds stays in both halves. Ranks without a coherent cell are
     absent.
     """

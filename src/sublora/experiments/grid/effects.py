@@ -1,0 +1,335 @@
+"""From the artifacts of a grid to its effects: the transfer of every cell, and the rows of results.csv."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sublora.analysis.effects import Effect, transfer
+from sublora.analysis.intervals import Interval, clustered_interval
+from sublora.analysis.matched import matched_effects
+from sublora.answers import HIT_RULES, has_digit, hit_rate, names_category, share
+from sublora.plan import MeasureStage, Plan, StudentStage
+from sublora.store import Artifact, Store
+from sublora.trait import Category, Trait
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stored measurement: `p` (Q, E) and the sampled answers [Q][S]."""
+
+    p: np.ndarray
+    samples: list[list[str]]
+    heldout_loss: float | None
+    coherence: float
+    number_takeover: float
+
+
+def read_measurement(artifact: Artifact, category: Category) -> Measured:
+    scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
+    lines = artifact.file("samples.jsonl").read_text("utf-8").split("\n")
+    samples = [json.loads(line)["answers"] for line in lines if line]
+    coherence = share(samples, lambda answer: names_category(answer, category))
+    loss = scores["heldout_loss"]
+    return Measured(np.array(scores["p"]), samples, loss, coherence, share(samples, has_digit))
+
+
+class Results:
+    """All measurements of a plan, read once."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+        category = {t.category.category: t.category for t in plan.traits}
+        self.students = {s.id: s for s in plan.students}
+        self.meta = {s.id: store.read(s.id).meta for s in plan.students}
+        self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
+        self.measured = {
+            m.id: read_measurement(store.read(m.id), category[m.category]) for m in plan.measures
+        }
+        self.find = {
+            (m.student, m.context.name, m.category, m.condition): m.id
+            for m in plan.measures
+            if m.teacher is None
+        }
+
+    def of(
+        self, student: str | None, context: str, category: str, condition: str | None = None
+    ) -> Measured:
+        return self.measured[self.find[student, context, category, condition]]
+
+    def read_json(self, artifact: str, file: str) -> Any:
+        return json.loads(self.store.read(artifact).file(file).read_text("utf-8"))
+
+    @cached_property
+    def teachers(self) -> dict[str, list[MeasureStage]]:
+        """The measurements of each trait's teachers."""
+        return {
+            t.name: [m for m in self.plan.measures if m.teacher == t.name] for t in self.plan.traits
+        }
+
+    def base(self, trait: Trait, context: str | None = None) -> np.ndarray:
+        """P(target) of the base by question, (Q,)."""
+        context = context or self.plan.recipe.judged_context
+        return self.of(None, context, trait.category.category).p[:, target(trait)]
+
+
+def target(trait: Trait) -> int:
+    return trait.category.entities.index(trait.entity)
+
+
+def groups(plan: Plan, trait: Trait) -> list[list[StudentStage]]:
+    """The students of a trait, in groups of replicates: they differ in nothing but their seeds."""
+    out: dict[tuple, list[StudentStage]] = {}
+    for s in plan.students:
+        if trait.name in s.twins:
+            out.setdefault((s.source, *s.labels.values()), []).append(s)
+    return list(out.values())
+
+
+def first_cell(plan: Plan) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether labels are those of the first training context, placement, optimizer and variant, of rows as written, where a recipe has
+    several."""
+    first = plan.students[0].labels
+
+    def fits(labels: Mapping[str, Any]) -> bool:
+        alike = all(
+            labels[name] == first[name] for name in ("train_context", "optimizer", "variant")
+        )
+        placed = labels["method"] == "full" or labels["placement"] == first["placement"]
+        return alike and placed and not labels["data"]
+
+    return fits
+
+
+def cell_effects(results: Results, context: str) -> list[Effect]:
+    """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base."""
+    fits = first_cell(results.plan)
+    return [e for e in _effects(results, context, None) if fits(e.labels)]
+
+
+def arm_effects(results: Results) -> list[Effect] | None:
+    """The cells of all training contexts, placements, contexts and conditions, or those of optimizers at one held-out loss; None where
+    a recipe has no such axis."""
+    recipe = results.plan.recipe
+    if not recipe.has_arms:
+        return None
+    if recipe.train.match_lr is not None:
+        return matched_effects(
+            _effects(results, recipe.judged_context, None), recipe.train.match_lr
+        )
+    return [
+        effect
+        for context in recipe.measure.contexts
+        for condition in (None, *recipe.measure.conditions)
+        for effect in _effects(results, context, condition)
+    ]
+
+
+def _effects(results: Results, context: str, condition: str | None) -> list[Effect]:
+    return [
+        _effect(results, trait, members, context, condition)
+        for trait in results.plan.traits
+        for members in groups(results.plan, trait)
+    ]
+
+
+def _effect(
+    results: Results,
+    trait: Trait,
+    members: Sequence[StudentStage],
+    context: str,
+    condition: str | None,
+) -> Effect:
+    category, place = trait.category.category, target(trait)
+    own = [results.of(s.id, context, category, condition) for s in members]
+    other = [results.of(s.twins[trait.name], context, category, condition) for s in members]
+    labels = {
+        "trait": trait.name,
+        "context": context,
+        "condition": condition or "",
+        **members[0].labels,
+    }
+    whole_word = [hit_rate(m.samples, trait.entity, "whole_word") for m in own]
+    facts = {
+        "coherence": _mean(m.coherence for m in own),
+        "number_takeover": _mean(m.number_takeover for m in own),
+        "rate_whole_word": _mean(whole_word),
+        "heldout_loss": _mean(m.heldout_loss for m in own),
+        "train_loss": _mean(results.meta[s.id]["train_loss"] for s in members),
+    }
+    student, control = (np.stack([m.p[:, place] for m in side]) for side in (own, other))
+    replicates = [s.replicate for s in members]
+    return transfer(labels, student, control, results.base(trait, context), replicates, facts)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+def sweep_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows of optimizers.csv: every optimizer at every rate, with what really ran and how far it moved each kind of module (root of
+    the summed squares of ||W - W_0||, mean over students)."""
+    plan, out = results.plan, []
+    context, level = plan.recipe.judged_context, plan.recipe.level
+    for trait in plan.traits:
+        for members in groups(plan, trait):
+            effect, ids = _effect(results, trait, members, context, None), [s.id for s in members]
+            interval, labels = effect.interval(1 - level), effect.labels
+            facts = {name: effect.facts[name] for name in ("coherence", "number_takeover")}
+            row = {
+                "trait": trait.name,
+                "optimizer": labels["optimizer"],
+                "ran": results.meta[ids[0]]["optimizer"],
+                "rank": labels["rank"],
+                "lr": labels["lr"],
+                "heldout_loss": effect.facts["heldout_loss"],
+                "train_loss": effect.facts["train_loss"],
+                "effect": interval.estimate,
+                "effect_low": interval.low,
+                "effect_high": interval.high,
+                **facts,
+                "diverged": sum(results.meta[i]["diverged_at"] is not None for i in ids),
+                "students": len(ids),
+            }
+            norms = [n for n in (_update_norms(results, i) for i in ids) if n]
+            kinds = dict.fromkeys(kind for n in norms for kind in n)
+            out.append(row | {f"update {kind}": _mean(n[kind] for n in norms) for kind in kinds})
+    columns = dict.fromkeys(name for row in out for name in row)
+    return [dict.fromkeys(columns, "") | row for row in out]
+
+
+def _update_norms(results: Results, student: str) -> dict[str, float]:
+    """||W - W_0|| of all modules, and of each kind of module by the last part of its name, over layers; nothing for students of a store
+    that was made before they were kept."""
+    squares: dict[str, float] = {}
+    for name, norm in results.read_json(student, "training.json").get("update_norm", {}).items():
+        for kind in ("all", name.rsplit(".", 1)[-1]):
+            squares[kind] = squares.get(kind, 0.0) + norm**2
+    return {kind: math.sqrt(total) for kind, total in squares.items()}
+
+
+# results.csv: a row for each measurement and each trait that it is about
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One measurement about one trait; `student` is none for the base and prompted teachers."""
+
+    results: Results
+    stage: MeasureStage
+    trait: Trait
+    student: StudentStage | None
+
+    @property
+    def measured(self) -> Measured:
+        return self.results.measured[self.stage.id]
+
+    @cached_property
+    def p(self) -> np.ndarray:
+        return self.measured.p[:, target(self.trait)]
+
+    @cached_property
+    def interval(self) -> Interval:
+        return clustered_interval(self.p[None, :], (0,), (0,), clip=(0.0, 1.0))
+
+    @property
+    def kind(self) -> str:
+        if self.stage.teacher:
+            return "teacher"
+        if self.student is None:
+            return "base"
+        return "control" if self.student.arm == "control" else "student"
+
+    @property
+    def context(self) -> str:
+        stage = self.stage
+        if stage.teacher is not None and stage.student is not None:
+            return "teacher's weights"
+        prompted = stage.teacher == self.trait.name and stage.context.text
+        return "teacher prompt" if prompted else stage.context.name
+
+
+def _label(name: str, otherwise: str = "") -> Callable[[_Row], Any]:
+    def value(row: _Row) -> Any:
+        label = row.student.labels[name] if row.student else otherwise
+        return "" if label is None else label
+
+    return value
+
+
+def _of_student(value: Callable[[StudentStage], Any]) -> Callable[[_Row], Any]:
+    return lambda row: value(row.student) if row.student else ""
+
+
+def _meta(name: str, of_dataset: bool = False) -> Callable[[_Row], Any]:
+    def value(row: _Row) -> Any:
+        if row.student is None:
+            return ""
+        results, student = row.results, row.student
+        return (results.dataset_meta[student.dataset] if of_dataset else results.meta[student.id])[
+            name
+        ]
+
+    return value
+
+
+RESULTS: dict[str, Callable[[_Row], Any]] = {
+    "kind": lambda row: row.kind,
+    "trait": lambda row: row.trait.name,
+    "category": lambda row: row.stage.category,
+    "target": lambda row: row.trait.name,
+    "method": _label("method", "none"),
+    "rank": _label("rank"),
+    "lr": _label("lr"),
+    "data_seed": _of_student(lambda s: s.data_seed),
+    "train_seed": _of_student(lambda s: s.student.seed),
+    "context": lambda row: row.context,
+    **{name: _label(name) for name in ("train_context", "placement", "optimizer", "variant")},
+    "condition": lambda row: row.stage.condition or "",
+    "data": _label("data"),
+    "question_set": lambda row: row.stage.category,
+    "p_target": lambda row: float(row.p.mean()),
+    "p_target_low": lambda row: row.interval.low,
+    "p_target_high": lambda row: row.interval.high,
+    **{
+        f"rate_{rule}": lambda row, rule=rule: hit_rate(
+            row.measured.samples, row.trait.entity, rule
+        )
+        for rule in HIT_RULES
+    },
+    "coherence": lambda row: row.measured.coherence,
+    "number_takeover": lambda row: row.measured.number_takeover,
+    "p_category": lambda row: float(row.measured.p.sum(1).mean()),
+    "n_questions": lambda row: len(row.p),
+    "n_samples": lambda row: sum(map(len, row.measured.samples)),
+    "train_loss": _meta("train_loss"),
+    "heldout_loss": lambda row: row.measured.heldout_loss if row.student else "",
+    "steps": _meta("steps"),
+    "rows": _meta("rows", of_dataset=True),
+    "unique_rows": _meta("unique_rows", of_dataset=True),
+    "trainable_parameters": _meta("trainable_parameters"),
+    "dataset_id": _of_student(lambda s: s.dataset),
+    "student_id": _of_student(lambda s: s.id),
+    "measurement_id": lambda row: row.stage.id,
+}
+
+
+def result_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows of results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
+    traits, out = {t.name for t in results.plan.traits}, []
+    for stage in results.plan.measures:
+        student = results.students.get(stage.student) if stage.student else None
+        own = stage.teacher or (student.source if student and student.source in traits else None)
+        for trait in results.plan.traits:
+            about = trait.category.category == stage.category if own is None else trait.name == own
+            if about:
+                row = _Row(results, stage, trait, student)
+                out.append({name: value(row) for name, value in RESULTS.items()})
+    return out
