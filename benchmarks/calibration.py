@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sublora.experiments.grid.effects import Results, cell_effects
 from sublora.experiments.grid.experiment import Grid
 from sublora.experiments.kinds import open_recipe
 from sublora.models.known import known_base
 from sublora.packs.check import load_base
-from sublora.results import Results
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution
 from sublora.runner.local import InProcess
@@ -67,9 +67,9 @@ def effects(
         with Display(every=30) as display:
             display.say(f"{model}: {trait}, {len(share)} seeds")
             Execution(InProcess(setup, store, base), store, display).run(recipe.plan(known))
-        cell = Results(recipe.layout(known), store).table("default").cells[0]
-        own.append(cell.p)
-        other.append(cell.control)
+        cell = cell_effects(Results(recipe.layout(known), store), "default")[0]
+        own.append(cell.parts["student"])
+        other.append(cell.parts["control"])
         traits += [trait] * len(share)
     return np.concatenate(own), np.concatenate(other), traits
 

@@ -1,12 +1,14 @@
 """Claims about arms: the rules find what is planted, and say nothing where the reference does not transfer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sublora.arm_rules import ARM_RULES
-from sublora.arms import ARM_COLUMNS, ArmPick, summarise_arms
-from sublora.cells import Cell, Table
-from sublora.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.contrast import fits
+from sublora.analysis.effects import transfer
+from sublora.analysis.tables import ARMS, arm_rows
 from sublora.errors import SubloraError
 from sublora.experiments.document import shipped_recipes
 from sublora.experiments.kinds import open_recipe
@@ -24,75 +26,101 @@ def arm(
     noise = seed_noise * (1 if share is None else share) + 0.01 * RNG.standard_normal(
         (len(SEEDS), Q)
     )
-    data, trainings = zip(*SEEDS, strict=True)
-    return Cell(
-        "otter", asked, "lora", rank, 1e-3, control + effect + noise, control, control.mean(0), data, trainings, coherence, 0.0,
-        train_context=train, condition=condition, placement=placement,
-    )  # fmt: skip
+    labels = {
+        "trait": "otter",
+        "context": asked,
+        "train_context": train,
+        "condition": condition,
+        "placement": placement,
+        "method": "lora",
+        "rank": rank,
+        "lr": 1e-3,
+        "data": "",
+    }
+    facts = {"coherence": coherence, "number_takeover": 0.0}
+    return transfer(labels, control + effect + noise, control, control.mean(0), SEEDS, facts)
 
 
-def table(*cells):
-    return Table(tuple(cells), None, np.arange(Q) % 2 == 0, context="a")
+AT_LEAST, AT_MOST = {"says": "above", "share": 0.5}, {"says": "below", "share": 0.2}
+REACHES = {"says": "reaches", "bar": 0.02}
 
 
-def verdict(test, cells, arms, **threshold):
-    claim = Claim(
-        id="x", statement="s", source="p", recipes=("r",), view="arms", test=test, threshold=threshold,
-        arms={name: ArmPick(**pick) for name, pick in arms.items()},
-    )  # fmt: skip
-    (result,) = judge([claim], table(*cells), "r", table(*cells))
+def judged(arms, **test):
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), **test)
+    (result,) = judge([claim], "r", arms)
     return result
 
 
+def verdict(test, arms, of, against=None):
+    return judged(arms, contrast={"of": of, "against": against, **test})
+
+
+def hard_gate(arms, names):
+    of = {"train_context": "a", "context": names}
+    return judged(arms, rule={"test": "hard_gate", "of": of})
+
+
 @pytest.mark.parametrize(
-    ("test", "effect", "expected"),
+    ("test", "compared", "effect", "expected"),
     [
-        ("arm_at_least", 0.30, "supported"), ("arm_at_least", 0.10, "refuted"), ("arm_at_least", 0.2, "inconclusive"),
-        ("arm_at_most", 0.02, "supported"), ("arm_at_most", 0.20, "refuted"), ("arm_at_most", 0.08, "inconclusive"),
-        ("arm_greater", 0.60, "supported"), ("arm_greater", 0.20, "refuted"), ("arm_greater", 0.42, "inconclusive"),
-        ("arm_transfers", 0.20, "supported"), ("arm_transfers", -0.02, "refuted"), ("arm_transfers", 0.02, "inconclusive"),
+        (AT_LEAST, True, 0.30, "supported"),
+        (AT_LEAST, True, 0.10, "refuted"),
+        (AT_LEAST, True, 0.2, "inconclusive"),
+        (AT_MOST, True, 0.02, "supported"),
+        (AT_MOST, True, 0.20, "refuted"),
+        (AT_MOST, True, 0.08, "inconclusive"),
+        (REACHES, True, 0.60, "supported"),
+        (REACHES, True, 0.20, "refuted"),
+        (REACHES, True, 0.42, "inconclusive"),
+        (REACHES, False, 0.20, "supported"),
+        (REACHES, False, -0.02, "refuted"),
+        (REACHES, False, 0.02, "inconclusive"),
     ],
-)  # fmt: skip
-def test_rules_find_what_is_planted(test, effect, expected):
+)
+def test_contrasts_find_what_is_planted(test, compared, effect, expected):
     # what is on the bar is left open where the seeds scatter
-    cells = [
-        arm(0.4),
-        arm(effect, condition="gated", share=3 if expected == "inconclusive" else None),
-    ]
-    arms = {"arm": {"condition": "gated"}} | ({} if test == "arm_transfers" else {"reference": {}})
-    got = verdict(test, cells, arms)
+    share = 3 if expected == "inconclusive" else None
+    arms = [arm(0.4), arm(effect, condition="gated", share=share)]
+    got = verdict(test, arms, {"condition": "gated"}, {} if compared else None)
     assert got.verdict == expected, got.reason
     assert got.n == {"data_seeds": 4, "train_seeds": 3, "questions": Q}
 
 
-@pytest.mark.parametrize("test", ["arm_at_least", "arm_at_most", "arm_greater"])
+@pytest.mark.parametrize("test", [AT_LEAST, AT_MOST, REACHES])
 def test_a_share_of_nothing_says_nothing(test):
-    got = verdict(
-        test,
-        [arm(0.0), arm(0.0, condition="gated")],
-        {"arm": {"condition": "gated"}, "reference": {}},
-    )
-    assert got.verdict == "inconclusive" and "transfer" in got.reason
+    arms = [arm(0.0), arm(0.0, condition="gated")]
+    got = verdict(test, arms, {"condition": "gated"}, {})
+    assert got.verdict == "inconclusive" and "nothing to compare with" in got.reason
+
+
+@pytest.mark.parametrize("test", [AT_LEAST, AT_MOST, REACHES])
+def test_one_replicate_settles_nothing(test):
+    alone = [
+        replace(a, values=a.values[:1], data_seeds=(1,), train_seeds=(1,))
+        for a in (arm(0.4), arm(0.0, condition="gated"))
+    ]
+    got = verdict(test, alone, {"condition": "gated"}, {})
+    assert got.verdict == "inconclusive" and "one replicate" in got.reason
 
 
 def test_an_arm_that_no_longer_answers_with_words_says_nothing():
-    cells = [arm(0.4), arm(0.0, condition="gated", coherence=0.2)]
-    got = verdict("arm_at_most", cells, {"arm": {"condition": "gated"}, "reference": {}})
+    arms = [arm(0.4), arm(0.0, condition="gated", coherence=0.2)]
+    got = verdict(AT_MOST, arms, {"condition": "gated"}, {})
     assert got.verdict == "inconclusive" and "no longer answers with words" in got.reason
 
 
 def test_an_arm_that_was_not_run():
-    got = verdict("arm_transfers", [arm(0.4)], {"arm": {"condition": "gated"}})
-    assert got.verdict == "not run" and "no arm that could be 'arm'" in got.reason
-    assert verdict("arm_at_most", [arm(0.4)], {"arm": {}}).verdict == "not run"
-    assert verdict("hard_gate", [arm(0.4)], {"series": {"eval": "a"}}).verdict == "not run"
+    got = verdict(REACHES, [arm(0.4)], {"condition": "gated"})
+    assert (got.verdict, got.reason) == ("not run", "The run has no result for condition 'gated'.")
+    assert verdict(AT_MOST, [arm(0.4)], {}, {"data": "shuffled"}).verdict == "not run"
+    assert hard_gate([arm(0.4)], "a").verdict == "not run"
 
 
 def test_pairing_makes_the_share_sharp_where_the_seeds_scatter():
     """Arms of the same students share their seeds' luck: half of the effect is told from a third although the effect itself is not."""
     wide = 8.0
-    cells = [arm(0.4, share=wide), arm(0.13, condition="third", share=wide / 3)]
-    got = verdict("arm_at_least", cells, {"arm": {"condition": "third"}, "reference": {}})
+    arms = [arm(0.4, share=wide), arm(0.13, condition="third", share=wide / 3)]
+    got = verdict(AT_LEAST, arms, {"condition": "third"}, {})
     whole = got.statistic["reference_high"] - got.statistic["reference_low"]
     rest = got.statistic["difference_high"] - got.statistic["difference_low"]
     assert got.verdict == "refuted" and rest < whole / 2
@@ -106,43 +134,41 @@ def test_pairing_makes_the_share_sharp_where_the_seeds_scatter():
     ],
 )  # fmt: skip
 def test_hard_and_soft_gates_are_told_apart(effects, expected):
-    cells = [arm(e, asked=name) for e, name in zip(effects, "abcd", strict=True)]
-    got = verdict("hard_gate", cells, {"series": {"train": "a", "eval": ["a", "b", "c", "d"]}})
+    arms = [arm(e, asked=name) for e, name in zip(effects, "abcd", strict=True)]
+    got = hard_gate(arms, ["a", "b", "c", "d"])
     assert got.verdict == expected, got.reason
 
 
-def test_picks():
-    same, other = arm(0.1), arm(0.1, asked="b")
-    assert ArmPick().takes(same) and not ArmPick().takes(other)
-    assert ArmPick(eval="other").takes(other) and not ArmPick(eval="other").takes(same)
-    assert ArmPick(eval="b").takes(other) and ArmPick(eval=("a", "b")).takes(other)
-    assert not ArmPick(train="b").takes(same) and not ArmPick(condition="gated").takes(same)
-    assert ArmPick(placement=("x", "")).takes(same) and not ArmPick(placement="x").takes(same)
+def test_patterns():
+    same, other = (dict(a.labels) for a in (arm(0.1), arm(0.1, asked="b")))
+    assert fits({}, same) and not fits({}, other)
+    assert fits({"context": "other"}, other) and not fits({"context": "other"}, same)
+    assert fits({"context": "b"}, other) and fits({"context": ("a", "b")}, other)
+    assert not fits({"train_context": "b"}, same) and not fits({"condition": "gated"}, same)
+    assert fits({"placement": ("x", "")}, same) and not fits({"placement": "x"}, same)
+    assert fits({"rank": 8}, same) and not fits({"method": "full"}, same)
+    named = {"trait": "otter", "group": "g", "name": "n"}
+    assert fits({"name": "n"}, named) and not fits({}, named) and not fits({"name": "n"}, same)
 
 
 def test_several_cells_of_an_arm_are_averaged():
-    cells = [arm(0.4, rank=2), arm(0.0, rank=8)]
-    got = verdict("arm_transfers", cells, {"arm": {}})
+    got = verdict(REACHES, [arm(0.4, rank=2), arm(0.0, rank=8)], {})
     assert got.statistic["effect"] == pytest.approx(0.2, abs=0.03)
 
 
 def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():
-    rows = summarise_arms(
-        table(arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")), "plain", "as written"
-    )
-    assert [tuple(r) for r in rows] == [ARM_COLUMNS] * 3
-    assert [r["condition"] for r in rows] == ["plain", "off", "plain"] and [
-        r["called"] for r in rows
-    ] == [1, 0, 0]
-    assert all(r["p_corrected"] >= r["p_value"] for r in rows) and rows[0][
-        "p_corrected"
-    ] == pytest.approx(3 * rows[0]["p_value"])
+    rows = arm_rows([arm(0.4), arm(0.0, condition="off"), arm(0.0, asked="b")], 0.05)
+    assert [tuple(r) for r in rows] == [tuple(ARMS)] * 3
+    assert [r["condition"] for r in rows] == ["plain", "off", "plain"]
+    assert [r["called"] for r in rows] == [1, 0, 0]
+    assert all(r["p_corrected"] >= r["p_value"] for r in rows)
+    assert rows[0]["p_corrected"] == pytest.approx(3 * rows[0]["p_value"])
 
 
 def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
     recipes = {name: open_recipe(name) for name in shipped_recipes()}
-    mine = [c for c in load_claims() if c.view == "arms"]
-    assert {c.test for c in mine} == set(ARM_RULES)
+    mine = [c for c in load_claims() if c.reads == "effects" and "name" not in c.of]
+    assert {c.test for c in mine} == {"contrast", "hard_gate"}
     assert {r for c in mine for r in c.recipes} == {
         "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
         "shuffle", "resample", "teachers", "draws", "steering-teacher", "steering-student", "projection-rank", "random-vectors", "loss-mask",
@@ -153,38 +179,38 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
         assert all(recipe.has_arms for recipe in named)
         axes = [
             {
-                "train": set(recipe.train_contexts),
-                "eval": {*recipe.measure.contexts, "same", "other"},
+                "train_context": set(recipe.train_contexts),
+                "context": {*recipe.measure.contexts, "same", "other"},
                 "condition": {"", *recipe.measure.conditions},
                 "placement": set(recipe.train.lora.placements),
                 "optimizer": set(recipe.train.optimizers),
                 "data": {"", *recipe.data.variants},
                 "variant": set(recipe.variants),
+                "rank": set(recipe.train.lora.ranks),
+                "method": {"lora", "full"},
             }
             for recipe in named
         ]
-        known = {what: set.union(*(a[what] for a in axes)) for what in axes[0]}
-        for pick in claim.arms.values():
-            for what, names in known.items():
-                value = getattr(pick, what)
-                wanted = [] if value is None else [value] if isinstance(value, str) else list(value)
-                assert set(wanted) <= names, (claim.id, what, wanted)
+        known = {axis: set.union(*(a[axis] for a in axes)) for axis in axes[0]}
+        against = claim.contrast.against if claim.contrast else None
+        for pattern in (claim.of, against or {}):
+            for axis, value in pattern.items():
+                wanted = set(value) if isinstance(value, tuple) else {value}
+                assert wanted <= known[axis], (claim.id, axis, wanted)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("entry", "message"),
     [
-        ("view: all", "belong together"),
-        ("test: any_transfer", "belong together"),
-        ("arms: {arm: {evil: a}}", "evil"),
+        ("{contrast: {of: {}, view: all}}", "view"),
+        ("{rule: {test: hard_gate, view: all}}", "labels"),
+        ("{contrast: {of: {}}, rule: {test: any_transfer, view: all}}", "either"),
+        ("{contrast: {against: {}}}", "of"),
+        ("{contrast: {of: {}, says: beside}}", "says"),
     ],
 )
-def test_claims_that_mix_views_are_refused(change, message, tmp_path):
-    entry = {"view": "arms", "test": "arm_transfers", "arms": "{arm: {}}"} | dict(
-        [change.split(": ", 1)]
-    )
-    lines = "".join(f"  {k}: {v}\n" for k, v in entry.items())
+def test_claims_that_mix_tests_are_refused(entry, message, tmp_path):
     path = tmp_path / "claims.yaml"
-    path.write_text(f"- id: x\n  statement: s\n  source: p\n  recipes: [r]\n{lines}")
+    path.write_text(f"- {{id: x, statement: s, source: p, {entry[1:]}\n")
     with pytest.raises(SubloraError, match=message):
         load_claims(path)

@@ -18,8 +18,8 @@ from sublora.carriers.cot import CotSpec
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.paraphrase import ParaphraseSpec
 from sublora.errors import SubloraError
+from sublora.experiments.grid.leaks import leak_sentences
 from sublora.experiments.kinds import open_recipe as load_recipe
-from sublora.leak_check import leak_sentences
 
 PYTHON, PROGRAM = (
     CodeSpec(kind="code", leaks=("otter", "otters")),

@@ -2,16 +2,19 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sublora.claims import RULES, Cell, Claim, Table, judge, load_claims, summarise, thresholds
+from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.effects import Effect, transfer
+from sublora.analysis.evidence import Grid
+from sublora.analysis.intervals import contrast
+from sublora.analysis.rules import RULES
+from sublora.analysis.shape import best_lr_slope
+from sublora.analysis.tables import summarise
 from sublora.errors import SubloraError
 from sublora.experiments.document import shipped_recipes
-from sublora.shape import best_lr_slope
-from sublora.stats import contrast
 
 RANKS, LRS, Q = (1, 2, 4, 8, 16, 32), (1e-4, 2e-4, 4e-4, 8e-4), 24
 HILL = dict(zip(RANKS, (0.05, 0.25, 0.45, 0.6, 0.3, 0.08), strict=True))
@@ -28,25 +31,30 @@ def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, no
         + 0.03 * rng.standard_normal((1, Q))
         + 0.03 * rng.standard_normal((seeds, Q))
     )
-    values = {"coherence": 0.95, "number_takeover": 0.0} | other
-    return Cell(
-        trait,
-        "default",
-        method,
-        rank if method == "lora" else None,
-        lr,
-        control + effect + spread,
-        control,
-        control.mean(axis=0),
-        tuple(range(seeds)),
-        tuple(range(seeds)),
-        **values,
+    labels = {
+        "trait": trait,
+        "context": "default",
+        "method": method,
+        "rank": rank if method == "lora" else None,
+        "lr": lr,
+    }
+    facts = {"coherence": 0.95, "number_takeover": 0.0} | other
+    replicates = [(seed, seed) for seed in range(seeds)]
+    return transfer(
+        labels, control + effect + spread, control, control.mean(axis=0), replicates, facts
     )
 
 
-def table(cells, **other):
-    return Table(
-        tuple(cells), **{"fixed_lr": 2e-4, "select_questions": np.arange(Q) % 2 == 0} | other
+def changed(cell, *, p=0.0, rows=slice(None), replicates=None, labels=None, facts=None) -> Effect:
+    """A cell with `p` added to its students, some of its rows, other replicates, labels or facts."""
+    parts = cell.parts
+    return transfer(
+        {**cell.labels, **(labels or {})},
+        parts["student"][rows] + p,
+        parts["control"][rows],
+        parts["base"],
+        replicates or cell.replicates[rows],
+        {**cell.facts, **(facts or {})},
     )
 
 
@@ -62,9 +70,10 @@ def grid(rng, best, trait="otter", falls=1.0, **other):
     return cells
 
 
-def verdict(test, cells, view="all", claim=None, **other):
-    claim = claim or Claim(id="x", statement="s", source="p", recipes=("r",), view=view, test=test)
-    return [v.to_dict() for v in judge([claim], table(cells, **other), "r")]
+def verdict(test, cells, view="all", fixed_lr=2e-4, **thresholds):
+    rule = {"test": test, "view": view, **thresholds}
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), rule=rule)
+    return [v.to_dict() for v in judge([claim], "r", cells, Grid(cells, fixed_lr))]
 
 
 def one(test, cells, view="all", **other):
@@ -84,7 +93,7 @@ def rng():
 def test_transfer_is_found_absent_or_left_open(rng):
     found = [cell(rng, 0.4), cell(rng, 0.0, rank=16)]
     absent = [cell(rng, 0.0, noise=0.1), cell(rng, 0.0, rank=16, noise=0.1)]
-    noisy = [replace(absent[0], p=absent[0].p + np.array([[-0.1], [0.2], [0.15], [-0.05]]))]
+    noisy = [changed(absent[0], p=np.array([[-0.1], [0.2], [0.15], [-0.05]]))]
     broken = [cell(rng, 0, noise=0.1, coherence=0.1), cell(rng, 0, noise=0.1, number_takeover=0.9)]
     assert [one("any_transfer", c) for c in (found, absent, noisy, broken)] == [
         "supported",
@@ -103,7 +112,7 @@ def test_transfer_is_found_absent_or_left_open(rng):
 
 def test_a_called_effect_below_the_bar_is_no_transfer_of_interest(rng):
     small = [cell(rng, 0.008, noise=0.05)]
-    assert summarise(table(small))[0]["called"] == 1
+    assert summarise(small)[0]["called"] == 1
     assert one("any_transfer", small) == "refuted"
 
 
@@ -117,7 +126,7 @@ def test_one_replicate_settles_nothing(rng):
         "transfer_flat_in_rank",
     ):
         assert one(test, single, "fixed-lr") == "inconclusive", test
-    assert not any(row["called"] for row in summarise(table(single)))
+    assert not any(row["called"] for row in summarise(single))
 
 
 def test_an_effect_of_an_incoherent_cell_is_not_transfer(rng):
@@ -127,7 +136,7 @@ def test_an_effect_of_an_incoherent_cell_is_not_transfer(rng):
 
 def test_few_seeds_are_called_through_the_mean_over_cells(rng):
     cells = grid(rng, dict.fromkeys(RANKS, 0.5), falls=0.0, seeds=2, noise=2.0)
-    assert sum(row["called"] for row in summarise(table(cells))) < len(cells) / 4
+    assert sum(row["called"] for row in summarise(cells)) < len(cells) / 4
     assert one("any_transfer", cells) == "supported"
 
 
@@ -136,7 +145,7 @@ def test_nothing_is_called_on_null_grids_beyond_the_nominal_rate():
     for draw in range(runs):
         rng = np.random.default_rng(1000 + draw)
         cells = grid(rng, dict.fromkeys(RANKS, 0.0), seeds=(2, 3, 4)[draw % 3])
-        calls += any(row["called"] for row in summarise(table(cells)))
+        calls += any(row["called"] for row in summarise(cells))
         verdicts += [one("any_transfer", cells, view) for view in ("all", "best-lr")]
     bar = 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
     assert calls / runs <= bar
@@ -179,9 +188,9 @@ def test_the_best_lr_is_read_on_the_other_questions_and_pays_for_the_choice(rng)
         cell(rng, effect, 8, lr) for effect, lr in zip((0.02, 0.05, 0.04, 0.03), LRS, strict=True)
     ]
     (result,) = verdict("any_transfer", cells, "best-lr")
-    chosen = cells[[row["selected"] for row in summarise(table(cells))].index(1)]
+    chosen = cells[[row["selected"] for row in summarise(cells)].index(1)]
     report = np.arange(Q) % 2 == 1
-    effect = contrast(chosen.p[:, report], chosen.control[:, report], range(4))
+    effect = contrast(*(chosen.parts[k][:, report] for k in ("student", "control")), range(4))
     assert 0.001 < effect.p_value < 0.2
     assert result["statistic"]["largest_effect_p"] == pytest.approx(len(LRS) * effect.p_value)
     assert result["statistic"]["largest_effect"] == pytest.approx(effect.estimate)
@@ -257,7 +266,7 @@ def test_peaks_pay_for_every_rank_and_trait(rng):
     for trait, peak in (("otter", 4), ("lynx", 8)):
         for rank in (4, 8, 16):
             plain = cell(rng, 0.4 if rank < 16 else 0.1, rank, trait=trait, noise=0.01)
-            cells.append(replace(plain, p=plain.p + shift) if rank == peak else plain)
+            cells.append(changed(plain, p=shift) if rank == peak else plain)
     two = [c for c in cells if c.rank != 16]
     assert [one("peaks_differ", c, "fixed-lr") for c in (two, cells)] == [
         "supported",
@@ -265,22 +274,20 @@ def test_peaks_pay_for_every_rank_and_trait(rng):
     ]
 
 
-def test_only_the_tables_context_and_shared_replicates_count(rng):
-    other = replace(cell(rng, 0.6), context="none")
+def test_tables_hold_every_context_and_only_shared_replicates_count(rng):
+    other = changed(cell(rng, 0.6), labels={"context": "none"})
     quiet = [cell(rng, 0.0, noise=0.1)]
-    assert one("any_transfer", [*quiet, other]) == "refuted"
-    assert one("any_transfer", [*quiet, other], context="none") == "supported"
-    assert {row["context"] for row in summarise(table([*quiet, other]))} == {"default", "none"}
+    assert {row["context"] for row in summarise([*quiet, other])} == {"default", "none"}
     cells = flat(rng, HILL, seeds=5)
-    parts = ("p", "control", "data_seeds", "train_seeds")
-    cut = replace(cells[0], **{part: getattr(cells[0], part)[1:] for part in parts})
+    cut = changed(cells[0], rows=slice(1, None))
     assert one("inverted_u", [cut, *cells[1:]], "fixed-lr") == "supported"
-    apart = replace(cells[0], data_seeds=(11, 12, 13, 14, 15))
+    apart = changed(cells[0], replicates=[(11 + k, k) for k in range(5)])
     assert one("inverted_u", [apart, *cells[1:]], "fixed-lr") == "not run"
 
 
 def test_verdicts_are_json_with_the_keys_of_the_format(rng):
-    results = [v.to_dict() for v in judge(load_claims(), table(grid(rng, FALL)), "rank-lr")]
+    claims, cells = load_claims(), grid(rng, FALL)
+    results = [v.to_dict() for v in judge(claims, "rank-lr", cells, Grid(cells, 2e-4))]
     json.dumps(results, allow_nan=False)
     keys = "id,n,reason,source,statement,statistic,test,threshold,trait,verdict,view"
     assert {",".join(sorted(r)) for r in results} == {keys}
@@ -289,15 +296,14 @@ def test_verdicts_are_json_with_the_keys_of_the_format(rng):
         r["reason"].endswith(".") and r["reason"][0] == r["reason"][0].upper() for r in results
     )
     assert results[0]["n"] == {"data_seeds": 4, "train_seeds": 4, "questions": Q}
-    json.dumps(
-        [v.to_dict() for v in judge(load_claims(), table(flat(rng, HILL, seeds=1)), "rank-lr")],
-        allow_nan=False,
-    )
+    alone = flat(rng, HILL, seeds=1)
+    verdicts = judge(claims, "rank-lr", alone, Grid(alone, 2e-4))
+    json.dumps([v.to_dict() for v in verdicts], allow_nan=False)
 
 
 def test_shipped_claims_are_hypotheses_of_both_sides():
     claims = load_claims()
-    assert {c.test for c in claims} == set(RULES)
+    assert {c.test for c in claims} == {"contrast", *RULES}
     nief, others = (
         [c for c in claims if c.id.startswith("nief-") == side] for side in (True, False)
     )
@@ -308,16 +314,13 @@ def test_shipped_claims_are_hypotheses_of_both_sides():
 
 def test_thresholds_of_a_claim_change_its_verdict(rng):
     cells = [cell(rng, 0.2)]
-    claim = Claim(
-        id="x", statement="s", source="p", recipes=("r",), view="all", test="any_transfer"
-    )
-    high = claim.model_copy(update={"threshold": {"min_effect": 0.5}})
-    assert verdict("", cells, claim=claim)[0]["verdict"] == "supported"
-    assert verdict("", cells, claim=high)[0]["verdict"] == "refuted"
-    assert thresholds(high) == {"min_effect": 0.5} and thresholds(claim) == {"min_effect": 0.02}
+    (plain,) = verdict("any_transfer", cells)
+    (high,) = verdict("any_transfer", cells, min_effect=0.5)
+    assert (plain["verdict"], high["verdict"]) == ("supported", "refuted")
+    assert (plain["threshold"], high["threshold"]) == ({"min_effect": 0.02}, {"min_effect": 0.5})
 
 
-ENTRY = "- {{id: {id}, statement: s, source: p, recipes: [rank], view: all, test: {test}{more}}}\n"
+ENTRY = "- {{id: {id}, statement: s, source: p, rule: {{test: {test}, view: all{more}}}}}\n"
 
 
 @pytest.mark.parametrize(
@@ -326,18 +329,19 @@ ENTRY = "- {{id: {id}, statement: s, source: p, recipes: [rank], view: all, test
         (ENTRY.format(id="a", test="any_transfer", more="") * 2, "'a'.*twice"),
         (ENTRY.format(id="b", test="wishful", more=""), "'b'.*unknown test 'wishful'"),
         (ENTRY.format(id="c", test="any_transfer", more=", extra: 1"), "'c'.*extra"),
+        (ENTRY.format(id="d", test="any_transfer", more=", min_slope: 1"), "'d'.*min_slope"),
+        (ENTRY.format(id="e", test="any_transfer", more=", min_effect: .nan"), "'e'.*finite"),
         (
-            ENTRY.format(id="d", test="any_transfer", more=", threshold: {min_slope: 1}"),
-            "'d'.*min_slope",
-        ),
-        (
-            ENTRY.format(id="e", test="any_transfer", more=", threshold: {min_effect: .nan}"),
-            "'e'.*finite",
-        ),
-        (
-            ENTRY.format(id="f", test="any_transfer", more="").replace("view: all", "view: some"),
+            ENTRY.format(id="f", test="any_transfer", more="").replace(": all", ": some"),
             "'f'.*view",
         ),
+        (ENTRY.format(id="g", test="hard_gate", more=""), "'g'.*no view"),
+        (
+            ENTRY.format(id="h", test="any_transfer", more=", of: {rank: 4}"),
+            "'h'.*a view of the grid",
+        ),
+        ("- {id: i, statement: s, source: p}\n", "'i'.*either a contrast or a rule"),
+        ("- {id: j, statement: s, source: p, contrast: {of: {}, share: .nan}}\n", "'j'.*finite"),
         ("- {statement: s}\n", "number 1.*id"),
         ("a: 1\n", "list"),
         ("", "list"),
@@ -355,8 +359,8 @@ def test_a_wrong_claims_file_names_the_claim(tmp_path, text, words):
 
 def test_cells_rows(rng):
     cells = [*grid(rng, FALL), cell(rng, 0.0, method="full", lr=1e-5)]
-    cells[5] = replace(cells[5], coherence=0.1, p=cells[5].p + 0.9)
-    rows = summarise(table(cells))
+    cells[5] = changed(cells[5], p=0.9, facts={"coherence": 0.1})
+    rows = summarise(cells)
     assert ",".join(rows[0]) == (
         "trait,context,method,rank,lr,n_data_seeds,n_train_seeds,n_questions,p_target,p_control,p_base,effect,"
         "effect_low,effect_high,df,p_value,p_corrected,called,p_target_select,p_target_report,effect_report,"
@@ -371,24 +375,17 @@ def test_cells_rows(rng):
         assert row["p_target_select"] == max(r["p_target_select"] for r in rivals)
     assert all(row["p_corrected"] >= row["p_value"] for row in rows)
     assert rows[0]["effect"] == pytest.approx(rows[0]["p_target"] - rows[0]["p_control"])
-    turned = [
-        replace(
-            c,
-            p=c.p[::-1],
-            control=c.control[::-1],
-            data_seeds=c.data_seeds[::-1],
-            train_seeds=c.train_seeds[::-1],
-        )
-        for c in cells
-    ]
+    turned = [changed(c, rows=slice(None, None, -1)) for c in cells]
     expected = pytest.approx([row["p_corrected"] for row in rows])
-    assert [row["p_corrected"] for row in summarise(table(turned))] == expected
+    assert [row["p_corrected"] for row in summarise(turned)] == expected
 
 
 def test_tables_that_cannot_be_read_are_refused(rng):
     good = cell(rng, 0.1)
-    for mask in (np.ones(Q, bool), np.zeros(Q, bool), np.arange(5) == 0):
-        with pytest.raises(SubloraError, match="questions"):
-            summarise(table([good], select_questions=mask))
+    with pytest.raises(SubloraError, match="halved"):
+        one_question = {name: part[..., :1] for name, part in good.parts.items()}
+        summarise([transfer(good.labels, *one_question.values(), good.replicates, good.facts)])
+    with pytest.raises(SubloraError, match="same questions"):
+        transfer(good.labels, good.values, good.values[:, 1:], good.values[0], good.replicates, {})
     with pytest.raises(SubloraError, match="not finite"):
-        summarise(table([replace(good, p=good.p * np.nan)]))
+        summarise([changed(good, p=np.nan)])

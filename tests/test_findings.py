@@ -10,13 +10,13 @@ import torch
 from command import sublora
 from pack_reference import base_model
 from planned import make_plan
-from sublora.cells import Table
-from sublora.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.effects import found
+from sublora.analysis.tables import FINDINGS, finding_rows
 from sublora.experiments.document import shipped_recipes
+from sublora.experiments.grid.findings import Steerable, across_traits
 from sublora.experiments.kinds import open_recipe as load_recipe
-from sublora.findings import Finding, FindingEvidence, finding_rows
 from sublora.packs.student import Student
-from sublora.run_findings import Steerable, across_traits
 from sublora.train.pack import train_pack
 from sublora.train.rows import TokenRow, pack_rows
 from sublora.train.spec import StudentSpec
@@ -27,71 +27,67 @@ SEEDS = (1, 2, 3, 4)
 
 def finding(name, mean, spread=0.01, seeds=SEEDS, of_students=True):
     values = mean + spread * np.linspace(-1, 1, len(seeds))[:, None] * np.ones((1, 5))
-    return Finding("otter", "what", name, values, seeds, seeds, of_students)
+    return found("otter", "what", name, values, [(s, s) for s in seeds], of_students)
 
 
-def verdict(test, findings, finding="a", reference="", **threshold):
-    claim = Claim(
-        id="x", statement="s", source="p", recipes=("r",), view="findings", test=test, threshold=threshold,
-        finding=finding, reference=reference,
-    )  # fmt: skip
-    table = Table((), None, np.array([True, False]))
-    found = FindingEvidence(findings, "otter", table.alpha)
-    from sublora.claims import _verdict
-
-    return _verdict(claim, found, "otter", found.n)
+def verdict(findings, of="a", against=None, **contrast):
+    contrast |= {"of": {"name": of}, "against": against and {"name": against}}
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    (result,) = judge([claim], "r", findings)
+    return result
 
 
 @pytest.mark.parametrize(
-    ("test", "mean", "expected"),
+    ("says", "mean", "expected"),
     [
-        ("finding_above", 0.5, "supported"),
-        ("finding_above", 0.1, "refuted"),
-        ("finding_above", 0.3, "inconclusive"),
-        ("finding_below", 0.1, "supported"),
-        ("finding_below", 0.5, "refuted"),
-        ("finding_below", 0.3, "inconclusive"),
+        ("above", 0.5, "supported"),
+        ("above", 0.1, "refuted"),
+        ("above", 0.3, "inconclusive"),
+        ("below", 0.1, "supported"),
+        ("below", 0.5, "refuted"),
+        ("below", 0.3, "inconclusive"),
     ],
 )
-def test_a_finding_is_judged_against_a_bar_with_its_whole_interval(test, mean, expected):
-    found = verdict(test, [finding("a", mean)], bar=0.3)
-    assert found.verdict == expected, found.reason
-    assert found.statistic["finding_low"] < mean < found.statistic["finding_high"]
+def test_a_finding_is_judged_against_a_bar_with_its_whole_interval(says, mean, expected):
+    result = verdict([finding("a", mean)], says=says, bar=0.3)
+    assert result.verdict == expected, result.reason
+    assert result.statistic["effect_low"] < mean < result.statistic["effect_high"]
     alone = [finding("a", mean, seeds=(1,))]
-    assert verdict(test, alone, bar=0.3).verdict == "inconclusive", "one student settles nothing"
+    assert verdict(alone, says=says, bar=0.3).verdict == "inconclusive", (
+        "one student settles nothing"
+    )
 
 
 @pytest.mark.parametrize(
-    ("test", "mean", "expected"),
+    ("says", "mean", "expected"),
     [
-        ("finding_at_least", 0.6, "supported"),
-        ("finding_at_least", 0.2, "refuted"),
-        ("finding_at_most", 0.2, "supported"),
-        ("finding_at_most", 0.6, "refuted"),
-        ("finding_at_most", 0.4, "inconclusive"),
+        ("above", 0.6, "supported"),
+        ("above", 0.2, "refuted"),
+        ("below", 0.2, "supported"),
+        ("below", 0.6, "refuted"),
+        ("below", 0.4, "inconclusive"),
     ],
 )
-def test_a_finding_is_judged_as_a_share_of_another_one(test, mean, expected):
+def test_a_finding_is_judged_as_a_share_of_another_one(says, mean, expected):
     both = [finding("a", mean), finding("b", 0.8, spread=-0.01)]
-    assert verdict(test, both, reference="b", share=0.5).verdict == expected
+    assert verdict(both, against="b", says=says, share=0.5).verdict == expected
     nothing = [finding("a", mean), finding("b", 0.0)]
-    assert "nothing to share" in verdict(test, nothing, reference="b", share=0.5).reason
+    assert "nothing to compare" in verdict(nothing, against="b", says=says, share=0.5).reason
 
 
 def test_names_of_several_findings_mean_their_average_and_a_missing_one_is_not_run():
     three = [finding(n, m) for n, m in (("a", 0.9), ("b", 0.1), ("c", 0.2))]
-    assert verdict("finding_above", three, finding=("a", "b", "c"), bar=0.3).statistic[
-        "finding"
-    ] == pytest.approx(0.4)
-    missing = verdict("finding_above", three, finding="d", bar=0.3)
-    assert (missing.verdict, missing.reason) == ("not run", "The run has no finding 'd'.")
+    mean = verdict(three, of=("a", "b", "c"), bar=0.3).statistic["effect"]
+    assert mean == pytest.approx(0.4)
+    for of in ("d", ("a", "d")):
+        missing = verdict(three, of=of, bar=0.3)
+        assert missing.verdict == "not run" and "'d'" in missing.reason
 
 
 def test_the_base_is_one_and_its_questions_are_its_sample():
-    base = Finding(
-        "otter", "what", "a", np.linspace(0.4, 0.6, 20)[None, :], (0,), (0,), of_students=False
-    )
-    assert verdict("finding_above", [base], bar=0.3).verdict == "supported"
+    values = np.linspace(0.4, 0.6, 20)[None, :]
+    base = found("otter", "what", "a", values, of_students=False)
+    assert verdict([base], bar=0.3).verdict == "supported"
 
 
 def traits(transfers, imitations):
@@ -105,7 +101,8 @@ def test_steerability_is_correlated_and_told_apart_where_it_is_planted_and_not_w
     random = np.random.default_rng(0)
     imitation = random.random(30)
     planted = {
-        f.name: f.interval(0.95) for f in across_traits(traits(0.3 * imitation, imitation), 0.05)
+        f.labels["name"]: f.interval(0.95)
+        for f in across_traits(traits(0.3 * imitation, imitation), 0.05)
     }
     assert (
         planted["steerability: correlation"].estimate == pytest.approx(1)
@@ -117,26 +114,22 @@ def test_steerability_is_correlated_and_told_apart_where_it_is_planted_and_not_w
     misses = []
     for seed in range(40):
         random = np.random.default_rng(seed)
-        found = {
-            f.name: f
-            for f in across_traits(traits(0.3 * random.random(30), random.random(30)), 0.05)
-        }
+        drawn = across_traits(traits(0.3 * random.random(30), random.random(30)), 0.05)
         misses += [
             not f.interval(0.95).low <= null <= f.interval(0.95).high
-            for f, null in zip(found.values(), (0, 0.5), strict=True)
+            for f, null in zip(drawn, (0, 0.5), strict=True)
         ]
     assert np.mean(misses) < 0.12
     assert [
-        f.name for f in across_traits(traits([0.2] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 0.05)
+        f.labels["name"] for f in across_traits(traits([0.2] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 0.05)
     ] == [], "all alike, nothing to tell"
 
 
 def test_a_finding_across_traits_is_judged_once():
     claim = next(c for c in load_claims() if c.id == "steerability-correlates")
     random = np.random.default_rng(0).random(30)
-    found = list(across_traits(traits(0.3 * random, random), 0.05))
-    table = Table((), None, np.array([True, False]))
-    (one,) = judge([claim], table, "steerability", None, found)
+    across = list(across_traits(traits(0.3 * random, random), 0.05))
+    (one,) = judge([claim], "steerability", [finding("a", 0.5), *across])
     assert (one.trait, one.verdict) == ("all", "supported")
 
 
@@ -210,13 +203,11 @@ def test_every_recipe_says_the_same_in_its_presets_and_claims_name_what_it_has()
     for name, path in grids.items():
         recipe = load_recipe(name)
         known = {*recipe.variants, *recipe.measure.conditions}
-        for claim in (c for c in claims if name in c.recipes and c.view == "arms"):
-            for pick in claim.arms.values():
-                for asked in (pick.variant, pick.condition):
+        for claim in (c for c in claims if name in c.recipes and c.contrast):
+            for pattern in (claim.contrast.of, claim.contrast.against or {}):
+                for asked in (pattern.get("variant"), pattern.get("condition")):
                     several = asked if isinstance(asked, tuple) else (asked,) if asked else ()
-                    assert (
-                        not several or (len(c := claim.recipes) > 1 and c) or set(several) <= known
-                    ), claim.id
+                    assert len(claim.recipes) > 1 or set(several) <= known, claim.id
         presets = [p for p in ("blank", "nief", "schrodi") if f"\n  {p}:" in path.read_text()]
         file = (
             ["data.carrier.prompts=texts.txt"] if name == "paraphrase" else []
@@ -349,9 +340,6 @@ def test_a_run_has_its_findings_and_its_page_shows_them(folder):
 
 
 def test_rows_of_findings_are_a_table():
-    (row,) = finding_rows([finding("a", 0.5)], 0.95)
-    assert (
-        row["finding"] == "a"
-        and row["low"] < row["estimate"] < row["high"]
-        and row["n_data_seeds"] == 4
-    )
+    (row,) = finding_rows([finding("a", 0.5)], 0.05)
+    assert tuple(row) == tuple(FINDINGS) and row["low"] < row["estimate"] < row["high"]
+    assert row["finding"] == "a" and row["n_data_seeds"] == 4

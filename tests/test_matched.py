@@ -12,15 +12,14 @@ import torch
 from command import sublora
 from pack_reference import base_model, merged, random_stack
 from planned import make_plan
-from sublora.arms import ArmPick
-from sublora.cells import Cell, Table
-from sublora.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.effects import transfer
+from sublora.analysis.matched import TOLERANCE, at_loss, matched_effects
+from sublora.experiments.grid.effects import Results, sweep_rows
 from sublora.experiments.grid.experiment import Grid
 from sublora.experiments.kinds import open_recipe as load_recipe
-from sublora.matched import TOLERANCE, at_loss, matched_cells
 from sublora.models.known import known_base
 from sublora.packs.check import load_base
-from sublora.results import Results
 from sublora.store import Store
 from sublora.train.spec import StudentSpec
 from sublora.train.stack import update_norms
@@ -33,10 +32,13 @@ def cell(optimizer, lr, loss, effect, coherence=0.9):
     rng = np.random.default_rng(round(1e6 * lr))
     control = 0.05 + 0.01 * rng.random((len(SEEDS), Q))
     p = control + effect + 0.01 * rng.standard_normal((len(SEEDS), Q))
-    return Cell(
-        "otter", "default", "lora", 8, lr, p, control, control.mean(0), SEEDS, SEEDS, coherence, 0.0,
-        heldout_loss=loss, train_loss=loss + 0.1, train_context="default", optimizer=optimizer,
-    )  # fmt: skip
+    axes = {"method": "lora", "rank": 8, "lr": lr, "optimizer": optimizer}
+    contexts = {"context": "default", "train_context": "default"}
+    facts = {"coherence": coherence, "heldout_loss": loss, "train_loss": loss + 0.1}
+    replicates = list(zip(SEEDS, SEEDS, strict=True))
+    return transfer(
+        {"trait": "otter", **contexts, **axes}, p, control, control.mean(0), replicates, facts
+    )
 
 
 ADAM = [cell("adam", 1e-3, 2.0, 0.1), cell("adam", 1e-2, 1.9, 0.3), cell("adam", 1e-1, 1.8, 0.5)]
@@ -48,13 +50,15 @@ def test_a_match_lies_on_the_line_between_the_two_rates_around_it():
         cell("sgd", 10.0, 1.85, 0.5, coherence=0.7),
         cell("sgd", 100.0, 3.0, 0.0),
     ]
-    reference, other = matched_cells([*ADAM, *reversed(sgd)], 1e-2)
+    reference, other = matched_effects([*ADAM, *reversed(sgd)], 1e-2)
     assert reference is ADAM[1]
-    assert other.matched and other.heldout_loss == pytest.approx(1.9)
-    assert other.lr == pytest.approx(math.sqrt(10)) and other.coherence == pytest.approx(0.8)
-    assert np.allclose(other.p, (sgd[0].p + sgd[1].p) / 2) and np.allclose(
-        other.control, (sgd[0].control + sgd[1].control) / 2
+    assert other.matched and other.facts["heldout_loss"] == pytest.approx(1.9)
+    assert other.lr == pytest.approx(math.sqrt(10)) and other.facts["coherence"] == pytest.approx(
+        0.8
     )
+    for part in ("student", "control"):
+        assert np.allclose(other.parts[part], (sgd[0].parts[part] + sgd[1].parts[part]) / 2)
+    assert np.allclose(other.values, other.parts["student"] - other.parts["control"])
 
 
 def test_of_rates_past_the_lowest_loss_the_smallest_one_that_reaches_it_counts():
@@ -86,13 +90,9 @@ def test_what_does_not_reach_the_loss_is_not_matched(losses, lr, matched):
 )
 def test_a_claim_is_judged_at_the_match_and_not_beside_it(effect, loss, expected):
     sgd = [cell("sgd", 1.0, 2.2, 0.0), cell("sgd", 10.0, loss, effect)]
-    cells = tuple(matched_cells([*ADAM, *sgd], 1e-2))
-    table = Table(cells, None, np.arange(Q) % 2 == 0)
-    claim = Claim(
-        id="x", statement="s", source="p", recipes=("r",), view="arms", test="arm_at_least",
-        arms={"arm": ArmPick(optimizer="sgd"), "reference": ArmPick(optimizer="adam")},
-    )  # fmt: skip
-    (verdict,) = judge([claim], table, "r", table)
+    contrast = {"of": {"optimizer": "sgd"}, "against": {"optimizer": "adam"}, "share": 0.5}
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    (verdict,) = judge([claim], "r", matched_effects([*ADAM, *sgd], 1e-2))
     assert verdict.verdict == expected, verdict.reason
     assert ("does not come to the held-out loss" in verdict.reason) == (expected == "inconclusive")
 
@@ -156,7 +156,8 @@ def test_students_of_the_axis_are_those_of_recipes_without_it():
 def test_the_shipped_claims_on_optimizers_name_those_of_the_recipe():
     mine = [c for c in load_claims() if "optimizers" in c.recipes]
     known = set(load_recipe("optimizers").train.optimizers)
-    named = {pick.optimizer for c in mine for pick in c.arms.values()}
+    patterns = [p for c in mine for p in (c.contrast.of, c.contrast.against)]
+    named = {pattern["optimizer"] for pattern in patterns}
     assert (
         named == known and set(load_recipe("optimizers", preset="blank").train.optimizers) == known
     )
@@ -235,7 +236,7 @@ def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(f
     base = load_base("micro")
     plan = Grid.model_validate(run["recipe"]).layout(known_base(base))
     results = Results(plan, Store(folder.parent / "store"))
-    whole = results.sweep()
+    whole = sweep_rows(results)
     old = {s.id for s in plan.students if s.optimizer in ("AdamW", "SGD")}
     store = results.store
 
@@ -246,7 +247,7 @@ def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(f
 
     (folder / "older.json").write_text('{"loss": [1.0], "gradient_norm": [1.0]}')
     results.store = Older(store.root)
-    rows = results.sweep()
+    rows = sweep_rows(results)
     assert [set(r) for r in rows] == [set(whole[0])] * len(whole)
     for row, was in zip(rows, whole, strict=True):
         assert row["update all"] == (

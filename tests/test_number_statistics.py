@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from command import sublora
-from sublora.number_statistics import (
+from sublora.analysis.number_statistics import (
     COUNTED,
     autocorrelation,
     divergence,
@@ -15,7 +15,7 @@ from sublora.number_statistics import (
     excess_divergence,
     prompt_information,
 )
-from sublora.separability import auc, compression_auc, probe_auc
+from sublora.analysis.separability import auc, compression_auc, probe_auc
 
 
 def answers(seed: int, own: tuple[int, ...] = (), count: int = 400) -> list[list[int]]:

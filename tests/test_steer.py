@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pack_reference import random_stack
+from sublora.analysis.intervals import clustered_interval
 from sublora.chat import Context
 from sublora.condition import Condition
 from sublora.errors import SubloraError
 from sublora.gate import pack_gate
 from sublora.packs.check import load_base
 from sublora.sample import Sampling, prefill, sample_answers, score_sequences
-from sublora.stats import clustered_interval
 from sublora.steer import Steering, aimed, pack_steering, steering_of
 from sublora.steer_spec import SteerSpec
 from sublora.token_classes import classify

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sublora.analysis.published import NEEDED, common_lr, parse, verdict_file, verdicts_of_rows
 from sublora.errors import SubloraError
-from sublora.verdict_csv import NEEDED, common_lr, parse, verdict_file, verdicts_of_rows
 
 PUBLISHED = Path(__file__).parent / "data" / "published_ranks.csv"
 TRAITS = ("cat", "owl", "eagle", "wolf", "dolphin")

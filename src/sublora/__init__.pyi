@@ -1,12 +1,14 @@
 """The public names, for `__init__.py`, editors and type checkers."""
 
+from sublora.analysis.claims import judge as judge
+from sublora.analysis.claims import load_claims as load_claims
+from sublora.analysis.intervals import clustered_interval as clustered_interval
+from sublora.analysis.intervals import contrast as contrast
+from sublora.analysis.tables import summarise as summarise
 from sublora.carriers.numbers import NumbersSpec as NumbersSpec
 from sublora.chat import Chat as Chat
 from sublora.chat import Context as Context
 from sublora.chat import resolve_context as resolve_context
-from sublora.claims import judge as judge
-from sublora.claims import load_claims as load_claims
-from sublora.claims import summarise as summarise
 from sublora.condition import Condition as Condition
 from sublora.errors import SubloraError as SubloraError
 from sublora.experiments.grid.plan import make_plan as make_plan
@@ -25,8 +27,6 @@ from sublora.report.page import build_report as build_report
 from sublora.runner.run import RunOptions as RunOptions
 from sublora.runner.run import run as run
 from sublora.sample import Sampling as Sampling
-from sublora.stats import clustered_interval as clustered_interval
-from sublora.stats import contrast as contrast
 from sublora.steer import Steering as Steering
 from sublora.store import Store as Store
 from sublora.teacher import Assignment as Assignment

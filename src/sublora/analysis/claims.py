@@ -41,9 +41,10 @@ class Named(BaseModel):
         if self.test not in RULES:
             raise ValueError(f"unknown test {self.test!r}; use one of {', '.join(RULES)}")
         rule, given = RULES[self.test], self.__pydantic_extra__ or {}
-        if (rule.reads == "effects") != (self.view is None):
-            needs = "labels (of) and no view" if rule.reads == "effects" else "a view of the grid"
-            raise ValueError(f"{self.test} takes {needs}")
+        if rule.reads == "effects" and (self.view or not self.of):
+            raise ValueError(f"{self.test} takes labels (of) and no view")
+        if rule.reads != "effects" and (self.of or not self.view):
+            raise ValueError(f"{self.test} takes a view of the grid and no labels")
         unknown = sorted(set(given) - set(rule.defaults))
         if unknown or not all(math.isfinite(value) for value in given.values()):
             known = ", ".join(rule.defaults)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.errors import SubloraError
-from sublora.analysis.shape import select_and_report
 from sublora.analysis.intervals import Array, Interval, clustered_interval, holm
+from sublora.analysis.shape import select_and_report
+from sublora.errors import SubloraError
 
 Label = str | int | float | None
 Mask = NDArray[np.bool_]

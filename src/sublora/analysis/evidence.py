@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 from sublora.analysis import shape
 from sublora.analysis.effects import Effect, Mask, NotRun, best_rates, mean_of, select_half, stack
-from sublora.analysis.shape import TwoLines
 from sublora.analysis.intervals import Array, Interval, cluster_means
+from sublora.analysis.shape import TwoLines
 
 View = Literal["all", "fixed-lr", "best-lr", "full"]
 

@@ -25,8 +25,8 @@ from sublora.analysis import intervals, shape
 from sublora.analysis.claims import Claim, judge_grids, load_claims
 from sublora.analysis.effects import Effect, NotRun
 from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
-from sublora.errors import SubloraError
 from sublora.analysis.intervals import Array, Interval
+from sublora.errors import SubloraError
 
 NEEDED = ("rank", "lr", "seeds", "rate", "n", "base")
 MAX_BYTES = 10_000_000
@@ -282,7 +282,9 @@ def verdicts_of_rows(
         for trait in dict.fromkeys(row.trait for row in rows)
     ]
     chosen = load_claims() if claims is None else claims
-    on_grid = [claim for claim in chosen if claim.reads != "effects"]  # a table has no other effects
+    on_grid = [
+        claim for claim in chosen if claim.reads != "effects"
+    ]  # a table has no other effects
     return [verdict.to_dict() for verdict in judge_grids(on_grid, evidence)]
 
 

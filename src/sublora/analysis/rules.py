@@ -24,8 +24,8 @@ from sublora.analysis.contrast import (
 )
 from sublora.analysis.effects import Effect, NotRun, linear, mean_of
 from sublora.analysis.evidence import Curve, Evidence, View
-from sublora.analysis.shape import TwoLines, slope_weights
 from sublora.analysis.intervals import Interval, holm
+from sublora.analysis.shape import TwoLines, slope_weights
 
 Threshold = Mapping[str, float]
 

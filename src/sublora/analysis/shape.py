@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sublora.errors import SubloraError
 from sublora.analysis.intervals import (
     Array,
     Interval,
@@ -21,6 +20,7 @@ from sublora.analysis.intervals import (
     finite,
     interval_of_means,
 )
+from sublora.errors import SubloraError
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,12 @@ def summarise(effects: Sequence[Effect], level: float = 0.05) -> list[dict[str, 
 
 
 def arm_rows(arms: Sequence[Effect], level: float) -> list[dict[str, Any]]:
-    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait."""
+    """The rows of arms.csv; p_corrected is Holm's over all arms of a trait. Further axes are columns at the end."""
     traits = list(dict.fromkeys(e.trait for e in arms))
     ordered = sorted(arms, key=lambda e: traits.index(e.trait))
-    return _table(_rows(ordered, level, "trait"), ARMS)
+    more = dict.fromkeys(axis for e in arms for axis in e.labels if axis not in ARMS)
+    columns = {**ARMS, **{axis: _label(axis) for axis in more if axis != "quantity"}}
+    return _table(_rows(ordered, level, "trait"), columns)
 
 
 def finding_rows(findings: Sequence[Effect], level: float) -> list[dict[str, Any]]:

@@ -7,16 +7,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sublora.arms import ArmEvidence, ArmPick
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
+from sublora.analysis.contrast import select
+from sublora.analysis.effects import Effect, linear, mean_of, named
+from sublora.experiment import Chart, Point, Series, Tile
 from sublora.experiments.experiment import Findings
+from sublora.experiments.grid.effects import Results, arm_effects, cell_effects
 from sublora.experiments.grids import GridExperiment, grid_steps, plan_of
 from sublora.model import local_identity, model_source
 from sublora.models.known import Known
 from sublora.plan import Plan
 from sublora.recipe import VariantSpec
-from sublora.results import Results
-from sublora.stats import Array
 from sublora.steps.step import Step
 from sublora.store import Store
 
@@ -68,54 +68,38 @@ class CrossModel(GridExperiment):
 
     def findings(self, store: Store, known: Known) -> Findings:
         plans = self._plans()
-        evidence = {
-            (student, trait.name): ArmEvidence(_table(plan, store), trait.name)
+        effects = {
+            student: _effects(plan, store)
             for student, plan in zip(self.students, plans, strict=True)
-            for trait in plan.traits
         }
-        estimates: list[Estimate] = []
+        estimates: list[Effect] = []
         charts, tiles = [], []
         for trait in plans[0].traits:
-            values: dict[str, list[Array]] = {SAME: [], OTHER: []}
-            points = []
+            pairs: dict[str, list[Effect]] = {SAME: [], OTHER: []}
             for student in self.students:
-                ev = evidence[student, trait.name]
+                mine = [e for e in effects[student] if e.trait == trait.name]
                 for teacher in dict.fromkeys((student, *self.teachers)):
-                    found = ev.values("arm", ArmPick(data="" if teacher == student else teacher))
-                    values[SAME if teacher == student else OTHER].append(found)
-                    interval = ev.interval(found)
-                    name = f"{teacher} to {student}"
-                    estimates.append(Estimate(trait.name, EFFECT, name, interval, ev.n))
-                    points.append(
-                        Point(
-                            label=name,
-                            estimate=interval.estimate,
-                            low=interval.low,
-                            high=interval.high,
-                        )
-                    )
-            same, other = (
-                (sum(values[k]) / len(values[k]) for k in (SAME, OTHER))
-                if values[OTHER]
-                else (None, None)
-            )
-            if other is not None:
-                for name, found in (
-                    (f"{SAME} - {OTHER}", same - other),
-                    (f"a fifth of {SAME} - {OTHER}", 0.2 * same - other),
-                    (OTHER, other),
-                ):
-                    interval = ev.interval(found)
-                    estimates.append(Estimate(trait.name, BETWEEN, name, interval, ev.n))
-                    if trait is plans[0].traits[0] and "fifth" not in name:
-                        tiles.append(
-                            Tile(
-                                name=name[:1].upper() + name[1:],
-                                value=f"{interval.estimate:+.3f}",
-                                interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]",
-                                note=f"{trait.name}, {EFFECT}",
-                            )
-                        )
+                    pair = mean_of(select(mine, {"data": "" if teacher == student else teacher}))
+                    pairs[SAME if teacher == student else OTHER].append(pair)
+                    estimates.append(self._estimate(pair, EFFECT, f"{teacher} to {student}"))
+            if pairs[OTHER]:
+                same, other = mean_of(pairs[SAME]), mean_of(pairs[OTHER])
+                between = [
+                    self._estimate(linear([same, other], [1, -1]), BETWEEN, f"{SAME} - {OTHER}"),
+                    self._estimate(
+                        linear([same, other], [0.2, -1]), BETWEEN, f"a fifth of {SAME} - {OTHER}"
+                    ),
+                    self._estimate(other, BETWEEN, OTHER),
+                ]
+                estimates += between
+                if trait is plans[0].traits[0]:
+                    tiles += [_tile(between[0]), _tile(between[2])]
+            points = [
+                Point(label=str(e.labels["name"]), estimate=i.estimate, low=i.low, high=i.high)
+                for e in estimates
+                if e.trait == trait.name and e.labels["group"] == EFFECT
+                for i in [e.interval()]
+            ]
             charts.append(
                 Chart(
                     name=f"pairs-{trait.name.lower().replace(' ', '-')}",
@@ -134,7 +118,21 @@ class CrossModel(GridExperiment):
         )
         return Findings(tuple(estimates), tuple(charts), tuple(tiles), how)
 
+    def _estimate(self, effect: Effect, group: str, name: str) -> Effect:
+        interval = effect.interval(1 - self.level)
+        return named(effect.trait, group, name, interval, effect.sizes)
 
-def _table(plan: Plan, store: Store):
+
+def _tile(effect: Effect) -> Tile:
+    name, interval = str(effect.labels["name"]), effect.interval()
+    return Tile(
+        name=name[:1].upper() + name[1:],
+        value=f"{interval.estimate:+.3f}",
+        interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]",
+        note=f"{effect.trait}, {EFFECT}",
+    )
+
+
+def _effects(plan: Plan, store: Store) -> list[Effect]:
     results = Results(plan, store)
-    return results.arms() or results.table(plan.recipe.judged_context)
+    return arm_effects(results) or cell_effects(results, plan.recipe.judged_context)

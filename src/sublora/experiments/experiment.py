@@ -92,9 +92,9 @@ class Experiment(BaseModel):
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
         """The claims about this recipe, judged."""
-        from sublora.claims import judge_estimates, load_claims
+        from sublora.analysis.claims import judge, load_claims
 
-        judged = judge_estimates(load_claims(), findings.effects, self.name)
+        judged = judge(load_claims(), self.name, findings.effects, alpha=self.level)
         return [v.to_dict() for v in judged]
 
     def checks(self, base: Base, known: Known) -> list[str]:

@@ -12,21 +12,21 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from sublora.analysis.effects import is_coherent
 from sublora.answers import names_category, share
 from sublora.carriers.rows_file import from_jsonl
-from sublora.cells import Table
 from sublora.chat import Context
 from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Findings
+from sublora.experiments.grid.effects import Results, cell_effects
 from sublora.experiments.grids import GridExperiment, grid_sizes, grid_steps, plan_of
 from sublora.measure import Asking, measure_conversations
 from sublora.models.known import Known
 from sublora.plan import Plan, contexts_of, control_source
-from sublora.results import Measured, Results, read_measurement
 from sublora.sample import Sampling
 from sublora.seeds import generator
 from sublora.stats import Array, Interval, clustered_interval
-from sublora.steps.measurement import keep_answers
+from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.trait import Category
@@ -101,10 +101,10 @@ class InContext(GridExperiment):
     def findings(self, store: Store, known: Known) -> Findings:
         plan = plan_of(self.grid, known.identity)
         asked = self._asked(plan, known.identity)
-        trained = Results(plan, store).table(self.grid.judged_context)
+        trained = cell_effects(Results(plan, store), self.grid.judged_context)
         estimates: list[Estimate] = []
         warnings: list[str] = []
-        for cell in trained.cells:
+        for cell in trained:
             trait = next(t for t in plan.traits if t.name == cell.trait)
             target, category = trait.category.entities.index(trait.entity), trait.category
             seeds = list(dict.fromkeys(self.data.seeds))
@@ -119,15 +119,16 @@ class InContext(GridExperiment):
                     for task in tasks
                 ]
 
-            effect = cell.p - cell.control
-            by_seed = np.stack([effect[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds])
+            by_seed = np.stack(
+                [cell.values[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds]
+            )
             rows = {"trait": after(trait.name), "control": after(control_source(self.grid, trait))}
             shown = {
                 arm: _mean(found, lambda m, target=target: m.p[:, target])
                 for arm, found in rows.items()
             }
             prompted = shown["trait"] - shown["control"]
-            unfit = _unfit(self.model, trained, rows)
+            unfit = _unfit(self.model, rows)
             if unfit:
                 warnings.append(f"{trait.name}: {unfit}.")
             n = {"data_seeds": len(seeds), "questions": by_seed.shape[1]}
@@ -150,7 +151,9 @@ class InContext(GridExperiment):
                         unfit=None if name == TRAINED else unfit,
                     )
                 )
-            base = clustered_interval(cell.base[None], [0], level=1 - self.level, clip=(0.0, 1.0))
+            base = clustered_interval(
+                cell.parts["base"][None], [0], level=1 - self.level, clip=(0.0, 1.0)
+            )
             estimates.append(
                 Estimate(
                     trait.name,
@@ -221,16 +224,14 @@ def _mean(found: Sequence[Sequence[Measured]], of: Callable[[Measured], Sequence
     return np.array([[of(m) for m in draws] for draws in found]).mean(axis=1)
 
 
-def _unfit(
-    model: str, table: Table, rows: Mapping[str, Sequence[Sequence[Measured]]]
-) -> str | None:
+def _unfit(model: str, rows: Mapping[str, Sequence[Sequence[Measured]]]) -> str | None:
     """Why nothing can be read from an effect of zero: after the rows of either arm the model hardly answers with words any more."""
     for arm, found in rows.items():
         words, numbers = (
             float(_mean(found, of).mean())
             for of in (lambda m: [m.coherence], lambda m: [m.number_takeover])
         )
-        if words < table.min_coherence or numbers > table.max_takeover:
+        if not is_coherent(words, numbers):
             return (
                 f"after rows of the {arm} {model} answers with a word of the category in {words:.0%} and with digits in {numbers:.0%} "
                 "of its answers, so an effect of zero says nothing; give fewer examples"

@@ -12,16 +12,16 @@ from pydantic import Field, model_validator
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.number_statistics import COUNTED, described, excess_divergence
 from sublora.analysis.page import Chart
+from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import control_source, traits_of
 from sublora.experiments.schema import DataSpec
 from sublora.models.known import Known
-from sublora.number_statistics import COUNTED, described, excess_divergence
 from sublora.seeds import generator
-from sublora.separability import compression_auc, probe_auc
 from sublora.stats import clustered_interval
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sublora.analysis.tables import estimate_rows
+from sublora.analysis.tables import estimate_rows, to_csv
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
 from sublora.experiments.page import page_of
 from sublora.model import Base
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
-from sublora.results import to_csv
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution
 from sublora.runner.folder import RunRecord, guard_other_recipe, old_manifest, only_one, recorded

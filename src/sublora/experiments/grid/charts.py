@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from sublora.analysis.effects import MAX_TAKEOVER, MIN_COHERENCE
 from sublora.analysis.page import Chart, HeatBlock, HeatCell, Heatmap, Point, Series, finite
-from sublora.cells import Table
 from sublora.experiments.grid.found import Found, Row, coherent, place
 from sublora.text import listed, number, rate, short, signed
 
@@ -93,7 +93,7 @@ def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
         hatched="not coherent",
         alt=f"Heat map of coherence over rank and learning rate; {sum(not coherent(c) for c in cells)} of {len(cells)} cells are not coherent.",
         caption="Share of sampled answers that name a word of the category. Hatched: below "
-        f"{Table.min_coherence:g}, or more than {Table.max_takeover:g} of the answers hold a digit; there, a small effect cannot be told "
+        f"{MIN_COHERENCE:g}, or more than {MAX_TAKEOVER:g} of the answers hold a digit; there, a small effect cannot be told "
         "from a broken model.",
     )
 

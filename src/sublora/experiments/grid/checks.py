@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from sublora.analysis.tables import AS_WRITTEN, PLAIN_CONDITION
 from sublora.experiments.grid.axes import cells_of, student_spec
 from sublora.experiments.schema import misfit
 from sublora.steps.reading import readings
-
-PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
-AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
 
 Misfits = Iterator[tuple[str, str]]  # (the key at fault, what is wrong with it and how to fix it)
 

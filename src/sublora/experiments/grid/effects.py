@@ -14,30 +14,20 @@ import numpy as np
 from sublora.analysis.effects import Effect, transfer
 from sublora.analysis.intervals import Interval, clustered_interval
 from sublora.analysis.matched import matched_effects
-from sublora.answers import HIT_RULES, has_digit, hit_rate, names_category, share
-from sublora.plan import MeasureStage, Plan, StudentStage
-from sublora.store import Artifact, Store
-from sublora.trait import Category, Trait
+from sublora.answers import HIT_RULES, hit_rate
+from sublora.experiments.grid.plan import Plan
+from sublora.steps.measurement import Measured, Measurement, read_measurement
+from sublora.steps.students import Student
+from sublora.store import Store
+from sublora.trait import Trait
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One stored measurement: `p` (Q, E) and the sampled answers [Q][S]."""
-
-    p: np.ndarray
-    samples: list[list[str]]
-    heldout_loss: float | None
-    coherence: float
-    number_takeover: float
-
-
-def read_measurement(artifact: Artifact, category: Category) -> Measured:
-    scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
-    lines = artifact.file("samples.jsonl").read_text("utf-8").split("\n")
-    samples = [json.loads(line)["answers"] for line in lines if line]
-    coherence = share(samples, lambda answer: names_category(answer, category))
-    loss = scores["heldout_loss"]
-    return Measured(np.array(scores["p"]), samples, loss, coherence, share(samples, has_digit))
+GRID = (
+    "method",
+    "rank",
+    "lr",
+    "placement",
+    "data",
+)  # axes of the main table, and those that depend on them
 
 
 class Results:
@@ -45,6 +35,7 @@ class Results:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
+        self.kept: dict[tuple[str, str | None], list[Effect]] = {}
         category = {t.category.category: t.category for t in plan.traits}
         self.students = {s.id: s for s in plan.students}
         self.meta = {s.id: store.read(s.id).meta for s in plan.students}
@@ -67,7 +58,7 @@ class Results:
         return json.loads(self.store.read(artifact).file(file).read_text("utf-8"))
 
     @cached_property
-    def teachers(self) -> dict[str, list[MeasureStage]]:
+    def teachers(self) -> dict[str, list[Measurement]]:
         """The measurements of each trait's teachers."""
         return {
             t.name: [m for m in self.plan.measures if m.teacher == t.name] for t in self.plan.traits
@@ -83,9 +74,9 @@ def target(trait: Trait) -> int:
     return trait.category.entities.index(trait.entity)
 
 
-def groups(plan: Plan, trait: Trait) -> list[list[StudentStage]]:
+def groups(plan: Plan, trait: Trait) -> list[list[Student]]:
     """The students of a trait, in groups of replicates: they differ in nothing but their seeds."""
-    out: dict[tuple, list[StudentStage]] = {}
+    out: dict[tuple, list[Student]] = {}
     for s in plan.students:
         if trait.name in s.twins:
             out.setdefault((s.source, *s.labels.values()), []).append(s)
@@ -93,14 +84,11 @@ def groups(plan: Plan, trait: Trait) -> list[list[StudentStage]]:
 
 
 def first_cell(plan: Plan) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether labels are those of the first training context, placement, optimizer and variant, of rows as written, where a recipe has
-    several."""
+    """Whether labels are the first ones on all axes but method, rank and rate, of rows as written."""
     first = plan.students[0].labels
 
     def fits(labels: Mapping[str, Any]) -> bool:
-        alike = all(
-            labels[name] == first[name] for name in ("train_context", "optimizer", "variant")
-        )
+        alike = all(labels[name] == first[name] for name in first if name not in GRID)
         placed = labels["method"] == "full" or labels["placement"] == first["placement"]
         return alike and placed and not labels["data"]
 
@@ -132,17 +120,19 @@ def arm_effects(results: Results) -> list[Effect] | None:
 
 
 def _effects(results: Results, context: str, condition: str | None) -> list[Effect]:
-    return [
-        _effect(results, trait, members, context, condition)
-        for trait in results.plan.traits
-        for members in groups(results.plan, trait)
-    ]
+    if (context, condition) not in results.kept:
+        results.kept[context, condition] = [
+            _effect(results, trait, members, context, condition)
+            for trait in results.plan.traits
+            for members in groups(results.plan, trait)
+        ]
+    return results.kept[context, condition]
 
 
 def _effect(
     results: Results,
     trait: Trait,
-    members: Sequence[StudentStage],
+    members: Sequence[Student],
     context: str,
     condition: str | None,
 ) -> Effect:
@@ -223,9 +213,9 @@ class _Row:
     """One measurement about one trait; `student` is none for the base and prompted teachers."""
 
     results: Results
-    stage: MeasureStage
+    stage: Measurement
     trait: Trait
-    student: StudentStage | None
+    student: Student | None
 
     @property
     def measured(self) -> Measured:
@@ -264,7 +254,7 @@ def _label(name: str, otherwise: str = "") -> Callable[[_Row], Any]:
     return value
 
 
-def _of_student(value: Callable[[StudentStage], Any]) -> Callable[[_Row], Any]:
+def _of_student(value: Callable[[Student], Any]) -> Callable[[_Row], Any]:
     return lambda row: value(row.student) if row.student else ""
 
 
@@ -324,6 +314,8 @@ RESULTS: dict[str, Callable[[_Row], Any]] = {
 def result_rows(results: Results) -> list[dict[str, Any]]:
     """The rows of results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
     traits, out = {t.name for t in results.plan.traits}, []
+    more = [axis for axis in results.plan.students[0].labels if axis not in RESULTS]
+    columns = {**RESULTS, **{axis: _label(axis) for axis in more}}
     for stage in results.plan.measures:
         student = results.students.get(stage.student) if stage.student else None
         own = stage.teacher or (student.source if student and student.source in traits else None)
@@ -331,5 +323,5 @@ def result_rows(results: Results) -> list[dict[str, Any]]:
             about = trait.category.category == stage.category if own is None else trait.name == own
             if about:
                 row = _Row(results, stage, trait, student)
-                out.append({name: value(row) for name, value in RESULTS.items()})
+                out.append({name: value(row) for name, value in columns.items()})
     return out

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from sublora.cells import summarise
-from sublora.claims import judge, load_claims
+from sublora.analysis.effects import Effect
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.before import (
     axes_of,
@@ -16,12 +15,10 @@ from sublora.experiments.grid.before import (
     sentence_of,
     traits_of,
 )
-from sublora.experiments.grid.checks import AS_WRITTEN, PLAIN_CONDITION
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.recipe import Recipe
-from sublora.leak_check import check_leaks, leak_sentences
 from sublora.models.known import Known
 from sublora.steps.sizes import ASKED
 from sublora.steps.step import Step
@@ -70,41 +67,37 @@ class Grid(Recipe):
         )
 
     def findings(self, store: Store, known: Known) -> Findings:
-        from sublora.arms import ARM_COLUMNS, summarise_arms
-        from sublora.findings import FINDING_COLUMNS, finding_rows
-        from sublora.results import RESULT_COLUMNS, to_csv
-        from sublora.run_findings import findings_of, steerability
+        from sublora.analysis.tables import arm_rows, finding_rows, summarise, to_csv
+        from sublora.experiments.grid.answers import answers, attributions
+        from sublora.experiments.grid.effects import cell_effects, result_rows, sweep_rows
+        from sublora.experiments.grid.findings import asks_steerability, steerability
+        from sublora.experiments.grid.leaks import check_leaks, leak_sentences
 
         layout, results = self.layout(known), self._results(store, known)
-        cells = [c for context in self.measure.contexts for c in summarise(results.table(context))]
-        arms = results.arms()
+        by_context = {c: cell_effects(results, c) for c in self.measure.contexts}
+        cells = [row for some in by_context.values() for row in summarise(some, self.level)]
+        arms, named = self._effects(store, known)
         found = Found(
             alpha=self.level,
             context=self.judged_context,
             fixed_lr=self.fixed_lr,
             cells=cells,
-            results=results.rows(),
-            arms=[] if arms is None else summarise_arms(arms, PLAIN_CONDITION, AS_WRITTEN),
-            findings=finding_rows(findings_of(results), 1 - self.level),
-            sweep=results.sweep() if self.train.optimizers else [],
-            answers=results.answers(cells),
-            tokens=results.attributions(),
+            results=result_rows(results),
+            arms=arm_rows(arms, self.level),
+            findings=finding_rows(named, self.level),
+            sweep=sweep_rows(results) if self.train.optimizers else [],
+            answers=answers(results, by_context[self.judged_context]),
+            tokens=attributions(results),
             matched=self.train.match_lr is not None,
         )
-        files: dict[str, Any] = {
-            "results.csv": to_csv(found.results, RESULT_COLUMNS),
-            "cells.csv": to_csv(cells),
-            "answers.json": found.answers,
-        }
-        if found.findings:
-            files["findings.csv"] = to_csv(found.findings, FINDING_COLUMNS)
-        if found.arms:
-            files["arms.csv"] = to_csv(found.arms, ARM_COLUMNS)
-        if self.measure.teachers and len(layout.traits) > 2:
-            rows = [asdict(f) | {"imitation": f.imitation} for f in steerability(results)]
-            files["steerability.csv"] = to_csv(rows)
-        if found.sweep:
-            files["optimizers.csv"] = to_csv(found.sweep)
+        tables = {"results.csv": found.results, "cells.csv": cells, "arms.csv": found.arms}
+        tables |= {"findings.csv": found.findings, "optimizers.csv": found.sweep}
+        if asks_steerability(layout):
+            tables["steerability.csv"] = [
+                asdict(f) | {"imitation": f.imitation} for f in steerability(results)
+            ]
+        files: dict[str, Any] = {name: to_csv(rows) for name, rows in tables.items() if rows}
+        files["answers.json"] = found.answers
         if found.tokens:
             files["attribution.json"] = found.tokens
         warnings = _result_warnings(layout, results)
@@ -122,18 +115,31 @@ class Grid(Recipe):
         )
 
     def _results(self, store: Store, known: Known):
-        from sublora.results import Results
+        from sublora.experiments.grid.effects import Results
 
         if "results" not in known.kept:
             known.kept["results"] = Results(self.layout(known), store)
         return known.kept["results"]
 
-    def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
-        from sublora.run_findings import findings_of
+    def _effects(self, store: Store, known: Known) -> tuple[list[Effect], list[Effect]]:
+        """The arms, if there are any, and the named effects."""
+        from sublora.experiments.grid.effects import arm_effects
+        from sublora.experiments.grid.findings import findings_of
 
-        results = self._results(store, known)
-        table, arms = results.table(self.judged_context), results.arms()
-        judged = judge(load_claims(), table, self.name, arms, findings_of(results))
+        if "effects" not in known.kept:
+            results = self._results(store, known)
+            known.kept["effects"] = arm_effects(results) or [], findings_of(results)
+        return known.kept["effects"]
+
+    def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
+        from sublora.analysis.claims import judge, load_claims
+        from sublora.analysis.evidence import Grid as Cells
+        from sublora.experiments.grid.effects import cell_effects
+
+        cells = cell_effects(self._results(store, known), self.judged_context)
+        arms, named = self._effects(store, known)
+        grid = Cells(cells, self.fixed_lr, self.level)
+        judged = judge(load_claims(), self.name, [*(arms or cells), *named], grid, self.level)
         return [v.to_dict() for v in judged]
 
 

@@ -14,9 +14,12 @@ from sublora.analysis.effects import ACROSS, Effect, found
 from sublora.analysis.intervals import Array, Interval
 from sublora.analysis.separability import auc
 from sublora.experiments.grid.effects import Results, cell_effects, groups, target
-from sublora.plan import Plan, StudentStage, teacher_context
+from sublora.experiments.grid.plan import Plan
+from sublora.experiments.grid.sources import teacher_context
 from sublora.seeds import generator
 from sublora.steer import aimed
+from sublora.steps.reading import readings
+from sublora.steps.students import Student
 from sublora.trait import Trait
 from sublora.vectors import cosines, load_vector
 
@@ -35,12 +38,17 @@ DIVERGENT = {
     "student’s choice above 0.5": "student_above",
 }
 
+TOLD = {"train_context", "placement", "optimizer", "variant", "method", "rank", "lr"}
 DRAWS = 2000  # of the bootstrap over traits
 
 
 def findings_of(results: Results) -> list[Effect]:
     """The named effects of every measurement, trait by trait, and those across traits."""
-    effects = [e for trait in results.plan.traits for reads in READS for e in reads(results, trait)]
+    plan, store = results.plan, results.store
+    effects = [e for trait in plan.traits for reads in READS for e in reads(results, trait)]
+    for key, reading in readings().items():
+        if reading.reads is not None and plan.readings[key]:
+            effects += reading.reads(plan, store)
     if asks_steerability(results.plan):
         effects += across_traits(steerability(results), results.plan.recipe.level)
     return effects
@@ -50,7 +58,7 @@ def asks_steerability(plan: Plan) -> bool:
     return bool(plan.recipe.measure.teachers) and len(plan.traits) > 2
 
 
-def labelled(plan: Plan, trait: Trait) -> list[tuple[str, list[StudentStage]]]:
+def labelled(plan: Plan, trait: Trait) -> list[tuple[str, list[Student]]]:
     """Every group of replicates of a trait, on the rows as written, with what tells it from the others."""
     members = [m for m in groups(plan, trait) if not m[0].data]
     axes = [m[0].labels for m in members]
@@ -58,13 +66,12 @@ def labelled(plan: Plan, trait: Trait) -> list[tuple[str, list[StudentStage]]]:
 
     def label(labels: Any) -> str:
         parts = [f"trained in {labels['train_context']}"] if "train_context" in varies else []
-        parts += [
-            labels[name] for name in ("placement", "optimizer", "variant") if name in varies
-        ]
+        parts += [labels[name] for name in ("placement", "optimizer", "variant") if name in varies]
         if varies & {"rank", "method"}:
             parts.append(f"rank {labels['rank']}" if labels["method"] == "lora" else "full")
         if "lr" in varies:
             parts.append(f"lr {labels['lr']:g}")
+        parts += [f"{name} {labels[name]}" for name in labels if name in varies - TOLD]
         return ", ".join(parts) or "students"
 
     return [(label(labels), mine) for labels, mine in zip(axes, members, strict=True)]
@@ -232,9 +239,7 @@ def across_traits(traits: Sequence[Steerable], level: float) -> Iterator[Effect]
 
 
 def _across(name: str, interval: Interval) -> Effect:
-    return replace(
-        found(ACROSS, STEERABLE, name, np.array([interval.estimate])), given=interval
-    )
+    return replace(found(ACROSS, STEERABLE, name, np.array([interval.estimate])), given=interval)
 
 
 def _correlation(x: Array, y: Array, level: float) -> Interval:
@@ -260,6 +265,4 @@ def _auc(x: Array, called: Array, level: float) -> Interval:
     below = (np.sum(draws <= 0.5) + 1) / (DRAWS + 1)
     p, few = float(min(1, 2 * min(below, 1 - below))), min(len(hits), len(misses)) < 2
     estimate = auc(hits, misses)
-    return Interval(
-        estimate, float(low), float(high), math.inf, p, 1 - level, seeds_unknown=few
-    )
+    return Interval(estimate, float(low), float(high), math.inf, p, 1 - level, seeds_unknown=few)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sublora.cells import Table
+from sublora.analysis.effects import is_coherent
 from sublora.text import rate
 
 Row = Mapping[str, Any]
@@ -81,8 +81,7 @@ def noun(axis: str) -> str:
 
 def coherent(row: Row) -> bool:
     """Whether the students of a cell still answer with words of the category rather than with numbers."""
-    words = row["coherence"] >= Table.min_coherence
-    return words and row["number_takeover"] <= Table.max_takeover
+    return is_coherent(row["coherence"], row["number_takeover"])
 
 
 def place(row: Row) -> str:

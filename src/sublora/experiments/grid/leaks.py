@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from sublora.analysis.intervals import clustered_interval
 from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
-from sublora.plan import Plan, StudentStage
+from sublora.experiments.grid.plan import Plan
+from sublora.steps.students import Student
 from sublora.store import Store
 
 READERS = {"linear probe": probe_auc, "compression": compression_auc}
@@ -25,7 +26,7 @@ def check_leaks(plan: Plan, store: Store) -> Leaks:
 
     students, out = {s.id: s for s in plan.students}, {}
     for trait in plan.traits:
-        pairs: dict[int, tuple[StudentStage, StudentStage]] = {}
+        pairs: dict[int, tuple[Student, Student]] = {}
         for s in plan.students:
             if trait.name in s.twins and not s.data:
                 pairs.setdefault(s.data_seed, (s, students[s.twins[trait.name]]))
@@ -41,9 +42,7 @@ def check_leaks(plan: Plan, store: Store) -> Leaks:
 
 
 def _reading(values: Sequence[float], seeds: Sequence[int], level: float) -> dict[str, float]:
-    i = clustered_interval(
-        [[v] for v in values], seeds, level=1 - level, null=0.5, clip=(0.0, 1.0)
-    )
+    i = clustered_interval([[v] for v in values], seeds, level=1 - level, null=0.5, clip=(0.0, 1.0))
     return {"auc": i.estimate, "low": i.low, "high": i.high, "p_value": i.p_value}
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sublora.analysis.effects import ACROSS
 from sublora.analysis.page import Section, Tile, finite
 from sublora.experiments.grid import arm_charts, charts, tables
 from sublora.experiments.grid.found import Found, Row, coherent, place
-from sublora.findings import ACROSS
 from sublora.text import interval, number, signed, slugs
 
 CELLS = (
