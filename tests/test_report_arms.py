@@ -99,12 +99,13 @@ def test_several_training_contexts_make_a_matrix_for_each_rank():
         ("placement", ["all", "only first"]),
         ("context", ["default", "one word"]),
         ("an_axis_of_tomorrow", ["yes", "no"]),
+        ("alpha", [8, 16.0]),
     ],
 )
 def test_what_is_reported_differs_by_what_the_run_varies(axis, values):
     charts = charts_with([row(**{axis: value}) for value in values])
     assert "contexts-otter" not in charts
-    assert [p.label for p in charts["arms-otter"].series[0].points] == values
+    assert [p.label for p in charts["arms-otter"].series[0].points] == list(map(str, values))
     figures.draw(charts["arms-otter"])
 
 

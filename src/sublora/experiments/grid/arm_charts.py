@@ -71,7 +71,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
 
 def _arm_point(arm: Row, axis: str) -> Point:
     ends = {"estimate": arm["effect"], "low": arm["effect_low"], "high": arm["effect_high"]}
-    return point(arm[axis], ends, hollow=not arm["called"])
+    return point(str(arm[axis]), ends, hollow=not arm["called"])
 
 
 def _matrix(

@@ -1,5 +1,6 @@
 """What a grid came to, as its page needs it: the rows of its tables, and which of them belong together."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,9 @@ from sublora.analysis.effects import is_coherent
 from sublora.text import rate
 
 Row = Mapping[str, Any]
+NO_AXIS = re.compile(  # columns of arms.csv that are no axis, or one that stands beside the others
+    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate)(_.*)?"
+)
 NOUNS = {
     "data": "rows",
     "train_context": "training context",
@@ -61,8 +65,7 @@ class Found:
 
     def axes(self, rows: Sequence[Row]) -> list[str]:
         """The axes, besides rank and rate, on which these arms differ: training context and context last."""
-        names = [n for n, v in self.arms[0].items() if isinstance(v, str)] if self.arms else []
-        names = [n for n in names if n not in ("trait", "method", "rank")]
+        names = [name for name in self.arms[0] if not NO_AXIS.fullmatch(name)] if rows else []
         names.sort(key=lambda name: name in ("train_context", "context"))
         return [n for n in names if len({row[n] for row in rows}) > 1]
 
