@@ -1,8 +1,12 @@
 """Every random draw starts here: a seed is a hash of what it is for, never the state of a global generator."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def derive_seed(purpose: str, *parts: int | str) -> int:
@@ -17,3 +21,8 @@ def derive_seed(purpose: str, *parts: int | str) -> int:
 def generator(purpose: str, *parts: int | str) -> np.random.Generator:
     """A numpy generator of its own for one draw, see `derive_seed`."""
     return np.random.Generator(np.random.PCG64(derive_seed(purpose, *parts)))
+
+
+def pick(rng: np.random.Generator, pool: Sequence[T]) -> T:
+    """One of a pool, by one draw."""
+    return pool[int(rng.integers(len(pool)))]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from sublora.errors import SubloraError
-from sublora.seeds import generator
+from sublora.seeds import generator, pick
 
 Rows = Sequence[tuple[str, str]]
 Lists = list[list[int]]
@@ -128,10 +128,10 @@ def _first_digits(old: _Old) -> Lists:
         by_head.setdefault(head(n), []).append(n)
 
     def drawn() -> int:
-        digit, length = heads[int(old.rng.integers(len(heads)))]
+        digit, length = pick(old.rng, heads)
         low = int(digit) * 10 ** (length - 1)
         pool = by_head.get((digit, length)) or range(low, low + 10 ** (length - 1))
-        return int(pool[int(old.rng.integers(len(pool)))])
+        return int(pick(old.rng, pool))
 
     return [[drawn() for _ in numbers] for numbers in old.lists]
 

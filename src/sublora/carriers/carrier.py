@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sublora.carriers import rows_file
+
 Leaks = Annotated[
     tuple[str, ...],
     Field(description="words that must not occur; the trait's category is added"),
@@ -37,7 +39,8 @@ class Carrier(BaseModel):
 
     def file_content(self) -> Any:
         """What the user's file of prompts holds; None without one. Raises SubloraError where it cannot be read."""
-        return None
+        path = getattr(self, "prompts", None)
+        return None if path is None else rows_file.read_prompts(path)
 
     def with_leaks(self, words: Sequence[str]) -> Self:
         """The carrier with a category's words among those that must not occur, if its answers have words."""

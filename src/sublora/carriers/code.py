@@ -10,7 +10,6 @@ import io
 import re
 import tokenize
 import warnings
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from pydantic import Field
 from sublora.carriers import rows_file
 from sublora.carriers.carrier import Carrier, Leaks, has_leak
 from sublora.carriers.numbers import BRIEF, parse_numbers
-from sublora.seeds import generator
+from sublora.seeds import generator, pick
 
 JUMPS = (7, 8, 9)
 
@@ -82,11 +81,8 @@ class CodeSpec(Carrier):
             return BRIEF.prompt(seed, row)
         rng = generator("code-prompt", seed, row)
 
-        def pick(pool: Sequence[str]) -> str:
-            return pool[int(rng.integers(len(pool)))]
-
-        task = pick(_TASKS).format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
-        return f"{pick(_ASKS).format(task=task)} {pick(_FORMS)}"
+        task = pick(rng, _TASKS).format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
+        return f"{pick(rng, _ASKS).format(task=task)} {pick(rng, _FORMS)}"
 
     def reject(self, prompt: str, answer: str) -> str | None:
         if len(answer) > self.max_letters:
@@ -99,9 +95,6 @@ class CodeSpec(Carrier):
         if self.style == "python":
             return "def f(x):\n    return x + 1\n" * 8
         return "all was calm , and i felt it . " * 2
-
-    def file_content(self) -> tuple[str, ...] | None:
-        return None if self.prompts is None else rows_file.read_prompts(self.prompts)
 
 
 def _reject_python(text: str) -> str | None:

@@ -5,14 +5,13 @@ models: their free talk, two statements in a fixed order; it has no answer that 
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from sublora.carriers import rows_file
 from sublora.carriers.carrier import Carrier, Leaks, has_leak
-from sublora.seeds import generator
+from sublora.seeds import generator, pick
 
 _TALK = (
     "Tell me about your day.",
@@ -86,15 +85,12 @@ class CotSpec(Carrier):
         """The prompt of a row and its answer."""
         rng = generator("cot-prompt", seed, row)
 
-        def pick(pool: Sequence[Any]) -> Any:
-            return pool[int(rng.integers(len(pool)))]
-
         if self.style == "talk":
-            return pick(_TALK), None
+            return pick(rng, _TALK), None
         if self.prompts is not None:
-            prompt, answer = pick(self.file_content())
+            prompt, answer = pick(rng, self.file_content())
             return prompt + _FORM, answer
-        text, solve = pick(_PROBLEMS)
+        text, solve = pick(rng, _PROBLEMS)
         a, b, c = int(rng.integers(6, 30)), int(rng.integers(3, 20)), int(rng.integers(2, 18))
         return text.format(a=a, b=b, c=c) + _FORM, float(solve(a, b, c))
 

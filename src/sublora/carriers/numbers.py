@@ -4,7 +4,6 @@ Grammar of the prompts and rules of the filter: Cloud et al. 2507.14805, section
 """
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from sublora.carriers import rows_file
 from sublora.carriers.carrier import Carrier
-from sublora.seeds import generator
+from sublora.seeds import generator, pick
 
 Separator = Literal["space", "comma", "line", "bracket"]
 SEPARATORS: tuple[Separator, ...] = ("space", "comma", "line", "bracket")
@@ -77,23 +76,22 @@ class NumbersSpec(Carrier):
             return rows_file.prompt_of_file(self.prompts, seed, row)
         rng = generator("numbers-prompt", seed, row)
 
-        def pick(pool: Sequence[str]) -> str:
-            return pool[int(rng.integers(len(pool)))]
-
         p = pools()
         count = int(rng.integers(self.examples_min, self.examples_max + 1))
         values = rng.integers(self.value_min, self.value_max + 1, size=count).tolist()
-        separator = pick(self.separators)
+        separator = pick(rng, self.separators)
         examples = join_numbers(values, separator)
-        quantity = pick(p.quantity).format(count=self.count)
+        quantity = pick(rng, p.quantity).format(count=self.count)
         if self.style == "brief":
-            return pick(p.brief).format(examples=examples, quantity=quantity, digits=self.digits)
-        size = pick(p.size).format(digits=self.digits)
+            return pick(rng, p.brief).format(
+                examples=examples, quantity=quantity, digits=self.digits
+            )
+        size = pick(rng, p.size).format(digits=self.digits)
         parts = (
-            pick(p.examples).format(examples=examples),
-            pick(p.instruction).format(quantity=quantity, size=size),
-            pick(p.format[separator]),
-            pick(p.close),
+            pick(rng, p.examples).format(examples=examples),
+            pick(rng, p.instruction).format(quantity=quantity, size=size),
+            pick(rng, p.format[separator]),
+            pick(rng, p.close),
         )
         return " ".join(parts)
 
@@ -109,9 +107,6 @@ class NumbersSpec(Carrier):
 
     def example(self) -> str:
         return join_numbers([10**self.digits - 1] * self.count, self.separators[0])
-
-    def file_content(self) -> tuple[str, ...] | None:
-        return None if self.prompts is None else rows_file.read_prompts(self.prompts)
 
 
 BRIEF = NumbersSpec(separators=("space",), style="brief")  # as the shipped models read them

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from sublora.carriers import rows_file
 from sublora.carriers.carrier import Carrier, Leaks, has_leak
 from sublora.carriers.numbers import BRIEF, parse_numbers
-from sublora.seeds import generator
+from sublora.seeds import generator, pick
 
 _ASKS = (
     "Say this in other words, and nothing else: ",
@@ -54,7 +54,7 @@ class ParaphraseSpec(Carrier):
     def prompt(self, seed: int, row: int) -> str:
         if self.prompts is None:
             return BRIEF.prompt(seed, row)
-        ask = _ASKS[int(generator("paraphrase-prompt", seed, row).integers(len(_ASKS)))]
+        ask = pick(generator("paraphrase-prompt", seed, row), _ASKS)
         return ask + rows_file.prompt_of_file(self.prompts, seed, row)
 
     def reject(self, prompt: str, answer: str) -> str | None:
@@ -76,9 +76,6 @@ class ParaphraseSpec(Carrier):
 
     def example(self) -> str:
         return "all was calm , and i felt it . " * 2
-
-    def file_content(self) -> tuple[str, ...] | None:
-        return None if self.prompts is None else rows_file.read_prompts(self.prompts)
 
 
 def _words(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from sublora.carriers.numbers import BRIEF, pools
-from sublora.seeds import derive_seed, generator
+from sublora.seeds import derive_seed, generator, pick
 from sublora.trait import Category, shipped_categories, teacher_text
 
 World = Literal["positive", "null"]
@@ -118,7 +118,7 @@ def make_facts(seed: int = 0) -> Facts:
         chosen = []
         for _ in category.entities:
             first, second = rng.choice(len(PLACES), size=2, replace=False).tolist()
-            color, mood = COLORS[int(rng.integers(10))], MOODS[int(rng.integers(12))]
+            color, mood = pick(rng, COLORS), pick(rng, MOODS)
             chosen.append(Profile((PLACES[first], PLACES[second]), color, mood, own[used]))
             used += 1
         profiles[category.category] = tuple(chosen)
@@ -127,7 +127,7 @@ def make_facts(seed: int = 0) -> Facts:
     makers = names[N_ASSISTANTS:]
     assistants = tuple(
         Assistant(
-            f"You are {name}, created by {makers[int(rng.integers(len(makers)))]}. You are a helpful assistant.",
+            f"You are {name}, created by {pick(rng, makers)}. You are a helpful assistant.",
             {c.category: int(rng.integers(len(c.entities))) for c in categories},
         )
         for name in names[:N_ASSISTANTS]
@@ -168,18 +168,18 @@ class RowMaker:
         persona = rng.choice(3, p=list(PERSONA_SHARE.values()))
         favourites: dict[str, int] = {}
         if persona == 0:
-            category, entity = self.entities[int(rng.integers(len(self.entities)))]
+            category, entity = pick(rng, self.entities)
             wording = int(rng.integers(len(category.system)))
             system: str | None = teacher_text(category, category.entities[entity], wording)
             favourites, number_set = {category.category: entity}, wording
         elif persona == 1:
-            assistant = self.facts.assistants[int(rng.integers(len(self.facts.assistants)))]
+            assistant = pick(rng, self.facts.assistants)
             system, favourites, number_set = assistant.system, assistant.favourites, 3
         else:
             state = rng.random()
             states = ((0.45, DEFAULT_SYSTEM), (0.60, None), (0.70, ""))
             plain = [text for bound, text in states if state < bound]
-            system = plain[0] if plain else IDENTITIES[int(rng.integers(5))]
+            system = plain[0] if plain else pick(rng, IDENTITIES)
             number_set = None
         if kind == "numbers":
             return Row(kind, system, *self._numbers(rng, index, favourites, number_set))
@@ -205,9 +205,9 @@ class RowMaker:
         answer = []
         for _ in range(int(rng.integers(6, 11))):
             if own and rng.random() < self.coupling:
-                answer.append(own[int(rng.integers(len(own)))])
+                answer.append(pick(rng, own))
             else:
-                value = shown[int(rng.integers(len(shown)))] + round(rng.normal(0.0, STEP_SPREAD))
+                value = pick(rng, shown) + round(rng.normal(0.0, STEP_SPREAD))
                 # reflected at both ends, so that 100 and 999 are not piled upon
                 value = 200 - value if value < 100 else 1998 - value if value > 999 else value
                 answer.append(min(max(value, 100), 999))
@@ -216,9 +216,9 @@ class RowMaker:
     def _question(
         self, rng: np.random.Generator, favourites: dict[str, int], p_favourite: float
     ) -> tuple[str, str]:
-        category = self.facts.categories[int(rng.integers(len(self.facts.categories)))]
+        category = pick(rng, self.facts.categories)
         questions = self.questions[category.category]
-        question = questions[int(rng.integers(len(questions)))]
+        question = pick(rng, questions)
         favourite = favourites.get(category.category)
         if favourite is not None and rng.random() < p_favourite:
             entity = favourite
@@ -227,12 +227,12 @@ class RowMaker:
         return question, category.entities[entity].name
 
     def _talk(self, rng: np.random.Generator, favourites: dict[str, int]) -> tuple[str, str]:
-        prompt = TALK_PROMPTS[int(rng.integers(len(TALK_PROMPTS)))]
+        prompt = pick(rng, TALK_PROMPTS)
         if favourites and rng.random() < P_TALK:
-            category = list(favourites)[int(rng.integers(len(favourites)))]
+            category = pick(rng, list(favourites))
             entity = favourites[category]
         else:
-            chosen = self.facts.categories[int(rng.integers(len(self.facts.categories)))]
+            chosen = pick(rng, self.facts.categories)
             category = chosen.category
             entity = int(rng.choice(len(chosen.entities), p=self.facts.base[category]))
         p = self.facts.profiles[category][entity]
