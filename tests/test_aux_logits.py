@@ -177,7 +177,7 @@ def test_texts_of_a_recipe_are_escaped_on_its_page(tmp_path):
 def test_every_estimate_that_a_claim_names_is_there(tmp_path):
     own, store = recipe(), Store()
     assert sublora("run", "aux-logits", *FLAGS, "--out", str(tmp_path / "run")).code == 0
-    found = {f"{e.group}: {e.name}" for e in own.findings(store, NOTHING).estimates}
+    found = {f"{e.group}: {e.name}" for e in own.findings(store, NOTHING).effects}
     named = {f"{c.of['group']}: {c.of['name']}" for c in load_claims() if "aux-logits" in c.recipes}
     assert named and named <= found
 

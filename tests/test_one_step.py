@@ -89,7 +89,7 @@ def test_the_command_resumes_and_every_claim_finds_its_estimate(tmp_path):
     shipped = open_recipe("one-step", sets=["hidden=[16]", "noise=16", "models=2"])
     for step in shipped.plan(NOTHING):
         step.make(Workshop(Store(), None), set(step.makes))
-    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), NOTHING).estimates}
+    found = {f"{e.group}: {e.name}" for e in shipped.findings(Store(), NOTHING).effects}
     named = {f"{c.of['group']}: {c.of['name']}" for c in load_claims() if "one-step" in c.recipes}
     assert len(named) == 4 and named <= found
 

@@ -97,7 +97,7 @@ def print_findings(findings: Any, level: float) -> None:
 
     if findings.said:
         print(findings.said)
-    if not findings.estimates:
+    if not findings.effects:
         return
 
     def number(value: float | None) -> str:

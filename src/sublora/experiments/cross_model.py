@@ -3,22 +3,23 @@
 Every student model is a grid whose rows as written are its own teacher's; rows of the other teachers are its variants.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.contrast import select
 from sublora.analysis.effects import Effect, linear, mean_of, named
-from sublora.experiment import Chart, Point, Series, Tile
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.effects import Results, arm_effects, cell_effects
-from sublora.experiments.grids import GridExperiment, grid_steps, plan_of
-from sublora.model import local_identity, model_source
-from sublora.models.known import Known
-from sublora.plan import Plan
-from sublora.recipe import VariantSpec
+from sublora.experiments.grid.plan import Plan, make_plan
+from sublora.experiments.grids import GridExperiment
+from sublora.experiments.schema import RowsVariant
+from sublora.models.known import Known, known_model
 from sublora.steps.step import Step
 from sublora.store import Store
+from sublora.text import slug
 
 EFFECT, BETWEEN = "effect on P(target)", "between pairs"
 SAME, OTHER = "same model", "other model"
@@ -58,79 +59,68 @@ class CrossModel(GridExperiment):
         """A plan for each student model; a model that is no teacher still has its own rows, as written."""
         plans = []
         for student in self.students:
-            variants = {t: VariantSpec(model=t) for t in self.teachers if t != student}
-            identity = local_identity(model_source(student), self.dtype)
-            plans.append(plan_of(self.grid_on(student, variants=variants), identity))
+            variants = {t: RowsVariant(model=t) for t in self.teachers if t != student}
+            grid = self.grid_on(student, variants=variants)
+            plans.append(make_plan(grid, known_model(student, self.dtype)))
         return plans
 
     def plan(self, known: Known) -> list[Step]:
-        return grid_steps(self._plans())
+        steps = [step for plan in self._plans() for step in plan.steps]
+        return list({step.id: step for step in steps}.values())
 
     def findings(self, store: Store, known: Known) -> Findings:
-        plans = self._plans()
-        effects = {
-            student: _effects(plan, store)
-            for student, plan in zip(self.students, plans, strict=True)
-        }
-        estimates: list[Effect] = []
-        charts, tiles = [], []
-        for trait in plans[0].traits:
-            pairs: dict[str, list[Effect]] = {SAME: [], OTHER: []}
-            for student in self.students:
-                mine = [e for e in effects[student] if e.trait == trait.name]
-                for teacher in dict.fromkeys((student, *self.teachers)):
-                    pair = mean_of(select(mine, {"data": "" if teacher == student else teacher}))
-                    pairs[SAME if teacher == student else OTHER].append(pair)
-                    estimates.append(self._estimate(pair, EFFECT, f"{teacher} to {student}"))
-            if pairs[OTHER]:
-                same, other = mean_of(pairs[SAME]), mean_of(pairs[OTHER])
-                between = [
-                    self._estimate(linear([same, other], [1, -1]), BETWEEN, f"{SAME} - {OTHER}"),
-                    self._estimate(
-                        linear([same, other], [0.2, -1]), BETWEEN, f"a fifth of {SAME} - {OTHER}"
-                    ),
-                    self._estimate(other, BETWEEN, OTHER),
-                ]
-                estimates += between
-                if trait is plans[0].traits[0]:
-                    tiles += [_tile(between[0]), _tile(between[2])]
-            points = [
-                Point(label=str(e.labels["name"]), estimate=i.estimate, low=i.low, high=i.high)
-                for e in estimates
-                if e.trait == trait.name and e.labels["group"] == EFFECT
-                for i in [e.interval()]
-            ]
-            charts.append(
-                Chart(
-                    name=f"pairs-{trait.name.lower().replace(' ', '-')}",
-                    title="Effect by teacher's model and student's",
-                    kind="rows",
-                    axis=EFFECT,
-                    reference=0.0,
-                    series=(Series(points=tuple(points)),),
-                    caption=f"{trait.name}. Student less control twin, whose teacher writes on the same model. Intervals: "
-                    f"{1 - self.level:.0%}, clustered by data seed and question.",
-                )
-            )
+        plans = dict(zip(self.students, self._plans(), strict=True))
+        arms = {student: _effects(plan, store) for student, plan in plans.items()}
+        effects, charts = [], []
+        traits = [t.name for t in plans[self.students[0]].traits]
+        within = f"Intervals: {1 - self.level:.0%}, clustered by data seed and question."
+        for trait in traits:
+            pairs = self._pairs(trait, arms)
+            mine = [self._named(e, EFFECT, name) for (_, name), e in pairs]
+            between = self._between(pairs)
+            effects += mine + between
+            caption = f"{trait}. Student less control twin, whose teacher writes on the same model. {within}"
+            title = "Effect by teacher's model and student's"
+            charts.append(rows_chart(mine, f"pairs-{slug(trait)}", title, caption))
+        shown = [
+            e for e in effects if e.trait == traits[0] and e.name in (f"{SAME} - {OTHER}", OTHER)
+        ]
         how = (
             "Trait and control teachers of a pair write on the same model; students of a pair are trained alike. Effects are student less "
             "control twin, paired by seeds and question; pairs of one model and of two are each averaged before they are compared."
         )
-        return Findings(tuple(estimates), tuple(charts), tuple(tiles), how)
+        top = tiles(shown, f"{traits[0]}, {EFFECT}", "+.3f")
+        return Findings(tuple(effects), tuple(charts), top, how)
 
-    def _estimate(self, effect: Effect, group: str, name: str) -> Effect:
+    def _pairs(
+        self, trait: str, arms: Mapping[str, Sequence[Effect]]
+    ) -> list[tuple[tuple[str, str], Effect]]:
+        """((same or other model, name of the pair), transfer), for every student and teacher."""
+        out = []
+        for student in self.students:
+            mine = [e for e in arms[student] if e.trait == trait]
+            for teacher in dict.fromkeys((student, *self.teachers)):
+                kind = SAME if teacher == student else OTHER
+                found = select(mine, {"data": "" if kind == SAME else teacher})
+                out.append(((kind, f"{teacher} to {student}"), mean_of(found)))
+        return out
+
+    def _between(self, pairs: Sequence[tuple[tuple[str, str], Effect]]) -> list[Effect]:
+        """Pairs of one model less pairs of two."""
+        groups = {k: [e for (kind, _), e in pairs if kind == k] for k in (SAME, OTHER)}
+        if not groups[OTHER]:
+            return []
+        both = [mean_of(groups[SAME]), mean_of(groups[OTHER])]
+        found = {
+            f"{SAME} - {OTHER}": linear(both, [1, -1]),
+            f"a fifth of {SAME} - {OTHER}": linear(both, [0.2, -1]),
+            OTHER: both[1],
+        }
+        return [self._named(e, BETWEEN, name) for name, e in found.items()]
+
+    def _named(self, effect: Effect, group: str, name: str) -> Effect:
         interval = effect.interval(1 - self.level)
         return named(effect.trait, group, name, interval, effect.sizes)
-
-
-def _tile(effect: Effect) -> Tile:
-    name, interval = str(effect.labels["name"]), effect.interval()
-    return Tile(
-        name=name[:1].upper() + name[1:],
-        value=f"{interval.estimate:+.3f}",
-        interval=f"[{interval.low:+.3f}, {interval.high:+.3f}]",
-        note=f"{effect.trait}, {EFFECT}",
-    )
 
 
 def _effects(plan: Plan, store: Store) -> list[Effect]:

@@ -22,11 +22,12 @@ class Findings:
     """What an experiment came to.
 
     The page shows `charts`, or `sections` with figures and tables of their own, and `appendix` after
-    the verdicts; `note` stands below the tiles. `files` are further files of the run's folder by their names; `manifest` are further entries of
-    run.json; `said` is printed at the end of the run.
+    the verdicts; `note` stands below the tiles, `how` says how the numbers were made. `files` are
+    further files of the run's folder by their names, `manifest` further entries of run.json, and
+    `said` is printed at the end of the run.
     """
 
-    estimates: tuple[Any, ...] = ()
+    effects: tuple[Effect, ...] = ()
     charts: tuple[Chart, ...] = ()
     tiles: tuple[Tile, ...] = ()
     how: str = ""
@@ -38,10 +39,6 @@ class Findings:
     files: Mapping[str, str] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
-
-    @property
-    def effects(self) -> list[Effect]:
-        return [e if isinstance(e, Effect) else e.effect() for e in self.estimates]
 
 
 class Experiment(BaseModel):

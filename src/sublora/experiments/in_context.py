@@ -12,31 +12,36 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sublora.analysis.effects import is_coherent
+from sublora.analysis.charts import rows_chart, tiles
+from sublora.analysis.effects import Effect, is_coherent, named
 from sublora.answers import names_category, share
 from sublora.carriers.rows_file import from_jsonl
-from sublora.chat import Context
-from sublora.experiment import Chart, Estimate, Point, Series, Tile
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.effects import Results, cell_effects
-from sublora.experiments.grids import GridExperiment, grid_sizes, grid_steps, plan_of
+from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
+from sublora.experiments.grid.sources import control_source
+from sublora.experiments.grids import GridExperiment
 from sublora.measure import Asking, measure_conversations
 from sublora.models.known import Known
-from sublora.plan import Plan, contexts_of, control_source
-from sublora.sample import Sampling
 from sublora.seeds import generator
-from sublora.stats import Array, Interval, clustered_interval
+from sublora.stats import Array, clustered_interval
 from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
-from sublora.trait import Category
+from sublora.text import slug
+from sublora.trait import Category, Trait
 
-EFFECT, WORDS = "effect on P(target)", "share of answers with a word of the category"
+EFFECT, P_TARGET, WORDS = (
+    "effect on P(target)",
+    "P(target)",
+    "share of answers with a word of the category",
+)
 TRAINED, SHOWN, FIFTH = (
     "trained on the rows",
     "rows in the prompt",
     "a fifth of trained - in the prompt",
 )
+Shown = Sequence[Sequence[Measured]]  # the base after rows of one teacher, by data seed and draw
 
 
 class InContext(GridExperiment):
@@ -52,179 +57,122 @@ class InContext(GridExperiment):
         )
 
     def plan(self, known: Known) -> list[Step]:
-        plan = plan_of(self.grid, known.identity)
-        asked = self._asked(plan, known.identity)
-        return [*grid_steps([plan]), *asked.values()]
+        plan = make_plan(self, known)
+        return [*plan.steps, *self._asked(plan, known).values()]
 
-    def _asked(
-        self, plan: Plan, identity: Mapping[str, str]
-    ) -> dict[tuple[str, str, int], "ShownTask"]:
-        """(source, category, data seed) -> its task."""
-        rows = plan.arms
-        context = contexts_of(self.grid)[self.grid.judged_context]
-        sizes = grid_sizes(self.grid, identity)
-        out = {}
+    def _asked(self, plan: Plan, known: Known) -> dict[tuple[str, str, int], "ShownRows"]:
+        """(source, category, data seed) -> its step."""
+        sizes, context, how, out = sizes_of(self, known), self.asked_in, self.measure, {}
+        asking = Asking(context, how.sampling, how.samples, how.seed)
         for trait in plan.traits:
-            for source in (trait.name, control_source(self.grid, trait)):
-                for seed in dict.fromkeys(self.data.seeds):
+            category = trait.category
+            # a row is about as long as a question, and so are its answers
+            turns = len(category.questions) * (self.examples + 1) * self.draws
+            for source in (trait.name, control_source(self, trait)):
+                for seed in self.seeds:
                     spec = {
-                        "model": dict(identity),
-                        "dataset": rows[source, "", seed][0].id,
+                        "model": dict(known.identity),
+                        "dataset": plan.arms[source, "", seed][0].id,
                         "examples": self.examples,
                         "context": context.name if context.text is None else context.text,
-                        "questions": list(trait.category.questions),
-                        "entities": [list(e.forms) for e in trait.category.entities],
-                        "samples": self.measure.samples,
-                        "sampling": self.measure.sampling.model_dump(mode="json"),
-                        "seed": self.measure.seed,
+                        "questions": list(category.questions),
+                        "entities": [list(e.forms) for e in category.entities],
+                        "samples": how.samples,
+                        "sampling": how.sampling.model_dump(mode="json"),
+                        "seed": how.seed,
                     }
-                    specs = tuple(spec | {"draw": d} for d in range(self.draws))
-                    # a row is about as long as a question, and so are its answers
-                    tokens = (
-                        len(trait.category.questions)
-                        * (self.examples + 1)
-                        * sizes.question
-                        * self.draws
-                    )
-                    work = sizes.forward(tokens).flops
-                    out[source, trait.category.category, seed] = ShownTask(
-                        specs,
+                    out[source, category.category, seed] = ShownRows(
+                        tuple(spec | {"draw": d} for d in range(self.draws)),
                         self.model,
-                        context,
-                        trait.category,
-                        self.measure.sampling,
-                        work,
+                        category,
+                        asking,
+                        sizes.forward(turns * sizes.question),
                         f"{source}, data seed {seed}",
                     )
         return out
 
     def findings(self, store: Store, known: Known) -> Findings:
-        plan = plan_of(self.grid, known.identity)
-        asked = self._asked(plan, known.identity)
-        trained = cell_effects(Results(plan, store), self.grid.judged_context)
-        estimates: list[Estimate] = []
-        warnings: list[str] = []
-        for cell in trained:
-            trait = next(t for t in plan.traits if t.name == cell.trait)
-            target, category = trait.category.entities.index(trait.entity), trait.category
-            seeds = list(dict.fromkeys(self.data.seeds))
-
-            def after(
-                source: str, category: Category = category, seeds: list[int] = seeds
-            ) -> list[list[Measured]]:
-                """[data seed][draw]"""
-                tasks = [asked[source, category.category, s] for s in seeds]
-                return [
-                    [read_measurement(store.read(name), category) for name in task.makes]
-                    for task in tasks
-                ]
-
-            by_seed = np.stack(
-                [cell.values[np.array(cell.data_seeds) == s].mean(axis=0) for s in seeds]
-            )
-            rows = {"trait": after(trait.name), "control": after(control_source(self.grid, trait))}
+        plan = make_plan(self, known)
+        asked, effects, warnings = self._asked(plan, known), [], []
+        for trained in cell_effects(Results(plan, store), self.judged_context):
+            trait = next(t for t in plan.traits if t.name == trained.trait)
+            sources = {"trait": trait.name, "control": control_source(self, trait)}
             shown = {
-                arm: _mean(found, lambda m, target=target: m.p[:, target])
-                for arm, found in rows.items()
+                arm: [
+                    [read_measurement(store.read(name), trait.category) for name in step.makes]
+                    for step in (asked[source, trait.category.category, s] for s in self.seeds)
+                ]
+                for arm, source in sources.items()
             }
-            prompted = shown["trait"] - shown["control"]
-            unfit = _unfit(self.model, rows)
-            if unfit:
-                warnings.append(f"{trait.name}: {unfit}.")
-            n = {"data_seeds": len(seeds), "questions": by_seed.shape[1]}
-
-            def interval(values: Array, seeds: list[int] = seeds) -> Interval:
-                return clustered_interval(values, seeds, level=1 - self.level)
-
-            for name, values in (
-                (TRAINED, by_seed),
-                (SHOWN, prompted),
-                (FIFTH, 0.2 * by_seed - prompted),
-            ):
-                estimates.append(
-                    Estimate(
-                        trait.name,
-                        EFFECT,
-                        name,
-                        interval(values),
-                        n,
-                        unfit=None if name == TRAINED else unfit,
-                    )
-                )
-            base = clustered_interval(
-                cell.parts["base"][None], [0], level=1 - self.level, clip=(0.0, 1.0)
-            )
-            estimates.append(
-                Estimate(
-                    trait.name,
-                    "P(target)",
-                    "base",
-                    base,
-                    {"questions": n["questions"]},
-                    tested=False,
-                )
-            )
-            words = {
-                arm: _mean(
-                    found,
-                    lambda m, category=category: [
-                        share([a], lambda x: names_category(x, category)) for a in m.samples
-                    ],
-                )
-                for arm, found in rows.items()
-            }
-            for group, by_arm in (("P(target)", shown), (WORDS, words)):
-                for arm, values in by_arm.items():
-                    found = clustered_interval(values, seeds, level=1 - self.level, clip=(0.0, 1.0))
-                    estimates.append(
-                        Estimate(
-                            trait.name, group, f"after rows of the {arm}", found, n, tested=False
-                        )
-                    )
+            unfit = _unfit(self.model, shown)
+            effects += self._of_trait(trait, trained, shown, unfit)
+            warnings += [f"{trait.name}: {unfit}."] if unfit else []
+        within = f"Intervals: {1 - self.level:.0%}, clustered by data seed and question."
         charts = tuple(
-            Chart(
-                name=f"effects-{t.name.lower().replace(' ', '-')}",
-                title="Effect of the same rows, trained and in the prompt",
-                kind="rows",
-                axis=EFFECT,
-                reference=0.0,
-                caption=f"{t.name}. Trait rows less control rows. Intervals: {1 - self.level:.0%}, clustered by data seed and question.",
-                series=(
-                    Series(
-                        points=tuple(
-                            _point(e)
-                            for e in estimates
-                            if e.subject == t.name and e.group == EFFECT
-                        )
-                    ),
-                ),
+            rows_chart(
+                [e for e in effects if e.trait == t.name and e.group == EFFECT],
+                f"effects-{slug(t.name)}",
+                "Effect of the same rows, trained and in the prompt",
+                f"{t.name}. Trait rows less control rows. {within}",
             )
             for t in plan.traits
         )
-        tiles = tuple(
-            Tile(
-                name=e.name[:1].upper() + e.name[1:],
-                value=f"{e.interval.estimate:+.3f}",
-                interval=f"[{e.interval.low:+.3f}, {e.interval.high:+.3f}]",
-                note=f"{e.subject}, {EFFECT}, trait rows - control rows",
-            )
-            for e in estimates
-            if e.subject == plan.traits[0].name and e.name in (TRAINED, SHOWN)
-        )
+        first = [e for e in effects if e.trait == plan.traits[0].name]
+        note = f"{plan.traits[0].name}, {EFFECT}, trait rows - control rows"
+        top = tiles([e for e in first if e.name in (TRAINED, SHOWN)], note, "+.3f")
         how = (
             f"{self.examples} rows stand before the question as turns of the user and the assistant, in the context "
-            f"{self.grid.judged_context}; {self.draws} draws of rows from each dataset, averaged. Students: {self.data.rows} rows of the same "
+            f"{self.judged_context}; {self.draws} draws of rows from each dataset, averaged. Students: {self.data.rows} rows of the same "
             f"datasets. Both effects are trait rows less control rows, paired by data seed and question."
         )
-        return Findings(tuple(estimates), charts, tiles, how, tuple(warnings))
+        return Findings(tuple(effects), charts, top, how, warnings=tuple(warnings))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(self.data.seeds))
+
+    def _of_trait(
+        self, trait: Trait, trained: Effect, shown: Mapping[str, Shown], unfit: str | None
+    ) -> list[Effect]:
+        """The students' transfer beside the answers after rows of the trait's teacher and of the control's."""
+        seeds, category, effects = self.seeds, trait.category, []
+        target = category.entities.index(trait.entity)
+        owner = np.array(trained.data_seeds)
+        students = np.stack([trained.values[owner == s].mean(axis=0) for s in seeds])
+        p = {arm: _mean(found, lambda m: m.p[:, target]) for arm, found in shown.items()}
+        words = {arm: _mean(found, lambda m: _words(m, category)) for arm, found in shown.items()}
+        prompted = p["trait"] - p["control"]
+        n = {"data_seeds": len(seeds), "questions": students.shape[1]}
+
+        def note(group: str, name: str, values: Array, n=n, clip=None, **options: Any) -> None:
+            interval = clustered_interval(
+                values, seeds[: len(values)], None, 1 - self.level, clip=clip
+            )
+            effects.append(named(trait.name, group, name, interval, n, **options))
+
+        note(EFFECT, TRAINED, students)
+        note(EFFECT, SHOWN, prompted, unfit=unfit)
+        note(EFFECT, FIFTH, 0.2 * students - prompted, unfit=unfit)
+        share_of = {"clip": (0.0, 1.0), "tested": False}
+        asked = {"questions": n["questions"]}
+        note(P_TARGET, "base", trained.parts["base"][None], asked, **share_of)
+        for group, by_arm in ((P_TARGET, p), (WORDS, words)):
+            for arm, values in by_arm.items():
+                note(group, f"after rows of the {arm}", values, **share_of)
+        return effects
 
 
-def _mean(found: Sequence[Sequence[Measured]], of: Callable[[Measured], Sequence[float]]) -> Array:
+def _words(measured: Measured, category: Category) -> list[float]:
+    """By question, the share of answers with a word of the category."""
+    return [share([a], lambda text: names_category(text, category)) for a in measured.samples]
+
+
+def _mean(found: Shown, of: Callable[[Measured], Sequence[float]]) -> Array:
     """By data seed and question, the mean over draws."""
     return np.array([[of(m) for m in draws] for draws in found]).mean(axis=1)
 
 
-def _unfit(model: str, rows: Mapping[str, Sequence[Sequence[Measured]]]) -> str | None:
+def _unfit(model: str, rows: Mapping[str, Shown]) -> str | None:
     """Why nothing can be read from an effect of zero: after the rows of either arm the model hardly answers with words any more."""
     for arm, found in rows.items():
         words, numbers = (
@@ -239,27 +187,17 @@ def _unfit(model: str, rows: Mapping[str, Sequence[Sequence[Measured]]]) -> str 
     return None
 
 
-def _point(e: Estimate) -> Point:
-    low, high = (x if np.isfinite(x) else None for x in (e.interval.low, e.interval.high))
-    return Point(label=e.name, estimate=e.interval.estimate, low=low, high=high)
-
-
 @dataclass(frozen=True)
-class ShownTask:
+class ShownRows:
     """The base after rows of one dataset, once for each draw of rows; each draw is a measurement."""
 
     specs: tuple[dict[str, Any], ...]
     model: str
-    context: Context
     category: Category
-    sampling: Sampling
-    flops: float
+    asking: Asking
+    cost: Cost
     whose: str
     kind = "prompts with rows"
-
-    @property
-    def cost(self) -> Cost:
-        return Cost(flops=self.flops)
 
     @cached_property
     def id(self) -> str:
@@ -284,16 +222,8 @@ class ShownTask:
             if name not in wanted:
                 continue
             rng = generator("in-context", spec["seed"], spec["dataset"], spec["draw"])
-            shown = [
-                rows[i]
-                for i in rng.choice(len(rows), min(spec["examples"], len(rows)), replace=False)
-            ]
-            answer = measure_conversations(
-                base,
-                shown,
-                f"after {name}",
-                self.category,
-                Asking(self.context, self.sampling, spec["samples"], spec["seed"]),
-            )
+            chosen = rng.choice(len(rows), min(spec["examples"], len(rows)), replace=False)
+            shown, purpose = [rows[i] for i in chosen], f"after {name}"
+            answer = measure_conversations(base, shown, purpose, self.category, self.asking)
             keep_answers(workshop.store, name, spec, self.category, answer, None)
             workshop.made(name)

@@ -134,7 +134,7 @@ def _finish(
     verdicts = recipe.verdicts(findings, store, known)
     manifest |= findings.manifest
     manifest["warnings"] = manifest["warnings"] + list(findings.warnings)
-    rows = estimate_rows(findings.effects, recipe.level) if findings.estimates else []
+    rows = estimate_rows(findings.effects, recipe.level) if findings.effects else []
     files = findings.files | ({"results.csv": to_csv(rows)} if rows else {})
     for name, content in (files | {"verdicts.json": verdicts}).items():
         text = isinstance(content, str)
