@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from sublora.errors import SubloraError
-from sublora.model import Base, known_shape
+from sublora.model import Base
 from sublora.runner.execution import Execution
-from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Setup, Worker
+from sublora.runner.worker import RETRIES, Answer, Setup, Worker, one_thread
 from sublora.steps.step import Step
 from sublora.store import Store
 
@@ -143,23 +142,13 @@ class Processes:
 def local_executor(
     steps: Sequence[Step], setup: Setup, store: Store, base: Base | None, own: bool
 ) -> InProcess | Processes:
-    """Processes, where all models are small, and there is enough to do for more than one.
+    """Processes, where one thread makes each step best and there is enough to do for more than one.
 
     `own`: the base came from the caller, so that no other process can load it.
     """
     missing = [s for s in steps if not all(map(store.has, s.makes))]
-    flops = sum(s.cost.flops for s in missing)
     count = min(setup.threads, len(missing))
-    if own or count < 2 or flops < WORTH_FLOPS or setup.device != "cpu" or os.name != "posix":
-        return InProcess(setup, store, base)
-    models = {s.model for s in missing if s.model is not None}
-    if any(known_parameters(m) > SMALL_MODEL for m in models):
+    short = count < 2 or sum(s.cost.flops for s in missing) < WORTH_FLOPS
+    if own or short or os.name != "posix" or not all(one_thread(s, setup.device) for s in missing):
         return InProcess(setup, store, base)
     return Processes(setup, count)
-
-
-def known_parameters(model: str) -> float:
-    try:
-        return known_shape(model).parameters
-    except SubloraError:
-        return float("inf")

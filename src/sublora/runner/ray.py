@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 from sublora.errors import SubloraError
 from sublora.runner.execution import Execution
-from sublora.runner.local import known_parameters
-from sublora.runner.worker import RETRIES, SMALL_MODEL, Answer, Setup, until_visible, work_on
+from sublora.runner.worker import RETRIES, Answer, Setup, one_thread, until_visible, work_on
 from sublora.steps.step import Step
 from sublora.store import ArtifactCorrupt, Store
 
@@ -37,9 +36,8 @@ class Cluster:
     threads: int
 
     def executor(self, steps: Sequence[Step], setup: Setup, store: Store) -> Ray:
-        models = {s.model for s in steps if s.model is not None}
-        small = all(known_parameters(m) <= SMALL_MODEL for m in models)
-        threads = 1 if small or self.device == "cuda" else self.threads
+        one = self.device == "cuda" or all(one_thread(s, "cpu") for s in steps)
+        threads = 1 if one else self.threads
         return Ray(store, replace(setup, device=self.device, threads=threads))
 
 

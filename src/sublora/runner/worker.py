@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import queue
 import sys
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.model import Base, known_shape
 from sublora.packs.check import load_base
 from sublora.runner.rates import device_name
 from sublora.steps.step import ROWS_AT_ONCE, Step, Workshop, perform
@@ -73,6 +74,19 @@ class Setup:
     rows_at_once: int = ROWS_AT_ONCE
 
 
+@cache
+def _parameters(model: str) -> float:
+    try:
+        return known_shape(model).parameters
+    except SubloraError:  # it may be large
+        return float("inf")
+
+
+def one_thread(step: Step, device: str) -> bool:
+    """Whether one thread makes it best: with a small model on a CPU, or none, products are too short to be split."""
+    return step.model is None or (device == "cpu" and _parameters(step.model) <= SMALL_MODEL)
+
+
 class Worker:
     """Makes steps, with models that are loaded once and what steps read again and again."""
 
@@ -98,14 +112,6 @@ class Worker:
             )
         return base
 
-    def threads(self, step: Step) -> int:
-        """One for a small model on a CPU, or for none: its products are too short to be split."""
-        if step.model is None:
-            return 1
-        base = self.base_of(step.model)
-        small = base.device.type == "cpu" and base.model.num_parameters() <= SMALL_MODEL
-        return 1 if small else self.setup.threads
-
     def make(self, step: Step, wait: bool, **told: Callable[..., None]) -> Answer:
         """Make what is missing of a step. Errors become texts; an interrupt is raised.
 
@@ -114,7 +120,7 @@ class Worker:
         import torch
 
         try:
-            threads = self.threads(step)
+            threads = 1 if one_thread(step, self.setup.device) else self.setup.threads
             torch.set_num_threads(threads)
             seconds = perform(step, replace(self.workshop, **told), wait=wait)
             return Answer("done", seconds=seconds, device=device_name(self.setup.device, threads))
@@ -198,24 +204,22 @@ def token_of(store: Store) -> str:
 
 def serve(connection: Connection) -> None:
     """A worker process: steps come through the connection, and when that closes the process ends, whatever it does."""
-    import queue
-
-    steps: queue.SimpleQueue[tuple[Step, bool]] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def listen() -> None:
         try:
             while True:
-                steps.put(connection.recv())
-        except (EOFError, OSError):
+                messages.put(connection.recv())
+        except (EOFError, OSError):  # the run has ended
+            os._exit(0)
+        except Exception:  # a step that this process cannot read
+            traceback.print_exc()
             os._exit(1)
 
-    try:
-        setup: Setup = connection.recv()
-    except (EOFError, OSError):  # the run was killed before it could say anything
-        os._exit(1)
     threading.Thread(target=listen, daemon=True).start()
+    setup: Setup = messages.get()
     while True:
-        step, wait = steps.get()
+        step, wait = messages.get()
         connection.send(work_on(setup, step, {}, wait, made=connection.send))
 
 
