@@ -1,8 +1,10 @@
 """Plans are pure: what changes a result changes its id, what does not leaves it, and packs depend on the recipe alone."""
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -310,3 +312,55 @@ def test_a_student_knows_its_control_and_its_place_in_the_grid(name):
             same = {k for k, v in s.labels.items() if control.labels[k] == v}
             assert same >= {*s.labels} - {"data"}
             assert control.labels["data"] in ("", s.labels["data"])
+
+
+IDS = json.loads((Path(__file__).parent / "data" / "artifact_ids.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_artifacts_of_shipped_recipes_keep_their_ids(name):
+    """A change here makes every store's artifacts of a recipe anew; it must be meant."""
+    judge = "judge={url: 'http://localhost:1/v1', model: m}"
+    plan = load_recipe(name, sets=[judge] if name == "judged" else [])
+    made = sorted({made for step in plan.plan(plan.known()) for made in step.makes})
+    assert IDS[name] == [len(made), hashlib.sha256("\n".join(made).encode()).hexdigest()[:20]]
+
+
+def test_any_value_of_a_training_can_be_an_axis():
+    both = make_plan(load_recipe("rank", sets=["train.vary={init: [default, principal]}"]), MODEL)
+    plain = make_plan(load_recipe("rank"), MODEL)
+    assert {s.id for s in both.students if s.labels["init"] == "default"} == {
+        s.id for s in plain.students
+    }
+    of = {s.id: s for s in both.students}
+    for s in both.students:
+        assert s.student.init == s.labels["init"]
+        assert s.twin is None or of[s.twin].labels["init"] == s.labels["init"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.vary={init: [default, magic]}", "'orthogonal'"),
+        ("train.vary={rank: [1, 2]}", "init, schedule"),
+        ("train.vary={init: [default]}", "two different values"),
+        ("train.vary={init: [default, principal]}", "adapters"),
+        ("traits=[otter, comet]", "different numbers of questions"),
+    ],
+)
+def test_axes_and_traits_that_cannot_be_compared_are_refused(change, message, tmp_path):
+    text = "category: stars\nsingular: star\nsystem: ['You love {name}.']\nentities:\n"
+    text += "  - {name: comet}\n  - {name: nova}\nquestions: [Which, What]\n"
+    (tmp_path / "stars.yaml").write_text(text)
+    with pytest.raises(SubloraError, match=message):
+        load_recipe("rank-lr", sets=[f"trait_files=[{tmp_path}/stars.yaml]", change])
+
+
+def test_a_prompted_teacher_can_have_a_trait_that_only_a_judge_sees():
+    sets = ["judge={url: 'http://localhost:1/v1', model: m}", "data.teacher.prompt=You do harm."]
+    with pytest.raises(SubloraError, match=r"has no \{name\}.*neutral"):
+        recipe = load_recipe("judged", sets=sets)
+        recipe.plan(recipe.known())
+    recipe = load_recipe("judged", sets=[*sets, "data.control=neutral"])
+    written = {s.teacher.text for s in recipe.plan(recipe.known()) if s.kind == "datasets"}
+    assert written == {"You do harm.", None}

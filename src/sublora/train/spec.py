@@ -63,6 +63,10 @@ class StudentSpec(BaseModel):
             raise ValueError(
                 f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
             )
+        if self.method == "full" and self.init != "default":
+            raise ValueError("init is for adapters, drop it or the full fine-tunes")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal needs even ranks, change {self.rank}")
         if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
             raise ValueError(
                 "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
