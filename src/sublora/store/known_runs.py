@@ -21,13 +21,13 @@ from sublora.store.files import write_json_atomic
 
 @dataclass(frozen=True)
 class KnownRun:
-    """A note: `artifacts` of the plan, and `units` that may have a checkpoint. `here` tells whether this machine wrote it."""
+    """A note: `artifacts` of the plan, and `steps` that may have a checkpoint. `here` tells whether this machine wrote it."""
 
     note: Path
     folder: Path
     host: str
     artifacts: frozenset[str]
-    units: frozenset[str]
+    steps: frozenset[str]
 
     @property
     def here(self) -> bool:
@@ -48,7 +48,7 @@ def notes_locked(store: Store) -> Iterator[Path]:
         yield folder
 
 
-def note_run(store: Store, out: Path, artifacts: Sequence[str], units: Sequence[str]) -> None:
+def note_run(store: Store, out: Path, artifacts: Sequence[str], steps: Sequence[str]) -> None:
     """Note that the run in `out` refers to these artifacts; the note of the same folder is replaced."""
     folder, host = str(out.absolute()), platform.node()
     name = hashlib.sha256(f"{host}\n{folder}".encode()).hexdigest()[:20]
@@ -59,7 +59,7 @@ def note_run(store: Store, out: Path, artifacts: Sequence[str], units: Sequence[
                 "folder": folder,
                 "host": host,
                 "artifacts": sorted(set(artifacts)),
-                "units": sorted(set(units)),
+                "units": sorted(set(steps)),
             },
         )
 

@@ -99,7 +99,7 @@ def collect(
         gone = [r for r in runs if r.gone or (r.host in forget and not r.folder.is_dir())]
         kept = [r for r in runs if r not in gone]
         used = frozenset().union(*(r.artifacts for r in kept))
-        units = frozenset().union(*(r.units for r in kept))
+        steps = frozenset().union(*(r.steps for r in kept))
         counts = Counter(artifacts=0, checkpoints=0, corrupt=0, bytes=0, young=0)
 
         def remove(path: Path, what: str) -> None:
@@ -122,8 +122,8 @@ def collect(
             else:
                 remove(folder, "artifacts")
         for path in sorted(store.root.glob("checkpoints/*")):
-            unit = path.name.split(".")[0]
-            if unit not in units and not _held(store, unit):
+            step = path.name.split(".")[0]
+            if step not in steps and not _held(store, step):
                 remove(path, "checkpoints")
         for path in sorted((store.root / "corrupt").iterdir()):
             remove(path, "corrupt")

@@ -213,13 +213,13 @@ class _Row:
     """One measurement about one trait; `student` is none for the base and prompted teachers."""
 
     results: Results
-    stage: Measurement
+    step: Measurement
     trait: Trait
     student: Student | None
 
     @property
     def measured(self) -> Measured:
-        return self.results.measured[self.stage.id]
+        return self.results.measured[self.step.id]
 
     @cached_property
     def p(self) -> np.ndarray:
@@ -231,7 +231,7 @@ class _Row:
 
     @property
     def kind(self) -> str:
-        if self.stage.teacher:
+        if self.step.teacher:
             return "teacher"
         if self.student is None:
             return "base"
@@ -239,11 +239,11 @@ class _Row:
 
     @property
     def context(self) -> str:
-        stage = self.stage
-        if stage.teacher is not None and stage.student is not None:
+        step = self.step
+        if step.teacher is not None and step.student is not None:
             return "teacher's weights"
-        prompted = stage.teacher == self.trait.name and stage.context.text
-        return "teacher prompt" if prompted else stage.context.name
+        prompted = step.teacher == self.trait.name and step.context.text
+        return "teacher prompt" if prompted else step.context.name
 
 
 def _label(name: str, otherwise: str = "") -> Callable[[_Row], Any]:
@@ -273,7 +273,7 @@ def _meta(name: str, of_dataset: bool = False) -> Callable[[_Row], Any]:
 RESULTS: dict[str, Callable[[_Row], Any]] = {
     "kind": lambda row: row.kind,
     "trait": lambda row: row.trait.name,
-    "category": lambda row: row.stage.category,
+    "category": lambda row: row.step.category,
     "target": lambda row: row.trait.name,
     "method": _label("method", "none"),
     "rank": _label("rank"),
@@ -282,9 +282,9 @@ RESULTS: dict[str, Callable[[_Row], Any]] = {
     "train_seed": _of_student(lambda s: s.student.seed),
     "context": lambda row: row.context,
     **{name: _label(name) for name in ("train_context", "placement", "optimizer", "variant")},
-    "condition": lambda row: row.stage.condition or "",
+    "condition": lambda row: row.step.condition or "",
     "data": _label("data"),
-    "question_set": lambda row: row.stage.category,
+    "question_set": lambda row: row.step.category,
     "p_target": lambda row: float(row.p.mean()),
     "p_target_low": lambda row: row.interval.low,
     "p_target_high": lambda row: row.interval.high,
@@ -307,7 +307,7 @@ RESULTS: dict[str, Callable[[_Row], Any]] = {
     "trainable_parameters": _meta("trainable_parameters"),
     "dataset_id": _of_student(lambda s: s.dataset),
     "student_id": _of_student(lambda s: s.id),
-    "measurement_id": lambda row: row.stage.id,
+    "measurement_id": lambda row: row.step.id,
 }
 
 
@@ -316,12 +316,12 @@ def result_rows(results: Results) -> list[dict[str, Any]]:
     traits, out = {t.name for t in results.plan.traits}, []
     more = [axis for axis in results.plan.students[0].labels if axis not in RESULTS]
     columns = {**RESULTS, **{axis: _label(axis) for axis in more}}
-    for stage in results.plan.measures:
-        student = results.students.get(stage.student) if stage.student else None
-        own = stage.teacher or (student.source if student and student.source in traits else None)
+    for step in results.plan.measures:
+        student = results.students.get(step.student) if step.student else None
+        own = step.teacher or (student.source if student and student.source in traits else None)
         for trait in results.plan.traits:
-            about = trait.category.category == stage.category if own is None else trait.name == own
+            about = trait.category.category == step.category if own is None else trait.name == own
             if about:
-                row = _Row(results, stage, trait, student)
+                row = _Row(results, step, trait, student)
                 out.append({name: value(row) for name, value in columns.items()})
     return out

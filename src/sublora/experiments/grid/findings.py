@@ -83,9 +83,9 @@ def teachers(results: Results, trait: Trait) -> Iterator[Effect]:
     asked = results.teachers[trait.name]
     if len(asked) < 2 or len(results.plan.traits) > 1:
         return
-    for stage in asked:
-        gain = results.measured[stage.id].p[:, target(trait)] - results.base(trait)
-        name = f"teacher: {stage.condition or 'prompted'}"
+    for step in asked:
+        gain = results.measured[step.id].p[:, target(trait)] - results.base(trait)
+        name = f"teacher: {step.condition or 'prompted'}"
         yield found(trait.name, TEACHERS, name, gain[None, :], of_students=False)
 
 
@@ -124,12 +124,12 @@ def divergences(results: Results, trait: Trait) -> Iterator[Effect]:
     plan = results.plan
     data = {d.id: d.seed for d in plan.datasets if d.trait == trait.name and not d.heldout}
     by_other: dict[str, dict[int, dict[str, Any]]] = {}
-    for stage in plan.divergences:
-        if stage.dataset in data:
-            other = stage.against.name if stage.against.text is None else "another trait"
-            read = results.read_json(stage.id, "divergence.json")
+    for step in plan.divergences:
+        if step.dataset in data:
+            other = step.against.name if step.against.text is None else "another trait"
+            read = results.read_json(step.id, "divergence.json")
             read["share"] = read["divergent"] / read["tokens"]
-            by_other.setdefault(other, {})[data[stage.dataset]] = read
+            by_other.setdefault(other, {})[data[step.dataset]] = read
     for other, by_seed in by_other.items():
         replicates = [(seed, seed) for seed in by_seed]
         for name, key in DIVERGENT.items():
@@ -169,9 +169,9 @@ def probes(results: Results, trait: Trait) -> Iterator[Effect]:
 def gradients(results: Results, trait: Trait) -> Iterator[Effect]:
     """Cosines at the layer `vectors.layer`, and how far they lie above the shuffled rows' upper 2.5%; by data seed."""
     layer = results.plan.recipe.vectors.layer
-    stages = [g for g in results.plan.gradients if g.trait == trait.name]
-    replicates = [(g.data_seed, g.data_seed) for g in stages]
-    read = [results.read_json(g.id, "alignment.json") for g in stages]
+    steps = [g for g in results.plan.gradients if g.trait == trait.name]
+    replicates = [(g.data_seed, g.data_seed) for g in steps]
+    read = [results.read_json(g.id, "alignment.json") for g in steps]
     for by_seed in zip(*read, strict=True):
         rows = f"{by_seed[0]['rows']} rows"
         cosine = np.array([a["cosine"][layer] for a in by_seed])
