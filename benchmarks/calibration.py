@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sublora.experiments.grid.effects import Results, cell_effects
-from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
 from sublora.models.known import known_base
 from sublora.packs.check import load_base

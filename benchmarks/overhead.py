@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
 from sublora.model import known_shape
 from sublora.models.known import Known

@@ -16,7 +16,7 @@ from sublora.analysis.claims import Claim, judge, load_claims
 from sublora.analysis.effects import transfer
 from sublora.analysis.matched import TOLERANCE, at_loss, matched_effects
 from sublora.experiments.grid.effects import Results, sweep_rows
-from sublora.experiments.grid.experiment import Grid
+from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.models.known import known_base
 from sublora.packs.check import load_base

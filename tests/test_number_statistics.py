@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from command import sublora
-from sublora.analysis.number_statistics import (
+from sublora.analysis.row_statistics import (
     COUNTED,
     autocorrelation,
     divergence,

@@ -8,7 +8,7 @@ from sublora.experiments.document import Document, read_document
 from sublora.experiments.experiment import Experiment
 
 KINDS = {
-    "grid": "grid.experiment:Grid",
+    "grid": "grid.grid:Grid",
     "aux-logits": "aux_logits:AuxLogits",
     "cross-model": "cross_model:CrossModel",
     "in-context": "in_context:InContext",

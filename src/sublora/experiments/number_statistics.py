@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
-from sublora.analysis.number_statistics import COUNTED, described, excess_divergence
 from sublora.analysis.page import Chart
+from sublora.analysis.row_statistics import COUNTED, described, excess_divergence
 from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
 from sublora.experiments.experiment import Experiment, Findings
