@@ -1,7 +1,5 @@
 """run.json: what a run is of, before and after; one schema for all kinds."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Which step goes next: the first of the plan of which all that it needs is there."""
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence

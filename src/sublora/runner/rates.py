@@ -5,8 +5,6 @@ that one worker took for them; so whatever the count leaves out cancels. There i
 model, device and kind of step: that of the last run with enough of them.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping, Sequence

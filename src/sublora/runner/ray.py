@@ -154,9 +154,7 @@ class Ray:
 
     def advance(self, run: Execution) -> None:
         for step, _ in list(self._pending.values())[: self._slots]:
-            if step.id not in self._started:
-                self._started.add(step.id)
-                run.started(step)
+            self._start(step, run)
         ready, _ = self.ray.wait(list(self._pending), num_returns=1, timeout=0.5)
         for ref in ready:
             self._landed(ref, run)
@@ -167,8 +165,14 @@ class Ray:
                     if self.store.has(name):
                         run.made(name)
 
+    def _start(self, step: Step, run: Execution) -> None:
+        if step.id not in self._started:
+            self._started.add(step.id)
+            run.started(step)
+
     def _landed(self, ref: Any, run: Execution) -> None:
         step, wait = self._pending.pop(ref)
+        self._start(step, run)
         try:
             answer: Answer = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:

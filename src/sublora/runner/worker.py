@@ -30,9 +30,7 @@ from sublora.steps.step import ROWS_AT_ONCE, Step, Workshop, perform
 from sublora.store import Busy, NoRoom, Store, write_atomic
 
 RETRIES = 5  # of a step whose worker died
-VISIBLE_SECONDS = (
-    60.0  # how long a network disk may take to show one machine what another one wrote
-)
+VISIBLE_SECONDS = 60.0  # a network disk may take so long to show what another machine wrote
 SMALL_MODEL = 20_000_000  # parameters up to which one thread computes a model best on a CPU
 
 
