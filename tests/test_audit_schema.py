@@ -160,6 +160,12 @@ def test_what_is_no_part_of_it_is_refused(full: Body) -> None:
     assert broken(lambda b: b.update(what_if=[1])) and broken(lambda b: b["where"].pop("findings"))
 
 
+def test_what_release_0_1_wrote_is_read_as_it_is() -> None:
+    """Parts of audits that release 0.1 wrote, with long lists cut."""
+    body = json.loads((Path(__file__).parent / "data" / "audit-0.1.json").read_text())
+    assert body["what_if"]["arms"] and body["serving"]["effects"] and errors(body) == []
+
+
 def test_the_command_prints_it() -> None:
     answer = sublora("audit", "schema")
     printed = json.loads(answer.out)
