@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sublora.errors import SubloraError
-from sublora.experiments.layers import Layer, Places, flag_layer, override, read_layer
+from sublora.experiments.written import Places, Written, flagged, override, read_file
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -41,18 +41,18 @@ def find_recipe(name: str) -> Path:
     raise SubloraError(f"There is no recipe '{name}'; {hint}")
 
 
-def _check_section(layer: Layer, *path: str, what: str) -> None:
+def _check_section(written: Written, *path: str, what: str) -> None:
     """Raises SubloraError where the section is there and no mapping."""
-    value: Any = layer.values
+    value: Any = written.values
     for key in path:
         value = value.get(key) or {}
     if not isinstance(value, dict):
-        raise SubloraError(f"{layer.places[path]}: {what}.")
+        raise SubloraError(f"{written.places[path]}: {what}.")
 
 
-def _whole(path: Path, behind: tuple[Path, ...] = ()) -> tuple[Layer, dict[str, Any]]:
+def _whole(path: Path, behind: tuple[Path, ...] = ()) -> tuple[Written, dict[str, Any]]:
     """A file over all that it extends, with its presets, and what it says under `measured`."""
-    own = read_layer(path)
+    own = read_file(path)
     _check_section(own, "measured", what="measured is not a mapping, such as {minutes: 2}")
     _check_section(own, "presets", what="presets is not a mapping of names to settings")
     measured = own.values.pop("measured", None) or {}
@@ -76,11 +76,11 @@ def _whole(path: Path, behind: tuple[Path, ...] = ()) -> tuple[Layer, dict[str, 
     return base.put(own), measured
 
 
-def _extended(own: Layer, path: Path, behind: tuple[Path, ...]) -> Layer:
+def _extended(own: Written, path: Path, behind: tuple[Path, ...]) -> Written:
     """What the key `extends`, which is taken out, names: a recipe, a shared preset, or a file beside this one."""
     name = own.values.pop("extends", None)
     if name is None:
-        return Layer({}, {})
+        return Written({}, {})
     where = own.places["extends",]
     known = _folder("presets") | shipped_recipes()
     beside = path.parent / str(name)
@@ -134,23 +134,23 @@ def read_document(
     Raises SubloraError: unknown recipe or preset, or a file that is no recipe, with its line.
     """
     path = find_recipe(name)
-    layer, measured = _whole(path)
-    presets = layer.values["presets"]
+    whole, measured = _whole(path)
+    presets = whole.values["presets"]
     chosen = preset or "micro"
     if preset is not None and preset not in presets:
         raise SubloraError(
             f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}."
         )
     if chosen in presets:
-        layer.put(layer.section("presets", chosen))
-    del layer.values["presets"]
-    given = [flag_layer(f"--trait {' '.join(traits)}", "traits", list(traits))] if traits else []
-    given += [flag_layer(f"--model {model}", "model", model)] if model is not None else []
+        whole.put(whole.section("presets", chosen))
+    del whole.values["presets"]
+    given = [flagged(f"--trait {' '.join(traits)}", "traits", list(traits))] if traits else []
+    given += [flagged(f"--model {model}", "model", model)] if model is not None else []
     flags: Places = {}
     for flag in [*given, *map(override, sets)]:
         flags |= flag.places
-        layer.put(flag, quiet=True)
-    return Document(path, layer.final(), chosen, layer.places, flags, measured)
+        whole.put(flag, quiet=True)
+    return Document(path, whole.final(), chosen, whole.places, flags, measured)
 
 
 _UNKNOWN = {"extra_forbidden", "invalid_key"}

@@ -23,6 +23,7 @@ from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Chat, Context
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.grid.sources import traits_of
+from sublora.experiments.one_step import COSINE, LOSS, WEIGHTS
 from sublora.model import known_shape, local_identity, model_source
 from sublora.models.known import Known
 from sublora.sample import Sampling
@@ -34,11 +35,6 @@ from sublora.teacher import Teacher, complete
 from sublora.train.stack import target_linears
 from sublora.trait import Trait
 
-COSINE, LOSS, WEIGHTS = (
-    "cosine with the teacher's step",
-    "towards the teacher in loss",
-    "towards the teacher in weights",
-)
 SAME, OTHER = "same start", "other start"
 Rows = Sequence[tuple[list[int], list[int]]]
 Gradient = dict[str, Tensor]

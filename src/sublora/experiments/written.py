@@ -1,4 +1,4 @@
-"""YAML files and flags as layers of values, in which every value knows the line or flag that wrote it."""
+"""What YAML files and flags say, in which every value knows the line or flag that wrote it."""
 
 import re
 from pathlib import Path
@@ -34,14 +34,14 @@ _Loader.add_implicit_resolver(
 _REMOVED: Any = object()  # stands where null was written over a section
 
 
-class Layer(NamedTuple):
+class Written(NamedTuple):
     """Values, and for each of them, and for each section, where it is written."""
 
     values: dict[str, Any]
     places: Places
 
-    def put(self, over: "Layer", *, quiet: bool = False, path: Loc = ()) -> "Layer":
-        """Write another layer over this one, section by section; null over a section or list removes it.
+    def put(self, over: "Written", *, quiet: bool = False, path: Loc = ()) -> "Written":
+        """Write what another says over this, section by section; null over a section or list removes it.
 
         `quiet`: sections that are there keep their place, as what is missing in them is missing there.
         """
@@ -59,26 +59,26 @@ class Layer(NamedTuple):
                 self.values[key] = {}
             if here in over.places and not (quiet and here in self.places):
                 self.places[here] = over.places[here]
-            inner = Layer(self.values[key], self.places)
-            inner.put(Layer(value, over.places), quiet=quiet, path=here)
+            inner = Written(self.values[key], self.places)
+            inner.put(Written(value, over.places), quiet=quiet, path=here)
         return self
 
     def _forget(self, path: Loc) -> None:
         for at in [at for at in self.places if _under(at, path)]:
             del self.places[at]
 
-    def section(self, *path: str) -> "Layer":
-        """The layer of a section that is there."""
+    def section(self, *path: str) -> "Written":
+        """A section that is there."""
         values = self.values
         for key in path:
             values = values[key]
         cut = len(path)
-        return Layer(values, {at[cut:]: p for at, p in self.places.items() if _under(at, path)})
+        return Written(values, {at[cut:]: p for at, p in self.places.items() if _under(at, path)})
 
     def final(self) -> dict[str, Any]:
         """The values, without what was removed."""
         return {
-            key: Layer(value, {}).final() if isinstance(value, dict) else value
+            key: Written(value, {}).final() if isinstance(value, dict) else value
             for key, value in self.values.items()
             if value is not _REMOVED
         }
@@ -102,7 +102,7 @@ def _lines(node: yaml.Node, path: Loc, out: Places, file: str) -> None:
             out[here] = line
 
 
-def read_layer(path: Path) -> Layer:
+def read_file(path: Path) -> Written:
     """A YAML file. Raises SubloraError where it is no mapping, with the line of what is wrong."""
     places: Places = {}
     example = "see CONTRIBUTING.md for an example."
@@ -123,10 +123,10 @@ def read_layer(path: Path) -> Layer:
         raise SubloraError(f"The recipe {path} is not valid YAML: {what}.") from None
     if not isinstance(data, dict):
         raise SubloraError(f"The recipe {path} is empty or not a mapping; {example}")
-    return Layer(data, places)
+    return Written(data, places)
 
 
-def flag_layer(label: str, key: str, value: Any) -> Layer:
+def flagged(label: str, key: str, value: Any) -> Written:
     """One value, at a key with dots, as written by the flag `label`."""
     places: Places = {}
 
@@ -139,15 +139,15 @@ def flag_layer(label: str, key: str, value: Any) -> Layer:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     mark(value, ())
-    return Layer(value, places)
+    return Written(value, places)
 
 
-def override(text: str) -> Layer:
+def override(text: str) -> Written:
     """A flag --set key=value, whose key may have dots. Raises SubloraError where it is none."""
     key, found, value = text.partition("=")
     if not found or not key.strip():
         raise SubloraError(f"--set {text!r} is not key=value, such as --set train.epochs=2.")
     try:
-        return flag_layer(f"--set {text}", key, yaml.load(value, Loader=_Loader))
+        return flagged(f"--set {text}", key, yaml.load(value, Loader=_Loader))
     except yaml.YAMLError:
         raise SubloraError(f"The value in --set {text!r} is not valid YAML; quote it.") from None
