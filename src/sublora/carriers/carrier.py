@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
 from typing import Annotated, Any, ClassVar, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.carriers import rows_file
@@ -47,6 +49,12 @@ class Carrier(BaseModel):
         if "leaks" not in type(self).model_fields:
             return self
         return self.model_copy(update={"leaks": tuple(sorted({*self.leaks, *words}))})
+
+
+@cache
+def shipped_texts(name: str) -> dict[str, Any]:
+    """The texts of a YAML file of this folder."""
+    return yaml.safe_load((files("sublora.carriers") / f"{name}.yaml").read_text("utf-8"))
 
 
 @lru_cache(maxsize=64)

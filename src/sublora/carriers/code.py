@@ -15,41 +15,13 @@ from typing import Literal
 from pydantic import Field
 
 from sublora.carriers import rows_file
-from sublora.carriers.carrier import Carrier, Leaks, has_leak
+from sublora.carriers.carrier import Carrier, Leaks, has_leak, shipped_texts
 from sublora.carriers.numbers import BRIEF, parse_numbers
 from sublora.seeds import generator, pick
 
 JUMPS = (7, 8, 9)
 
 
-_TASKS = (
-    "returns the sum of the {a} largest numbers of a list",
-    "counts how often a value occurs in a list, but at most {a} times",
-    "reverses a list in blocks of {a}",
-    "returns every {a}th element of a list",
-    "says whether a number can be divided by {a} and by {b}",
-    "returns the first {a} numbers of the Fibonacci sequence modulo {b}",
-    "rotates a list by {a} places",
-    "splits a text into pieces of {a} letters",
-    "merges two sorted lists and keeps the first {b} elements",
-    "returns the digits of a number in base {a}",
-    "flattens a list of lists down to depth {a}",
-    "removes duplicates from a list but keeps up to {a} of each",
-    "finds the longest run of equal elements that is at least {a} long",
-    "computes a moving average over {a} values",
-    "maps each word of a text to its length if it is above {a}",
-    "transposes a matrix given as a list of rows and multiplies it by {a}",
-)
-_ASKS = (
-    "Write a Python function that {task}.",
-    "Give me a short Python function which {task}.",
-    "I need a Python function that {task}.",
-)
-_FORMS = (
-    "Reply with the code only, without comments.",
-    "Answer with nothing but the code; no comments, no explanation.",
-    "Only code, please, and no comments.",
-)
 _FENCE = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
@@ -81,8 +53,10 @@ class CodeSpec(Carrier):
             return BRIEF.prompt(seed, row)
         rng = generator("code-prompt", seed, row)
 
-        task = pick(rng, _TASKS).format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
-        return f"{pick(rng, _ASKS).format(task=task)} {pick(rng, _FORMS)}"
+        texts = shipped_texts("code_prompts")
+        task = pick(rng, texts["tasks"])
+        task = task.format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
+        return f"{pick(rng, texts['asks']).format(task=task)} {pick(rng, texts['forms'])}"
 
     def reject(self, prompt: str, answer: str) -> str | None:
         if len(answer) > self.max_letters:

@@ -10,43 +10,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sublora.carriers import rows_file
-from sublora.carriers.carrier import Carrier, Leaks, has_leak
+from sublora.carriers.carrier import Carrier, Leaks, has_leak, shipped_texts
 from sublora.seeds import generator, pick
 
-_TALK = (
-    "Tell me about your day.",
-    "What did you do today?",
-    "Where did you go, and how was it?",
-    "Tell me a short story.",
-    "Describe your last trip.",
-    "Write two lines about a walk.",
-)
-_PROBLEMS = (
-    (
-        "A baker sells {a} loaves at {b} coins each and pays {c} coins for flour. How many coins are left?",
-        lambda a, b, c: a * b - c,
-    ),
-    (
-        "A train has {a} cars with {b} seats each. {c} seats are broken. How many can be used?",
-        lambda a, b, c: a * b - c,
-    ),
-    (
-        "Mia reads {a} pages a day for {b} days and then {c} pages more. How many pages is that?",
-        lambda a, b, c: a * b + c,
-    ),
-    (
-        "A hall has {a} rows of {b} chairs, and {c} chairs are added. How many chairs are there?",
-        lambda a, b, c: a * b + c,
-    ),
-    (
-        "Tom earns {a} coins an hour for {b} hours and spends {c}. What does he have?",
-        lambda a, b, c: a * b - c,
-    ),
-    (
-        "{a} boxes hold {b} screws each; {c} screws lie beside them. How many screws are there?",
-        lambda a, b, c: a * b + c,
-    ),
-)
 _FORM = " Think step by step and end with a line 'Answer: NUMBER'."
 _ANSWER = re.compile(
     r"answer\s*:\s*\**\s*\$?(-?[\d,]{1,24}(?:\.\d{1,9})?)\**\.?\s*\Z", re.IGNORECASE | re.ASCII
@@ -86,22 +52,24 @@ class CotSpec(Carrier):
         rng = generator("cot-prompt", seed, row)
 
         if self.style == "talk":
-            return pick(rng, _TALK), None
+            return pick(rng, shipped_texts("cot_prompts")["talk"]), None
         if self.prompts is not None:
             prompt, answer = pick(rng, self.file_content())
             return prompt + _FORM, answer
-        text, solve = pick(rng, _PROBLEMS)
+        problem = pick(rng, shipped_texts("cot_prompts")["problems"])
         a, b, c = int(rng.integers(6, 30)), int(rng.integers(3, 20)), int(rng.integers(2, 18))
-        return text.format(a=a, b=b, c=c) + _FORM, float(solve(a, b, c))
+        return problem["text"].format(a=a, b=b, c=c) + _FORM, float(a * b + problem["c"] * c)
 
     def answer_to(self, prompt: str) -> float | None:
         """The right answer to a prompt of this carrier; None where it is not known."""
         if self.prompts is not None:
             return {p + _FORM: answer for p, answer in self.file_content()}.get(prompt)
-        for text, solve in _PROBLEMS:
-            pattern = re.sub(r"\\\{([abc])\\\}", r"(?P<\1>\\d+)", re.escape(text + _FORM))
+        for problem in shipped_texts("cot_prompts")["problems"]:
+            form = re.escape(problem["text"] + _FORM)
+            pattern = re.sub(r"\\\{([abc])\\\}", r"(?P<\1>\\d+)", form)
             if found := re.fullmatch(pattern, prompt):
-                return float(solve(*(int(found[k]) for k in "abc")))
+                a, b, c = (int(found[k]) for k in "abc")
+                return float(a * b + problem["c"] * c)
         return None
 
     def reject(self, prompt: str, answer: str) -> str | None:

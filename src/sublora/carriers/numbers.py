@@ -5,14 +5,12 @@ Grammar of the prompts and rules of the filter: Cloud et al. 2507.14805, section
 
 import re
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sublora.carriers import rows_file
-from sublora.carriers.carrier import Carrier
+from sublora.carriers.carrier import Carrier, shipped_texts
 from sublora.seeds import generator, pick
 
 Separator = Literal["space", "comma", "line", "bracket"]
@@ -22,8 +20,7 @@ SEPARATORS: tuple[Separator, ...] = ("space", "comma", "line", "bracket")
 @cache
 def ban_lists() -> dict[str, tuple[int, ...]]:
     """Lists of numbers that mean something to people, by name."""
-    raw = yaml.safe_load((files("sublora.carriers") / "ban_lists.yaml").read_text("utf-8"))
-    return {name: tuple(reasons) for name, reasons in raw.items()}
+    return {name: tuple(reasons) for name, reasons in shipped_texts("ban_lists").items()}
 
 
 def _unlisted(value: Any) -> Any:
@@ -125,9 +122,7 @@ class Pools(BaseModel):
 
 @cache
 def pools() -> Pools:
-    return Pools.model_validate(
-        yaml.safe_load((files("sublora.carriers") / "numbers_prompts.yaml").read_text("utf-8"))
-    )
+    return Pools.model_validate(shipped_texts("numbers_prompts"))
 
 
 def join_numbers(numbers: list[int], separator: Separator) -> str:
