@@ -47,12 +47,17 @@ def test_overhead_is_counted(tmp_path: Path) -> None:
         "train.full=null",
     ]
     sets = [part for value in small for part in ("--sweep-set", value)]
-    figures, _ = bench(
-        "overhead.py", tmp_path, "--plan", "2000", "--cells", "20", "--threads", "1", *sets
-    )
+    figures, _ = bench("overhead.py", tmp_path, "--plan", "2000", "--cells", "20", *sets)
     assert (
         figures["plan_students"] == 2000
         and figures["plan_100k_s"] > 0
         and figures["ms_per_cell"] > 0
     )
     assert 0 < figures["overhead_fraction"] < 1
+
+
+@pytest.mark.slow
+def test_a_run_without_barriers_is_shorter(tmp_path: Path) -> None:
+    few = ["--recipes", "rank-lr", "--workers", "32", "--seconds", "2"]
+    figures, printed = bench("barriers.py", tmp_path, *few)
+    assert figures[0]["none_s"] < figures[0]["barriers_s"] and "rank-lr" in printed
