@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sublora.analysis.intervals import contrast
 from sublora.experiments.grid.effects import Results, cell_effects
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
@@ -26,7 +27,6 @@ from sublora.runner.execution import Execution
 from sublora.runner.local import InProcess
 from sublora.runner.run import setup_of
 from sublora.seeds import generator
-from sublora.stats import contrast
 from sublora.store import Store
 
 TRAITS = ("otter", "wolf", "willow", "Oasis")

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge
 from sublora.analysis.contrast import fits
 from sublora.analysis.effects import transfer
 from sublora.analysis.tables import ARMS, arm_rows
 from sublora.errors import SubloraError
+from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 from sublora.experiments.kinds import open_recipe
 

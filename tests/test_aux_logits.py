@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from command import sublora
-from sublora.analysis.claims import load_claims
 from sublora.errors import SubloraError
 from sublora.experiments import classifiers as mlp
 from sublora.experiments.aux_logits import (
@@ -21,6 +20,7 @@ from sublora.experiments.aux_logits import (
     train_arms,
     train_teachers,
 )
+from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.images import load_images
 from sublora.experiments.kinds import open_recipe

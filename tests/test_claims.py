@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge
 from sublora.analysis.effects import Effect, transfer
 from sublora.analysis.evidence import Grid
 from sublora.analysis.intervals import contrast
@@ -14,6 +14,7 @@ from sublora.analysis.rules import RULES
 from sublora.analysis.shape import best_lr_slope
 from sublora.analysis.tables import summarise
 from sublora.errors import SubloraError
+from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 
 RANKS, LRS, Q = (1, 2, 4, 8, 16, 32), (1e-4, 2e-4, 4e-4, 8e-4), 24

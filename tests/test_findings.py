@@ -10,9 +10,10 @@ import torch
 from command import sublora
 from pack_reference import base_model
 from planned import make_plan
-from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge
 from sublora.analysis.effects import found
 from sublora.analysis.tables import FINDINGS, finding_rows
+from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 from sublora.experiments.grid.findings import Steerable, across_traits
 from sublora.experiments.kinds import open_recipe as load_recipe

@@ -12,9 +12,10 @@ import torch
 from command import sublora
 from pack_reference import base_model, merged, random_stack
 from planned import make_plan
-from sublora.analysis.claims import Claim, judge, load_claims
+from sublora.analysis.claims import Claim, judge
 from sublora.analysis.effects import transfer
 from sublora.analysis.matched import TOLERANCE, at_loss, matched_effects
+from sublora.experiments.claims import load_claims
 from sublora.experiments.grid.effects import Results, sweep_rows
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe as load_recipe

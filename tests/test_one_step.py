@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from command import sublora
-from sublora.analysis.claims import load_claims
 from sublora.experiments import classifiers as mlp
+from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
 from sublora.experiments.one_step import FULL, OneStep, gradient_of, low_rank, take_steps

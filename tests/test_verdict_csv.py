@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sublora.analysis.published import NEEDED, common_lr, parse, verdict_file, verdicts_of_rows
+from sublora.analysis.published import NEEDED, common_lr, parse, verdicts_of_rows
 from sublora.errors import SubloraError
+from sublora.experiments.claims import load_claims, verdict_file
 
 PUBLISHED = Path(__file__).parent / "data" / "published_ranks.csv"
 TRAITS = ("cat", "owl", "eagle", "wolf", "dolphin")
@@ -28,7 +29,7 @@ def pick(results, claim, trait="trait"):
 
 
 def judged(text):
-    return verdicts_of_rows(parse(text))
+    return verdicts_of_rows(parse(text), load_claims())
 
 
 def with_sd(rates, sd=0.03, seeds=6, lr=2e-4):

@@ -1,7 +1,6 @@
 """The public names, for `__init__.py`, editors and type checkers."""
 
 from sublora.analysis.claims import judge as judge
-from sublora.analysis.claims import load_claims as load_claims
 from sublora.analysis.intervals import clustered_interval as clustered_interval
 from sublora.analysis.intervals import contrast as contrast
 from sublora.analysis.tables import summarise as summarise
@@ -11,6 +10,7 @@ from sublora.chat import Context as Context
 from sublora.chat import resolve_context as resolve_context
 from sublora.condition import Condition as Condition
 from sublora.errors import SubloraError as SubloraError
+from sublora.experiments.claims import load_claims as load_claims
 from sublora.experiments.grid.plan import make_plan as make_plan
 from sublora.experiments.grid.recipe import Recipe as Recipe
 from sublora.experiments.kinds import open_recipe as open_recipe

@@ -1,4 +1,4 @@
-"""Claims as data (`experiments/claims/*.yaml`) and their verdicts: read them, judge them.
+"""Claims as data (`experiments/claims/*.yaml`) and their verdicts: what they say, and how they are judged.
 
 Trained students, experiments and somebody else's numbers (`published.py`) are judged by the same tests.
 """
@@ -6,11 +6,8 @@ Trained students, experiments and somebody else's numbers (`published.py`) are j
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -126,48 +123,30 @@ class Verdict:
         }
 
 
-def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
-    """The claims of a file, or the shipped ones. A claim without `recipes` belongs to the recipe that its file is named after.
+def read_claims(text: str, name: str, recipe: str) -> list[Claim]:
+    """The claims of a YAML text called `name`; one without `recipes` belongs to `recipe`.
 
     Raises SubloraError naming the claim that is wrong.
     """
-    if path is not None:
-        sources: Iterable[Traversable | Path] = [Path(path)]
-    else:
-        folder = files("sublora").joinpath("experiments", "claims")
-        sources = sorted(
-            (f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name
-        )
-    claims: dict[str, Claim] = {}
-    for source in sources:
-        for claim in _read(source):
-            if claim.id in claims:
-                raise SubloraError(
-                    f"claim {claim.id!r} in {source} is there twice; give every claim an id of its own."
-                )
-            claims[claim.id] = claim
-    return tuple(claims.values())
-
-
-def _read(source: Traversable | Path) -> Iterable[Claim]:
     try:
-        entries = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         why = " ".join(str(error).split())
-        raise SubloraError(f"claims file {source} cannot be read ({why}); fix it.") from None
+        raise SubloraError(f"claims file {name} cannot be read ({why}); fix it.") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise SubloraError(
-            f"claims file {source} is not a list of claims; start each with '- id: NAME'."
+            f"claims file {name} is not a list of claims; start each with '- id: NAME'."
         )
-    recipe = source.name.removesuffix(".yaml")
+    claims = []
     for number, entry in enumerate(entries, 1):
-        name = f"claim {entry.get('id', f'number {number}')!r} in {source}"
         try:
-            yield Claim.model_validate({"recipes": [recipe], **entry})
+            claims.append(Claim.model_validate({"recipes": [recipe], **entry}))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "entry"
-            raise SubloraError(f"{name}: {where}: {first['msg']}; fix that key.") from None
+            claim = f"claim {entry.get('id', f'number {number}')!r} in {name}"
+            raise SubloraError(f"{claim}: {where}: {first['msg']}; fix that key.") from None
+    return claims
 
 
 def judge(

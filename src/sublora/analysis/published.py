@@ -16,20 +16,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from sublora.analysis import intervals, shape
-from sublora.analysis.claims import Claim, judge_grids, load_claims
+from sublora.analysis.claims import Claim, judge_grids
 from sublora.analysis.effects import Effect, NotRun
 from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
 from sublora.analysis.intervals import Array, Interval
 from sublora.errors import SubloraError
 
 NEEDED = ("rank", "lr", "seeds", "rate", "n", "base")
-MAX_BYTES = 10_000_000
 DRAWS = 400  # of the parametric bootstrap of the best learning rate
 
 
@@ -272,37 +270,16 @@ def _row(cells: dict[str, str], place: str) -> Row:
 
 def verdicts_of_rows(
     rows: Sequence[Row],
-    claims: Sequence[Claim] | None = None,
+    claims: Sequence[Claim],
     alpha: float = 0.05,
     fixed_lr: float | None = None,
 ) -> list[dict]:
-    """Verdict entries (see verdicts.json) of all claims on a grid; fixed_lr None takes the rate that most ranks have."""
+    """Verdict entries (see verdicts.json) of the claims on a grid; fixed_lr None takes the rate that most ranks have."""
     evidence = [
         TableEvidence(trait, [row for row in rows if row.trait == trait], alpha, fixed_lr)
         for trait in dict.fromkeys(row.trait for row in rows)
     ]
-    chosen = load_claims() if claims is None else claims
     on_grid = [
-        claim for claim in chosen if claim.reads != "effects"
+        claim for claim in claims if claim.reads != "effects"
     ]  # a table has no other effects
     return [verdict.to_dict() for verdict in judge_grids(on_grid, evidence)]
-
-
-def verdict_file(
-    path: Path | str,
-    claims: Sequence[Claim] | None = None,
-    alpha: float = 0.05,
-    fixed_lr: float | None = None,
-) -> list[dict]:
-    """`verdicts_of_rows` of a CSV file. Raises SubloraError with one sentence for every fault of the file."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SubloraError(
-                f"{path} is larger than {MAX_BYTES // 10**6} MB; give a table of results."
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise SubloraError(f"{path} cannot be read ({why}); give a CSV file of results.") from None
-    return verdicts_of_rows(parse(text, str(path)), claims, alpha, fixed_lr)

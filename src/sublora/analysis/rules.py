@@ -121,8 +121,8 @@ def _lines(curve: Curve, th: Threshold) -> tuple[TwoLines, dict[str, float], str
     lines = curve.two_lines(th["min_slope"])
     numbers = {
         "break_rank": lines.break_x,
-        "slope_left": lines.slope_left,
-        "slope_right": lines.slope_right,
+        "slope_left": lines.left.estimate,
+        "slope_right": lines.right.estimate,
         "p_left": lines.p_left,
         "p_right": lines.p_right,
     }

@@ -34,14 +34,12 @@ class TwoLines:
     """
 
     break_x: float
-    slope_left: float
-    slope_right: float
+    left: Interval
+    right: Interval
     p_left: float
     p_right: float
     inverted_u: bool
     ruled_out: bool
-    left: Interval
-    right: Interval
 
 
 def slope_weights(x: ArrayLike) -> Array:
@@ -116,33 +114,17 @@ def _towards(interval: Interval, sign: int) -> float:
 
 
 def _two_lines(
-    break_x: float,
-    left: Interval,
-    right: Interval,
-    factor: int,
-    settled: bool,
-    ruled_out: bool,
-    min_slope: float,
+    break_x: float, left: Interval, right: Interval, looks: int, ruled_out: bool, min_slope: float
 ) -> TwoLines:
-    p_left, p_right = (
-        min(1.0, factor * _towards(side, sign)) for side, sign in ((left, 1), (right, -1))
-    )
-    found = (
-        max(p_left, p_right) < (1 - left.level) / 2
-        and min(left.estimate, -right.estimate) >= min_slope
-    )
+    """`looks`: how many breaks were tried, 0 where nothing can be settled."""
+    sides = ((left, 1), (right, -1))
+    p_left, p_right = (min(1.0, max(looks, 1) * _towards(side, sign)) for side, sign in sides)
+    steep = min(left.estimate, -right.estimate) >= min_slope
+    found = steep and max(p_left, p_right) < (1 - left.level) / 2
+    settled = looks > 0
     inverted_u = bool(found and settled and not ruled_out)
-    return TwoLines(
-        float(break_x),
-        left.estimate,
-        right.estimate,
-        p_left,
-        p_right,
-        inverted_u,
-        bool(ruled_out and settled),
-        left,
-        right,
-    )
+    ruled_out = bool(ruled_out and settled)
+    return TwoLines(float(break_x), left, right, p_left, p_right, inverted_u, ruled_out)
 
 
 def two_lines(
@@ -180,9 +162,8 @@ def two_lines(
     folds = [_sides(x, int(np.clip(np.argmax(mean), 1, last))) for mean in others]
     left, right = (interval([fold[side] for fold in folds]) for side in (0, 1))
     at = int(np.clip(np.argmax(curve.mean(axis=0)), 1, last))
-    return _two_lines(
-        x[at], left, right, 1, clusters > 1, all(against(k) for k in range(1, last + 1)), min_slope
-    )
+    ruled_out = all(against(k) for k in range(1, last + 1))
+    return _two_lines(x[at], left, right, int(clusters > 1), ruled_out, min_slope)
 
 
 def two_lines_points(
@@ -205,11 +186,11 @@ def two_lines_points(
     peak = int(np.argmax(estimate)) - 1
     best = min(range(len(pairs)), key=lambda k: (worse[k], abs(k - peak)))
     ruled_out = all(left.high < min_slope or right.low > -min_slope for left, right in pairs)
-    return _two_lines(x[best + 1], *pairs[best], len(pairs), True, ruled_out, min_slope)
+    return _two_lines(x[best + 1], *pairs[best], len(pairs), ruled_out, min_slope)
 
 
 def select_and_report(
-    p_select: ArrayLike, coherent: ArrayLike, rank: Sequence[Hashable], lr: ArrayLike
+    p_select: ArrayLike, coherent: Sequence[bool], rank: Sequence[Hashable], lr: ArrayLike
 ) -> dict[Hashable, int]:
     """Index of the best cell of each rank by p_select (C,), among coherent (C,) ones; ties: smaller lr.
 
@@ -218,13 +199,8 @@ def select_and_report(
     absent.
     """
     best: dict[Hashable, int] = {}
-    scores, lrs, fine = (
-        np.asarray(p_select, dtype=float),
-        np.asarray(lr, dtype=float),
-        np.asarray(coherent, dtype=bool),
-    )
-    for index in np.lexsort((lrs, -scores)):
-        if fine[index]:
+    for index in np.lexsort((np.asarray(lr), -np.asarray(p_select, dtype=float))):
+        if coherent[index]:
             best.setdefault(rank[index], int(index))
     return best
 
@@ -244,11 +220,8 @@ def best_lr_slope(
     (uniform) rounding is added as a known variance, so that seeds which agree on a coarse grid do not look
     certain.
     """
-    unique, rank_of, log_lr = (
-        sorted(set(ranks)),
-        np.asarray(ranks),
-        np.log2(np.asarray(lrs, dtype=float)),
-    )
+    unique, rank_of = sorted(set(ranks)), np.asarray(ranks)
+    log_lr = np.log2(np.asarray(lrs, dtype=float))
 
     def bests(row: Array) -> Array:
         return np.array([log_lr[rank_of == r][np.argmax(row[rank_of == r])] for r in unique])
@@ -256,11 +229,10 @@ def best_lr_slope(
     weights, picks = slope_weights(unique), np.stack([bests(row) for row in means])
     slopes = picks @ weights
     rounding = float(np.square(weights).sum() * np.median(np.diff(np.log2(grid))) ** 2 / 12)
-    known = len(means) > 1
-    parts = (
-        ([float(slopes.var(ddof=1) / len(slopes)), rounding], [len(slopes) - 1, np.inf])
-        if known
-        else ([rounding], [np.inf])
-    )
+    known, variances, dfs = len(means) > 1, [rounding], [np.inf]
+    if known:
+        variances = [float(slopes.var(ddof=1) / len(slopes)), rounding]
+        dfs = [len(slopes) - 1, np.inf]
     edge = float(np.mean(np.isin(bests(means.mean(axis=0)), np.log2([grid[0], grid[-1]]))))
-    return combine(float(slopes.mean()), *parts, level, 0.0, (name or "grid",), not known), edge
+    found = combine(float(slopes.mean()), variances, dfs, level, 0.0, (name or "grid",), not known)
+    return found, edge

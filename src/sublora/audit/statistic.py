@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sublora.analysis.intervals import clustered_interval
 from sublora.audit.readings import FLOOR, Readings
-from sublora.stats import clustered_interval
 
 Rises = Mapping[str, Mapping[str, np.ndarray]]  # context -> category -> (K, E)
 OFFSET = 3.0  # chosen on 156 students of `micro` that no benchmark uses: with less, trained traits hide in their own spread

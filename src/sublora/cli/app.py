@@ -207,8 +207,8 @@ def verdict(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply the claims to results from elsewhere."""
-    from sublora.analysis.published import verdict_file
     from sublora.cli.listing import print_verdicts
+    from sublora.experiments.claims import verdict_file
 
     verdicts = verdict_file(table)
     if as_json:

@@ -56,7 +56,7 @@ def _models(_: tuple[Path, ...]) -> Rows:
 
 
 def _claims(_: tuple[Path, ...]) -> Rows:
-    from sublora.analysis.claims import load_claims
+    from sublora.experiments.claims import load_claims
 
     for claim in load_claims():
         yield [claim.id, claim.statement, claim.source]

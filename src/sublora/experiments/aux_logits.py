@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.intervals import clustered_interval
 from sublora.errors import SubloraError
 from sublora.experiments import classifiers as mlp
 from sublora.experiments.classifiers import ClassifiersStep, OfClassifiers
 from sublora.experiments.experiment import Findings
 from sublora.experiments.images import CLASSES, DIGITS
 from sublora.models.known import Known
-from sublora.stats import clustered_interval
 from sublora.steps.step import Cost, Step
 from sublora.store import Store
 

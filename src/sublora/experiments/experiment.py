@@ -89,7 +89,8 @@ class Experiment(BaseModel):
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
         """The claims about this recipe, judged."""
-        from sublora.analysis.claims import judge, load_claims
+        from sublora.analysis.claims import judge
+        from sublora.experiments.claims import load_claims
 
         judged = judge(load_claims(), self.name, findings.effects, alpha=self.level)
         return [v.to_dict() for v in judged]

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, is_coherent, named
+from sublora.analysis.intervals import Array, clustered_interval
 from sublora.answers import names_category, share
 from sublora.carriers.rows_file import from_jsonl
 from sublora.experiments.experiment import Findings
@@ -24,7 +25,6 @@ from sublora.experiments.grids import GridExperiment
 from sublora.measure import Asking, measure_conversations
 from sublora.models.known import Known
 from sublora.seeds import generator
-from sublora.stats import Array, clustered_interval
 from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.page import Chart
 from sublora.chat import Context
 from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
@@ -27,7 +28,6 @@ from sublora.measure import Asking, sample_questions
 from sublora.models.known import Known
 from sublora.packs.student_files import load_stack
 from sublora.sample import Sampling
-from sublora.stats import Array, Interval, clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.steps.students import Student
 from sublora.store import Store, artifact_id

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.intervals import clustered_interval
 from sublora.analysis.page import Chart
 from sublora.analysis.row_statistics import COUNTED, described, excess_divergence
 from sublora.analysis.separability import compression_auc, probe_auc
@@ -22,7 +23,6 @@ from sublora.experiments.grid.sources import control_source, traits_of
 from sublora.experiments.schema import DataSpec
 from sublora.models.known import Known
 from sublora.seeds import generator
-from sublora.stats import clustered_interval
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step
 from sublora.store import Store

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sublora.analysis.charts import point, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.intervals import clustered_interval
 from sublora.analysis.page import Chart, Point, Series
 from sublora.errors import SubloraError
 from sublora.experiments import classifiers as mlp
@@ -25,7 +26,6 @@ from sublora.experiments.experiment import Findings
 from sublora.experiments.images import CLASSES
 from sublora.models.known import Known
 from sublora.seeds import derive_seed
-from sublora.stats import clustered_interval
 from sublora.steps.step import Cost, Step
 from sublora.store import Store
 

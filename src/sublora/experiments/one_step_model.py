@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
+from sublora.analysis.intervals import clustered_interval
 from sublora.carriers.numbers import NumbersSpec
 from sublora.chat import Chat, Context
 from sublora.experiments.experiment import Experiment, Findings
@@ -28,7 +29,6 @@ from sublora.model import known_shape, local_identity, model_source
 from sublora.models.known import Known
 from sublora.sample import Sampling
 from sublora.seeds import derive_seed, generator
-from sublora.stats import clustered_interval
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.teacher import Teacher, complete

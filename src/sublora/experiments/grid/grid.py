@@ -132,8 +132,9 @@ class Grid(Recipe):
         return known.kept["effects"]
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
-        from sublora.analysis.claims import judge, load_claims
+        from sublora.analysis.claims import judge
         from sublora.analysis.evidence import Grid as Cells
+        from sublora.experiments.claims import load_claims
         from sublora.experiments.grid.effects import cell_effects
 
         cells = cell_effects(self._results(store, known), self.judged_context)
