@@ -28,8 +28,11 @@ def pick(results, claim, trait="trait"):
     return result["verdict"]
 
 
+CLAIMS = load_claims()
+
+
 def judged(text):
-    return verdicts_of_rows(parse(text), load_claims())
+    return verdicts_of_rows(parse(text), CLAIMS)
 
 
 def with_sd(rates, sd=0.03, seeds=6, lr=2e-4):
