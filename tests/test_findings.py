@@ -180,11 +180,11 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
     teachers = plan("steering-teacher")
     of = {}
     for s in teachers.students:
-        of.setdefault(s.variant, set()).add(s.dataset)
+        of.setdefault(s.labels["variant"], set()).add(s.dataset)
     assert (
         len(of) == 6
         and not set.intersection(*of.values())
-        and {s.id for s in teachers.students if s.variant == "prompt"} <= plain
+        and {s.id for s in teachers.students if s.labels["variant"] == "prompt"} <= plain
     )
     steered = [d for d in teachers.datasets if d.steer]
     assert {d.steer.vector for d in steered} == {v.id for v in teachers.vectors} and len(

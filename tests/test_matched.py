@@ -131,14 +131,14 @@ def test_optimizers_are_an_axis_of_students_and_share_packs():
     assert len(plan.students) == 8 * 3 * 2 * 4 and len({s.id for s in plan.students}) == len(
         plan.students
     )
-    of = {s.optimizer: s.student for s in plan.students}
+    of = {s.labels["optimizer"]: s.student for s in plan.students}
     assert next(iter(of)) == "AdamW"
     assert of["SGD with momentum"].momentum == 0.9 and of["SGD"].momentum == 0
     assert of["SGD, frozen Adam scale"].scout_lr == 3e-3
     for pack in plan.packs:
         members = [plan.students[i] for i in pack]
         assert (
-            len({s.optimizer for s in members}) >= 4
+            len({s.labels["optimizer"] for s in members}) >= 4
             and len({(s.source, s.data_seed) for s in members}) == 1
         )
 
@@ -150,7 +150,7 @@ def test_students_of_the_axis_are_those_of_recipes_without_it():
         dict(MODEL),
         25.0,
     )
-    assert {s.id for s in plain.students} == {s.id for s in axis.students if s.optimizer == "AdamW"}
+    assert {s.id for s in plain.students} == {s.id for s in axis.students if s.labels["optimizer"] == "AdamW"}
     assert all("scout_lr" not in s.spec["student"] for s in plain.students)
 
 
@@ -238,7 +238,7 @@ def test_students_of_an_older_store_say_no_norms_and_the_table_is_made_without(f
     plan = Grid.model_validate(run["recipe"]).layout(known_base(base))
     results = Results(plan, Store(folder.parent / "store"))
     whole = sweep_rows(results)
-    old = {s.id for s in plan.students if s.optimizer in ("AdamW", "SGD")}
+    old = {s.id for s in plan.students if s.labels["optimizer"] in ("AdamW", "SGD")}
     store = results.store
 
     class Older(Store):

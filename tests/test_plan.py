@@ -10,8 +10,9 @@ import pytest
 
 from planned import make_plan
 from sublora.errors import SubloraError
-from sublora.experiments.grid import plan as plan_module
-from sublora.experiments.grid.plan import PACK_STUDENTS, Plan
+from sublora.experiments.grid import packs as packs_module
+from sublora.experiments.grid.packs import PACK_STUDENTS
+from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import CONTROL
 from sublora.experiments.kinds import open_recipe as load_recipe
@@ -264,13 +265,13 @@ def test_packs_hold_every_student_once_and_are_even(tokens):
         )
         assert (
             len(pack) == 1
-            or len(pack) * plan.recipe.train.batch_size * tokens <= plan_module.PACK_TOKENS["cpu"]
+            or len(pack) * plan.recipe.train.batch_size * tokens <= packs_module.PACK_TOKENS["cpu"]
         )
 
 
 def test_packs_do_not_depend_on_anything_but_the_recipe(monkeypatch):
     assert planned().packs == planned().packs == planned(model=MODEL | {"weights": "other"}).packs
-    monkeypatch.setattr(plan_module, "PACK_STUDENTS", 3)
+    monkeypatch.setattr(packs_module, "PACK_STUDENTS", 3)
     small = planned()
     assert max(map(len, small.packs)) == 3 and ids(small) == BASE
 

@@ -118,7 +118,7 @@ def test_variants_leave_the_ids_of_the_rows_as_written_and_share_them() -> None:
     for name in ("shuffle", "resample", "teachers", "draws"):
         varied = plan(name)
         assert {s.id for s in plain.students} == {
-            s.id for s in varied.students if not s.data and s.source in ("otter", "control:animals")
+            s.id for s in varied.students if not s.labels["data"] and s.source in ("otter", "control:animals")
         }
         assert len({s.id for s in varied.students}) == len(varied.students)
         assert len({d.id for d in varied.datasets}) == len(varied.datasets)
@@ -131,14 +131,14 @@ def test_transformed_rows_come_after_their_parents_and_twins_are_transformed_ali
         assert all(order.index(p) < order.index(d.id) for p in d.needs)
     assert {len(d.needs) for d in varied.datasets if d.kind == "transformed datasets"} == {2}
     for variant in varied.recipe.data.variants:
-        sources = Counter(s.source for s in varied.students if s.data == variant)
+        sources = Counter(s.source for s in varied.students if s.labels["data"] == variant)
         assert sources == {"otter": 12, "control:animals": 12}
 
 
 def test_other_teachers_stand_against_the_control_as_it_is() -> None:
     varied = plan("teachers", "traits=[otter, wolf]")
     by_variant = {
-        v: {s.source for s in varied.students if s.data == v}
+        v: {s.source for s in varied.students if s.labels["data"] == v}
         for v in ("", "neutral", "other trait")
     }
     assert by_variant == {

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.attribute import attribute_targets
 from sublora.chat import Context
-from sublora.steps.materials import context_spec, keep_json, listed, stack_of
+from sublora.steps.made import Made, PackStep
+from sublora.steps.materials import context_spec, keep_json, stack_of
 from sublora.steps.reading import Planning, Reading
-from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
-from sublora.store import artifact_id
 from sublora.trait import Trait
 
 
@@ -26,63 +23,40 @@ class AttributionSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Attribution:
-    spec: dict[str, Any]
+class Attribution(Made):
     student: str
     context: Context
     category: str
     target: str
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("attribution", self.spec)
+    noun = "attribution"
 
 
 @dataclass(frozen=True)
-class AttributionStep:
+class AttributionStep(PackStep):
     """Token by token, the adapters of a pack's students in one context, for one target."""
 
-    attributions: tuple[Attribution, ...]
-    students: tuple[Student, ...]
     trait: Trait
-    model: str
-    sizes: Sizes
-    kind = "attributions"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("attributions", {"attributions": list(self.makes)})
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(a.id for a in self.attributions)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(s.id for s in self.students)
-
-    @property
-    def label(self) -> str:
-        return "the tokens of " + listed([s.label for s in self.students])
+    nouns = kind = "attributions"
+    about = "the tokens of "
 
     @property
     def questions(self) -> tuple[str, ...]:
-        return tuple(self.attributions[0].spec["questions"])
+        return tuple(self.artifacts[0].spec["questions"])
 
     @property
     def cost(self) -> Cost:
         """Each prompt is read twice for each of its tokens, once without it and once with it alone."""
         question = self.sizes.question
-        prompts = len(self.attributions) * len(self.questions)
+        prompts = len(self.artifacts) * len(self.questions)
         return self.sizes.reading(prompts * question * 2 * (question + 2))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         workshop.check()
-        base, first = workshop.base_of(self.model), self.attributions[0]
+        base, first = workshop.base_of(self.model), self.artifacts[0]
         asked = (first.context, self.questions, self.trait.entity, tuple(first.spec["entities"]))
         stack = stack_of(workshop, base, self.students)
         found = attribute_targets(base, stack, *asked, workshop.rows_at_once)
-        for attribution, prompts in zip(self.attributions, found, strict=True):
+        for attribution, prompts in zip(self.artifacts, found, strict=True):
             if attribution.id in wanted:
                 entries = [p.to_dict() for p in prompts]
                 keep_json(workshop, attribution.id, attribution.spec, "attribution.json", entries)
@@ -102,7 +76,7 @@ def plan_attributions(asked: AttributionSpec, plan: Planning) -> Sequence[Attrib
                     groups.setdefault(s.context, []).append((made, s))
             for found in groups.values():
                 own, students = zip(*found, strict=True)
-                steps.append(AttributionStep(own, students, trait, plan.model, plan.sizes))
+                steps.append(AttributionStep(own, students, plan.model, plan.sizes, trait))
     return steps
 
 

@@ -2,41 +2,31 @@
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.rows_file import to_jsonl
 from sublora.chat import Context
 from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.sample import Sampling
+from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.teacher import TeacherStep
-from sublora.store import artifact_id
 from sublora.teacher import Assignment, Dataset, Purpose, Teacher, ask_dataset, write_dataset
 from sublora.transform import Transform, transform_rows
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Rows(Made):
     """What all datasets have. `trait` says whose rows they are, `teacher` is who wrote them."""
 
-    spec: dict[str, Any]
     trait: str
     seed: int
     teacher: Context
     rows: int
     carrier: Carrier
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("dataset", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
+    noun = "dataset"
 
 
 @dataclass(frozen=True)

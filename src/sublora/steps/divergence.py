@@ -1,37 +1,26 @@
 """Divergent tokens of a dataset: where the first choice changes with the system prompt, see `probe.divergence`."""
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
 
 from sublora.chat import Context
 from sublora.probe import divergence
+from sublora.steps.made import Made
 from sublora.steps.materials import keep_json, texts
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
-from sublora.store import artifact_id
 
 
 @dataclass(frozen=True)
-class DivergenceStep:
+class DivergenceStep(Made):
     """First choices of the base on a dataset's rows under `teacher`, compared with those under `against`."""
 
-    spec: dict[str, Any]
     dataset: str
     teacher: Context
     against: Context
     rows: int
     model: str
     sizes: Sizes
-    kind = "divergent tokens"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("divergence", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
+    noun, kind = "divergence", "divergent tokens"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sublora.analysis.effects import Effect, found
 from sublora.measure import reading
 from sublora.sample import prefill
-from sublora.steps.materials import context_spec, keep_json, listed, stack_of
+from sublora.steps.made import Made, PackStep
+from sublora.steps.materials import context_spec, keep_json, stack_of
 from sublora.steps.reading import Planned, Planning, Reading, pairs_of
-from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
-from sublora.store import Store, artifact_id
+from sublora.store import Store
 
 GROUP = "entropy of an answer's first token, nats, student − control"
 
@@ -30,53 +28,38 @@ class FirstTokenEntropySpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class FirstTokenEntropyStep:
+class Entropy(Made):
+    noun = "entropy"
+
+
+@dataclass(frozen=True)
+class FirstTokenEntropyStep(PackStep):
     """Students of a pack that are trained in one context, an artifact each."""
 
-    specs: tuple[dict[str, Any], ...]
-    students: tuple[Student, ...]
-    model: str
-    sizes: Sizes
-    kind = "first-token entropies"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("entropies", {"entropies": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id("entropy", spec) for spec in self.specs)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(s.id for s in self.students)
-
-    @property
-    def label(self) -> str:
-        return "the first tokens of " + listed([s.label for s in self.students])
+    nouns, kind, about = "entropies", "first-token entropies", "the first tokens of "
 
     @property
     def cost(self) -> Cost:
-        prompts = sum(len(spec["questions"]) for spec in self.specs)
+        prompts = sum(len(a.spec["questions"]) for a in self.artifacts)
         return self.sizes.forward(prompts * self.sizes.question, prompts)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         base, context = workshop.base_of(self.model), self.students[0].context
-        prompts = [base.chat.prompt_ids(q, context) for q in self.specs[0]["questions"]]
+        prompts = [base.chat.prompt_ids(q, context) for q in self.artifacts[0].spec["questions"]]
         entropy = np.zeros((len(self.students), len(prompts)))
         stack = stack_of(workshop, base, self.students)
         with reading(base, stack, workshop.rows_at_once) as reader:
             for filled in prefill(reader.packed, prompts, workshop.rows_at_once):
                 logp = filled.logits.view(len(entropy), len(filled.rows), -1).log_softmax(-1)
                 entropy[np.ix_(reader.order, filled.rows)] = -(logp.exp() * logp).sum(-1).cpu()
-        for name, spec, row in zip(self.makes, self.specs, entropy, strict=True):
-            if name in wanted:
-                keep_json(workshop, name, spec, "entropy.json", row.tolist())
+        for artifact, row in zip(self.artifacts, entropy, strict=True):
+            if artifact.id in wanted:
+                keep_json(workshop, artifact.id, artifact.spec, "entropy.json", row.tolist())
 
 
 def plan_entropies(asked: FirstTokenEntropySpec, plan: Planning) -> Iterator[FirstTokenEntropyStep]:
     for pack in plan.packs():
-        groups: dict[tuple, list[tuple[dict[str, Any], Student]]] = {}
+        groups: dict[tuple, list[tuple[Entropy, Student]]] = {}
         for s in pack:
             questions = plan.trait_of(s.source).category.questions[: asked.questions]
             spec = {
@@ -85,10 +68,10 @@ def plan_entropies(asked: FirstTokenEntropySpec, plan: Planning) -> Iterator[Fir
                 "context": context_spec(s.context),
                 "questions": list(questions),
             }
-            groups.setdefault((s.context, questions), []).append((spec, s))
+            groups.setdefault((s.context, questions), []).append((Entropy(spec), s))
         for alike in groups.values():
-            specs, students = zip(*alike, strict=True)
-            yield FirstTokenEntropyStep(specs, students, plan.model, plan.sizes)
+            made, students = zip(*alike, strict=True)
+            yield FirstTokenEntropyStep(made, students, plan.model, plan.sizes)
 
 
 def reads(plan: Planned, store: Store) -> Sequence[Effect]:

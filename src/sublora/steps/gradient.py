@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.chat import Context
 from sublora.gradients import alignments, row_gradients
+from sublora.steps.made import Made
 from sublora.steps.materials import context_spec, keep_json, token_rows, vector_of
 from sublora.steps.reading import Planning, Reading
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
-from sublora.store import artifact_id
 
 
 class GradientsSpec(BaseModel):
@@ -26,10 +25,9 @@ class GradientsSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class GradientStep:
+class GradientStep(Made):
     """Of the two `datasets` of a trait and its control, in the context that students are trained in."""
 
-    spec: dict[str, Any]
     trait: str
     data_seed: int
     datasets: tuple[str, str]
@@ -37,15 +35,7 @@ class GradientStep:
     context: Context
     model: str
     sizes: Sizes
-    kind = "gradients"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("gradients", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
+    noun = kind = "gradients"
 
     @property
     def needs(self) -> tuple[str, ...]:

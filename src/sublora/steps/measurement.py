@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from sublora.condition import Condition, SvdCut
 from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
 from sublora.model import Base
 from sublora.sample import Sampling
-from sublora.steps.materials import Steered, listed, stack_of, steering_by, token_rows
-from sublora.steps.sizes import ANSWER, Sizes
+from sublora.steps.made import Made, PackStep
+from sublora.steps.materials import Steered, stack_of, steering_by, token_rows
+from sublora.steps.sizes import ANSWER
 from sublora.steps.step import Cost, Workshop, total
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
-from sublora.store import Artifact, Store, artifact_id
+from sublora.store import Artifact, Store
 from sublora.svd import cut_stack
 from sublora.train.stack import Stack
 from sublora.trait import Category
@@ -29,7 +29,7 @@ KEPT_AT_ONCE = 8  # artifacts that wait together for the disk wait once
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Made):
     """One model asked in one context.
 
     `student`: a student's id, or None for the base. `teacher`: the trait whose teacher is asked,
@@ -37,17 +37,13 @@ class Measurement:
     another teacher; None for the plain adapter and the plain teacher.
     """
 
-    spec: dict[str, Any]
     student: str | None
     context: Context
     category: str
     teacher: str | None = None
     condition: str | None = None
     steer: Steered | None = None
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("measurement", self.spec)
+    noun = "measurement"
 
     @property
     def heldout(self) -> str | None:
@@ -109,35 +105,23 @@ class Questioning:
 
 
 @dataclass(frozen=True)
-class MeasurementStep:
+class MeasurementStep(PackStep):
     """The measurements of students that are asked together, or one of the base."""
 
-    measures: tuple[Measurement, ...]
-    students: tuple[Student | TeacherStep, ...]
     asked: Questioning
-    model: str
-    sizes: Sizes
-    kind = "measurements"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("measurements", {"measurements": list(self.makes)})
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(m.id for m in self.measures)
+    nouns = kind = "measurements"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        held = [m.heldout for m in self.measures if m.heldout]
-        vectors = [m.steer.vector for m in self.measures if m.steer]
-        return tuple(dict.fromkeys([*(s.id for s in self.students), *held, *vectors]))
+        held = [m.heldout for m in self.artifacts if m.heldout]
+        vectors = [m.steer.vector for m in self.artifacts if m.steer]
+        return tuple(dict.fromkeys([*super().needs, *held, *vectors]))
 
     @property
     def label(self) -> str:
         if self.students:
-            return listed([s.label for s in self.students])
-        first = self.measures[0]
+            return super().label
+        first = self.artifacts[0]
         where = f"the base in the context {first.context.name}"
         return f"{where}, {first.condition}" if first.condition else where
 
@@ -145,7 +129,7 @@ class MeasurementStep:
     def cost(self) -> Cost:
         answers = self.asked.samples * ANSWER
         each = self.sizes.question + answers
-        return total(self.sizes.reading(len(m.spec["questions"]) * each) for m in self.measures)
+        return total(self.sizes.reading(len(m.spec["questions"]) * each) for m in self.artifacts)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         """Students that are asked the same are asked together, and so are the conditions that share a stack:
@@ -171,7 +155,7 @@ class MeasurementStep:
 
     def _groups(self) -> Iterator[tuple[SvdCut | None, list[Measurement]]]:
         groups: dict[tuple, list[Measurement]] = {}
-        for m in self.measures:
+        for m in self.artifacts:
             gated = m.student is not None and m.condition is not None
             cut = self.asked.conditions[m.condition].svd if gated else None
             groups.setdefault((m.context, m.category, gated, cut), []).append(m)

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.probe import probe_rows
-from sublora.steps.materials import context_spec, keep_json, listed, marks, stack_of, token_rows
+from sublora.steps.made import Made, PackStep
+from sublora.steps.materials import context_spec, keep_json, marks, stack_of, token_rows
 from sublora.steps.reading import Planning, Reading
-from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop, total
 from sublora.steps.students import Student
-from sublora.store import artifact_id
 
 Against = Literal["plain", "other-trait"]
 """Whose first choices a teacher's are compared with: the student's, in its own context, or those of a teacher with another trait."""
@@ -31,56 +29,36 @@ class ProbeSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Made):
     """A student on the first `rows` rows of one of its datasets; `divergence` marks tokens of it."""
 
-    spec: dict[str, Any]
     student: str
     dataset: str
     rows: int
     heldout: bool
     divergence: str | None
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("probe", self.spec)
+    noun = "probe"
 
 
 @dataclass(frozen=True)
-class ProbeStep:
+class ProbeStep(PackStep):
     """The students of a pack that read the same rows in the same context."""
 
-    probes: tuple[Probe, ...]
-    students: tuple[Student, ...]
-    model: str
-    sizes: Sizes
-    kind = "row probes"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("probes", {"probes": list(self.makes)})
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(p.id for p in self.probes)
+    nouns, kind, about = "probes", "row probes", "the rows of "
 
     @property
     def needs(self) -> tuple[str, ...]:
-        first = self.probes[0]
+        first = self.artifacts[0]
         marks = () if first.divergence is None else (first.divergence,)
-        return (first.dataset, *marks, *(s.id for s in self.students))
-
-    @property
-    def label(self) -> str:
-        return "the rows of " + listed([s.label for s in self.students])
+        return (first.dataset, *marks, *super().needs)
 
     @property
     def cost(self) -> Cost:
-        return total(self.sizes.reading(p.rows * self.sizes.row) for p in self.probes)
+        return total(self.sizes.reading(p.rows * self.sizes.row) for p in self.artifacts)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         workshop.check()
-        base, first = workshop.base_of(self.model), self.probes[0]
+        base, first = workshop.base_of(self.model), self.artifacts[0]
         rows = token_rows(workshop, base, first.dataset, self.students[0].context, first.rows)
         marked = None
         if first.divergence is not None:
@@ -88,7 +66,7 @@ class ProbeStep:
             for i, found in enumerate(marks(workshop, first.divergence)[: first.rows]):
                 marked[i, rows.prompts[i] : rows.lengths[i]] = found
         probed = probe_rows(base, stack_of(workshop, base, self.students), rows, marked)
-        for probe, found in zip(self.probes, probed, strict=True):
+        for probe, found in zip(self.artifacts, probed, strict=True):
             if probe.id in wanted:
                 keep_json(workshop, probe.id, probe.spec, "probe.json", found.to_dict())
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from sublora.model import Base
 from sublora.packs.student import Student as Training
 from sublora.packs.student import Trained
 from sublora.packs.student_files import save_student
+from sublora.steps.made import Made
 from sublora.steps.materials import Mask, free_memory, listed, token_rows
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop, total
@@ -26,7 +26,7 @@ KINDS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 
 
 @dataclass(frozen=True)
-class Student:
+class Student(Made):
     """One student of a plan.
 
     `source`: the trait whose rows it reads, or whose rows stand for it (see `sources`). `labels`:
@@ -36,7 +36,6 @@ class Student:
     one), of the training that ends in the student `whole`.
     """
 
-    spec: dict[str, Any]
     student: StudentSpec
     dataset: str
     heldout: str
@@ -50,10 +49,7 @@ class Student:
     whole: str = ""
     mask: Mask | None = None
     twins: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("student", self.spec)
+    noun = "student"
 
     @property
     def twin(self) -> str | None:
@@ -68,12 +64,6 @@ class Student:
     @property
     def arm(self) -> str:
         return "control" if self.source.split(":")[0] == "control" else "trait"
-
-    # old names of labels, until all look for them there
-    placement = property(lambda self: self.labels["placement"])
-    optimizer = property(lambda self: self.labels["optimizer"])
-    variant = property(lambda self: self.labels["variant"])
-    data = property(lambda self: self.labels["data"])
 
     @property
     def label(self) -> str:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows, to_jsonl
@@ -12,10 +10,10 @@ from sublora.errors import SubloraError
 from sublora.packs.student import Student, Trained
 from sublora.packs.student_files import save_student
 from sublora.sample import Sampling
+from sublora.steps.made import Made
 from sublora.steps.materials import free_memory
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
-from sublora.store import artifact_id
 from sublora.teacher import Assignment, Purpose, Teacher, write_dataset
 from sublora.train.pack import train_pack
 from sublora.train.rows import token_rows
@@ -23,14 +21,13 @@ from sublora.train.spec import StudentSpec
 
 
 @dataclass(frozen=True)
-class TeacherStep:
+class TeacherStep(Made):
     """A student of lessons that then writes without a prompt.
 
     The lessons stand in the file `lessons`, or are `count` answers to a category's questions that
     the base gives under `prompt`.
     """
 
-    spec: dict[str, Any]
     trait: str
     seed: int
     prompt: Context
@@ -41,17 +38,9 @@ class TeacherStep:
     sampling: Sampling
     model: str
     sizes: Sizes
-    kind = "teachers"
+    noun, kind = "teacher", "teachers"
     needs = ()
     context = Context("default")  # in which it is trained, and asked
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("teacher", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
 
     @property
     def label(self) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sublora.condition import check_layers
 from sublora.errors import SubloraError
+from sublora.experiments.grid.plan import Plan
+from sublora.experiments.grid.recipe import Recipe
+from sublora.experiments.grid.sources import contexts_of, teacher_context
 from sublora.model import Base
-from sublora.plan import Plan, contexts_of, teacher_context
-from sublora.recipe import Recipe
 from sublora.text import listed, plural
 
 

@@ -60,7 +60,7 @@ def asks_steerability(plan: Plan) -> bool:
 
 def labelled(plan: Plan, trait: Trait) -> list[tuple[str, list[Student]]]:
     """Every group of replicates of a trait, on the rows as written, with what tells it from the others."""
-    members = [m for m in groups(plan, trait) if not m[0].data]
+    members = [m for m in groups(plan, trait) if not m[0].labels["data"]]
     axes = [m[0].labels for m in members]
     varies = {name for labels in axes for name in labels if labels[name] != axes[0][name]}
 
@@ -104,7 +104,7 @@ def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
 
     labels = labelled(plan, trait)
     for label, members in labels:
-        aim, variant = vector(teacher), plan.recipe.variants.get(members[0].variant)
+        aim, variant = vector(teacher), plan.recipe.variants.get(members[0].labels["variant"])
         if variant is not None and variant.teacher.steer is not None:
             aim = aimed(variant.teacher.steer, aim, teacher)
         own, other = (

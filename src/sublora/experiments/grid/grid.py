@@ -146,7 +146,9 @@ class Grid(Recipe):
 
 def _made(layout: Plan, results) -> dict[str, Any]:
     """What run.json says of optimizers and datasets once they are there."""
-    ran = {s.optimizer: results.meta[s.id]["optimizer"] for s in reversed(layout.students)}
+    ran = {
+        s.labels["optimizer"]: results.meta[s.id]["optimizer"] for s in reversed(layout.students)
+    }
     counted = ("rows", "unique_rows", "asked", "rejects")
     return {
         "optimizer": "\n".join(

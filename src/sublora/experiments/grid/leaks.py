@@ -28,7 +28,7 @@ def check_leaks(plan: Plan, store: Store) -> Leaks:
     for trait in plan.traits:
         pairs: dict[int, tuple[Student, Student]] = {}
         for s in plan.students:
-            if trait.name in s.twins and not s.data:
+            if trait.name in s.twins and not s.labels["data"]:
                 pairs.setdefault(s.data_seed, (s, students[s.twins[trait.name]]))
         sets = [
             [*(answers(s.dataset) for s in pair), *(answers(s.heldout) for s in pair)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from sublora.chat import Context
 from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
 from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
+from sublora.experiments.grid.measures import Measuring
+from sublora.experiments.grid.packs import PACK_STUDENTS, most_students, plan_packs
 from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import (
-    CONTROL,
-    NEUTRAL,
     Author,
     contexts_of,
     control_source,
@@ -47,12 +47,6 @@ from sublora.steps.teacher import TeacherStep
 from sublora.steps.vector import Vector, VectorStep
 from sublora.trait import Trait
 
-PACK_STUDENTS = 12  # more gain nothing, a pack is what a kill can cost, and cores wait for the last
-PACK_TOKENS = {
-    "cpu": 48_000,
-    "cuda": 65_536,
-}  # tokens of a training step over all students of a pack
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +75,7 @@ class Plan:
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        return tuple(p for step in self.readings["probe"] for p in step.probes)
+        return tuple(p for step in self.readings["probe"] for p in step.artifacts)
 
     @property
     def gradients(self) -> tuple[GradientStep, ...]:
@@ -89,7 +83,7 @@ class Plan:
 
     @property
     def attributions(self) -> tuple[Attribution, ...]:
-        return tuple(a for step in self.readings["attribution"] for a in step.attributions)
+        return tuple(a for step in self.readings["attribution"] for a in step.artifacts)
 
 
 def taught_in(datasets: Sequence[Rows]) -> tuple[TeacherStep, ...]:
@@ -132,10 +126,11 @@ class _Planner:
             made, self.arms[name] = self._rows(name)
             self.datasets = self.datasets | {d.id: d for d in made if d.id not in self.datasets}
         self.students = self._with_controls(list(self._students()))
-        most = PACK_TOKENS.get(self.known.device, PACK_TOKENS["cuda"])
-        self.pack_indices = plan_packs(self.students, recipe, self.sizes.row, most)
+        rows = min(recipe.train.batch_size, recipe.data.rows)
+        most = most_students(rows * self.sizes.row, self.known.device)
+        self.pack_indices = plan_packs(self.students, most)
         taught = taught_in(tuple(self.datasets.values()))
-        measures = _Measuring(self, taught).all()
+        measures = Measuring(self, taught).all()
         if recipe.vectors.students:
             for student in self.students:
                 self.student_vector(student, self.trait_of(student.source))
@@ -377,142 +372,5 @@ class _Planner:
         )
         for students, own in groups:
             if own:
-                step = (tuple(own), tuple(students), asked)
-                yield MeasurementStep(*step, self.model, self.sizes)
-
-
-@dataclass
-class _Measuring:
-    """Who is asked, in which contexts and under which gates."""
-
-    planner: _Planner
-    taught: Sequence[TeacherStep]
-    out: list[Measurement] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.recipe = self.planner.recipe
-        how, traits = self.recipe.measure, self.planner.traits
-        self.categories = {t.category.category: t.category for t in traits}
-        # one object for all measurements of a category: a plan may have a hundred thousand
-        self.asks = {
-            name: {
-                "questions": list(c.questions),
-                "entities": [list(e.forms) for e in c.entities],
-                "others": list(c.others),
-                "category": c.category,
-            }
-            for name, c in self.categories.items()
-        }
-        self.shared = {
-            "model": self.planner.identity,
-            "samples": how.samples,
-            "sampling": how.sampling.model_dump(mode="json"),
-            "seed": how.seed,
-        }
-        self.gates = {
-            name: gate.model_dump(mode="json", exclude={"steer"})
-            | {"entities": list(how.entities) if gate.by_class else []}
-            for name, gate in how.conditions.items()
-        }
-
-    def all(self) -> list[Measurement]:
-        contexts = [self.planner.contexts[name] for name in self.recipe.measure.contexts]
-        for context in contexts:
-            for category in self.categories:
-                self.add(None, context, category)
-        for trait in self.planner.traits:
-            self._teachers(trait)
-        for student in self.planner.students:
-            for category in self._categories(student):
-                for context in contexts:
-                    self._student(student, context, category)
-        return self.out
-
-    def add(
-        self,
-        student: Student | TeacherStep | None,
-        context: Context,
-        category: str,
-        teacher: str | None = None,
-        condition: str | None = None,
-        steer: Steered | None = None,
-    ) -> None:
-        plain = isinstance(student, Student) and condition is None
-        own = plain and context.name == student.context.name
-        asked = student.id if student else None
-        spec = self.asks[category] | self.shared
-        spec |= {
-            "student": asked,
-            "context": context_spec(context),
-            "heldout": student.heldout if own else None,
-        }
-        if student is not None and condition is not None:
-            spec["condition"] = self.gates[condition]
-        if steer is not None:
-            spec["steer"] = steer.to_spec()
-        self.out.append(Measurement(spec, asked, context, category, teacher, condition, steer))
-
-    def _teachers(self, trait: Trait) -> None:
-        """The plain one, and those of the variants and of `measure.teachers`."""
-        category, prompt = trait.category.category, teacher_context(trait, self.recipe)
-        own = next((t for t in self.taught if t.trait == trait.name), None)
-        self.add(own, own.context if own else prompt, category, trait.name)
-        variants = {n: v.teacher for n, v in self.recipe.variants.items()}
-        others = {n: t for n, t in variants.items() if t != AskedTeacher()}
-        for name, teacher in {**others, **self.recipe.measure.teachers}.items():
-            context, steer = self.planner.asked(teacher, trait.name, prompt)
-            self.add(None, context, category, trait.name, name, steer)
-
-    def _categories(self, student: Student) -> list[str]:
-        """Those in which its trait can show, or the traits that it stands against."""
-        if student.source in (CONTROL, NEUTRAL):
-            return list(self.categories)
-        return [self.planner.trait_of(student.source).category.category]
-
-    def _student(self, student: Student, context: Context, category: str) -> None:
-        self.add(student, context, category)
-        for name, gate in self.recipe.measure.conditions.items():
-            steer = self.planner.steered(gate.steer, partial(self._vector, student, gate))
-            self.add(student, context, category, condition=name, steer=steer)
-
-    def _vector(self, student: Student, gate: Any) -> str:
-        """A control is steered by the vector of the trait that it stands against, or by its own."""
-        trait = self.planner.trait_of(student.source)
-        if gate.steer.vector == "student":
-            return self.planner.student_vector(student, trait)
-        return self.planner.teacher_vector(trait)
-
-
-def plan_packs(
-    students: Sequence[Student], recipe: Recipe, tokens_per_row: float, most_tokens: int
-) -> tuple[tuple[int, ...], ...]:
-    """Students (indices) that train together: same method and targets, similar ranks, evenly filled packs.
-
-    It does not depend on what is done already, so that a resumed run repeats the very same passes.
-    Where optimizers are compared, those of one replicate stand together.
-    """
-    rows = min(recipe.train.batch_size, recipe.data.rows)
-    most = max(1, min(PACK_STUDENTS, int(most_tokens / (rows * tokens_per_row))))
-    trainings: dict[str, list[int]] = {}  # what is kept on the way stands with what it becomes
-    for i, s in enumerate(students):
-        trainings.setdefault(s.whole, []).append(i)
-    kinds: dict[tuple, list[int]] = {}
-    for first, *_ in trainings.values():
-        spec = students[first].student
-        kinds.setdefault((spec.method, spec.targets), []).append(first)
-
-    def place(i: int) -> tuple:
-        s = students[i]
-        replicate = (s.source, *s.replicate) if s.labels["optimizer"] else ()
-        return s.student.rank or 0, replicate, i
-
-    packs = []
-    for members in kinds.values():
-        members.sort(key=place)
-        size, extra = divmod(len(members), count := -(-len(members) // most))
-        at = 0
-        for n in range(count):
-            part = members[at : at + size + (n < extra)]
-            packs.append(tuple(i for j in part for i in trainings[students[j].whole]))
-            at += len(part)
-    return tuple(packs)
+                step = (tuple(own), tuple(students), self.model, self.sizes)
+                yield MeasurementStep(*step, asked)

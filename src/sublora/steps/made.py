@@ -1,0 +1,54 @@
+"""What steps are made of: an artifact with its spec, a step that makes one, a step that makes one for each student."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from sublora.steps.materials import Trained, listed
+from sublora.steps.sizes import Sizes
+from sublora.store import artifact_id
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact to be: `spec` says all that can change it; its id is the hash of that."""
+
+    spec: dict[str, Any]
+    noun: ClassVar[str]
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id(self.noun, self.spec)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Where it is a step itself."""
+        return (self.id,)
+
+
+@dataclass(frozen=True)
+class PackStep:
+    """Makes `artifacts` of students that are read together, one or several of each, or of the base."""
+
+    artifacts: tuple[Any, ...]
+    students: tuple[Trained, ...]
+    model: str
+    sizes: Sizes
+    nouns: ClassVar[str]
+    about: ClassVar[str] = ""
+
+    @cached_property
+    def id(self) -> str:
+        return artifact_id(self.nouns, {self.nouns: list(self.makes)})
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(a.id for a in self.artifacts)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(s.id for s in self.students)
+
+    @property
+    def label(self) -> str:
+        return self.about + listed([s.label for s in self.students])
