@@ -5,44 +5,47 @@ from collections.abc import Callable
 
 import torch
 
-from sublora.errors import SubloraError
 from sublora.seeds import derive_seed
 
-Init = Callable[[str, tuple[int, int], torch.Tensor, int], torch.Tensor]
-"""(name of A or B, its shape (r, in) or (out, r), the layer's weight (out, in), seed) -> its values."""
+Init = Callable[[str, tuple[int, int], torch.Tensor, int], torch.Tensor | None]
+"""(name of A or B, its shape (r, in) or (out, r), the layer's weight (out, in), seed) -> its values, None for zeros."""
 
 
 def _random(name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("lora-init", seed, name))
 
 
-def default(name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int) -> torch.Tensor:
+def default(
+    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
+) -> torch.Tensor | None:
     """peft's default: A kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)); B zero."""
     if name.endswith("lora_B"):
-        return torch.zeros(shape)
+        return None
     bound = 1.0 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=_random(name, seed))
 
 
-def orthogonal(name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int) -> torch.Tensor:
-    """peft's `orthogonal`: A and B both start off zero, in orthogonal halves of the rank."""
+def orthogonal(
+    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
+) -> torch.Tensor | None:
+    """peft's `orthogonal`: A and B both start off zero, in orthogonal halves of an even rank."""
     layer, side = name.rsplit(".", 1)
     rank, width = shape if side == "lora_A" else shape[::-1]
-    if rank % 2:
-        raise SubloraError(f"Init orthogonal needs an even rank and {rank} is odd; give another.")
     basis = torch.linalg.qr(torch.randn(rank, rank, generator=_random(layer, seed))).Q
     half = basis[0::2] if side == "lora_A" else basis[1::2]
     out = torch.randn(width, rank // 2, generator=_random(name, seed)) @ half / 10
     return out.T if side == "lora_A" else out
 
 
-def principal(name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int) -> torch.Tensor:
+def principal(
+    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
+) -> torch.Tensor | None:
     """A reads the r leading right singular directions of W, in rows as long as default's are; B zero.
 
     PiSSA (2404.02948) starts there too, but its B is not zero, and takes its start from the base.
     """
     if name.endswith("lora_B"):
-        return torch.zeros(shape)
+        return None
     directions = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False).Vh
     return directions[: shape[0]] / math.sqrt(3)
 

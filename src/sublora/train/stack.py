@@ -259,6 +259,13 @@ class Stack:
         return [(group, i) for group in self.groups for i in range(group.flat.shape[0])]
 
 
+def _layers(
+    model: nn.Module, specs: Sequence[StudentSpec]
+) -> dict[tuple[str, ...], dict[str, nn.Linear]]:
+    targets = {s.targets for s in specs if s.method == "lora"}
+    return {names: target_linears(model, names) for names in targets}
+
+
 def _arranged(
     model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]
 ) -> Stack:
@@ -277,7 +284,7 @@ def _arranged(
         flat = torch.stack([rows(i, slots) for i in order]).to(**like)
         group = Group([None] * len(specs), slots, flat)
         return Stack("full", [group], torch.ones(len(specs)), order, {})
-    layers = {s.targets: target_linears(model, s.targets) for s in specs}
+    layers = _layers(model, specs)
     kind = [(tuple(layers[s.targets]), rank_class(s.rank)) for s in specs]
     order = sorted(range(len(specs)), key=lambda i: (*kind[i], specs[i].rank, i))
     groups = []
@@ -299,18 +306,20 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
 
     Raises SubloraError: rank above a layer's width, unknown target layer.
     """
-    dtype = master_dtype(model)
+    dtype, layers = master_dtype(model), _layers(model, specs)
 
     def fresh(i: int, slots: list[Slot]) -> torch.Tensor:
         spec = specs[i]
         if spec.method == "full":
             return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
-        linears = target_linears(model, spec.targets)
-        drawn = [
-            INITS[spec.init](s.name, s.shape, linears[s.name[: -len(".lora_A")]].weight, spec.seed)
-            for s in lora_slots(linears, spec.rank)
-        ]
-        return padded(torch.cat([d.reshape(-1).to(dtype) for d in drawn]), spec.rank, slots)
+        out, init = torch.zeros(slots[-1].stop, dtype=dtype), INITS[spec.init]
+        for slot in slots:
+            own = own_part(out, spec.rank, slot)
+            weight = layers[spec.targets][slot.name[: -len(".lora_A")]].weight
+            values = init(slot.name, tuple(own.shape), weight, spec.seed)
+            if values is not None:
+                own.copy_(values)
+        return out
 
     return _arranged(model, specs, fresh)
 
