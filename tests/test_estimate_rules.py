@@ -1,9 +1,12 @@
 """Claims about an experiment's estimates."""
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sublora.analysis.claims import Claim, judge
-from sublora.analysis.effects import Effect, named
+from sublora.analysis.effects import Effect, found, named
 from sublora.analysis.intervals import Interval
 from sublora.analysis.tables import estimate_rows
 
@@ -65,3 +68,32 @@ def test_p_values_are_corrected_over_the_tested_of_a_subject_and_group():
         pytest.approx(0.03),
     ]
     assert [r["called"] for r in rows] == [True, True, None, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(-1, 1), min_size=8, max_size=8),
+    st.floats(-0.5, 0.5),
+    st.floats(0, 1),
+)
+def test_above_and_below_mirror_each_other_and_the_order_of_replicates_is_nothing(
+    values, bar, share
+) -> None:
+    shaped, replicates = np.array(values).reshape(4, 2), [(k, k) for k in range(4)]
+
+    def judged(sign: float, says: str, order: slice = slice(None)) -> str:
+        effects = [
+            found("t", "g", "a", sign * shaped[order], replicates[order]),
+            found("t", "g", "b", sign * (1 + shaped[::-1])[order], replicates[order]),
+        ]
+        contrast = {"of": {"name": "a"}, "against": {"name": "b"}, "says": says}
+        contrast |= {"share": share, "bar": sign * bar}
+        one = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+        return judge([one], "r", effects)[0].verdict
+
+    assert judged(1, "above") == judged(1, "above", slice(None, None, -1))
+    opposite = {"supported": "refuted", "refuted": "supported"}
+    assert judged(1, "below") == opposite.get(judged(1, "above"), "inconclusive")
+    assert judged(-1, "below") in (judged(1, "above"), "inconclusive"), (
+        "no share of what is below 0"
+    )
