@@ -117,9 +117,9 @@ def test_training_contexts_and_placements_are_axes_of_students():
             m.context == student.context for m in mine
         ]
     layers = plan("layers")
-    assert {s.labels["placement"]: s.student.targets for s in layers.students}["only first"] == Placement(
-        layers=(0, 0)
-    ).targets
+    assert {s.labels["placement"]: s.student.targets for s in layers.students}[
+        "only first"
+    ] == Placement(layers=(0, 0)).targets
     assert all(
         len({layers.students[i].student.targets for i in pack}) == 1 for pack in layers.packs
     )

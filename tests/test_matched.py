@@ -150,7 +150,9 @@ def test_students_of_the_axis_are_those_of_recipes_without_it():
         dict(MODEL),
         25.0,
     )
-    assert {s.id for s in plain.students} == {s.id for s in axis.students if s.labels["optimizer"] == "AdamW"}
+    assert {s.id for s in plain.students} == {
+        s.id for s in axis.students if s.labels["optimizer"] == "AdamW"
+    }
     assert all("scout_lr" not in s.spec["student"] for s in plain.students)
 
 

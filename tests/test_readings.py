@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sublora.analysis.claims import judge, read_claims
 from sublora.errors import SubloraError
 from sublora.experiments.kinds import open_recipe
 from sublora.packs.check import load_base
@@ -13,6 +14,12 @@ from sublora.steps.reading import readings
 from sublora.steps.step import Workshop, perform
 from sublora.store import Store
 
+CLAIM = """\
+- id: first-token-less-sure
+  statement: A student of rank 4 is at least 20 nats less sure of an answer's first token than its control.
+  source: none, a trial
+  contrast: {of: {name: 'first-token entropy: rank 4'}, says: above, bar: 20}
+"""
 SMALL = (
     "data.rows=16",
     "data.heldout_rows=2",
@@ -52,3 +59,5 @@ def test_the_entropy_of_the_first_token_is_read_of_every_student_and_its_control
     for effect in effects:
         assert effect.values.shape == (2, 3) and np.isfinite(effect.values).all()
         assert np.abs(effect.values).max() < math.log(base.model.config.vocab_size)
+    [verdict] = judge(read_claims(CLAIM, "own.yaml", "rank"), "rank", effects)
+    assert (verdict.trait, verdict.verdict) == ("otter", "refuted")

@@ -118,7 +118,9 @@ def test_variants_leave_the_ids_of_the_rows_as_written_and_share_them() -> None:
     for name in ("shuffle", "resample", "teachers", "draws"):
         varied = plan(name)
         assert {s.id for s in plain.students} == {
-            s.id for s in varied.students if not s.labels["data"] and s.source in ("otter", "control:animals")
+            s.id
+            for s in varied.students
+            if not s.labels["data"] and s.source in ("otter", "control:animals")
         }
         assert len({s.id for s in varied.students}) == len(varied.students)
         assert len({d.id for d in varied.datasets}) == len(varied.datasets)
