@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# a busy machine is slow to draw its first example, which says nothing about a test
-settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])
+# a busy machine is slow to draw and to run an example, which says nothing about a test
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("busy")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
