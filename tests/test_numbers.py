@@ -173,7 +173,7 @@ def test_a_line_separator_inside_a_json_text_does_not_end_the_line(tmp_path):
     ("name", "content", "message"),
     [
         ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "Line 2 of"), ("p.jsonl", b"[1]", "Line 1 of"), ("p.jsonl", b"{", "Line 1 of"),
-        ("p.jsonl", b'{"prompt": 3}', "that is a text"), ("p.txt", b"\n \n", "has no rows"), ("p.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("p.jsonl", b'{"prompt": 3}', "that is a text"), ("p.txt", b"\n \n", "has no rows"), ("p.txt", b"\xff\xfe\x00", "not text in UTF-8"),
         ("p.txt", None, "cannot be read"),
     ],
 )  # fmt: skip
