@@ -104,32 +104,26 @@ def _names(found: Sequence[Difference]) -> str:
     return ", ".join(list(dict.fromkeys(f"{d.trait} ({d.category})" for d in found))[:NAMED])
 
 
-def compare(
-    base: Base,
+def _pairs_with(known: Rises, a: Rises, c: Rises) -> Pairs:
+    """The null's pairs of clean students, with these two students among them."""
+    return all_pairs(
+        {
+            n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()}
+            for n, by in known.items()
+        }
+    )
+
+
+def _differences(
     student: Readings,
     other: Readings,
-    plain: Readings,
-    contexts: Sequence[Context],
+    a: Rises,
+    c: Rises,
     categories: Sequence[Category],
-    null: Null | None,
+    pairs: Pairs | None,
     alpha: float,
-) -> Compared:
-    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`.
-
-    `null=None`: p-values by a t reference over the category's entities with Bonferroni's
-    correction, as in an uncalibrated audit. Raises SubloraError where the null was made with other
-    contexts or categories.
-    """
-    a, c = rises(student, plain), rises(other, plain)
-    pairs = None
-    if null is not None:
-        known = null.part(contexts, categories).rises
-        pairs = all_pairs(
-            {
-                n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()}
-                for n, by in known.items()
-            }
-        )
+) -> list[Difference]:
+    """Every entity in every context, with the chance of so large a difference."""
     tried = sum(r.shape[1] for by in a.values() for r in by.values())
     found = []
     for context, by in a.items():
@@ -148,6 +142,28 @@ def compare(
                     for s in (scores[e], -scores[e])
                 )
                 found.append(Difference(name, entity.name, context, *map(float, numbers), *ps))
+    return found
+
+
+def compare(
+    base: Base,
+    student: Readings,
+    other: Readings,
+    plain: Readings,
+    contexts: Sequence[Context],
+    categories: Sequence[Category],
+    null: Null | None,
+    alpha: float,
+) -> Compared:
+    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`.
+
+    `null=None`: p-values by a t reference over the category's entities with Bonferroni's
+    correction, as in an uncalibrated audit. Raises SubloraError where the null was made with other
+    contexts or categories.
+    """
+    a, c = rises(student, plain), rises(other, plain)
+    pairs = None if null is None else _pairs_with(null.part(contexts, categories).rises, a, c)
+    found = _differences(student, other, a, c, categories, pairs, alpha)
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
         WordRise(word_text(base, int(w)), int(w), n, float(rise))
