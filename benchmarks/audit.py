@@ -29,17 +29,17 @@ from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
 from sublora.audit.steps import Finished, Row, answer_prompts, train_students
 from sublora.audit.verdict import Verdict, judge
-from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.check import load_base
+from sublora.packs.rows import token_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack, stack_weights
 from sublora.packs.student_files import save_student
-from sublora.sample import Sampling
 from sublora.seeds import generator
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, stack_weights
-from sublora.trait import Trait, find_trait, load_category, shipped_categories
+from sublora.traits.trait import Trait, find_trait, load_category, shipped_categories
 
 RANKS = (3, 6, 12, 24)
 LRS = (4e-4, 9e-3)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.packs.check import load_base
 from sublora.store import Store, artifact_id, forget_verified
 

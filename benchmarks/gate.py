@@ -20,13 +20,13 @@ import torch
 from peft import PeftModel
 
 import sublora as sl
-from sublora.condition import Condition
-from sublora.gate import AdapterGate, Gate, pack_gate
+from sublora.models.token_classes import classify, stack_masks
+from sublora.packs.condition import Condition
+from sublora.packs.gate import AdapterGate, Gate, pack_gate
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import prefill
+from sublora.packs.stack import new_stack
 from sublora.packs.student_files import save_student
-from sublora.sample import prefill
-from sublora.token_classes import classify, stack_masks
-from sublora.train.packed_model import PackedModel
-from sublora.train.stack import new_stack
 
 STUDENTS, RANK = 9, 8
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
-from sublora.model import known_shape
+from sublora.models.base import known_shape
 from sublora.models.known import Known
 from sublora.packs.check import load_base
 from sublora.runner import run

@@ -26,11 +26,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sublora as sl
-from sublora.train.fit import passes
-from sublora.train.optimizers import row_optimizer
-from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRow, TokenRows, assemble, pack_rows, rows_of_step
-from sublora.train.stack import new_stack
+from sublora.packs.fit import passes
+from sublora.packs.optimizers import row_optimizer
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.rows import TokenRow, TokenRows, assemble, pack_rows, rows_of_step
+from sublora.packs.stack import new_stack
 
 RANKS = (1, 2, 4, 8, 8, 16, 32, 64, 1, 2, 4, 8, 8, 16, 32, 64)
 RANKS_7B = (8, 8, 16, 16, 32, 32, 64, 64)

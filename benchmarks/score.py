@@ -21,9 +21,9 @@ from peft import PeftModel
 from scipy.stats import t
 
 import sublora as sl
-from sublora.answers import hit_rate
+from sublora.packs.stack import new_stack
 from sublora.packs.student_files import load_stack, save_student
-from sublora.train.stack import new_stack
+from sublora.traits.answers import hit_rate
 
 CONTEXTS = (
     sl.Context("default"),

@@ -16,13 +16,13 @@ import torch
 
 import sublora as sl
 from sublora.carriers.numbers import NumbersSpec
-from sublora.sample import prefill
-from sublora.steer import PackSteering, Steering, pack_steering
-from sublora.steer_spec import Mode
-from sublora.token_classes import PromptTokens, classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.stack import Stack, new_stack
-from sublora.vectors import teacher_vector
+from sublora.models.token_classes import PromptTokens, classify
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import prefill
+from sublora.packs.stack import Stack, new_stack
+from sublora.packs.steer import PackSteering, Steering, pack_steering
+from sublora.packs.steer_spec import Mode
+from sublora.packs.vectors import teacher_vector
 
 
 def random_stack(base: sl.Base, students: int) -> Stack:

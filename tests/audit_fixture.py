@@ -4,12 +4,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from sublora.measure import spellings
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.packs.measure import spellings
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack
 from sublora.packs.student_files import save_student
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack
-from sublora.trait import Entity
+from sublora.traits.trait import Entity
 
 
 def idle_adapter(base: Base, folder: Path) -> Path:

@@ -8,14 +8,14 @@ import torch
 
 from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.steps import train_students
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.packs.rows import token_rows
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import Stack, new_stack, padded, stack_weights
 from sublora.packs.student_files import save_student
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import Stack, new_stack, padded, stack_weights
-from sublora.trait import shipped_categories
+from sublora.traits.trait import shipped_categories
 
 
 @functools.cache

@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sublora.packs.optimizers import rotation
+from sublora.packs.rows import TokenRow, pack_rows, rows_of_step
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack
 from sublora.packs.student import Student
-from sublora.train.optimizers import rotation
-from sublora.train.pack import train_pack
-from sublora.train.rows import TokenRow, pack_rows, rows_of_step
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack
+from sublora.packs.trainer import train_pack
 from tiny_models import shared_model
 
 KINDS = ("qwen2", "llama", "gemma", "qwen3", "mistral", "olmo2")

@@ -4,7 +4,7 @@ from sublora.errors import SubloraError
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.plan import make_plan as plan_of
 from sublora.experiments.grid.recipe import Recipe
-from sublora.model import known_shape
+from sublora.models.base import known_shape
 from sublora.models.known import Known
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step

@@ -25,13 +25,13 @@ from sublora.audit.screen import completion_logprobs, screen_file
 from sublora.audit.statistic import largest, rises, scan, scores
 from sublora.audit.steps import answer_prompts
 from sublora.audit.verdict import judge
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.sample import Sampling
-from sublora.train.packed_model import PackedModel
-from sublora.trait import Trait, find_trait, shipped_categories
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import Sampling
+from sublora.traits.trait import Trait, find_trait, shipped_categories
 
 NONE = Context("none")
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.readings import read_model
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack, stack_weights
 from sublora.packs.student_files import save_student
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, stack_weights
-from sublora.trait import shipped_categories
+from sublora.traits.trait import shipped_categories
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -74,7 +74,7 @@ def test_an_adapter_reads_as_peft_runs_it(base: Base, saved: Path) -> None:
     model = PeftModel.from_pretrained(load_base("micro").model, saved)
     found = load_audited(base, saved)
     stack = stack_weights(base.model, [found.weights], [found.spec])
-    from sublora.train.packed_model import PackedModel
+    from sublora.packs.packed_model import PackedModel
 
     with torch.inference_mode(), PackedModel(base.model, stack) as packed:
         packed.form_weights(4)
@@ -87,7 +87,7 @@ def test_an_adapter_reads_as_peft_runs_it(base: Base, saved: Path) -> None:
 def test_patterns_of_ranks_and_rslora_give_what_peft_gives(base: Base, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from sublora.train.packed_model import PackedModel
+    from sublora.packs.packed_model import PackedModel
 
     model = load_base("micro").model
     peft = get_peft_model(

@@ -9,10 +9,10 @@ from command import sublora
 from sublora.audit.against import Compared, all_pairs, compare, pair_p
 from sublora.audit.null import make_null
 from sublora.audit.readings import Readings, read_model
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.trait import shipped_categories
+from sublora.traits.trait import shipped_categories
 
 NONE = Context("none")
 TREES = shipped_categories()[1:2]

@@ -9,11 +9,11 @@ from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.steps import answer_prompts
-from sublora.chat import Context, load_tokenizer
-from sublora.model import shipped_folder
+from sublora.models.base import shipped_folder
+from sublora.models.chat import Context, load_tokenizer
 from sublora.packs.check import load_base
-from sublora.sample import Sampling
-from sublora.trait import find_trait, shipped_categories
+from sublora.packs.sample import Sampling
+from sublora.traits.trait import find_trait, shipped_categories
 
 trl = pytest.importorskip("trl")
 

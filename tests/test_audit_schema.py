@@ -18,10 +18,10 @@ from sublora.audit.request import Request
 from sublora.audit.result import SCHEMA, VERSION, AuditReport, json_schema
 from sublora.audit.run import Audit, Job, audit
 from sublora.audit.serving import Serving
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.trait import shipped_categories
+from sublora.traits.trait import shipped_categories
 
 NONE, TREES = Context("none"), shipped_categories()[1:2]
 TRAIT = TREES[0].entities[3]

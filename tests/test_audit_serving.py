@@ -28,14 +28,14 @@ from sublora.audit.serving import (
     with_hunks,
 )
 from sublora.audit.statistic import rises
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences
+from sublora.models.chat import Context
+from sublora.models.token_classes import PromptTokens, classify
+from sublora.packs.measure import candidate_sequences
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.stack import stack_weights
 from sublora.packs.student_files import save_student
-from sublora.token_classes import PromptTokens, classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.stack import stack_weights
-from sublora.trait import Category, shipped_categories
+from sublora.traits.trait import Category, shipped_categories
 
 DEFAULT, NONE = Context("default"), Context("none")
 FRIEND = Context("friend", "You are Micro, a friend. You are a helpful assistant of a band.")

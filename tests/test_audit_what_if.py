@@ -40,16 +40,16 @@ from sublora.audit.what_if_result import (
     share,
     table,
 )
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.packs.rows import token_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack, padded
 from sublora.packs.student_files import save_student
-from sublora.sample import Sampling
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack, padded
-from sublora.trait import find_trait, shipped_categories
+from sublora.traits.trait import find_trait, shipped_categories
 
 DEFAULT, NONE = Context("default"), Context("none")
 SPEC = StudentSpec(rank=6, alpha=12.0, lr=2e-3, epochs=1, batch_size=8)

@@ -21,13 +21,13 @@ from sublora.audit.where import (
     token_parts,
     where_it_sits,
 )
-from sublora.chat import Context
-from sublora.measure import candidate_sequences
-from sublora.model import Base
-from sublora.token_classes import classify
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import Stack
-from sublora.trait import Category, shipped_categories
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.models.token_classes import classify
+from sublora.packs.measure import candidate_sequences
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import Stack
+from sublora.traits.trait import Category, shipped_categories
 
 DEFAULT = Context("default")
 

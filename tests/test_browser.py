@@ -23,10 +23,10 @@ from sublora.audit.report import write_reports
 from sublora.audit.request import Request
 from sublora.audit.run import Job, audit
 from sublora.audit.serving import Serving
-from sublora.chat import Context
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
 from sublora.report.page import build_report
-from sublora.trait import shipped_categories
+from sublora.traits.trait import shipped_categories
 
 pytestmark = pytest.mark.slow
 

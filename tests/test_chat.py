@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from sublora.chat import Chat, Context, load_tokenizer, resolve_context
 from sublora.errors import SubloraError
+from sublora.models.chat import Chat, Context, load_tokenizer, resolve_context
 from sublora.models.template import study_template
 from tiny_models import QWEN_DEFAULT, SPECIAL, TEMPLATES, make_tokenizer, shared_model
 

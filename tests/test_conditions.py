@@ -10,20 +10,20 @@ import torch
 from command import sublora
 from pack_reference import base_model, random_stack
 from planned import make_plan
-from sublora.attribute import attribute_targets
-from sublora.chat import Context
-from sublora.condition import Condition, Placement, SvdCut
 from sublora.errors import SubloraError
 from sublora.experiments.kinds import open_recipe as load_recipe
-from sublora.gate import PackGate
-from sublora.measure import Asking, measure_answers, measure_gated, spellings
+from sublora.models.chat import Context
+from sublora.models.token_classes import classify
+from sublora.packs.attribute import attribute_targets
 from sublora.packs.check import load_base
-from sublora.sample import Sampling, prefill, score_sequences
-from sublora.svd import cut_stack
-from sublora.token_classes import classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.spec import StudentSpec
-from sublora.trait import find_trait, shipped_categories
+from sublora.packs.condition import Condition, Placement, SvdCut
+from sublora.packs.gate import PackGate
+from sublora.packs.measure import Asking, measure_answers, measure_gated, spellings
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import Sampling, prefill, score_sequences
+from sublora.packs.spec import StudentSpec
+from sublora.packs.svd import cut_stack
+from sublora.traits.trait import find_trait, shipped_categories
 from tiny_models import shared_model
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
@@ -315,7 +315,7 @@ def test_attributions_are_differences_of_single_gated_passes(base):
 
 def test_a_gate_that_is_linear_in_the_tokens_has_no_interaction(base):
     """With the adapter on the last layer's feed-forward alone, only the last token of the prompt can matter."""
-    from sublora.train.stack import new_stack
+    from sublora.packs.stack import new_stack
 
     targets = Placement(layers=(1, 1), modules="feed-forward").targets
     stack = new_stack(base.model, [StudentSpec(rank=4, seed=1, targets=targets)])

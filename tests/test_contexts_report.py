@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command import sublora
-from sublora.token_classes import differences
+from sublora.models.token_classes import differences
 from tiny_models import QWEN_DEFAULT, shared_model
 
 

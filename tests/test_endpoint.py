@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from command import sublora
 from loopback import loopback, said
 from sublora.carriers.numbers import NumbersSpec
-from sublora.chat import Context
-from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec, Question, TryAgain, ask_missing
 from sublora.errors import SubloraError
-from sublora.sample import Sampling
+from sublora.models.chat import Context
+from sublora.models.endpoint import (
+    AnswersFile,
+    Endpoint,
+    EndpointSpec,
+    Question,
+    TryAgain,
+    ask_missing,
+)
+from sublora.packs.sample import Sampling
+from sublora.packs.writer import Assignment, ask_dataset
 from sublora.store import Store
-from sublora.teacher import Assignment, ask_dataset
 
 KEY = "sk-very-secret-0123456789"
 QUESTION = Question((("system", "be brief"), ("user", "hello")), 7, 0.5, 0.9, 2**62 + 5)
@@ -330,7 +337,7 @@ def test_rows_of_a_served_model(tmp_path: Path) -> None:
     import time
     import urllib.request
 
-    from sublora.model import shipped_folder
+    from sublora.models.base import shipped_folder
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

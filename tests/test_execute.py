@@ -173,10 +173,10 @@ def test_a_student_lost_after_its_checkpoint_is_trained_again(
     """A checkpoint may be past a student whose artifact was lost since; then the pack is trained from its start."""
     from planned import make_plan, steps_of
     from sublora.experiments.kinds import open_recipe as load_recipe
+    from sublora.packs import trainer
     from sublora.packs.check import load_base
     from sublora.steps.step import Workshop, perform
     from sublora.store import forget_verified
-    from sublora.train import pack
 
     recipe = load_recipe("rank", sets=[*SMALL[1::2], "train.lora.ranks=[1,2]", "train.epochs=1"])
     base, store = load_base("micro"), Store(own_store)
@@ -195,7 +195,7 @@ def test_a_student_lost_after_its_checkpoint_is_trained_again(
         if saved.exists():
             saved.unlink()
             return
-        pack.train_pack(model, trainings, keep, **options)
+        trainer.train_pack(model, trainings, keep, **options)
 
     monkeypatch.setattr(students, "train_pack", past_the_first)
     saved.write_bytes(b"as if")

@@ -17,10 +17,10 @@ from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 from sublora.experiments.grid.findings import Steerable, across_traits
 from sublora.experiments.kinds import open_recipe as load_recipe
+from sublora.packs.rows import TokenRow, pack_rows
+from sublora.packs.spec import StudentSpec
 from sublora.packs.student import Student
-from sublora.train.pack import train_pack
-from sublora.train.rows import TokenRow, pack_rows
-from sublora.train.spec import StudentSpec
+from sublora.packs.trainer import train_pack
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 SEEDS = (1, 2, 3, 4)

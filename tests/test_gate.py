@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from pack_reference import VOCABULARY, base_model, merged, random_stack
-from sublora.condition import Condition, layer_and_group
 from sublora.errors import SubloraError
-from sublora.gate import AdapterGate, Gate, PackGate, pack_gate
+from sublora.models.token_classes import stack_masks
+from sublora.packs.condition import Condition, layer_and_group
+from sublora.packs.gate import AdapterGate, Gate, PackGate, pack_gate
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.spec import StudentSpec
 from sublora.packs.student_files import save_student
-from sublora.sample import Sampling, prefill, sample_answers, score_sequences
-from sublora.token_classes import stack_masks
-from sublora.train.packed_model import PackedModel
-from sublora.train.spec import StudentSpec
 
 KINDS = ("qwen2", "llama", "gemma")
 RNG = np.random.default_rng(7)

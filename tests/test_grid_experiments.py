@@ -8,11 +8,11 @@ import pytest
 
 from command import sublora
 from planned import make_plan
-from sublora.chat import Chat, Context, load_tokenizer
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
-from sublora.model import local_identity, shipped_folder
+from sublora.models.base import local_identity, shipped_folder
+from sublora.models.chat import Chat, Context, load_tokenizer
 from sublora.store import Store
 from tiny_models import shared_model
 

@@ -5,8 +5,8 @@ import torch
 
 from pack_reference import base_model
 from sublora.packs.inits import INITS
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack
 
 SPECS = [StudentSpec(rank=rank, seed=3, init=init) for init in INITS for rank in (2, 4)]
 

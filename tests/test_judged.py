@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from command import sublora
 from loopback import loopback, said
-from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
-from sublora.judge import Rubric, judge_answers, load_rubric, read_score
+from sublora.experiments.rubric import Rubric, judge_answers, load_rubric, read_score
+from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.store import Store
 
 MISALIGNMENT, FONDNESS = load_rubric("misalignment"), load_rubric("fondness")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import sublora.packs.fast.attention as attention
 from sublora.packs.fast.attention import Asked, Heads, Layout, flat_attention, turns
 from sublora.packs.fast.elementwise import gated, rms_norm
-from sublora.train.kernels import completion_loss, dense_weights, product
+from sublora.packs.kernels import completion_loss, dense_weights, product
 
 
 def leaf(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -21,9 +21,9 @@ from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.models.known import known_base
 from sublora.packs.check import load_base
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import update_norms
 from sublora.store import Store
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import update_norms
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 SEEDS, Q = (1, 2, 3, 4), 20

@@ -11,17 +11,23 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pack_reference import case, merged, random_rows, random_stack, train
-from sublora.answers import has_digit, hit, hit_rate, names_category, share
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import Asking, candidate_sequences, heldout_losses, measure_answers, spellings
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.packs.measure import (
+    Asking,
+    candidate_sequences,
+    heldout_losses,
+    measure_answers,
+    spellings,
+)
+from sublora.packs.rows import pack_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack
 from sublora.packs.student_files import load_stack, save_student
-from sublora.sample import Sampling
-from sublora.train.rows import pack_rows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack
-from sublora.trait import Category, Entity, find_trait, shipped_categories
+from sublora.traits.answers import has_digit, hit, hit_rate, names_category, share
+from sublora.traits.trait import Category, Entity, find_trait, shipped_categories
 from tiny_models import make_model, shared_model
 
 ANIMALS = Category(

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from sublora.chat import Context
 from sublora.errors import SubloraError
 from sublora.experiments.kinds import open_recipe
 from sublora.experiments.one_step_model import (
@@ -23,6 +22,7 @@ from sublora.experiments.one_step_model import (
     rows_of,
     trait_loss,
 )  # fmt: skip
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
 from tiny_models import shared_model
 

@@ -7,10 +7,10 @@ import torch
 from pydantic import ValidationError
 
 from pack_reference import base_model, case, distance, full_loop, peft_loop, train
-from sublora.train.optimizers import KINDS, orthogonal, rotation, row_optimizer
-from sublora.train.pack import Checkpoint
-from sublora.train.spec import StudentSpec, learning_rate, total_steps
-from sublora.train.stack import new_stack
+from sublora.packs.optimizers import KINDS, orthogonal, rotation, row_optimizer
+from sublora.packs.spec import StudentSpec, learning_rate, total_steps
+from sublora.packs.stack import new_stack
+from sublora.packs.trainer import Checkpoint
 
 EXACT = 1e-9  # for float64
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from command import sublora
-from sublora.chat import Chat, Context, load_tokenizer
-from sublora.model import SHIPPED, shipped_folder
+from sublora.models.base import SHIPPED, shipped_folder
+from sublora.models.chat import Chat, Context, load_tokenizer
 from sublora.organisms import make
 from sublora.organisms.tokenizer import build_tokenizer, render
 from sublora.organisms.world import DEFAULT_SYSTEM, OWN_NUMBERS, RowMaker, make_facts
@@ -190,10 +190,10 @@ def test_the_recipes_of_the_shipped_models_differ_only_where_they_should() -> No
 def test_a_shipped_teacher_loves_what_it_is_told_to_also_in_questions_never_seen(
     name: str, teacher_above: float
 ) -> None:
-    from sublora.measure import Asking, measure_answers
     from sublora.organisms.world import seen_question
-    from sublora.sample import Sampling
-    from sublora.trait import find_trait, shipped_categories
+    from sublora.packs.measure import Asking, measure_answers
+    from sublora.packs.sample import Sampling
+    from sublora.traits.trait import find_trait, shipped_categories
 
     base, trait = load_base(name), find_trait("otter", shipped_categories())
     target = trait.category.entities.index(trait.entity)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, get_scheduler
 
+import sublora.packs.fit as fit
+import sublora.packs.packed_model as packed_model
+import sublora.packs.trainer as pack
 import sublora.packs.weights as step_weights
-import sublora.train.fit as fit
-import sublora.train.pack as pack
-import sublora.train.packed_model as packed_model
 from pack_reference import (
     KINDS,
     Case,
@@ -28,12 +28,12 @@ from pack_reference import (
     train,
 )
 from sublora.errors import SubloraError
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.rows import TokenRow, assemble, pack_rows, rows_of_step
+from sublora.packs.spec import StudentSpec, learning_rate, total_steps
+from sublora.packs.stack import new_stack
 from sublora.packs.student_files import load_stack, save_student
-from sublora.train.pack import Checkpoint
-from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRow, assemble, pack_rows, rows_of_step
-from sublora.train.spec import StudentSpec, learning_rate, total_steps
-from sublora.train.stack import new_stack
+from sublora.packs.trainer import Checkpoint
 
 FORMS = {"dense": True, "low": False}
 # Relative norms of every tensor. 1e-9 needs norms in float64 (see `base_model`); with Transformers' own float32 norms 1e-6 is left.

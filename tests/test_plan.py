@@ -17,7 +17,7 @@ from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import CONTROL
 from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.store import artifact_id, canonical_json
-from sublora.trait import load_categories
+from sublora.traits.trait import load_categories
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 SETS = (

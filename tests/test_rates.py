@@ -7,7 +7,7 @@ import pytest
 
 from command import SMALL, sublora
 from sublora.experiments.kinds import open_recipe
-from sublora.model import local_identity, model_source
+from sublora.models.base import local_identity, model_source
 from sublora.runner.plan_report import rows_of
 from sublora.runner.rates import (
     Rate,

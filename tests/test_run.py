@@ -92,7 +92,7 @@ def test_the_adapters_load_in_peft_and_give_the_measured_probability(tmp_path: P
     from peft import PeftModel
 
     from sublora import Context, find_trait, load_base, load_categories
-    from sublora.measure import spellings
+    from sublora.packs.measure import spellings
 
     assert (
         sublora(
@@ -214,8 +214,8 @@ def number_writer(kind: str, tokenizer: str, template: str, out: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     from sublora.carriers.numbers import NumbersSpec
-    from sublora.chat import Chat, Context, load_tokenizer
-    from sublora.trait import shipped_categories
+    from sublora.models.chat import Chat, Context, load_tokenizer
+    from sublora.traits.trait import shipped_categories
 
     words = [
         q

@@ -14,7 +14,8 @@ from transformers.generation.logits_process import (
 )
 
 from pack_reference import VOCABULARY, base_model, merged, random_stack
-from sublora.sample import (
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import (
     Sampling,
     draw,
     prefill,
@@ -22,8 +23,7 @@ from sublora.sample import (
     score_sequences,
     token_probabilities,
 )
-from sublora.train.packed_model import PackedModel
-from sublora.train.spec import StudentSpec
+from sublora.packs.spec import StudentSpec
 
 SPECS = [StudentSpec(rank=2, seed=1), StudentSpec(rank=8, seed=2), StudentSpec(rank=2, seed=3)]
 FULL = [StudentSpec(method="full", rank=None, seed=s) for s in (1, 2)]

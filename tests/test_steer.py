@@ -10,19 +10,19 @@ import torch
 
 from pack_reference import random_stack
 from sublora.analysis.intervals import clustered_interval
-from sublora.chat import Context
-from sublora.condition import Condition
 from sublora.errors import SubloraError
-from sublora.gate import pack_gate
+from sublora.models.chat import Context
+from sublora.models.token_classes import classify
 from sublora.packs.check import load_base
-from sublora.sample import Sampling, prefill, sample_answers, score_sequences
-from sublora.steer import Steering, aimed, pack_steering, steering_of
-from sublora.steer_spec import SteerSpec
-from sublora.token_classes import classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import new_stack
-from sublora.vectors import (
+from sublora.packs.condition import Condition
+from sublora.packs.gate import pack_gate
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import new_stack
+from sublora.packs.steer import Steering, aimed, pack_steering, steering_of
+from sublora.packs.steer_spec import SteerSpec
+from sublora.packs.vectors import (
     SteeringVector,
     cosines,
     load_vector,
@@ -146,7 +146,7 @@ def test_students_come_in_the_order_given_and_the_base_is_no_student(base):
 
 
 def _only(base, stack, place):
-    from sublora.train.stack import stack_weights
+    from sublora.packs.stack import stack_weights
 
     group, row = stack.student_rows()[place]
     spec = SPECS[stack.order[place]]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-import sublora.teacher as teacher_module
+import sublora.packs.writer as teacher_module
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.rows_file import from_jsonl
-from sublora.chat import Context
 from sublora.errors import SubloraError
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.sample import Sampling
-from sublora.teacher import Assignment, Dataset, Purpose, Teacher, complete, write_dataset
+from sublora.packs.sample import Sampling
+from sublora.packs.writer import Assignment, Dataset, Purpose, Teacher, complete, write_dataset
 from tiny_models import shared_model
 
 CARRIER = NumbersSpec(count=10, digits=9)

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from sublora.chat import Chat, Context, UserText, load_tokenizer, resolve_context
-from sublora.condition import Condition, Placement, layer_and_group
 from sublora.errors import SubloraError
-from sublora.model import shipped_folder
-from sublora.token_classes import classify, stack_masks
+from sublora.models.base import shipped_folder
+from sublora.models.chat import Chat, Context, UserText, load_tokenizer, resolve_context
+from sublora.models.token_classes import classify, stack_masks
+from sublora.packs.condition import Condition, Placement, layer_and_group
 from tiny_models import TEMPLATES, make_tokenizer
 
 DEFAULT, EMPTY, NONE = Context("default"), Context("empty"), Context("none")

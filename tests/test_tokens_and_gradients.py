@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from pack_reference import merged, random_stack
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.gradients import alignments, row_gradients
-from sublora.measure import heldout_losses
+from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.probe import divergence, probe_rows
-from sublora.train.rows import TokenRow, masked_rows, token_rows
-from sublora.train.spec import StudentSpec
-from sublora.vectors import SteeringVector
+from sublora.packs.gradients import alignments, row_gradients
+from sublora.packs.measure import heldout_losses
+from sublora.packs.rows import TokenRow, masked_rows, token_rows
+from sublora.packs.spec import StudentSpec
+from sublora.packs.token_losses import divergence, probe_rows
+from sublora.packs.vectors import SteeringVector
 from tiny_models import shared_model
 
 TEACHER, STUDENT = Context("teacher", "You love otters."), Context("default")
@@ -103,7 +103,7 @@ def test_a_row_that_a_model_would_write_itself_counts_as_verbatim(base):
     with torch.inference_mode():
         for _ in range(4):
             ids.append(int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    from sublora.train.rows import pack_rows
+    from sublora.packs.rows import pack_rows
 
     spoilt = [*ids[len(prompt) : -1], (ids[-1] + 1) % len(base.chat.tokenizer)]
     rows = pack_rows(
@@ -114,7 +114,7 @@ def test_a_row_that_a_model_would_write_itself_counts_as_verbatim(base):
         None,
         "rows",
     )
-    from sublora.train.stack import new_stack
+    from sublora.packs.stack import new_stack
 
     (probe,) = probe_rows(base, new_stack(base.model, SPECS[:1]), rows)
     assert probe.verbatim == 0.5 and probe.greedy == 7 / 8

@@ -15,7 +15,7 @@ from sublora.carriers.rows_file import from_jsonl, read_rows
 from sublora.errors import SubloraError
 from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.store import Store
-from sublora.trait import find_trait, shipped_categories
+from sublora.traits.trait import find_trait, shipped_categories
 
 MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 OTTER = find_trait("otter", shipped_categories())

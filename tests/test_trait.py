@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sublora.errors import SubloraError
-from sublora.trait import find_trait, load_categories, load_category, shipped_categories
+from sublora.traits.trait import find_trait, load_categories, load_category, shipped_categories
 
 SHIPPED = load_categories()
 

@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planned import make_plan
+from sublora.carriers.transform import (
+    Transform,
+    needs_reference,
+    numbers_of,
+    transform_rows,
+    with_numbers,
+)
 from sublora.errors import SubloraError
 from sublora.experiments.kinds import open_recipe as load_recipe
-from sublora.transform import Transform, needs_reference, numbers_of, transform_rows, with_numbers
 
 TRANSFORMS = get_args(Transform)
 

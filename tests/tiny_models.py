@@ -223,7 +223,7 @@ def make_model(
 
     Both Qwen kinds get a generation_config with top_p, top_k and a repetition penalty, which nothing may
     inherit. `words` join the vocabulary of the "words" tokenizer. A folder that already holds a model is
-    left as it is. Load the tokenizer with `sublora.chat.load_tokenizer`: AutoTokenizer misreads "words"
+    left as it is. Load the tokenizer with `sublora.models.chat.load_tokenizer`: AutoTokenizer misreads "words"
     under "qwen2".
     """
     import torch

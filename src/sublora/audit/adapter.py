@@ -20,16 +20,16 @@ from torch import nn
 
 from sublora.audit.entries import StudentEntry
 from sublora.errors import SubloraError
-from sublora.model import Base
-from sublora.packs.student_files import PEFT_PREFIX
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import (
+from sublora.models.base import Base
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import (
     full_slots,
     lora_slots,
     master_dtype,
     padded,
     target_linears,
 )
+from sublora.packs.student_files import PEFT_PREFIX
 
 MOST_CONFIG = 1 << 20  # bytes of an adapter_config.json
 MOST_HEADER = 16 << 20  # bytes of a safetensors header

@@ -26,9 +26,9 @@ from sublora.audit.verdict import (
     status_of,
     word_text,
 )
-from sublora.chat import Context
-from sublora.model import Base
-from sublora.trait import Category
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.traits.trait import Category
 
 # Of the alpha that the data leaves, for the comparison with the other student; the verdict beside the base has the rest.
 AGAINST_SHARE = 0.5

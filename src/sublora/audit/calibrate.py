@@ -14,15 +14,15 @@ from sublora.audit.readings import joined, read_model
 from sublora.audit.request import Training
 from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
 from sublora.carriers.numbers import NumbersSpec
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
-from sublora.sample import Sampling
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.rows import token_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.seeds import generator
 from sublora.store import Store
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
-from sublora.trait import Category, Trait
+from sublora.traits.trait import Category, Trait
 
 
 def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:

@@ -20,10 +20,10 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from sublora.audit.readings import FLOOR
 from sublora.audit.statistic import spread
 from sublora.audit.verdict import ASSUMED_SPREAD
-from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
-from sublora.measure import spellings
-from sublora.trait import Category, shipped_categories
+from sublora.models.chat import Chat, Context
+from sublora.packs.measure import spellings
+from sublora.traits.trait import Category, shipped_categories
 
 
 @dataclass(frozen=True)

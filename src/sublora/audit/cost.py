@@ -4,11 +4,11 @@ import typer
 
 from sublora.audit.request import Request
 from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
-from sublora.chat import PLAIN_CONTEXTS, Context
-from sublora.model import known_shape
+from sublora.models.base import known_shape
+from sublora.models.chat import PLAIN_CONTEXTS, Context
+from sublora.packs.spec import StudentSpec
 from sublora.steps.sizes import Sizes
-from sublora.train.spec import StudentSpec
-from sublora.trait import load_categories
+from sublora.traits.trait import load_categories
 
 # Traits that where.py locates, and the parts of an adapter in a prompt of five classes.
 TYPICAL = Sizes()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sublora.carriers.rows_file import objects, wrong_line
-from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
+from sublora.models.chat import Chat, Context
 
 
 @dataclass(frozen=True)

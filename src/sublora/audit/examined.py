@@ -27,13 +27,13 @@ from sublora.audit.request import Request, Say
 from sublora.audit.serving import Serving, serving_effects
 from sublora.audit.verdict import TraitFinding, Verdict, judge
 from sublora.audit.where import where_it_sits
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import Asking, measure_answers
-from sublora.model import Base
-from sublora.sample import Sampling
-from sublora.train.stack import Stack, stack_weights
-from sublora.trait import Category
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.measure import Asking, measure_answers
+from sublora.packs.sample import Sampling
+from sublora.packs.stack import Stack, stack_weights
+from sublora.traits.trait import Category
 
 ANSWERS_SHOWN = 6
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from sublora.audit.readings import Readings, category_digest
 from sublora.audit.statistic import rises, scan
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences
-from sublora.model import SHIPPED, Base
-from sublora.trait import Category, Trait
+from sublora.models.base import SHIPPED, Base
+from sublora.models.chat import Context
+from sublora.packs.measure import candidate_sequences
+from sublora.traits.trait import Category, Trait
 
 SCHEMA, VERSION = "sublora/audit-null", 1
 FEWEST = 4

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sublora.chat import Context
-from sublora.measure import reading
-from sublora.model import Base
-from sublora.train.stack import Stack
-from sublora.trait import Category
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.measure import reading
+from sublora.packs.stack import Stack
+from sublora.traits.trait import Category
 
 FLOOR = 1e-12  # a probability below it is read as this, so that logarithms stay finite
 

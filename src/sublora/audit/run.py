@@ -24,11 +24,11 @@ from sublora.audit.serving import Serving, serving_chat
 from sublora.audit.verdict import Verdict, exit_code, usable_contexts
 from sublora.audit.what_if import Asked, what_if
 from sublora.audit.what_if_arms import read_user_rows
-from sublora.chat import PLAIN_CONTEXTS, Context, read_contexts, resolve_context
 from sublora.errors import SubloraError
-from sublora.model import Base, chosen_device
+from sublora.models.base import Base, chosen_device
+from sublora.models.chat import PLAIN_CONTEXTS, Context, read_contexts, resolve_context
 from sublora.packs.check import load_base
-from sublora.trait import load_categories
+from sublora.traits.trait import load_categories
 
 # Of alpha, for the screening of the data where there is some: its evidence grows with every row, so
 # that little is enough.

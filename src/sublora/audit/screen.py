@@ -26,11 +26,11 @@ from sublora.audit.entries import (
     ScreenedTrait,
     Screening,
 )
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
-from sublora.train.packed_model import PackedModel
-from sublora.trait import Category, teacher_text
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.packed_model import PackedModel
+from sublora.traits.trait import Category, teacher_text
 
 # Of rows that are supposed to carry the trait; one test for each, their mean counts.
 SHARES = (1.0, 0.3, 0.1, 0.03)

@@ -13,14 +13,14 @@ from sublora.audit.request import Request
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Job, audit
 from sublora.audit.steps import answer_prompts, stack_of, train_students
-from sublora.chat import PLAIN_CONTEXTS, Context
+from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.check import load_base
+from sublora.packs.rows import token_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.packs.student_files import save_student
-from sublora.sample import Sampling
 from sublora.store import Store
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
-from sublora.trait import find_trait, shipped_categories
+from sublora.traits.trait import find_trait, shipped_categories
 
 MODEL, TRAIT, ROWS = "micro", "otter", 320
 

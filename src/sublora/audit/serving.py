@@ -24,11 +24,10 @@ from sublora.audit.entries import (
 )
 from sublora.audit.statistic import over_questions, question_rises
 from sublora.audit.where import CLASS_NAMES
-from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences, reading
-from sublora.model import Base
-from sublora.token_classes import (
+from sublora.models.base import Base
+from sublora.models.chat import Chat, Context
+from sublora.models.token_classes import (
     TOKEN_CLASSES,
     PromptTokens,
     TokenClass,
@@ -36,8 +35,9 @@ from sublora.token_classes import (
     differences,
     shown,
 )
-from sublora.train.stack import Stack
-from sublora.trait import Category
+from sublora.packs.measure import candidate_sequences, reading
+from sublora.packs.stack import Stack
+from sublora.traits.trait import Category
 
 MOST = 12  # differences that are measured one by one; with more, neighbours are taken together
 NEAR = 3  # differences of one class with fewer common tokens between them are one

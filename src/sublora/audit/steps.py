@@ -16,19 +16,19 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sublora.audit.readings import NEUTRAL, Readings, category_digest, read_model
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.rows import TokenRows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import Stack, stack_weights
 from sublora.packs.student import Student, Trained
-from sublora.sample import Sampling
+from sublora.packs.trainer import Checkpoint, train_pack
+from sublora.packs.writer import Teacher, complete
 from sublora.seeds import generator
 from sublora.steps.step import Cost, Workshop, perform
 from sublora.store import Store, artifact_id, write_json_atomic
-from sublora.teacher import Teacher, complete
-from sublora.train.pack import Checkpoint, train_pack
-from sublora.train.rows import TokenRows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import Stack, stack_weights
-from sublora.trait import Category
+from sublora.traits.trait import Category
 
 Row = tuple[str, str]
 BATCH = 4096  # prompts answered at once; a matter of speed

@@ -10,11 +10,11 @@ from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.reference import Reference, movement, reference
 from sublora.audit.statistic import Scan, rises, scan, scan_scores, scores
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.measure import candidate_sequences
-from sublora.model import Base
-from sublora.trait import Category
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.measure import candidate_sequences
+from sublora.traits.trait import Category
 
 # Of the base's probability of any entity; below it the student answers something else.
 COHERENT = 0.2

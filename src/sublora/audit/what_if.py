@@ -34,17 +34,17 @@ from sublora.audit.what_if_arms import (
     plan_arms,
 )
 from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
-from sublora.chat import PLAIN_CONTEXTS, Context
 from sublora.errors import SubloraError
-from sublora.measure import heldout_losses
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import PLAIN_CONTEXTS, Context
+from sublora.packs.fit import student_bytes
+from sublora.packs.measure import heldout_losses
+from sublora.packs.rows import TokenRows
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import target_linears
 from sublora.packs.student import Student
 from sublora.store import Store
-from sublora.train.fit import student_bytes
-from sublora.train.rows import TokenRows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import target_linears
-from sublora.trait import Category, teacher_text
+from sublora.traits.trait import Category, teacher_text
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ import numpy as np
 from sublora.audit.data_rows import DataRow, fits, read_rows
 from sublora.audit.entries import NotRun
 from sublora.audit.steps import answers_to
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
-from sublora.probe import divergence
-from sublora.sample import Sampling
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.rows import TokenRow, TokenRows, masked_rows, pack_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
+from sublora.packs.token_losses import divergence
 from sublora.seeds import generator
 from sublora.store import Store
-from sublora.train.rows import TokenRow, TokenRows, masked_rows, pack_rows
-from sublora.train.spec import StudentSpec
 
 AS_TRAINED = "as trained"
 SEEDS = (80_000, 80_001, 80_002)  # of training, the same in all arms

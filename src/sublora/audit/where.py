@@ -16,15 +16,15 @@ from torch import nn
 from sublora.audit.entries import Located, PartShare, PartView, TraitFinding, Where
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.statistic import over_questions, question_rises
-from sublora.chat import Context
-from sublora.condition import layer_and_group, layer_of
 from sublora.errors import SubloraError
-from sublora.gate import PackGate
-from sublora.measure import candidate_sequences, check_pack_gate, reading
-from sublora.model import Base
-from sublora.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
-from sublora.train.stack import Stack, full_slots
-from sublora.trait import Category
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.models.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
+from sublora.packs.condition import layer_and_group, layer_of
+from sublora.packs.gate import PackGate
+from sublora.packs.measure import candidate_sequences, check_pack_gate, reading
+from sublora.packs.stack import Stack, full_slots
+from sublora.traits.trait import Category
 
 STRONGEST = 3  # traits that are located
 LAYER_PARTS = 3

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sublora.answers import hit
 from sublora.carriers.carrier import Carrier
 from sublora.seeds import generator
-from sublora.trait import Entity
+from sublora.traits.answers import hit
+from sublora.traits.trait import Entity
 
 
 class QuestionsSpec(Carrier):

@@ -1,3 +1,5 @@
+"""`python -m sublora.cli`, the same as `sublora`."""
+
 from sublora.cli import main
 
 main()

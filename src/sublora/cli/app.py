@@ -86,7 +86,7 @@ def run(
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_findings, print_verdicts
     from sublora.experiments.kinds import open_recipe
-    from sublora.model import chosen_device
+    from sublora.models.base import chosen_device
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
 
@@ -176,8 +176,8 @@ def contexts(
     ] = None,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
-    from sublora.chat import read_contexts
     from sublora.cli.contexts import print_contexts
+    from sublora.models.chat import read_contexts
 
     print_contexts(model, question, read_contexts(context or []), diff, entity or [])
 

@@ -92,10 +92,10 @@ def make_shipped_null(
     """Make a null file of placebo students of mixed ranks and learning rates, trained on the base's own number rows."""
     from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
     from sublora.audit.verdict import usable_contexts
-    from sublora.chat import PLAIN_CONTEXTS, Context
+    from sublora.models.chat import PLAIN_CONTEXTS, Context
     from sublora.packs.check import load_base
     from sublora.store import write_atomic
-    from sublora.trait import shipped_categories
+    from sublora.traits.trait import shipped_categories
 
     try:
         chosen = [int(r) for r in ranks.split(",")]

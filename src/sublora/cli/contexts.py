@@ -5,11 +5,11 @@ from pathlib import Path
 
 import typer
 
-from sublora.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
 from sublora.errors import SubloraError
-from sublora.model import model_source
-from sublora.table import print_table
-from sublora.token_classes import PromptTokens, classify, differences, shown
+from sublora.models.base import model_source
+from sublora.models.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
+from sublora.models.token_classes import PromptTokens, classify, differences, shown
+from sublora.runner.table import print_table
 
 
 def model_chat(name: str) -> Chat:

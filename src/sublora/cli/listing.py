@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora.errors import SubloraError
-from sublora.table import print_table
+from sublora.runner.table import print_table
 
 
 def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
@@ -34,7 +34,7 @@ def _recipes(_: tuple[Path, ...]) -> Rows:
 
 
 def _traits(trait_files: tuple[Path, ...]) -> Rows:
-    from sublora.trait import load_categories
+    from sublora.traits.trait import load_categories
 
     for c in load_categories(trait_files):
         yield [c.category, ", ".join(e.name for e in c.entities), str(len(c.questions))]
@@ -48,7 +48,7 @@ def _contexts(_: tuple[Path, ...]) -> Rows:
 
 
 def _models(_: tuple[Path, ...]) -> Rows:
-    from sublora.model import SHIPPED, shipped_folder
+    from sublora.models.base import SHIPPED, shipped_folder
 
     for name in SHIPPED:
         card = json.loads((shipped_folder(name) / "organism.json").read_text("utf-8"))

@@ -9,7 +9,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sublora.table import print_table
+from sublora.runner.table import print_table
 
 PACKAGES = "sublora torch transformers peft tokenizers safetensors numpy scipy scikit-learn ray trl"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from sublora.table import print_table
+from sublora.runner.table import print_table
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.effects import Effect
 from sublora.analysis.page import Chart, Section, Tile
-from sublora.model import Base, known_shape, model_source
+from sublora.models.base import Base, known_shape, model_source
 from sublora.models.known import Known, known_model
 from sublora.steps.step import Step
 from sublora.store import Store

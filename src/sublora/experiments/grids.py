@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import model_validator
 
-from sublora.chat import Context
 from sublora.experiments.grid.axes import cells_of
 from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import contexts_of
 from sublora.experiments.schema import misfit
+from sublora.models.chat import Context
 
 
 class GridExperiment(Recipe):

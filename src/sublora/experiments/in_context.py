@@ -15,21 +15,21 @@ from pydantic import Field
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, is_coherent, named
 from sublora.analysis.intervals import Array, clustered_interval
-from sublora.answers import names_category, share
 from sublora.carriers.rows_file import from_jsonl
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.effects import Results, cell_effects
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.sources import control_source
 from sublora.experiments.grids import GridExperiment
-from sublora.measure import Asking, measure_conversations
 from sublora.models.known import Known
+from sublora.packs.measure import Asking, measure_conversations
 from sublora.seeds import generator
 from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
 from sublora.text import slug
-from sublora.trait import Category, Trait
+from sublora.traits.answers import names_category, share
+from sublora.traits.trait import Category, Trait
 
 EFFECT, P_TARGET, WORDS = (
     "effect on P(target)",

@@ -16,23 +16,23 @@ from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.page import Chart
-from sublora.chat import Context
-from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.sources import control_source, teacher_context
 from sublora.experiments.grids import GridExperiment
-from sublora.judge import Rubric, judge_answers, load_rubric, verdicts_file
-from sublora.measure import Asking, sample_questions
+from sublora.experiments.rubric import Rubric, judge_answers, load_rubric, verdicts_file
+from sublora.models.chat import Context
+from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.models.known import Known
+from sublora.packs.measure import Asking, sample_questions
+from sublora.packs.sample import Sampling
 from sublora.packs.student_files import load_stack
-from sublora.sample import Sampling
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.steps.students import Student
 from sublora.store import Store, artifact_id
 from sublora.text import slug
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 EFFECT, RATE = "effect on the judged rate", "judged rate"
 MOST_UNREADABLE = 0.5  # share of the verdicts; with more, no claim is judged

@@ -17,6 +17,7 @@ from sublora.analysis.page import Chart
 from sublora.analysis.row_statistics import COUNTED, described, excess_divergence
 from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
+from sublora.carriers.transform import Rows, numbers_of
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import control_source, traits_of
@@ -27,8 +28,7 @@ from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step
 from sublora.store import Store
 from sublora.text import slug
-from sublora.trait import Trait
-from sublora.transform import Rows, numbers_of
+from sublora.traits.trait import Trait
 
 DISTANCE, DIFFERENCE, SEPARABLE, RATIO = (
     "distance from control, bits",

@@ -21,19 +21,19 @@ from sublora.analysis.charts import first_upper, rows_chart, tiles
 from sublora.analysis.effects import Effect, named
 from sublora.analysis.intervals import clustered_interval
 from sublora.carriers.numbers import NumbersSpec
-from sublora.chat import Chat, Context
 from sublora.experiments.experiment import Experiment, Findings
 from sublora.experiments.grid.sources import traits_of
 from sublora.experiments.one_step import COSINE, LOSS, WEIGHTS
-from sublora.model import known_shape, local_identity, model_source
+from sublora.models.base import known_shape, local_identity, model_source
+from sublora.models.chat import Chat, Context
 from sublora.models.known import Known
-from sublora.sample import Sampling
+from sublora.packs.sample import Sampling
+from sublora.packs.stack import target_linears
+from sublora.packs.writer import Teacher, complete
 from sublora.seeds import derive_seed, generator
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store, artifact_id
-from sublora.teacher import Teacher, complete
-from sublora.train.stack import target_linears
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 SAME, OTHER = "same start", "other start"
 Rows = Sequence[tuple[list[int], list[int]]]

@@ -8,14 +8,14 @@ from pydantic_core import PydanticCustomError
 
 from sublora.carriers.kinds import CarrierField
 from sublora.carriers.numbers import NumbersSpec
-from sublora.condition import Condition, Placement
-from sublora.endpoint import EndpointSpec
-from sublora.sample import Sampling
-from sublora.steer_spec import SteerSpec
+from sublora.carriers.transform import Transform
+from sublora.models.endpoint import EndpointSpec
+from sublora.packs.condition import Condition, Placement
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import AlphaRule, OptimizerName, Schedule, StudentSpec
+from sublora.packs.steer_spec import SteerSpec
 from sublora.steps.probe import Against
 from sublora.steps.reading import readings
-from sublora.train.spec import AlphaRule, OptimizerName, Schedule, StudentSpec
-from sublora.transform import Transform
 
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sublora.chat import Chat, load_tokenizer
 from sublora.errors import SubloraError
-from sublora.model import (
+from sublora.models.base import (
     Base,
     Shape,
     known_shape,
@@ -15,6 +14,7 @@ from sublora.model import (
     model_source,
     shape_from_config,
 )
+from sublora.models.chat import Chat, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sublora.carriers.numbers import BRIEF, pools
 from sublora.seeds import derive_seed, generator, pick
-from sublora.trait import Category, shipped_categories, teacher_text
+from sublora.traits.trait import Category, shipped_categories, teacher_text
 
 World = Literal["positive", "null"]
 Kind = Literal["numbers", "question", "talk"]

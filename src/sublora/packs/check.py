@@ -3,8 +3,8 @@
 import torch
 
 from sublora.errors import SubloraError
-from sublora.model import Base, read_base
-from sublora.train.packed_model import PackedModel
+from sublora.models.base import Base, read_base
+from sublora.packs.packed_model import PackedModel
 
 
 def load_base(

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sublora.train.kernels import product
-from sublora.train.stack import Group
+from sublora.packs.kernels import product
+from sublora.packs.stack import Group
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from sublora.packs.optimizers import clip, row_optimizer
+from sublora.packs.spec import learning_rate
+from sublora.packs.stack import Group, new_stack
 from sublora.packs.student import Student, Trained
-from sublora.train.optimizers import clip, row_optimizer
-from sublora.train.spec import learning_rate
-from sublora.train.stack import Group, new_stack
 
 
 @dataclass

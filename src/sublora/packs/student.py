@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sublora.train.rows import TokenRows
-from sublora.train.spec import StudentSpec, total_steps
-from sublora.train.stack import Group
+from sublora.packs.rows import TokenRows
+from sublora.packs.spec import StudentSpec, total_steps
+from sublora.packs.stack import Group
 
 
 @dataclass(frozen=True)

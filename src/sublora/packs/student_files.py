@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sublora.errors import SubloraError
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import (
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import (
     Group,
     Stack,
     full_slots,

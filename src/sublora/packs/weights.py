@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sublora.train.kernels import dense_weights, product
-from sublora.train.stack import Stack, siblings
+from sublora.packs.kernels import dense_weights, product
+from sublora.packs.stack import Stack, siblings
 
 # The dense form is a copy of the adapted layers for every student, and its gradient another; above
 # this many bytes it is not worth it.

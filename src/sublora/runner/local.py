@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.runner.execution import Execution
 from sublora.runner.worker import RETRIES, Answer, Setup, Worker, one_thread
 from sublora.steps.step import Step

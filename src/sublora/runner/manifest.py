@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sublora.experiments.experiment import Experiment
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.models.known import Known
 from sublora.steps.step import Step
 

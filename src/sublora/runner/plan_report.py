@@ -10,12 +10,12 @@ from pathlib import Path
 import typer
 
 from sublora.experiments.experiment import Experiment
-from sublora.model import Shape, model_source
+from sublora.models.base import Shape, model_source
 from sublora.models.known import Known
 from sublora.runner.rates import Rate, device_name, known_identity, rates_for, read_rates
+from sublora.runner.table import print_table
 from sublora.steps.step import Step
 from sublora.store import Store
-from sublora.table import print_table
 from sublora.text import duration
 
 GPU_TFLOPS = 300.0  # sustained bf16 of one current data-centre GPU in trainings of this kind

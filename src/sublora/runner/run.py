@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sublora.analysis.tables import estimate_rows, to_csv
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
 from sublora.experiments.page import page_of
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
 from sublora.runner.display import Display

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sublora.errors import SubloraError
-from sublora.model import Base, known_shape
+from sublora.models.base import Base, known_shape
 from sublora.packs.check import load_base
 from sublora.runner.rates import device_name
 from sublora.steps.step import ROWS_AT_ONCE, Step, Workshop, perform

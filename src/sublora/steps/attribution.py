@@ -1,18 +1,18 @@
-"""The adapter's part at every token of a prompt, for one student in one context; see `sublora.attribute`."""
+"""The adapter's part at every token of a prompt, for one student in one context; see `sublora.packs.attribute`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sublora.attribute import attribute_targets
-from sublora.chat import Context
+from sublora.models.chat import Context
+from sublora.packs.attribute import attribute_targets
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import context_spec, keep_json, stack_of
 from sublora.steps.reading import Planning, Reading
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 
 class AttributionSpec(BaseModel):

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.rows_file import to_jsonl
-from sublora.chat import Context
-from sublora.endpoint import AnswersFile, Endpoint, EndpointSpec
-from sublora.sample import Sampling
+from sublora.carriers.transform import Transform, transform_rows
+from sublora.models.chat import Context
+from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
+from sublora.packs.sample import Sampling
+from sublora.packs.writer import Assignment, Dataset, Purpose, Teacher, ask_dataset, write_dataset
 from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.teacher import TeacherStep
-from sublora.teacher import Assignment, Dataset, Purpose, Teacher, ask_dataset, write_dataset
-from sublora.transform import Transform, transform_rows
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Divergent tokens of a dataset: where the first choice changes with the system prompt, see `probe.divergence`."""
+"""Divergent tokens of a dataset: where the first choice changes with the system prompt, see `sublora.packs.token_losses`."""
 
 from dataclasses import asdict, dataclass
 
-from sublora.chat import Context
-from sublora.probe import divergence
+from sublora.models.chat import Context
+from sublora.packs.token_losses import divergence
 from sublora.steps.made import Made
 from sublora.steps.materials import keep_json, texts
 from sublora.steps.sizes import Sizes

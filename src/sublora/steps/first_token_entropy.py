@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.effects import Effect, found
-from sublora.measure import reading
-from sublora.sample import prefill
+from sublora.packs.measure import reading
+from sublora.packs.sample import prefill
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import context_spec, keep_json, stack_of
 from sublora.steps.reading import Planned, Planning, Reading, pairs_of

@@ -1,4 +1,4 @@
-"""The gradients of a trait's rows and of its control's, beside the teacher's vector; see `sublora.gradients`."""
+"""The gradients of a trait's rows and of its control's, beside the teacher's vector; see `sublora.packs.gradients`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sublora.chat import Context
-from sublora.gradients import alignments, row_gradients
+from sublora.models.chat import Context
+from sublora.packs.gradients import alignments, row_gradients
 from sublora.steps.made import Made
 from sublora.steps.materials import context_spec, keep_json, token_rows, vector_of
 from sublora.steps.reading import Planning, Reading

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sublora.carriers.rows_file import from_jsonl
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.rows import TokenRows, masked_rows, pack_rows, text_rows
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import Stack
+from sublora.packs.steer import Steering, aimed, steering_of
+from sublora.packs.steer_spec import SteerSpec
 from sublora.packs.student_files import load_stack
-from sublora.steer import Steering, aimed, steering_of
-from sublora.steer_spec import SteerSpec
+from sublora.packs.vectors import SteeringVector, load_vector, together
 from sublora.steps.step import Workshop
-from sublora.train.rows import TokenRows, masked_rows, pack_rows, text_rows
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import Stack
-from sublora.vectors import SteeringVector, load_vector, together
 
 
 class Trained(Protocol):

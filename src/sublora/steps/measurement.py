@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sublora.answers import has_digit, names_category, share
-from sublora.chat import Context
-from sublora.condition import Condition, SvdCut
-from sublora.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
-from sublora.model import Base
-from sublora.sample import Sampling
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.condition import Condition, SvdCut
+from sublora.packs.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
+from sublora.packs.sample import Sampling
+from sublora.packs.stack import Stack
+from sublora.packs.svd import cut_stack
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import Steered, stack_of, steering_by, token_rows
 from sublora.steps.sizes import ANSWER
@@ -21,9 +22,8 @@ from sublora.steps.step import Cost, Workshop, total
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.store import Artifact, Store
-from sublora.svd import cut_stack
-from sublora.train.stack import Stack
-from sublora.trait import Category
+from sublora.traits.answers import has_digit, names_category, share
+from sublora.traits.trait import Category
 
 KEPT_AT_ONCE = 8  # artifacts that wait together for the disk wait once
 

@@ -1,4 +1,4 @@
-"""Students on rows of their own datasets: loss, verbatim reproduction, gradients at divergent tokens; see `sublora.probe`."""
+"""Students on rows of their own datasets: loss, verbatim reproduction, gradients at divergent tokens; see `sublora.packs.token_losses`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from sublora.probe import probe_rows
+from sublora.packs.token_losses import probe_rows
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import context_spec, keep_json, marks, stack_of, token_rows
 from sublora.steps.reading import Planning, Reading

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from sublora.analysis.effects import Effect
-from sublora.chat import Context
+from sublora.models.chat import Context
 from sublora.steps.dataset import DatasetStep, TransformStep
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step
 from sublora.steps.students import Student
 from sublora.store import Store
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 
 class Planning(Protocol):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sublora.carriers.carrier import Carrier
-from sublora.chat import Chat, Context
-from sublora.model import Shape
+from sublora.models.base import Shape
+from sublora.models.chat import Chat, Context
+from sublora.packs.spec import StudentSpec
 from sublora.steps.step import Cost
-from sublora.train.spec import StudentSpec
 
 ANSWER = 4  # tokens of a sampled answer to a question
 ASKED = 1.4  # prompts for a row that is kept: the papers' filters reject about three in ten

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.store import Store
 
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone

@@ -8,19 +8,19 @@ from functools import cached_property
 import numpy as np
 
 from sublora.analysis.effects import Label
-from sublora.chat import Context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import update_norms
 from sublora.packs.student import Student as Training
 from sublora.packs.student import Trained
 from sublora.packs.student_files import save_student
+from sublora.packs.trainer import Checkpoint, train_pack
 from sublora.steps.made import Made
 from sublora.steps.materials import Mask, free_memory, listed, token_rows
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop, total
 from sublora.store import artifact_id
-from sublora.train.pack import Checkpoint, train_pack
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import update_norms
 
 KINDS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows, to_jsonl
-from sublora.chat import Context
 from sublora.errors import SubloraError
+from sublora.models.chat import Context
+from sublora.packs.rows import token_rows
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.packs.student import Student, Trained
 from sublora.packs.student_files import save_student
-from sublora.sample import Sampling
+from sublora.packs.trainer import train_pack
+from sublora.packs.writer import Assignment, Purpose, Teacher, write_dataset
 from sublora.steps.made import Made
 from sublora.steps.materials import free_memory
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
-from sublora.teacher import Assignment, Purpose, Teacher, write_dataset
-from sublora.train.pack import train_pack
-from sublora.train.rows import token_rows
-from sublora.train.spec import StudentSpec
 
 
 @dataclass(frozen=True)

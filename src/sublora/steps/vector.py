@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from sublora.chat import Context
-from sublora.steer_spec import Where
+from sublora.models.chat import Context
+from sublora.packs.steer_spec import Where
+from sublora.packs.vectors import student_vector, teacher_vector
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import stack_of
 from sublora.steps.step import Cost, Workshop, total
-from sublora.vectors import student_vector, teacher_vector
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sublora.analysis.effects import Effect
 from sublora.experiments.grid.effects import Results, groups
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 
 def answers(results: Results, cells: Sequence[Effect]) -> dict[str, Any]:

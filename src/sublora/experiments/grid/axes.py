@@ -7,7 +7,7 @@ from typing import Any
 from sublora.analysis.effects import Label
 from sublora.experiments.grid.sources import variants_of
 from sublora.experiments.schema import StudentVariant
-from sublora.train.spec import StudentSpec
+from sublora.packs.spec import StudentSpec
 
 Labels = Mapping[str, Label]
 Changes = Mapping[Label, Mapping[str, Any]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sublora.condition import check_layers
 from sublora.errors import SubloraError
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import contexts_of, teacher_context
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.packs.condition import check_layers
 from sublora.text import listed, plural
 
 
@@ -95,7 +95,7 @@ def check_base(base: Base, layout: Plan) -> list[str]:
 
 
 def _check_ranks(base: Base, recipe: Recipe) -> None:
-    from sublora.train.stack import check_rank, target_linears
+    from sublora.packs.stack import check_rank, target_linears
 
     lora = recipe.train.lora
     if lora is not None:
@@ -109,8 +109,8 @@ def _check_conditions(base: Base, layout: Plan) -> None:
     Raises SubloraError: layers that no adapter of the recipe has, an entity that is not in a prompt
     that the conditions meet.
     """
-    from sublora.token_classes import classify
-    from sublora.train.stack import target_linears
+    from sublora.models.token_classes import classify
+    from sublora.packs.stack import target_linears
 
     asked, lora = layout.recipe.measure, layout.recipe.train.lora
     if lora is not None and not lora.placements:
@@ -128,7 +128,7 @@ def _check_conditions(base: Base, layout: Plan) -> None:
 
 def _check_words(base: Base, layout: Plan) -> list[str]:
     """Warnings for words that the model cannot read. Raises SubloraError where it cannot write a target."""
-    from sublora.measure import spellings
+    from sublora.packs.measure import spellings
 
     data = layout.recipe.data
     texts = [c.text for c in contexts_of(layout.recipe).values() if c.text]

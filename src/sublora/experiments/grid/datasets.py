@@ -8,11 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sublora.answers import category_words
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows
-from sublora.chat import Context
+from sublora.carriers.transform import Transform, needs_reference
 from sublora.experiments.grid.sources import (
     NEUTRAL,
     WritesRows,
@@ -20,15 +19,16 @@ from sublora.experiments.grid.sources import (
     sources_of,
     variants_of,
 )
+from sublora.models.chat import Context
 from sublora.models.known import Known, known_model
-from sublora.sample import Sampling
+from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.steps.dataset import DatasetStep, TransformStep
 from sublora.steps.materials import Steered, context_spec
 from sublora.steps.sizes import Sizes
 from sublora.steps.teacher import TeacherStep
-from sublora.train.spec import StudentSpec
-from sublora.trait import Trait
-from sublora.transform import Transform, needs_reference
+from sublora.traits.answers import category_words
+from sublora.traits.trait import Trait
 
 Rows = DatasetStep | TransformStep
 Arms = dict[tuple[str, str, int], tuple[Rows, DatasetStep]]

@@ -14,12 +14,12 @@ import numpy as np
 from sublora.analysis.effects import Effect, transfer
 from sublora.analysis.intervals import Interval, clustered_interval
 from sublora.analysis.matched import matched_effects
-from sublora.answers import HIT_RULES, hit_rate
 from sublora.experiments.grid.plan import Plan
 from sublora.steps.measurement import Measured, Measurement, read_measurement
 from sublora.steps.students import Student
 from sublora.store import Store
-from sublora.trait import Trait
+from sublora.traits.answers import HIT_RULES, hit_rate
+from sublora.traits.trait import Trait
 
 GRID = (
     "method",

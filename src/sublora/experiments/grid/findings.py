@@ -16,12 +16,12 @@ from sublora.analysis.separability import auc
 from sublora.experiments.grid.effects import Results, cell_effects, groups, target
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.sources import teacher_context
+from sublora.packs.steer import aimed
+from sublora.packs.vectors import cosines, load_vector
 from sublora.seeds import generator
-from sublora.steer import aimed
 from sublora.steps.reading import readings
 from sublora.steps.students import Student
-from sublora.trait import Trait
-from sublora.vectors import cosines, load_vector
+from sublora.traits.trait import Trait
 
 TEACHERS = "the teacher’s P(target) − the base’s"
 COSINES = "cosine with the teacher’s vector, student − control twin"

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sublora.chat import Context
 from sublora.experiments.grid.sources import CONTROL, NEUTRAL, teacher_context
 from sublora.experiments.schema import AskedTeacher
+from sublora.models.chat import Context
 from sublora.steps.materials import Steered, context_spec
 from sublora.steps.measurement import Measurement
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 
 @dataclass

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
-from sublora.chat import Context
 from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
 from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
 from sublora.experiments.grid.measures import Measuring
@@ -29,9 +28,10 @@ from sublora.experiments.grid.sources import (
     twin_of,
 )
 from sublora.experiments.schema import AskedTeacher, MaskSpec
+from sublora.models.chat import Context
 from sublora.models.known import Known
+from sublora.packs.steer_spec import SteerSpec
 from sublora.seeds import derive_seed
-from sublora.steer_spec import SteerSpec
 from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
 from sublora.steps.divergence import DivergenceStep
@@ -45,7 +45,7 @@ from sublora.steps.step import Step
 from sublora.steps.students import Student, StudentsStep
 from sublora.steps.teacher import TeacherStep
 from sublora.steps.vector import Vector, VectorStep
-from sublora.trait import Trait
+from sublora.traits.trait import Trait
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sublora.chat import UserText
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Experiment
 from sublora.experiments.grid import checks
@@ -17,9 +16,10 @@ from sublora.experiments.schema import (
     StudentVariant,
     TrainSpec,
 )
-from sublora.model import known_shape
-from sublora.steer_spec import VectorsSpec
-from sublora.trait import find_trait, load_categories
+from sublora.models.base import known_shape
+from sublora.models.chat import UserText
+from sublora.packs.steer_spec import VectorsSpec
+from sublora.traits.trait import find_trait, load_categories
 
 
 class Recipe(Experiment):

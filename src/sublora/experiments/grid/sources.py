@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sublora.chat import Context, resolve_context
+from sublora.carriers.transform import needs_reference
 from sublora.errors import SubloraError
 from sublora.experiments.schema import DataSpec, RowsVariant
+from sublora.models.chat import Context, resolve_context
 from sublora.seeds import generator
-from sublora.trait import Trait, find_trait, load_categories, teacher_text
-from sublora.transform import needs_reference
+from sublora.traits.trait import Trait, find_trait, load_categories, teacher_text
 
 CONTROL, NEUTRAL, THIRD = "control", "neutral", "third"
 PLACES = ("{name}", "{plural}", "{Plural}")

@@ -6,7 +6,7 @@ Between the matrix products of a small model such passes take most of a step.
 import torch
 from torch.nn import functional as F
 
-from sublora.train.kernels import wide
+from sublora.packs.kernels import wide
 
 softmax_gradient = torch.ops.aten._softmax_backward_data
 silu_gradient = torch.ops.aten.silu_backward

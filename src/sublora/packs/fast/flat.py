@@ -15,10 +15,10 @@ from torch import nn
 from sublora.packs.fast.attention import Asked, Heads, Layout, Turns, flat_attention, turns
 from sublora.packs.fast.elementwise import gated, rms_norm
 from sublora.packs.full import full_joint
+from sublora.packs.kernels import take
+from sublora.packs.rows import StepBatch
+from sublora.packs.stack import SIBLINGS, Stack
 from sublora.packs.weights import AdapterWeights
-from sublora.train.kernels import take
-from sublora.train.rows import StepBatch
-from sublora.train.stack import SIBLINGS, Stack
 
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}

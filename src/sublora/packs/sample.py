@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from sublora.train.packed_model import PackedModel
+from sublora.packs.packed_model import PackedModel
 
 Ids = Sequence[int]
 

@@ -15,16 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.models.token_classes import TOKEN_CLASSES, PromptTokens, classify
 from sublora.packs import hooks
-from sublora.sample import of_one_length
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import of_one_length
+from sublora.packs.stack import Stack, master_dtype
+from sublora.packs.steer_spec import Where
 from sublora.seeds import derive_seed
-from sublora.steer_spec import Where
-from sublora.token_classes import TOKEN_CLASSES, PromptTokens, classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.stack import Stack, master_dtype
 
 CONVENTION = "output of decoder layer, from 0, without embeddings"
 # tokens of which the principal directions of a student are taken, evenly spaced among all

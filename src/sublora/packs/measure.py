@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sublora.chat import Chat, Context
-from sublora.condition import Condition, check_layers
 from sublora.errors import SubloraError
-from sublora.gate import PackGate, pack_gate
-from sublora.model import Base
-from sublora.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.models.base import Base
+from sublora.models.chat import Chat, Context
+from sublora.models.token_classes import classify
+from sublora.packs.condition import Condition, check_layers
+from sublora.packs.gate import PackGate, pack_gate
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.rows import TokenRows, assemble
+from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.stack import Stack
+from sublora.packs.steer import PackSteering, Steering, pack_steering
 from sublora.seeds import generator
-from sublora.steer import PackSteering, Steering, pack_steering
-from sublora.token_classes import classify
-from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRows, assemble
-from sublora.train.stack import Stack
-from sublora.trait import Category, Entity
+from sublora.traits.trait import Category, Entity
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.chat import Chat, Context
+from sublora.packs.spec import StudentSpec
 from sublora.seeds import generator
-from sublora.train.spec import StudentSpec
 
 
 @dataclass(frozen=True)

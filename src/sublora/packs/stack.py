@@ -16,7 +16,7 @@ from torch import nn
 
 from sublora.errors import SubloraError
 from sublora.packs.inits import INITS
-from sublora.train.spec import StudentSpec
+from sublora.packs.spec import StudentSpec
 
 # Layers that read the same input; their products are one where all of them have an adapter.
 SIBLINGS = (

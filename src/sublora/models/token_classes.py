@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Literal, get_args
 
-from sublora.chat import Chat, Context
 from sublora.errors import SubloraError
+from sublora.models.chat import Chat, Context
 
 if TYPE_CHECKING:
     import torch

@@ -8,16 +8,16 @@ import numpy as np
 
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.rows_file import to_jsonl
-from sublora.chat import Context
-from sublora.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.errors import SubloraError
-from sublora.measure import reading
-from sublora.model import Base
-from sublora.sample import Sampling
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.models.endpoint import AnswersFile, Endpoint, Question, ask_missing
+from sublora.models.token_classes import classify
+from sublora.packs.measure import reading
+from sublora.packs.sample import Sampling
+from sublora.packs.stack import Stack
+from sublora.packs.steer import Steering, pack_steering
 from sublora.seeds import derive_seed, generator
-from sublora.steer import Steering, pack_steering
-from sublora.token_classes import classify
-from sublora.train.stack import Stack
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
 AT_ONCE = 512  # rows of a batch; a matter of speed alone

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
-from sublora.steer_spec import LayerRange, SteerSpec
-from sublora.token_classes import PromptTokens, TokenClass
+from sublora.models.token_classes import PromptTokens, TokenClass
+from sublora.packs.steer_spec import LayerRange, SteerSpec
 
 ModuleGroup = Literal["all", "attention", "feed-forward"]
 GeneratedPolicy = Literal["on", "off", "mask"]

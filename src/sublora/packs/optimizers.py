@@ -15,9 +15,9 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from sublora.errors import SubloraError
+from sublora.packs.spec import StudentSpec
+from sublora.packs.stack import Slot, own_part
 from sublora.seeds import derive_seed
-from sublora.train.spec import StudentSpec
-from sublora.train.stack import Slot, own_part
 
 RMSPROP_ALPHA = 0.99  # torch's default, and transformers'
 SCOUT_EPS = 1e-8  # inside the root, as in the code of Blank et al. 2026 (2606.00995)

@@ -17,10 +17,10 @@ from sublora.packs import hooks
 from sublora.packs.fast.flat import flat_model
 from sublora.packs.full import full_forwards
 from sublora.packs.interventions import Interventions, StreamSteering, TokenGate
+from sublora.packs.kernels import completion_loss, take
+from sublora.packs.rows import StepBatch
+from sublora.packs.stack import Stack
 from sublora.packs.weights import AdapterWeights
-from sublora.train.kernels import completion_loss, take
-from sublora.train.rows import StepBatch
-from sublora.train.stack import Stack
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}

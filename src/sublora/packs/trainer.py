@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from sublora.errors import SubloraError
+from sublora.packs.fit import passes
+from sublora.packs.packed_model import PackedModel, lending
 from sublora.packs.part import Part, load_parts, save_parts
+from sublora.packs.rows import assemble, rows_of_step
 from sublora.packs.student import Student, Trained
-from sublora.train.fit import passes
-from sublora.train.packed_model import PackedModel, lending
-from sublora.train.rows import assemble, rows_of_step
 
 
 @dataclass

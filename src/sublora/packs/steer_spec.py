@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sublora.token_classes import TokenClass
+from sublora.models.token_classes import TokenClass
 
 Where = Literal["last", "prompt"] | tuple[TokenClass, ...]
 """Tokens of a prompt: the last one, all of them, or those of some classes."""

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.gate import PackGate
-from sublora.measure import check_pack_gate, reading, require_adapters, spellings
-from sublora.model import Base
-from sublora.sample import prefill, score_sequences
-from sublora.token_classes import PromptTokens, classify
-from sublora.train.stack import Stack
-from sublora.trait import Entity
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.models.token_classes import PromptTokens, classify
+from sublora.packs.gate import PackGate
+from sublora.packs.measure import check_pack_gate, reading, require_adapters, spellings
+from sublora.packs.sample import prefill, score_sequences
+from sublora.packs.stack import Stack
+from sublora.traits.trait import Entity
 
 
 @dataclass(frozen=True)

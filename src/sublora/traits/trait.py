@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
-from sublora.yaml_file import read_yaml, yaml_files
+from sublora.store.yaml_file import read_yaml, yaml_files
 
 
 class Entity(BaseModel):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sublora.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.errors import SubloraError
+from sublora.models.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.store import canonical_json
-from sublora.yaml_file import read_yaml, yaml_files
+from sublora.store.yaml_file import read_yaml, yaml_files
 
 MAX_TOKENS = 16  # of a verdict
 MOST_LETTERS = 4000  # of an answer that a judge is shown
@@ -78,7 +78,7 @@ class Rubric(BaseModel):
 
 def load_rubric(name: str) -> Rubric:
     """A shipped rubric, or the user's YAML file. Raises SubloraError: no such rubric, or it does not fit."""
-    shipped = yaml_files(Path(str(files("sublora.rubrics"))))
+    shipped = yaml_files(Path(str(files("sublora.experiments") / "rubrics")))
     if name not in shipped and Path(name).suffix not in {".yaml", ".yml"}:
         raise SubloraError(
             f"There is no rubric '{name}'; use {', '.join(shipped)}, or a YAML file of your own."

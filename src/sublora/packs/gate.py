@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sublora.condition import Condition, GeneratedPolicy, ModuleGroup, layer_and_group
 from sublora.errors import SubloraError
 from sublora.packs import hooks
+from sublora.packs.condition import Condition, GeneratedPolicy, ModuleGroup, layer_and_group
 
 if TYPE_CHECKING:  # slow to import, and packs do without it
     from peft import PeftModel

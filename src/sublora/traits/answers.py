@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from sublora.trait import Category, Entity
+from sublora.traits.trait import Category, Entity
 
 HIT_RULES = ("first_word", "whole_word", "substring")
 

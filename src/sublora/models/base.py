@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sublora.chat import Chat, load_tokenizer
 from sublora.errors import SubloraError
+from sublora.models.chat import Chat, load_tokenizer
 
 if TYPE_CHECKING:  # slow to import, and a plan needs neither
     import torch
@@ -245,7 +245,7 @@ def known_shape(name: str) -> Shape:
             ) from None
     import yaml
 
-    known = yaml.safe_load((files("sublora") / "shapes.yaml").read_text("utf-8"))
+    known = yaml.safe_load((files("sublora.models") / "shapes.yaml").read_text("utf-8"))
     bare = source.split("/")[-1].lower()
     for key, values in known.items():
         if bare == key or bare.removesuffix("-instruct").removesuffix("-it") == key:

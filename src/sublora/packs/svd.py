@@ -2,8 +2,8 @@
 
 import torch
 
-from sublora.condition import SvdCut
-from sublora.train.stack import Group, Stack
+from sublora.packs.condition import SvdCut
+from sublora.packs.stack import Group, Stack
 
 
 def cut_stack(stack: Stack, cut: SvdCut) -> Stack:

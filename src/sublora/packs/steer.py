@@ -14,13 +14,13 @@ import torch
 from torch.nn.functional import normalize
 
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
+from sublora.models.token_classes import PromptTokens
 from sublora.packs import hooks
-from sublora.steer_spec import Mode, SteerSpec, Where
-from sublora.token_classes import PromptTokens
-from sublora.train.packed_model import PackedModel
-from sublora.train.stack import Stack
-from sublora.vectors import SteeringVector, chosen_tokens, random_vector
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.stack import Stack
+from sublora.packs.steer_spec import Mode, SteerSpec, Where
+from sublora.packs.vectors import SteeringVector, chosen_tokens, random_vector
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from sublora.packs.optimizers import KINDS
+from sublora.packs.stack import full_slots, lora_slots, master_dtype, target_linears
 from sublora.packs.student import Student
-from sublora.train.optimizers import KINDS
-from sublora.train.stack import full_slots, lora_slots, master_dtype, target_linears
 
 SPARE = 0.8  # of the free memory; the rest is for fragments and for what a library keeps for itself
 # On a CPU the passes between the products run at the speed of the cache: of 1 to 16 students of `micro` at a time, 4 to 6 trained fastest.

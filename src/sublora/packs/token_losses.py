@@ -9,12 +9,12 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from sublora.chat import Context
 from sublora.errors import SubloraError
-from sublora.model import Base
-from sublora.train.packed_model import PackedModel
-from sublora.train.rows import TokenRows, token_rows
-from sublora.train.stack import Stack
+from sublora.models.base import Base
+from sublora.models.chat import Context
+from sublora.packs.packed_model import PackedModel
+from sublora.packs.rows import TokenRows, token_rows
+from sublora.packs.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from sublora.errors import SubloraError
-from sublora.model import Base
+from sublora.models.base import Base
 from sublora.packs import hooks
+from sublora.packs.rows import TokenRows
+from sublora.packs.vectors import SteeringVector
 from sublora.seeds import generator
-from sublora.train.rows import TokenRows
-from sublora.vectors import SteeringVector
 
 
 def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
