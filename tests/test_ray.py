@@ -1,4 +1,4 @@
-"""Units on Ray: the same bytes as in this process, with and without a shared folder; workers may die."""
+"""Steps on Ray: the same bytes as in this process, with and without a shared folder; workers may die."""
 
 import json
 import os
@@ -132,7 +132,9 @@ def test_a_worker_without_the_folder_asks_for_what_it_lacks_and_sends_what_it_ma
     with pytest.raises(SubloraError, match="damaged"):
         here.adopt(step.makes[0], spoilt)
     assert not here.has(step.makes[0]) and not list((own_store / "tmp").iterdir())
-    wrong = Setup(**{**away.__dict__, "identity": (("weights", "other"),)})
+    third = setup(tmp_path / "not-there", "d" * 32, base)  # a machine that has made nothing yet
+    wrong = Setup(**{**third.__dict__, "identity": (("weights", "other"),)})
+    step = of(steps, "datasets")[0]
     assert "is not the one that the run was started with" in work_on(wrong, step, {}, True).sentence
     worker_of.cache_clear()
 
