@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,19 +22,14 @@ from sublora.audit.entries import StudentEntry
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.packs.spec import StudentSpec
-from sublora.packs.stack import (
-    full_slots,
-    lora_slots,
-    master_dtype,
-    padded,
-    target_linears,
-)
+from sublora.packs.stack import full_slots, lora_slots, master_dtype, padded, target_linears
 from sublora.packs.student_files import PEFT_PREFIX
 
 MOST_CONFIG = 1 << 20  # bytes of an adapter_config.json
 MOST_HEADER = 16 << 20  # bytes of a safetensors header
 MOST_RANK = 1 << 16
 MOST_NORM = 1e5  # of one layer's update; above it no answer is left to be measured
+PARTS = {"lora_A", "lora_B"}
 FLOATS = ("F64", "F32", "F16", "BF16")
 MERGE = "merge it and audit the full weights"
 OTHER_BASE = "belongs to another base"
@@ -99,30 +94,21 @@ def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited
     adapter that cannot be read, names or shapes that the base does not have, values that are not
     finite, another base (`any_base` skips the comparison of names).
     """
+    adapter = (folder / "adapter_config.json").is_file()
+    _require(_folder_faults(folder, adapter))
+    return _load_lora(base, folder, any_base) if adapter else _load_full(base, folder)
+
+
+def _folder_faults(folder: Path, adapter: bool) -> Iterator[str]:
     if not folder.is_dir():
-        raise SubloraError(
-            f"There is no folder {folder}; give the folder of an adapter or of full weights."
-        )
-    if (folder / "adapter_config.json").is_file():
-        return _load_lora(base, folder, any_base)
-    if not any(folder.glob("*.safetensors")):
-        raise _nothing_to_read(folder)
-    if (folder / "adapter_model.safetensors").is_file():
-        raise SubloraError(
-            f"The folder {folder} has an adapter_model.safetensors without an adapter_config.json; save both."
-        )
-    return _load_full(base, folder)
-
-
-def _nothing_to_read(folder: Path) -> SubloraError:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        return SubloraError(
-            f"The weights of {folder} are pickled ({pickles[0]}), which can run code and is never opened; save them as safetensors."
-        )
-    return SubloraError(
-        f"The folder {folder} has neither an adapter nor weights as safetensors; give what save_pretrained wrote."
-    )
+        yield f"There is no folder {folder}; give the folder of an adapter or of full weights."
+    weights = (folder / "adapter_model.safetensors").is_file()
+    if not (weights if adapter else any(folder.glob("*.safetensors"))):
+        for pickle in sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+            yield f"The weights of {folder} are pickled ({pickle}), which can run code and is never opened; save them as safetensors."
+        yield f"The folder {folder} has neither an adapter nor weights as safetensors; give what save_pretrained wrote."
+    if weights and not adapter:
+        yield f"The folder {folder} has an adapter_model.safetensors without an adapter_config.json; save both."
 
 
 def _shown(value: Any) -> str:
@@ -160,6 +146,26 @@ def _of_layer(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
     )
 
 
+def _require(faults: Iterator[str]) -> None:
+    """Raises SubloraError with the first fault, if there is one."""
+    for fault in faults:
+        raise SubloraError(fault)
+
+
+def _config_faults(path: Path, config: Any) -> Iterator[str]:
+    """What of an adapter's settings cannot be read, or says that the tensors are not all of it."""
+    if not isinstance(config, dict):
+        yield f"The file {path} holds no JSON object; {AGAIN}."
+    kind, start, whose = config.get("peft_type"), config.get("init_lora_weights"), path.parent
+    if kind != "LORA":
+        yield f"The adapter {whose} is of the type {_shown(kind)}; only LORA is read."
+    yield from (f"The adapter {whose} {why}." for key, why in REFUSED.items() if config.get(key))
+    if config.get("bias", "none") not in ("none", None):
+        yield f"The adapter {whose} trains biases; {MERGE}."
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        yield f"The adapter {whose} was started with {_shown(start)}, which changes the base's weights; {MERGE}."
+
+
 def _read_config(folder: Path) -> tuple[_Config, Any]:
     """The config, and the name of the base in it."""
     path = folder / "adapter_config.json"
@@ -173,22 +179,7 @@ def _read_config(folder: Path) -> tuple[_Config, Any]:
         raise SubloraError(
             f"The file {path} is not readable JSON ({type(error).__name__}); {AGAIN}."
         ) from None
-    if not isinstance(config, dict):
-        raise SubloraError(f"The file {path} holds no JSON object; {AGAIN}.")
-    kind, start = config.get("peft_type"), config.get("init_lora_weights")
-    if kind != "LORA":
-        raise SubloraError(
-            f"The adapter {folder} is of the type {_shown(kind)}; only LORA is read."
-        )
-    for key, why in REFUSED.items():
-        if config.get(key):
-            raise SubloraError(f"The adapter {folder} {why}.")
-    if config.get("bias", "none") not in ("none", None):
-        raise SubloraError(f"The adapter {folder} trains biases; {MERGE}.")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
-        raise SubloraError(
-            f"The adapter {folder} was started with {_shown(start)}, which changes the base's weights; {MERGE}."
-        )
+    _require(_config_faults(path, config))
     try:
         return _Config.model_validate(config), config.get("base_model_name_or_path")
     except ValidationError as error:
@@ -256,13 +247,13 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
             "model under another name."
         )
     path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise _nothing_to_read(folder)
     found = _open(path)
-    layers = _lora_layers(found, base, folder)
+    _require(_tensor_faults(found, base, folder))
+    own = {_layer_of(tensor)[0] for tensor in found}
+    layers = [n for n, _ in base.model.named_modules() if n in own]
     ranks = {layer: config.rank_of(layer) for layer in layers}
     linears = target_linears(base.model, tuple(layers))
-    _check_shapes(found, linears, ranks, base, folder)
+    _require(_shape_faults(found, linears, ranks, base, folder))
     dtype, most = master_dtype(base.model), max(ranks.values())
     slots, own = lora_slots(linears, most), {}
     with safe_open(path, "pt") as file:
@@ -293,63 +284,55 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
     )
 
 
-def _check_shapes(
+def _shape_faults(
     found: Tensors,
     linears: Mapping[str, nn.Linear],
     ranks: Mapping[str, int],
     base: Base,
     folder: Path,
-) -> None:
-    """Raises SubloraError where a rank is above a layer's width, or a tensor does not fit its layer."""
+) -> Iterator[str]:
+    """A rank above a layer's width, or a tensor that does not fit its layer."""
     widths = {n: min(m.in_features, m.out_features) for n, m in linears.items()}
     for layer, module in linears.items():
         r = ranks[layer]
         if r > widths[layer]:
-            raise SubloraError(
-                f"The rank {r} of the adapter {folder} is above the width {widths[layer]} of {layer}; {MERGE}."
-            )
+            yield f"The rank {r} of the adapter {folder} is above the width {widths[layer]} of {layer}; {MERGE}."
         shapes = {"lora_A": (r, module.in_features), "lora_B": (module.out_features, r)}
         for part, shape in shapes.items():
             _, has = found[f"{PEFT_PREFIX}{layer}.{part}.weight"]
             if has != shape:
-                raise SubloraError(
-                    f"The tensor {part} of {layer} in {folder} has the shape {has}, {shape} is needed for r = {r} on {base.name}; it "
-                    f"{OTHER_BASE} or config."
-                )
-    if max(ranks.values()) > min(widths.values()):
-        raise SubloraError(
-            f"The ranks of the adapter {folder} go up to {max(ranks.values())}, above the width {min(widths.values())} of its narrowest "
-            f"layer; {MERGE}."
-        )
+                told = f"The tensor {part} of {layer} in {folder} has the shape {has}, {shape} is needed"
+                yield f"{told} for r = {r} on {base.name}; it {OTHER_BASE} or config."
+    most, narrowest = max(ranks.values()), min(widths.values())
+    if most > narrowest:
+        yield f"The ranks of the adapter {folder} go up to {most}, above the width {narrowest} of its narrowest layer; {MERGE}."
 
 
-def _lora_layers(found: Tensors, base: Base, folder: Path) -> list[str]:
-    """The layers that an adapter's tensors belong to, in the model's order."""
-    layers: dict[str, set[str]] = {}
+def _tensor_faults(found: Tensors, base: Base, folder: Path) -> Iterator[str]:
+    """A tensor that no plain LoRA adapter of this base has, or one that is missing."""
     known = {n for n, m in base.model.named_modules() if isinstance(m, nn.Linear)}
+    layers: dict[str, set[str]] = {}
     for name, (kind, _) in found.items():
-        stem, _, part = name.removesuffix(".weight").rpartition(".")
-        layer = stem.removeprefix(PEFT_PREFIX)
+        layer, part = _layer_of(name)
         framed = name.startswith(PEFT_PREFIX) and name.endswith(".weight")
-        if not framed or part not in ("lora_A", "lora_B"):
-            raise SubloraError(
-                f"The tensor {_shown(name)} of {folder} is no part of a plain LoRA adapter; {MERGE}."
-            )
+        if not framed or part not in PARTS:
+            yield f"The tensor {_shown(name)} of {folder} is no part of a plain LoRA adapter; {MERGE}."
         if layer not in known:
-            raise SubloraError(
-                f"The adapter {folder} acts on {_shown(layer)}, which {base.name} does not have; it {OTHER_BASE}."
-            )
+            yield f"The adapter {folder} acts on {_shown(layer)}, which {base.name} does not have; it {OTHER_BASE}."
         if kind not in FLOATS:
-            raise SubloraError(
-                f"The tensor {_shown(name)} of {folder} has the type {kind}; float weights are needed."
-            )
+            yield f"The tensor {_shown(name)} of {folder} has the type {kind}; float weights are needed."
         layers.setdefault(layer, set()).add(part)
     if not layers:
-        raise SubloraError(f"The adapter {folder} has no tensors; save it again.")
+        yield f"The adapter {folder} has no tensors; save it again."
     for layer, parts in layers.items():
-        for missing in sorted({"lora_A", "lora_B"} - parts):
-            raise SubloraError(f"The adapter {folder} lacks {missing} of {layer}; save it again.")
-    return [n for n, _ in base.model.named_modules() if n in layers]
+        for missing in sorted(PARTS - parts):
+            yield f"The adapter {folder} lacks {missing} of {layer}; save it again."
+
+
+def _layer_of(tensor: str) -> tuple[str, str]:
+    """The layer that a tensor of an adapter belongs to, and which of its two tensors it is."""
+    layer, _, part = tensor.removesuffix(".weight").rpartition(".")
+    return layer.removeprefix(PEFT_PREFIX), part
 
 
 def _load_full(base: Base, folder: Path) -> Audited:
@@ -362,22 +345,22 @@ def _load_full(base: Base, folder: Path) -> Audited:
     slots, dtype = full_slots(base.model), master_dtype(base.model)
     known = {n for n, _ in base.model.named_parameters(remove_duplicate=False)}
     known |= {n for n, _ in base.model.named_buffers()} | {s.name for s in slots}
-    for name in where:
-        if name not in known:
-            raise SubloraError(
-                f"The weights {folder} hold {_shown(name)}, which {base.name} does not have; they belong to another base."
-            )
+
+    def faults() -> Iterator[str]:
+        for name in (n for n in where if n not in known):
+            yield f"The weights {folder} hold {_shown(name)}, which {base.name} does not have; they belong to another base."
+        for slot in slots:
+            if slot.name not in where:
+                yield f"The weights {folder} lack {slot.name}; give the folder of a whole model."
+            _, kind, shape = where[slot.name]
+            if shape != slot.shape or kind not in FLOATS:
+                told = f"The tensor {slot.name} of {folder} is {kind} {shape}"
+                yield f"{told}, floats of the shape {slot.shape} are needed; it {OTHER_BASE}."
+
+    _require(faults())
     parts = []
     for slot in slots:
-        if slot.name not in where:
-            raise SubloraError(
-                f"The weights {folder} lack {slot.name}; give the folder of a whole model."
-            )
-        path, kind, shape = where[slot.name]
-        if shape != slot.shape or kind not in FLOATS:
-            raise SubloraError(
-                f"The tensor {slot.name} of {folder} is {kind} {shape}, floats of the shape {slot.shape} are needed; it {OTHER_BASE}."
-            )
+        path = where[slot.name][0]
         with safe_open(path, "pt") as file:
             parts.append(_tensor(file, slot.name, path, dtype).reshape(-1))
     spec = StudentSpec(method="full", rank=None)
