@@ -21,11 +21,7 @@ def point(effect: Effect, x: float | None = None, unit: float = 1.0) -> Point:
 
 
 def rows_chart(
-    effects: Sequence[Effect],
-    name: str,
-    title: str,
-    caption: str,
-    reference: float | None = 0.0,
+    effects: Sequence[Effect], name: str, title: str, caption: str, reference: float | None = 0.0
 ) -> Chart:
     """The effects of one group, a row each."""
     axis, series = effects[0].group, Series(points=tuple(map(point, effects)))

@@ -269,10 +269,7 @@ def _row(cells: dict[str, str], place: str) -> Row:
 
 
 def verdicts_of_rows(
-    rows: Sequence[Row],
-    claims: Sequence[Claim],
-    alpha: float = 0.05,
-    fixed_lr: float | None = None,
+    rows: Sequence[Row], claims: Sequence[Claim], alpha: float = 0.05, fixed_lr: float | None = None
 ) -> list[dict]:
     """Verdict entries (see verdicts.json) of the claims on a grid; fixed_lr None takes the rate that most ranks have."""
     evidence = [

@@ -135,12 +135,7 @@ class AuxLogits(OfClassifiers):
         )
         effects = [
             named(
-                self.subject,
-                ACCURACY,
-                arm,
-                interval(right[:, k], clip=(0.0, 1.0)),
-                n,
-                tested=False,
+                self.subject, ACCURACY, arm, interval(right[:, k], clip=(0.0, 1.0)), n, tested=False
             )
             for k, arm in enumerate(ARMS)
         ]

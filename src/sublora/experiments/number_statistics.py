@@ -105,8 +105,7 @@ class NumberStatistics(Experiment):
             tile
             for group, note in ((DISTANCE, "0 is no difference"), (SEPARABLE, "0.5 is chance"))
             for tile in tiles(
-                [e for e in first if e.group == group and e.name in _TILES],
-                f"{{group}}; {note}",
+                [e for e in first if e.group == group and e.name in _TILES], f"{{group}}; {note}"
             )
         ]
         how = (

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from sublora.analysis.page import (
     Chart,
     HeatBlock,
-    HeatCell,
     Heatmap,
     Point,
     Series,
     TokenMaps,
     TokenPrompt,
-    finite,
     point,
 )
-from sublora.experiments.grid.found import Found, Row, coherent, noun
+from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, noun
 from sublora.text import listed, number, signed
 
 TRAINED, ASKED = "train_context", "context"
+ENDS = {"estimate": "", "low": "_low", "high": "_high"}  # what the names of columns end with
 MATCHED = (
     "Each stands at the rate that brings it to the held-out loss of the first row, interpolated between the two rates around it; the table "
     "says where none does. "
@@ -41,9 +40,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
     if matrix and axis in (TRAINED, ASKED):
         return charts
     others = [name for name in axes if name != axis]
-    panels: dict[str, list[Row]] = {}
-    for arm in arms:
-        panels.setdefault(found.named(arm, others), []).append(arm)
+    panels = grouped(arms, lambda arm: found.named(arm, others))
     caption = f"Student − control twin, alike in all else. The first row, {arms[0][axis]}, is the reference, and the dashed line. "
     charts.append(
         Chart(
@@ -59,7 +56,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
             filled="called",
             hollow="not called",
             series=tuple(
-                Series(points=tuple(map(_arm_point, rows, [axis] * len(rows))), panel=title)
+                Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
                 for title, rows in panels.items()
             ),
             alt=f"Effects on P({trait}) by {noun(axis)}, with intervals; {called}.",
@@ -70,7 +67,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
 
 
 def _arm_point(arm: Row, axis: str) -> Point:
-    ends = {"estimate": arm["effect"], "low": arm["effect_low"], "high": arm["effect_high"]}
+    ends = {name: arm[f"effect{end}"] for name, end in ENDS.items()}
     return point(str(arm[axis]), ends, hollow=not arm["called"])
 
 
@@ -81,9 +78,7 @@ def _matrix(
     if "condition" in axes:
         arms = [a for a in arms if a["condition"] == arms[0]["condition"]]
     others = [name for name in axes if name not in (TRAINED, ASKED, "condition")]
-    blocks: dict[str, list[Row]] = {}
-    for arm in arms:
-        blocks.setdefault(found.named(arm, others), []).append(arm)
+    blocks = grouped(arms, lambda arm: found.named(arm, others))
     effects, bases = [a["effect"] for a in arms], {a[ASKED]: a["p_base"] for a in arms}
     return Heatmap(
         name=f"contexts-{slug}",
@@ -102,15 +97,7 @@ def _matrix(
                 columns=tuple(dict.fromkeys(a[ASKED] for a in rows)),
                 x_axis="asked in",
                 cells=tuple(
-                    HeatCell(
-                        row=a[TRAINED],
-                        column=a[ASKED],
-                        value=a["effect"],
-                        marked=bool(a["called"]),
-                        hatched=not coherent(a),
-                        framed=a[TRAINED] == a[ASKED],
-                    )
-                    for a in rows
+                    heat_cell(a, a[TRAINED], a[ASKED], framed=a[TRAINED] == a[ASKED]) for a in rows
                 ),
             )
             for title, rows in blocks.items()
@@ -123,13 +110,10 @@ def _matrix(
 
 def finding_chart(found: Found, trait: str, slug: str) -> Chart | None:
     """A panel a group of findings, a row a finding."""
-    groups: dict[str, list[Row]] = {}
-    for f in found.findings:
-        if f["trait"] == trait:
-            groups.setdefault(f["group"], []).append(f)
+    mine = [f for f in found.findings if f["trait"] == trait]
+    groups = grouped(mine, lambda f: f["group"])
     if not groups:
         return None
-    panels = _panels(groups)
     return Chart(
         kind="rows",
         name=f"findings-{slug}",
@@ -145,9 +129,9 @@ def finding_chart(found: Found, trait: str, slug: str) -> Chart | None:
                     point(name, f, hollow=not (f["low"] > 0 or f["high"] < 0)) for name, f in rows
                 ),
             )
-            for title, rows in panels.items()
+            for title, rows in _panels(groups).items()
         ),
-        alt=f"{sum(map(len, groups.values()))} findings with intervals: {'; '.join(groups)}.",
+        alt=f"{len(mine)} findings with intervals: {'; '.join(groups)}.",
         caption=f"What the run found besides transfer, mean with its {found.level} interval over replicates, or over questions where there "
         "is the one base only. Nothing here is corrected; the numbers stand in the table of findings.",
     )
@@ -174,7 +158,10 @@ def overview(found: Found, traits: Sequence[str]) -> Chart | None:
         ("full", "best full fine-tune", "full"),
     ):
         best = {t: c for t in traits if (c := found.best(t, method))}
-        points = tuple(_reported(trait, cell) for trait, cell in best.items())
+        points = tuple(
+            point(trait, {n: c[f"effect_report{end}"] for n, end in ENDS.items()})
+            for trait, c in best.items()
+        )
         series += [Series(name=name, look=look, points=points)] if points else []
     if not series:
         return None
@@ -191,11 +178,6 @@ def overview(found: Found, traits: Sequence[str]) -> Chart | None:
         alt=f"Effect per trait, student minus control, with intervals: {'; '.join(texts)}.",
         caption="Rank and learning rate are chosen on one half of the questions, the effect is the other’s.",
     )
-
-
-def _reported(trait: str, cell: Row) -> Point:
-    ends = {n: finite(cell[f"effect_report_{n}"]) for n in ("low", "high")}
-    return Point(label=trait, estimate=cell["effect_report"], **ends)
 
 
 def token_maps(found: Found, trait: str, slug: str) -> TokenMaps | None:

@@ -1,29 +1,16 @@
 """The figures of a grid, each with its caption: heat maps, curves over rank and rate, and the answers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sublora.analysis.effects import MAX_TAKEOVER, MIN_COHERENCE
-from sublora.analysis.page import Chart, HeatBlock, HeatCell, Heatmap, Point, Series, finite
-from sublora.experiments.grid.found import Found, Row, coherent, place
+from sublora.analysis.page import Chart, HeatBlock, Heatmap, Point, Series, finite
+from sublora.experiments.grid.found import Found, Row, coherent, heat_cell, place
 from sublora.text import listed, number, rate, short, signed
 
 BOUNDS = (-0.35, 1.15)  # a clustered interval over few seeds can be far wider than a probability
 RANK_AXIS = "LoRA rank (log scale, base 2)"
 WORDS_SHOWN = 20
-
-
-def grid_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
-    """The figures of a trait: what the cells are like, over rank and over rate."""
-    target = f"P(“{short(trait)}”)"
-    charts = [
-        _transfer(found, trait, slug),
-        _coherence(found, trait, slug),
-        _fixed_rates(found, trait, slug, target),
-        _best_rates(found, trait, slug, target),
-        answers(found, trait, slug),
-        _full(found, trait, slug, target),
-    ]
-    return [chart for chart in charts if chart is not None]
 
 
 def _blocks(cells: Sequence[Row], value: str, marks: bool) -> tuple[HeatBlock, ...]:
@@ -32,14 +19,7 @@ def _blocks(cells: Sequence[Row], value: str, marks: bool) -> tuple[HeatBlock, .
     for method, name in (("lora", "LoRA"), ("full", "full fine-tune")):
         mine = [c for c in cells if c["method"] == method]
         entries = tuple(
-            HeatCell(
-                row=str(c["rank"] or "full"),
-                column=rate(c["lr"]),
-                value=c[value],
-                marked=marks and bool(c["called"]),
-                hatched=not coherent(c),
-            )
-            for c in mine
+            heat_cell(c, str(c["rank"] or "full"), rate(c["lr"]), value, marks) for c in mine
         )
         if mine:
             blocks.append(
@@ -108,14 +88,14 @@ def _curve(
     end = "_report" if half else ""
     students, controls = [], []
     for c in cells:
-        p, effect = c[f"p_target{end}"], c[f"effect{end}"]
-        low, high = finite(c[f"effect{end}_low"]), finite(c[f"effect{end}_high"])
+        p, control = c[f"p_target{end}"], c[f"p_target{end}"] - c[f"effect{end}"]
+        low, high = (finite(control + c[f"effect{end}_{name}"]) for name in ("low", "high"))
         at = {"label": "full"} if x is None else {"x": c[x]}
-        known = low is not None and high is not None
-        ends = {"low": p - effect + low, "high": p - effect + high} if known else {}
         note = rate(c["lr"]) if half else ""
-        students.append(Point(**at, estimate=p, hollow=not coherent(c), note=note, **ends))
-        controls.append(Point(**at, estimate=p - effect))
+        students.append(
+            Point(**at, estimate=p, low=low, high=high, hollow=not coherent(c), note=note)
+        )
+        controls.append(Point(**at, estimate=control))
     return [
         Series(name=name, points=tuple(students), panel=panel, look=look),
         Series(name="control", points=tuple(controls), panel=panel, look="control"),
@@ -131,18 +111,21 @@ def _with_full(curve: list[Series], full: list[Series]) -> list[Series]:
     return [student, full[0].model_copy(update={"panel": student.panel}), both]
 
 
-def _styled(found: Found, cells: Sequence[Row]) -> dict:
-    """What all curves of P(target) share."""
-    return {
-        "kind": "lines",
-        "axis": "P(target)",
-        "bounds": BOUNDS,
-        "least": 0.1,
-        "reference": cells[0]["p_base"],
-        "reference_name": "base",
-        "interval": f"{found.level} interval of student − control",
-        "hollow": "not coherent",
-    }
+def _lines(found: Found, cells: Sequence[Row], x_axis: str = RANK_AXIS, **more: Any) -> Chart:
+    """A chart of P(target), with what all of them share."""
+    return Chart(
+        kind="lines",
+        axis="P(target)",
+        x_axis=x_axis,
+        log_x=True,
+        bounds=BOUNDS,
+        least=0.1,
+        reference=cells[0]["p_base"],
+        reference_name="base",
+        interval=f"{found.level} interval of student − control",
+        hollow="not coherent",
+        **more,
+    )
 
 
 def _bars(found: Found) -> str:
@@ -152,7 +135,7 @@ def _bars(found: Found) -> str:
     )
 
 
-def _fixed_rates(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+def _fixed_rates(found: Found, trait: str, slug: str) -> Chart | None:
     cells, best = found.of(trait, "lora"), found.best(trait, "full")
     if not cells:
         return None
@@ -176,19 +159,18 @@ def _fixed_rates(found: Found, trait: str, slug: str, target: str) -> Chart | No
         caption += " No full fine-tune stayed coherent, so none is drawn."
     if not found.best(trait, "lora"):
         caption += " There is no best-rate curve, because no LoRA cell is coherent."
-    return Chart(
+    return _lines(
+        found,
+        cells,
         name=f"rank-fixed-lr-{slug}",
-        title=f"{target} at each fixed learning rate",
-        x_axis=RANK_AXIS,
-        log_x=True,
+        title=f"P(“{short(trait)}”) at each fixed learning rate",
         series=tuple(series),
         alt=f"P({trait}) over the LoRA rank, one panel per learning rate. {_numbers(cells, 'p_target')}.",
         caption=caption,
-        **_styled(found, cells),
     )
 
 
-def _best_rates(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+def _best_rates(found: Found, trait: str, slug: str) -> Chart | None:
     cells, best = found.of(trait, "lora"), found.best(trait, "full")
     chosen = [c for c in cells if c["selected"]]
     if not chosen:
@@ -200,32 +182,31 @@ def _best_rates(found: Found, trait: str, slug: str, target: str) -> Chart | Non
     )
     without = sorted({c["rank"] for c in cells} - {c["rank"] for c in chosen})
     caption += f" No rate of rank {listed(without)} is coherent." if without else ""
-    return Chart(
+    return _lines(
+        found,
+        chosen,
         name=f"rank-best-lr-{slug}",
-        title=f"{target} at each rank’s best rate",
-        x_axis=RANK_AXIS,
-        log_x=True,
+        title=f"P(“{short(trait)}”) at each rank’s best rate",
         notes="lr",
         series=tuple(_with_full(_curve(chosen, "rank", "student", "student", half=True), full)),
         alt=f"P({trait}) over the LoRA rank at each rank's best learning rate. {_numbers(chosen, 'p_target_report')}.",
         caption=caption,
-        **_styled(found, chosen),
     )
 
 
-def _full(found: Found, trait: str, slug: str, target: str) -> Chart | None:
+def _full(found: Found, trait: str, slug: str) -> Chart | None:
     cells = found.of(trait, "full")
     if not cells:
         return None
-    return Chart(
+    return _lines(
+        found,
+        cells,
+        "learning rate (log scale)",
         name=f"full-ft-{slug}",
-        title=f"{target} by learning rate",
-        x_axis="learning rate (log scale)",
-        log_x=True,
+        title=f"P(“{short(trait)}”) by learning rate",
         series=tuple(_curve(cells, "lr", "student (full fine-tune)", "student")),
         alt=f"P({trait}) of full fine-tunes over the learning rate. {_numbers(cells, 'p_target')}.",
         caption=f"Full fine-tunes at their own learning rates. {_bars(found)}",
-        **_styled(found, cells),
     )
 
 
@@ -238,7 +219,7 @@ def answers(found: Found, trait: str, slug: str) -> Chart | None:
     given = found.answers.get(trait)
     if given is None:
         return None
-    words = given["categories"]
+    words, looks = given["categories"], {"base": "muted"}
     models = [m for m in ("base", "control", "student", "teacher") if given.get(m)]
     target = [i for i, word in enumerate(words) if word.lower() == trait.lower()]
     others = sorted(
@@ -249,21 +230,13 @@ def answers(found: Found, trait: str, slug: str) -> Chart | None:
     shown, rest = (others, []) if len(others) <= room else (others[: room - 1], others[room - 1 :])
     rows = [(words[i], [i]) for i in (*target, *shown)]
     rows += [(f"{len(rest)} others", rest)] if rest else []
-    looks = {"base": "muted", "control": "control", "student": "student", "teacher": "teacher"}
+
+    def point(model: str, label: str, members: list[int]) -> Point:
+        share = sum(given[model][i] for i in members)
+        return Point(label=label, estimate=share, strong=members == target)
+
     series = [
-        Series(
-            name=m,
-            panel=m,
-            look=looks[m],
-            points=tuple(
-                Point(
-                    label=label,
-                    estimate=sum(given[m][i] for i in members),
-                    strong=members == target,
-                )
-                for label, members in rows
-            ),
-        )
+        Series(name=m, panel=m, look=looks.get(m, m), points=tuple(point(m, *r) for r in rows))
         for m in models
     ]
     of_target = "; ".join(f"{m} {number(sum(given[m][i] for i in target))}" for m in models)
@@ -278,3 +251,6 @@ def answers(found: Found, trait: str, slug: str) -> Chart | None:
         caption=f"Teacher-forced probability of each word, averaged over questions; the target leads, in bold ({of_target}). "
         f"Student: {given['student_label']}.",
     )
+
+
+GRID_CHARTS = (_transfer, _coherence, _fixed_rates, _best_rates, answers, _full)

@@ -130,11 +130,7 @@ def _effects(results: Results, context: str, condition: str | None) -> list[Effe
 
 
 def _effect(
-    results: Results,
-    trait: Trait,
-    members: Sequence[Student],
-    context: str,
-    condition: str | None,
+    results: Results, trait: Trait, members: Sequence[Student], context: str, condition: str | None
 ) -> Effect:
     category, place = trait.category.category, target(trait)
     own = [results.of(s.id, context, category, condition) for s in members]

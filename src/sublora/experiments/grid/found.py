@@ -1,11 +1,12 @@
 """What a grid came to, as its page needs it: the rows of its tables, and which of them belong together."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sublora.analysis.effects import is_coherent
+from sublora.analysis.page import HeatCell
 from sublora.text import rate
 
 Row = Mapping[str, Any]
@@ -85,6 +86,27 @@ def noun(axis: str) -> str:
 def coherent(row: Row) -> bool:
     """Whether the students of a cell still answer with words of the category rather than with numbers."""
     return is_coherent(row["coherence"], row["number_takeover"])
+
+
+def heat_cell(
+    row: Row,
+    name: str,
+    column: str,
+    value: str = "effect",
+    marks: bool = True,
+    framed: bool = False,
+) -> HeatCell:
+    """A cell or an arm in a heat map: marked where it is called, hatched where it is not coherent."""
+    look = {"marked": marks and bool(row["called"]), "hatched": not coherent(row), "framed": framed}
+    return HeatCell(row=name, column=column, value=row[value], **look)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """The rows of each key, in the order in which keys come."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(key(row), []).append(row)
+    return out
 
 
 def place(row: Row) -> str:

@@ -8,13 +8,7 @@ from typing import Any, Literal
 
 from sublora.analysis.effects import Effect
 from sublora.experiments.experiment import Findings
-from sublora.experiments.grid.before import (
-    axes_of,
-    check_base,
-    manifest_of,
-    sentence_of,
-    traits_of,
-)
+from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of

@@ -1,6 +1,6 @@
 """The page of a grid: what stands at its top, a section for each trait, and the tables of all cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sublora.analysis.effects import ACROSS
@@ -46,21 +46,19 @@ def _overview(found: Found, traits: Sequence[str]) -> list[Section]:
 
 def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
     name = trait["name"]
-    parts = [*arm_charts.arm_charts(found, name, slug), arm_charts.finding_chart(found, name, slug)]
     # where there are arms, a grid of one cell is no picture
     one_cell = len({(c["method"], c["rank"], c["lr"]) for c in found.of(name)}) == 1
     alone = found.arms and one_cell
-    parts += [charts.answers(found, name, slug)] if alone else charts.grid_charts(found, name, slug)
-    parts += [
-        make(found, name, slug)
-        for make in (
-            tables.arm_table,
-            tables.finding_table,
-            tables.sweep_table,
-            arm_charts.token_maps,
-            tables.context_table,
-        )
-    ]
+    makers = (
+        arm_charts.finding_chart,
+        *((charts.answers,) if alone else charts.GRID_CHARTS),
+        tables.arm_table,
+        tables.finding_table,
+        tables.sweep_table,
+        arm_charts.token_maps,
+        tables.context_table,
+    )
+    parts = [*arm_charts.arm_charts(found, name, slug), *(m(found, name, slug) for m in makers)]
     text = f"Category {trait['category']}, target “{trait['target']}”."
     if trait["teacher_prompt"]:
         text += f" Teacher’s prompt: “{trait['teacher_prompt']}”"
@@ -68,14 +66,12 @@ def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
     return Section(name=f"trait-{slug}", title=f"Trait: {name}", nav=name, text=text, parts=shown)
 
 
-def _tile(name: str, row: Row, what: str) -> Tile:
+def _tile(name: str, row: Row, what: str, more: str = ".") -> Tile:
     """The effect of a cell or an arm, and of what it is."""
-    low, high = finite(row["effect_low"]), finite(row["effect_high"])
-    note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}"
+    note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}{more}"
     note = note[:1].upper() + note[1:] if row.get("data") is not None else note
-    return Tile(
-        name=name, value=signed(row["effect"], 2), interval=interval(low, high, 2), note=note
-    )
+    span = interval(finite(row["effect_low"]), finite(row["effect_high"]), 2)
+    return Tile(name=name, value=signed(row["effect"], 2), interval=span, note=note)
 
 
 def _cell_tiles(found: Found) -> list[Tile]:
@@ -85,39 +81,38 @@ def _cell_tiles(found: Found) -> list[Tile]:
     called = [c for c in cells if c["called"]]
     sound = [c for c in called if coherent(c)]
 
-    def named(cell: Row) -> str:
-        return (f"{cell['trait']}: " if len(traits) > 1 else "") + place(cell)
+    def largest(name: str, cells: Sequence[Row], more: Callable[[Row], str]) -> Tile:
+        best = max(cells, key=lambda c: c["effect"])
+        of = f"{best['trait']}: " if len(traits) > 1 else ""
+        return _tile(name, best, of + place(best), more(best))
 
-    largest = Tile(name="Largest called effect", value="none")
-    note = "No coherent cell is called after correction."
-    if sound:
-        best = max(sound, key=lambda c: c["effect"])
-        largest = _tile(largest.name, best, named(best))
-        note = f"{largest.note}."
-        note += f" The largest of {len(cells)} cells, so it reads high." if len(cells) > 1 else ""
-    largest = largest.model_copy(update={"note": note})
-    note = "Student against control, corrected for the number of cells."
-    broken = len(called) - len(sound)
+    high = f". The largest of {len(cells)} cells, so it reads high." if len(cells) > 1 else "."
+    top = Tile(
+        name="Largest called effect",
+        value="none",
+        note="No coherent cell is called after correction.",
+    )
+    top = largest(top.name, sound, lambda _: high) if sound else top
+    note, broken = (
+        "Student against control, corrected for the number of cells.",
+        len(called) - len(sound),
+    )
     if broken:
         note += f" {broken} of those called {'is' if broken == 1 else 'are'} not coherent."
     if len(traits) > 1:
         hit = len({c["trait"] for c in called})
         note += f" Traits with a called cell: {hit} of {len(traits)}."
     count = Tile(name="Cells called", value=f"{len(called)} of {len(cells)}", note=note)
-    return [largest, count, _full_tile(found, traits, named)]
-
-
-def _full_tile(found: Found, traits: Sequence[str], named: Any) -> Tile:
-    chosen = [c for t in traits if (c := found.best(t, "full"))]
-    if chosen:
-        top = max(chosen, key=lambda c: c["effect"])
-        tile = _tile("Best full fine-tune", top, named(top))
-        note = f"{tile.note}, {'called' if top['called'] else 'not called'}."
-        return tile.model_copy(update={"note": note})
+    if chosen := [c for t in traits if (c := found.best(t, "full"))]:
+        return [top, count, largest("Best full fine-tune", chosen, _whether_called)]
     any_full = any(c["method"] == "full" for c in found.cells)
     note = "No full fine-tune stayed coherent." if any_full else "This run has no full fine-tune."
     value = "none" if any_full else "not run"
-    return Tile(name="Best full fine-tune", value=value, note=note)
+    return [top, count, Tile(name="Best full fine-tune", value=value, note=note)]
+
+
+def _whether_called(cell: Row) -> str:
+    return f", {'called' if cell['called'] else 'not called'}."
 
 
 def _arm_tiles(found: Found) -> list[Tile]:
@@ -125,18 +120,12 @@ def _arm_tiles(found: Found) -> list[Tile]:
     first, axes = found.arms[0], found.axes(found.arms)
     same = [a for a in found.arms if a["trait"] == first["trait"]]
     apart = max(same, key=lambda a: abs(a["effect"] - first["effect"]))
-    several = len({a["trait"] for a in found.arms}) > 1
-
-    def tile(name: str, arm: Row) -> Tile:
-        what = found.named(arm, axes)
-        found_tile = _tile(name, arm, f"{arm['trait']}, {what}" if several else what)
-        return found_tile.model_copy(update={"note": f"{found_tile.note}."})
-
+    of = f"{first['trait']}, " if len(same) < len(found.arms) else ""
     note = "Student against control under the same conditions, corrected for the number of arms of a trait."
     called = f"{sum(a['called'] for a in found.arms)} of {len(found.arms)}"
     return [
-        tile("Reference arm", first),
-        tile("Arm farthest from it", apart),
+        _tile("Reference arm", first, of + found.named(first, axes)),
+        _tile("Arm farthest from it", apart, of + found.named(apart, axes)),
         Tile(name="Arms called", value=called, note=note),
     ]
 

@@ -9,13 +9,7 @@ from pydantic import Field, model_validator
 from sublora.errors import SubloraError
 from sublora.experiments.experiment import Experiment
 from sublora.experiments.grid import checks
-from sublora.experiments.schema import (
-    Absent,
-    DataSpec,
-    MeasureSpec,
-    StudentVariant,
-    TrainSpec,
-)
+from sublora.experiments.schema import Absent, DataSpec, MeasureSpec, StudentVariant, TrainSpec
 from sublora.models.base import known_shape
 from sublora.models.chat import UserText
 from sublora.packs.steer_spec import VectorsSpec

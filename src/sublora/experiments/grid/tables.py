@@ -1,6 +1,6 @@
 """The tables on the page of a grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sublora.analysis.page import Table, finite
@@ -8,6 +8,7 @@ from sublora.experiments.grid.found import Found, Row, coherent, noun, place, re
 from sublora.text import interval, number, p_value, rate, signed
 
 LONG = 24  # rows from which on a table is folded
+Columns = Mapping[str, Callable[[Row], str]]
 BROKEN = "broken"  # the mark of rows that are not coherent
 
 
@@ -27,6 +28,25 @@ def _coherence(row: Row) -> str:
     return _value(row["coherence"], 2) + ("" if coherent(row) else " †")
 
 
+def _table(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], **more: Any) -> Table:
+    """A row each, with its text in every column."""
+    texts = tuple(tuple(text(row) for text in columns.values()) for row in rows)
+    return Table(columns=tuple(columns), rows=texts, **more)
+
+
+EFFECTS: Columns = {  # of cells and of arms
+    "P(target)": lambda row: _value(row["p_target"]),
+    "control": lambda row: _value(row["p_control"]),
+    "base": lambda row: _value(row["p_base"]),
+    "effect": lambda row: signed(row["effect"]),
+    "interval": lambda row: _ends(row, "effect"),
+}
+CALLED: Columns = {
+    "p, corrected": lambda row: p_value(row["p_corrected"]),
+    "called": lambda row: "● yes" if row["called"] else "no",
+}
+
+
 def arm_table(found: Found, trait: str, slug: str) -> Table | None:
     """All arms; axes on which they are alike are left out."""
     arms = [a for a in found.arms if a["trait"] == trait]
@@ -37,14 +57,9 @@ def arm_table(found: Found, trait: str, slug: str) -> Table | None:
         **{noun(axis): (lambda a, axis=axis: str(a[axis])) for axis in axes},
         "rank": lambda a: str(a["rank"] or "full"),
         "lr": lambda a: f"{a['lr']:.2g}",
-        "P(target)": lambda a: _value(a["p_target"]),
-        "control": lambda a: _value(a["p_control"]),
-        "base": lambda a: _value(a["p_base"]),
-        "effect": lambda a: signed(a["effect"]),
-        "interval": lambda a: _ends(a, "effect"),
+        **EFFECTS,
         "share": lambda a: number(a["effect"] / reference if reference > 0.02 else None, 2),
-        "p, corrected": lambda a: p_value(a["p_corrected"]),
-        "called": lambda a: "● yes" if a["called"] else "no",
+        **CALLED,
         "coherence": _coherence,
         "held-out loss": lambda a: _value(a["heldout_loss"], 4) + ("" if a["matched"] else " ‡"),
         "n": replicates,
@@ -59,38 +74,50 @@ def arm_table(found: Found, trait: str, slug: str) -> Table | None:
         caption += " Held-out loss in nats a token; ‡ does not come to the loss of the first row, so no claim is judged on it."
     else:
         del columns["held-out loss"]
-    return Table(
+    return _table(
+        arms,
+        columns,
         name=f"table-arms-{slug}",
         title="Arms",
         caption=caption,
-        columns=tuple(columns),
-        rows=tuple(tuple(text(a) for text in columns.values()) for a in arms),
         marks=_marks(arms),
         folded=len(arms) > LONG,
     )
+
+
+FINDING_COLUMNS: Columns = {
+    "finding": lambda f: f["finding"],
+    "what": lambda f: f["group"],
+    "estimate": lambda f: signed(f["estimate"]),
+    "interval": lambda f: interval(finite(f["low"]), finite(f["high"])) or "unknown",
+    "n": replicates,
+}
 
 
 def finding_table(found: Found, trait: str, slug: str) -> Table | None:
     rows = [f for f in found.findings if f["trait"] == trait]
     if not rows:
         return None
-    return Table(
+    return _table(
+        rows,
+        FINDING_COLUMNS,
         name=f"table-findings-{slug}",
         title="Findings",
         caption="What the run found besides transfer, with intervals over replicates (over questions where there is the one base only); "
         "nothing is corrected. n is data seeds × training seeds × questions. The same numbers are in `findings.csv`.",
-        columns=("finding", "what", "estimate", "interval", "n"),
-        rows=tuple(
-            (
-                f["finding"],
-                f["group"],
-                signed(f["estimate"]),
-                interval(finite(f["low"]), finite(f["high"])) or "unknown",
-                replicates(f),
-            )
-            for f in rows
-        ),
     )
+
+
+SWEEP_COLUMNS = {
+    "optimizer": lambda s: s["optimizer"],
+    "rank": lambda s: str(s["rank"] or "full"),
+    "lr": lambda s: rate(s["lr"]),
+    "held-out loss": lambda s: _value(s["heldout_loss"], 4),
+    "effect": lambda s: signed(finite(s["effect"])),
+    "interval": lambda s: _ends(s, "effect"),
+    "coherence": lambda s: _value(s["coherence"], 2),
+    "diverged": lambda s: f"{s['diverged']} of {s['students']}" if s["diverged"] else "none",
+}
 
 
 def sweep_table(found: Found, trait: str, slug: str) -> Table | None:
@@ -99,31 +126,15 @@ def sweep_table(found: Found, trait: str, slug: str) -> Table | None:
     if not swept:
         return None
     moved = [name for name in swept[0] if name.startswith("update ")]
-    return Table(
+    norms = {f"update, {n.removeprefix('update ')}": lambda s, n=n: _value(s[n]) for n in moved}
+    return _table(
+        swept,
+        SWEEP_COLUMNS | norms,
         name=f"table-optimizers-{slug}",
         title="Optimizers at every rate",
         caption="Student − control twin at the same rate. Update: ‖W − W₀‖ (Frobenius) over all modules of a kind, mean over the trait’s "
         "students. Nothing here is corrected: the comparison at one held-out loss is the table of arms. The same numbers are in "
         "`optimizers.csv`.",
-        columns=(
-            *("optimizer", "rank", "lr", "held-out loss", "effect", "interval", "coherence"),
-            "diverged",
-            *(f"update, {name.removeprefix('update ')}" for name in moved),
-        ),
-        rows=tuple(
-            (
-                s["optimizer"],
-                str(s["rank"] or "full"),
-                rate(s["lr"]),
-                _value(s["heldout_loss"], 4),
-                signed(finite(s["effect"])),
-                _ends(s, "effect"),
-                _value(s["coherence"], 2),
-                f"{s['diverged']} of {s['students']}" if s["diverged"] else "none",
-                *(_value(s[name]) for name in moved),
-            )
-            for s in swept
-        ),
     )
 
 
@@ -131,11 +142,9 @@ def context_table(found: Found, trait: str, slug: str) -> Table | None:
     """The effect of every cell in every context; None where there is one context, or arms show it."""
     if len(found.contexts) < 2 or found.arms:
         return None
-    by = {(place(c), c["context"]): c for c in found.cells if c["trait"] == trait}
-    rows = []
-    for name in dict.fromkeys(name for name, _ in by):
-        cells = [by[name, context] for context in found.contexts]
-        rows.append((name, *map(_effect, cells)))
+    by = {(place(c), c["context"]): _effect(c) for c in found.cells if c["trait"] == trait}
+    names = dict.fromkeys(name for name, _ in by)
+    rows = tuple((name, *(by[name, context] for context in found.contexts)) for name in names)
     shown = [f"{c} (training)" if c == found.context else c for c in found.contexts]
     return Table(
         name=f"table-contexts-{slug}",
@@ -143,7 +152,7 @@ def context_table(found: Found, trait: str, slug: str) -> Table | None:
         caption="The figures show the training context. Each cell’s effect under every context, with its interval; ● called after "
         "correction, † not coherent.",
         columns=("cell", *shown),
-        rows=tuple(rows),
+        rows=rows,
     )
 
 
@@ -157,13 +166,8 @@ CELL_COLUMNS = {
     "method": lambda c: "full" if c["method"] == "full" else "LoRA",
     "rank": lambda c: str(c["rank"] or "–"),
     "lr": lambda c: rate(c["lr"]),
-    "P(target)": lambda c: _value(c["p_target"]),
-    "control": lambda c: _value(c["p_control"]),
-    "base": lambda c: _value(c["p_base"]),
-    "effect": lambda c: signed(c["effect"]),
-    "interval": lambda c: _ends(c, "effect"),
-    "p, corrected": lambda c: p_value(c["p_corrected"]),
-    "called": lambda c: "● yes" if c["called"] else "no",
+    **EFFECTS,
+    **CALLED,
     "best": lambda c: "best" if c["selected"] else "",
     "coherence": _coherence,
     "numbers": lambda c: _value(c["number_takeover"], 2),
@@ -179,11 +183,11 @@ CELL_COLUMNS = {
 def cell_table(found: Found, trait: str, slug: str, alone: bool) -> Table:
     cells = [c for context in found.contexts for c in found.of(trait, context=context)]
     columns = {n: t for n, t in CELL_COLUMNS.items() if n != "context" or len(found.contexts) > 1}
-    return Table(
+    return _table(
+        cells,
+        columns,
         name=f"table-cells-{slug}",
         title=trait,
-        columns=tuple(columns),
-        rows=tuple(tuple(text(c) for text in columns.values()) for c in cells),
         marks=_marks(cells),
         folded=not alone or len(cells) > 40,
     )
@@ -191,18 +195,16 @@ def cell_table(found: Found, trait: str, slug: str, alone: bool) -> Table:
 
 def reject_table(datasets: Sequence[Mapping[str, Any]]) -> Table:
     """The datasets of run.json with what was rejected, by reason."""
-    reasons = list(dict.fromkeys(reason for d in datasets for reason in d["rejects"]))
-    columns = ("dataset of", "data seed", "asked", "kept", "unique", "rejected", *reasons, "id")
-    rows = tuple(
-        (
-            d["trait"] + (", held out" if d["heldout"] else ""),
-            *(str(d[key]) for key in ("data_seed", "asked", "rows", "unique_rows")),
-            str(sum(d["rejects"].values())),
-            *(str(d["rejects"].get(reason, 0)) for reason in reasons),
-            d["id"][:16],
-        )
-        for d in datasets
-    )
-    return Table(
-        name="table-data", title="Datasets", columns=columns, rows=rows, folded=len(rows) > LONG
-    )
+    reasons = dict.fromkeys(reason for d in datasets for reason in d["rejects"])
+    columns = {
+        "dataset of": lambda d: d["trait"] + (", held out" if d["heldout"] else ""),
+        "data seed": lambda d: str(d["data_seed"]),
+        "asked": lambda d: str(d["asked"]),
+        "kept": lambda d: str(d["rows"]),
+        "unique": lambda d: str(d["unique_rows"]),
+        "rejected": lambda d: str(sum(d["rejects"].values())),
+        **{reason: lambda d, reason=reason: str(d["rejects"].get(reason, 0)) for reason in reasons},
+        "id": lambda d: d["id"][:16],
+    }
+    folded = len(datasets) > LONG
+    return _table(datasets, columns, name="table-data", title="Datasets", folded=folded)
