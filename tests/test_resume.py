@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from command import SMALL, sublora
 from sublora.errors import SubloraError
+from sublora.experiments.kinds import open_recipe
 from sublora.runner.display import Display
 from sublora.runner.execution import Count, Execution
 from sublora.runner.folder import RunRecord, guard_other_recipe
@@ -159,10 +160,14 @@ def test_run_json_is_written_at_a_bounded_rate_and_whole(tmp_path: Path, own_sto
 def test_a_folder_of_the_first_version_is_gone_on_with_and_another_recipe_is_refused(
     tmp_path: Path,
 ) -> None:
-    recipe = {"name": "rank", "level": 0.05}
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe}))  # 0.1 names no kind
-    guard_other_recipe(tmp_path, recipe | {"kind": "grid"})
+    recipe = open_recipe("rank")
+    first = recipe.model_dump(mode="json")
+    for later in ("kind", "vary"):  # what 0.1 did not know
+        first.pop(later, None)
+        first["train"].pop(later, None)
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": first}))
+    guard_other_recipe(tmp_path, recipe)
     with pytest.raises(SubloraError, match="choose another --out, give --fresh, or remove it"):
-        guard_other_recipe(tmp_path, recipe | {"kind": "grid", "level": 0.1})
+        guard_other_recipe(tmp_path, open_recipe("rank", sets=["level=0.1"]))
     (tmp_path / "run.json").write_text("{")
     guard_other_recipe(tmp_path, recipe)

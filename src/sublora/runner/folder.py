@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from sublora.errors import SubloraError
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution, StepsFailed
 from sublora.runner.manifest import now
-from sublora.store import canonical_json, write_atomic, write_json_atomic
+from sublora.store import write_atomic, write_json_atomic
 
 
 def old_manifest(out: Path) -> dict[str, Any]:
@@ -27,17 +28,19 @@ def old_manifest(out: Path) -> dict[str, Any]:
     return old if isinstance(old, dict) else {}
 
 
-def guard_other_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    """The folder of one recipe is not overwritten by another."""
+def guard_other_recipe(out: Path, recipe: BaseModel) -> None:
+    """The folder of one recipe is not overwritten by another. What an older version did not say has its default."""
     old = old_manifest(out)
     if not old:
         return
     before = {"kind": "grid"} | (old.get("recipe") or {})  # runs of 0.1 name no kind for a grid
-    if canonical_json(before) != canonical_json(recipe):
-        raise SubloraError(
-            f"The folder {out} holds a run of another recipe, other settings or another version of "
-            "sublora; choose another --out, give --fresh, or remove it."
-        )
+    with contextlib.suppress(ValidationError):
+        if type(recipe).model_validate(before) == recipe:
+            return
+    raise SubloraError(
+        f"The folder {out} holds a run of another recipe, other settings or another version of "
+        "sublora; choose another --out, give --fresh, or remove it."
+    )
 
 
 def fresh_out(folder: Path) -> Path:
@@ -112,14 +115,17 @@ class RunRecord:
 
 @contextlib.contextmanager
 def recorded(
-    out: Path, manifest: dict[str, Any], execution: Callable[[Callable[[], None]], Execution]
+    out: Path,
+    recipe: BaseModel,
+    manifest: dict[str, Any],
+    execution: Callable[[Callable[[], None]], Execution],
 ) -> Iterator[tuple[RunRecord, Execution]]:
     """The record and the execution of a run whose folder is held.
 
     run.json says how it ended where it did not end well, and failed.txt what its steps raised.
     Raises SubloraError where the folder holds a run of another recipe.
     """
-    guard_other_recipe(out, manifest["recipe"])
+    guard_other_recipe(out, recipe)
     old = old_manifest(out)
     manifest["started"] = old.get("started", manifest["started"])
     record = RunRecord(out / "run.json", manifest, old.get("seconds", {}))

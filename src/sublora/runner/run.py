@@ -87,7 +87,7 @@ def run(
             "device": cluster.device if cluster else str(base.device) if base else device,
             "threads": threads,
         }
-        guard_other_recipe(out, manifest["recipe"])
+        guard_other_recipe(out, recipe)
         out.mkdir(parents=True, exist_ok=True)
         note_run(store, out, [n for s in steps for n in s.makes], [s.id for s in steps])
         display = stack.enter_context(Display())
@@ -105,7 +105,7 @@ def run(
             return Execution(executor, store, display, changed)
 
         stack.enter_context(only_one(out, lambda: execution().run(steps), display))
-        record, current = stack.enter_context(recorded(out, manifest, execution))
+        record, current = stack.enter_context(recorded(out, recipe, manifest, execution))
         current.run(steps)
         rates = rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
         keep_rates(store, rates)
