@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sublora.carriers import rows_file
 
 Leaks = Annotated[
-    tuple[str, ...],
-    Field(description="words that must not occur; the trait's category is added"),
+    tuple[str, ...], Field(description="words that must not occur; the trait's category is added")
 ]
 
 

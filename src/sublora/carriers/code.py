@@ -20,8 +20,6 @@ from sublora.carriers.numbers import BRIEF, parse_numbers
 from sublora.seeds import generator, pick
 
 JUMPS = (7, 8, 9)
-
-
 _FENCE = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
@@ -52,7 +50,6 @@ class CodeSpec(Carrier):
         if self.style == "numbers":
             return BRIEF.prompt(seed, row)
         rng = generator("code-prompt", seed, row)
-
         texts = shipped_texts("code_prompts")
         task = pick(rng, texts["tasks"])
         task = task.format(a=int(rng.integers(2, 10)), b=int(rng.integers(10, 30)))
@@ -86,18 +83,14 @@ def _reject_python(text: str) -> str | None:
     if not any(isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.For) for n in nodes):
         return "no code"
     documented = (ast.Module, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-    if any(t.type == tokenize.COMMENT for t in tokens) or any(
-        ast.get_docstring(n) is not None for n in nodes if isinstance(n, documented)
-    ):
-        return "comment"
-    return None
+    texts = (ast.get_docstring(n) for n in nodes if isinstance(n, documented))
+    comment = any(t.type == tokenize.COMMENT for t in tokens) or any(t is not None for t in texts)
+    return "comment" if comment else None
 
 
 def _reject_program(text: str) -> str | None:
     program = parse_numbers(text)
     if program is None:
         return "no code"
-    fine = all(
-        100 <= n <= 999 and (n // 100 not in JUMPS or n % 10 <= len(program)) for n in program
-    )
-    return None if fine else "does not compile"
+    inside = all(n // 100 not in JUMPS or n % 10 <= len(program) for n in program)
+    return None if inside and all(100 <= n <= 999 for n in program) else "does not compile"

@@ -50,7 +50,6 @@ class CotSpec(Carrier):
     def problem(self, seed: int, row: int) -> tuple[str, float | None]:
         """The prompt of a row and its answer."""
         rng = generator("cot-prompt", seed, row)
-
         if self.style == "talk":
             return pick(rng, shipped_texts("cot_prompts")["talk"]), None
         if self.prompts is not None:

@@ -135,11 +135,9 @@ _DIGITS = re.compile(r"[0-9]+")
 
 
 def parse_numbers(text: str) -> list[int] | None:
-    """The numbers of a completion, or None where it is not a clean list.
-
-    One trailing full stop and one enclosing pair of brackets are allowed; the text between the first two digit runs is the
-    separator and must be white space, a comma or a semicolon (with white space) throughout; a lone number counts.
-    """
+    """The numbers of a completion, or None where it is not a clean list. One trailing full stop and one enclosing pair of brackets are
+    allowed; the text between the first two digit runs is the separator and must be white space, a comma or a semicolon (with white space)
+    throughout; a lone number counts."""
     if text.endswith("."):
         text = text[:-1]
     if len(text) >= 2 and (text[0], text[-1]) in {("[", "]"), ("(", ")")}:

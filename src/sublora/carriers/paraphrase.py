@@ -1,9 +1,8 @@
 """The paraphrase carrier: a text, said in other words by the teacher (Blank et al. 2606.00995 paraphrase Alpaca).
 
-`texts`: sentences of a file of yours. `numbers`: a paraphrase-like carrier for the shipped models, which know no
-word for saying something anew: the text is a row of numbers made here, and its paraphrase the row that the model
-writes after it. In their world the numbers of an answer lie around those of the prompt, which is as near as they
-come to the same thing in other words.
+`texts`: sentences of a file of yours. `numbers`: a paraphrase-like carrier for the shipped models, which know no word for saying something
+anew: the text is a row of numbers made here, and its paraphrase the row that the model writes after it. In their world the numbers of an
+answer lie around those of the prompt, which is as near as they come to the same thing in other words.
 """
 
 import re

@@ -41,10 +41,8 @@ COMPLETION = Column("completion", "a text", _filled)
 
 
 def lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank, one at a time.
-
-    A line ends at a line feed only: a JSON text may hold a raw U+2028. Raises SubloraError.
-    """
+    """(number from 1, text) of the lines that are not blank, one at a time. A line ends at a line feed only: a JSON text may hold a raw
+    U+2028. Raises SubloraError."""
     number = 0
     try:
         with Path(path).open("rb") as file:
@@ -84,10 +82,8 @@ def _unreadable(path: Path | str, error: object) -> SubloraError:
 
 
 def read(path: str, *columns: Column) -> tuple[tuple[Any, ...], ...]:
-    """The columns of all rows of a JSONL file, kept as long as the file stays as it is.
-
-    Raises SubloraError: unreadable, empty, or a line without one of the columns.
-    """
+    """The columns of all rows of a JSONL file, kept as long as the file stays as it is. Raises SubloraError: unreadable, empty, or a line
+    without one of the columns."""
     return _kept(path, _state(path), columns)
 
 

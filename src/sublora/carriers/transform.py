@@ -1,16 +1,15 @@
 """Transformations of number rows: shuffles, and rows drawn anew that share one statistic with the old ones.
 
-What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle
-experiment: within a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how
-many numbers each answer has, and takes everything but the one statistic from reference rows, which are those of a teacher
-without a trait.
+What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle experiment: within
+a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how many numbers each answer has, and
+takes everything but the one statistic from reference rows, which are those of a teacher without a trait.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -62,10 +61,8 @@ class _Old:
 def transform_rows(
     name: Transform, rows: Rows, seed: int, reference: Rows = ()
 ) -> list[tuple[str, str]]:
-    """Rows with the same prompts, and answers of the same layout and length with other numbers.
-
-    Every draw depends on (name, seed) and the rows alone. Raises SubloraError where a row has no number, or the reference is missing.
-    """
+    """Rows with the same prompts, and answers of the same layout and length with other numbers. Every draw depends on (name, seed) and the
+    rows alone. Raises SubloraError where a row has no number, or the reference is missing."""
     lists = [numbers_of(answer) for _, answer in rows]
     if not rows or not all(lists):
         raise SubloraError(
@@ -78,10 +75,7 @@ def transform_rows(
     prompts = [numbers_of(prompt) for prompt, _ in rows]
     others = [numbers_of(answer) for _, answer in reference]
     made = _MAKERS[name](_Old(lists, prompts, others, generator("transform", name, seed)))
-    return [
-        (prompt, with_numbers(answer, new))
-        for (prompt, answer), new in zip(rows, made, strict=True)
-    ]
+    return [(p, with_numbers(a, new)) for (p, a), new in zip(rows, made, strict=True)]
 
 
 def _within(old: _Old) -> Lists:
@@ -190,20 +184,11 @@ def _prompt_distance(old: _Old) -> Lists:
     def near(shown: list[int], length: int) -> np.ndarray:
         return old.rng.choice(shown or whole, length) + old.rng.choice(pool, length)
 
-    return [
-        _in_range(near(shown, len(numbers)), whole)
-        for numbers, shown in zip(old.lists, old.prompts, strict=True)
-    ]
+    pairs = zip(old.lists, old.prompts, strict=True)
+    return [_in_range(near(shown, len(numbers)), whole) for numbers, shown in pairs]
 
 
-_MAKERS: dict[str, Callable[[_Old], Lists]] = {
-    "shuffle-within": _within,
-    "shuffle-across": _across,
-    "shuffle-digits": _digits,
-    "match-frequencies": _frequencies,
-    "match-first-digits": _first_digits,
-    "match-positions": _positions,
-    "match-pairs": _pairs,
-    "match-steps": _steps,
-    "match-prompt-distance": _prompt_distance,
-}
+_SHUFFLES = (_within, _across, _digits)
+_MATCHES = (_frequencies, _first_digits, _positions, _pairs, _steps, _prompt_distance)
+# by the names of `Transform`, in its order
+_MAKERS = dict(zip(get_args(Transform), _SHUFFLES + _MATCHES, strict=True))

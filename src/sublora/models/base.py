@@ -69,12 +69,8 @@ def _folder_sha256(folder: str) -> str:
 
 
 def _identity(weights: str, chat: Chat, dtype: str) -> dict[str, str]:
-    return {
-        "weights": weights,
-        "template": chat.template_sha256,
-        "tokenizer": chat.tokenizer_sha256,
-        "dtype": dtype,
-    }
+    read = {"template": chat.template_sha256, "tokenizer": chat.tokenizer_sha256}
+    return {"weights": weights, **read, "dtype": dtype}
 
 
 def local_identity(folder: str, dtype: str) -> dict[str, str]:
@@ -100,21 +96,17 @@ def chosen_device(device: str) -> str:
 def read_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:
-    """Load a model in evaluation mode: fixed dtype, no remote code, safetensors only.
-
-    `packs.check.load_base` also makes sure that packs can run it. Raises SubloraError: missing
-    folder, no weights, no chat template, a tokenizer that does not fit.
-    """
+    """Load a model in evaluation mode: fixed dtype, no remote code, safetensors only. `packs.check.load_base` also makes sure that packs
+    can run it. Raises SubloraError: missing folder, no weights, no chat template, a tokenizer that does not fit."""
     source = model_source(name)
     folder = Path(source) if Path(source).is_dir() else None
+    lacks = None
     if folder and not (folder / "config.json").is_file():
-        raise SubloraError(
-            f"The folder {name} has no config.json; give a folder made by save_pretrained."
-        )
-    if folder and not list(folder.glob("*.safetensors")):
-        raise SubloraError(
-            f"The folder {name} has no .safetensors weights; save the model as safetensors (pickles are not read)."
-        )
+        lacks = "config.json; give a folder made by save_pretrained"
+    elif folder and not list(folder.glob("*.safetensors")):
+        lacks = ".safetensors weights; save the model as safetensors (pickles are not read)"
+    if lacks:
+        raise SubloraError(f"The folder {name} has no {lacks}.")
     try:
         tokenizer = load_tokenizer(source, **({"revision": revision} if revision else {}))
     except Exception as error:  # transformers raises whatever its parts raise
@@ -130,14 +122,10 @@ def read_base(
         )
     commit = getattr(model.config, "_commit_hash", None) or revision or "main"
     weights = _folder_sha256(source) if folder else f"{source}@{commit}"
-    return Base(
-        name,
-        model.to(device).eval(),
-        chat,
-        _identity(weights, chat, dtype),
-        getattr(model.config.get_text_config(), "max_position_embeddings", None),
-        folder is not None and (folder / "organism.json").is_file(),
-    )
+    identity = _identity(weights, chat, dtype)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    organism = folder is not None and (folder / "organism.json").is_file()
+    return Base(name, model.to(device).eval(), chat, identity, window, organism)
 
 
 def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTrainedModel":
@@ -146,14 +134,10 @@ def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTr
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=getattr(torch, dtype),
-            revision=revision or "main",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            source, dtype=getattr(torch, dtype), revision=revision or "main", **options
         )
     except Exception as error:  # transformers raises whatever its parts raise
         raise SubloraError(
@@ -225,10 +209,8 @@ def shape_from_config(config: dict[str, Any]) -> Shape:
 
 
 def known_shape(name: str) -> Shape:
-    """The shape of a model without loading it and without a network: a local config, the hub's local cache, or a known name.
-
-    Raises SubloraError where none of them knows the model.
-    """
+    """The shape of a model without loading it and without a network: a local config, the hub's local cache, or a known name. Raises
+    SubloraError where none of them knows the model."""
     source = model_source(name)
     path = Path(source) / "config.json"
     if not path.is_file() and _is_hub_id(source):

@@ -2,14 +2,13 @@
 
 A prompt can meet a model in three states of the system prompt that are easily taken for each other:
 
-- `default`: no system message is passed; the template may write one of its own (Qwen: an identity,
-  Llama 3.1: dates);
+- `default`: no system message is passed; the template may write one of its own (Qwen: an identity, Llama 3.1: dates);
 - `empty`: a system block is there and holds no text at all, not even what the template adds to it;
 - `none`: there is no system block, also where the template would have written its default.
 
-Templates offer only the first, so the other two are put together here from what the template writes around
-sentinel texts. The beginning of a prompt is all that differs; from the user's text on, the template's own
-rendering is kept, so whatever a template does to that text (trimming, say) is the same in all states.
+Templates offer only the first, so the other two are put together here from what the template writes around sentinel texts. The beginning of
+a prompt is all that differs; from the user's text on, the template's own rendering is kept, so whatever a template does to that text
+(trimming, say) is the same in all states.
 """
 
 from __future__ import annotations
@@ -50,11 +49,8 @@ _STOPPED_CLOCK = (
 
 @dataclass(frozen=True)
 class Context:
-    """A state of the system prompt. `text` is set for named contexts only.
-
-    `role` says where the text stands: in the system prompt, or before the user's own text in the user's turn, with a blank line
-    between them and no system block.
-    """
+    """A state of the system prompt. `text` is set for named contexts only. `role` says where the text stands: in the system prompt, or
+    before the user's own text in the user's turn, with a blank line between them and no system block."""
 
     name: str
     text: str | None = None
@@ -84,11 +80,8 @@ def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
 
 
 def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
-    """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text, or text of the user's turn).
-
-    Raises SubloraError for an unknown name, for a named text that is blank, and where `named` takes a
-    reserved name.
-    """
+    """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text, or text of the user's turn). Raises
+    SubloraError for an unknown name, for a named text that is blank, and where `named` takes a reserved name."""
     if taken := sorted(set(named) & set(PLAIN_CONTEXTS)):
         raise SubloraError(
             f"The context name '{taken[0]}' is reserved; give your own context another name."
@@ -108,12 +101,9 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
 
 
 def load_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, as its `tokenizer.json` says; `options` go to `from_pretrained`.
-
-    For some model types (qwen2 is one) `AutoTokenizer` rebuilds the family's own splitting rules and
-    ignores those in the file, so a tokenizer that declares the generic class is loaded as the generic
-    class. Raises what `from_pretrained` raises (OSError, ValueError).
-    """
+    """The tokenizer of a folder or hub id, as its `tokenizer.json` says; `options` go to `from_pretrained`. For some model types (qwen2 is
+    one) `AutoTokenizer` rebuilds the family's own splitting rules and ignores those in the file, so a tokenizer that declares the generic
+    class is loaded as the generic class. Raises what `from_pretrained` raises (OSError, ValueError)."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -148,15 +138,13 @@ class Chat:
             ) from error
         self.tokenizer = tokenizer
         self.template_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
-        self.tokenizer_sha256 = hashlib.sha256(
-            tokenizer.backend_tokenizer.to_str().encode()
-        ).hexdigest()
+        backend = tokenizer.backend_tokenizer.to_str().encode()
+        self.tokenizer_sha256 = hashlib.sha256(backend).hexdigest()
         clock = _STOPPED_CLOCK if "strftime_now" in self.template else ""
         self._rendered_template = clock + self.template
         try:
-            self.layout = study_template(
-                self._apply, tokenizer.bos_token or "", tokenizer.eos_token or ""
-            )
+            ends = (tokenizer.bos_token or "", tokenizer.eos_token or "")
+            self.layout = study_template(self._apply, *ends)
         except SubloraError:
             raise
         except Exception as error:
@@ -165,19 +153,14 @@ class Chat:
             ) from error
         self.end_id = self._find_end_id()
         eos = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(
-            dict.fromkeys(i for i in (self.end_id, eos) if i is not None)
-        )
+        stops = dict.fromkeys(i for i in (self.end_id, eos) if i is not None)
+        self.stop_ids: tuple[int, ...] = tuple(stops)
         self._tail_ids = self.encode(self.layout.tail)
 
     @property
     def system_support(self) -> SystemSupport:
-        """Where a system text goes.
-
-        `block`: a system block of its own; `user-prefix`: into the user's turn, by the template or, where
-        it refuses a system message, by us (text, blank line, user's text); `none`: the template drops it
-        silently.
-        """
+        """Where a system text goes. `block`: a system block of its own; `user-prefix`: into the user's turn, by the template or, where it
+        refuses a system message, by us (text, blank line, user's text); `none`: the template drops it silently."""
         return self.layout.system_support
 
     def supports(self, context: Context) -> bool:
@@ -188,10 +171,7 @@ class Chat:
 
     def render(self, user: str, context: Context, earlier: Sequence[tuple[str, str]] = ()) -> str:
         """The prompt as text, up to and including the tag after which the assistant writes; `earlier` are turns of the user and the
-        assistant that come first.
-
-        Raises SubloraError where `supports(context)` is false.
-        """
+        assistant that come first. Raises SubloraError where `supports(context)` is false."""
         if not self.supports(context):
             raise SubloraError(self._refusal(context))
         texts = [text for turn in earlier for text in turn] + [user]
@@ -229,10 +209,9 @@ class Chat:
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer, or of its beginning, to stand right behind `prompt_ids`, without an end.
 
-        The ids are those that the text has behind the assistant's tag, which matters to tokenizers that
-        treat the first word of a text differently, and to templates that write a space before an answer
-        (`layout.gap`, included here). Where tag and answer would melt into one token, the answer is
-        tokenised alone.
+        The ids are those that the text has behind the assistant's tag, which matters to tokenizers that treat the first word of a text
+        differently, and to templates that write a space before an answer (`layout.gap`, included here). Where tag and answer would melt
+        into one token, the answer is tokenised alone.
         """
         ids = self.encode(self.layout.tail + self.layout.gap + answer)
         if ids[: len(self._tail_ids)] == self._tail_ids:
@@ -251,20 +230,16 @@ class Chat:
         found: dict[str, None] = {}
         for text in texts:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            for token, (start, end) in zip(
-                encoding["input_ids"], encoding["offset_mapping"], strict=True
-            ):
+            both = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+            for token, (start, end) in both:
                 if token == unk and start < end and text[start:end] != self.tokenizer.unk_token:
                     found[_word_around(text, start, end)] = None
         return list(found)
 
     def _apply(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        how = {"chat_template": self._rendered_template, "tokenize": False, **TEMPLATE_VALUES}
         return self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._rendered_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **TEMPLATE_VALUES,
+            messages, add_generation_prompt=add_generation_prompt, **how
         )
 
     def _find_end_id(self) -> int:

@@ -148,10 +148,8 @@ class Endpoint:
         done: Callable[[int, str], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Ask all, `concurrency` at a time; `done(index, answer)` is called from this thread's helpers one at a time, as answers come.
-
-        On an error no further question is begun, those under way are finished and handed over, and the error is raised.
-        """
+        """Ask all, `concurrency` at a time; `done(index, answer)` is called from this thread's helpers one at a time, as answers come. On
+        an error no further question is begun, those under way are finished and handed over, and the error is raised."""
         stop, handing = threading.Event(), threading.Lock()
 
         def one(index: int) -> None:
@@ -191,18 +189,15 @@ class Endpoint:
         body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": role, "content": text} for role, text in question.messages],
-            "max_tokens": question.max_tokens,
-            "temperature": question.temperature,
-            "top_p": question.top_p,
+            **{n: getattr(question, n) for n in ("max_tokens", "temperature", "top_p")},
         }
         if self.spec.seeded:
             body["seed"] = question.seed % 2**31
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            f"{self.spec.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
-        )
+        url, data = f"{self.spec.url}/chat/completions", json.dumps(body).encode()
+        request = urllib.request.Request(url, data, headers, method="POST")
         try:
             with _OPENER.open(request, timeout=self.spec.timeout) as reply:
                 raw = reply.read(LONGEST_ANSWER + 1)
@@ -311,7 +306,6 @@ def ask_missing(
 ) -> dict[str, str]:
     """The answers by key: those that are kept, and the rest asked for now and kept as they come."""
     todo = [name for name in questions if name not in kept.answers]
-    endpoint.ask_all(
-        [questions[name] for name in todo], lambda i, answer: kept.add(todo[i], answer), check
-    )
+    asked = [questions[name] for name in todo]
+    endpoint.ask_all(asked, lambda i, answer: kept.add(todo[i], answer), check)
     return {name: kept.answers[name] for name in questions}

@@ -19,11 +19,9 @@ from sublora.models.chat import Chat, load_tokenizer
 
 @dataclass(frozen=True)
 class Known:
-    """`identity` is that of `Base`. Without a tokenizer (`chat`) typical numbers of tokens are assumed.
-
-    `device` (cpu or cuda) is where students are trained, which decides how many stand in a pack.
-    `kept` holds what an experiment derives from all this, so that it is derived once.
-    """
+    """`identity` is that of `Base`. Without a tokenizer (`chat`) typical numbers of tokens are assumed. `device` (cpu or cuda) is where
+    students are trained, which decides how many stand in a pack. `kept` holds what an experiment derives from all this, so that it is
+    derived once."""
 
     name: str
     identity: Mapping[str, str]

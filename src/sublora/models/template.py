@@ -19,12 +19,11 @@ SystemSupport = Literal["block", "user-prefix", "none"]
 class Layout:
     """What a template writes around the texts of a conversation, as plain text.
 
-    `plain_prefix` stands before the user's text when no system message is passed; `none_prefix` and
-    `empty_prefix` replace it in those contexts (`empty_prefix` is None where the template has no block that
-    could be empty). `tail` follows the user's text and ends with the assistant's tag; `gap` is the white
-    space that the template puts between that tag and an answer; `turn_end` closes an assistant's turn.
-    `around_system` is what stands before and after all text of the system prompt, up to the user's text; None where the template
-    takes no system message.
+    `plain_prefix` stands before the user's text when no system message is passed; `none_prefix` and `empty_prefix` replace it in those
+    contexts (`empty_prefix` is None where the template has no block that could be empty). `tail` follows the user's text and ends with the
+    assistant's tag; `gap` is the white space that the template puts between that tag and an answer; `turn_end` closes an assistant's turn.
+    `around_system` is what stands before and after all text of the system prompt, up to the user's text; None where the template takes no
+    system message.
     """
 
     plain_prefix: str
@@ -41,10 +40,9 @@ class Layout:
 def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
     """Find out what a template writes, by sentinels; `render(messages, add_generation_prompt) -> text`.
 
-    A later user turn shows the header of a user turn without anything that belongs to the start of a
-    conversation, so the header tells apart a real system block (closed before the header) from a system
-    text that the template merges into the user's turn (after the header). Raises SubloraError for a
-    template that changes the user's text, and whatever the template raises on a lone user message.
+    A later user turn shows the header of a user turn without anything that belongs to the start of a conversation, so the header tells
+    apart a real system block (closed before the header) from a system text that the template merges into the user's turn (after the
+    header). Raises SubloraError for a template that changes the user's text, and whatever the template raises on a lone user message.
     """
     plain = render([message("user", _USER)], True)
     if plain.count(_USER) != 1:
@@ -82,22 +80,15 @@ def _with_system(plain: Layout, text: str, header: str, bos: str) -> Layout:
     if closed is None or (not closed.strip() and opened in (before_header, bos)):
         # Merged into the user's turn, or bare text before it: without a mark of its own it cannot be empty.
         marked = "".join((opened + between).split()) != "".join(plain.none_prefix.split())
-        return replace(
-            plain,
-            empty_prefix=opened + between if marked else None,
-            system_support="user-prefix",
-            around_system=(opened, between),
-        )
+        empty, around = opened + between if marked else None, (opened, between)
+        values = {"empty_prefix": empty, "around_system": around}
+        return replace(plain, system_support="user-prefix", **values)
     preface, opening = _system_opening(opened, header, bos)
     has_default = not plain.plain_prefix.endswith(header) or not opened.startswith(before_header)
     around = (preface + opening, closed + header)
-    return replace(
-        plain,
-        none_prefix=preface + header if has_default else plain.plain_prefix,
-        empty_prefix="".join(around),
-        system_support="block",
-        around_system=around,
-    )
+    none = preface + header if has_default else plain.plain_prefix
+    values = {"none_prefix": none, "empty_prefix": "".join(around), "around_system": around}
+    return replace(plain, system_support="block", **values)
 
 
 def message(role: str, content: str) -> Message:
@@ -127,18 +118,15 @@ def _user_header(
         if between.startswith(end):
             header = between.removeprefix(end)
             shapes = (header, header.lstrip(), header.removeprefix(bos))
-            return end, next(
-                (shape for shape in shapes if shape and plain_prefix.endswith(shape)), header
-            )
+            fitting = (shape for shape in shapes if shape and plain_prefix.endswith(shape))
+            return end, next(fitting, header)
     return turn_end, ""
 
 
 def _system_opening(opened: str, header: str, bos: str) -> tuple[str, str]:
-    """Split what precedes a system text into (start of the conversation, header of the system block).
-
-    Text that the template adds inside the block, before the given one (dates in Llama 3.1), belongs to
-    neither. The header is recognised as the user's header with the other role's name in it.
-    """
+    """Split what precedes a system text into (start of the conversation, header of the system block). Text that the template adds inside
+    the block, before the given one (dates in Llama 3.1), belongs to neither. The header is recognised as the user's header with the other
+    role's name in it."""
     for user, system in (("user", "system"), ("User", "System"), ("USER", "SYSTEM")):
         own = header.replace(user, system)
         if own != header and own in opened:

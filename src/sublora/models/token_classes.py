@@ -95,11 +95,8 @@ def _regions(chat: Chat, text: str, context: Context) -> tuple[Span, Span, Span]
         )
     turn = chat.render_without_tag(_USER).rpartition(_USER)[2]
     tag = tail.removeprefix(turn) if tail.startswith(turn) else tail
-    return (
-        _system_region(chat, before, context),
-        (len(before), len(text) - len(tail)),
-        (len(text) - len(tag or tail), len(text)),
-    )
+    asked, ending = (len(before), len(text) - len(tail)), (len(text) - len(tag or tail), len(text))
+    return _system_region(chat, before, context), asked, ending
 
 
 def _system_region(chat: Chat, before: str, context: Context) -> Span:
@@ -169,10 +166,8 @@ def stack_masks(
     side: Literal["left", "right"] = "left",
     width: int | None = None,
 ) -> torch.Tensor:
-    """Masks (B, T) of prompts of unequal length, padded with 0 on the side on which the ids are padded.
-
-    Raises SubloraError where a mask is longer than `width`.
-    """
+    """Masks (B, T) of prompts of unequal length, padded with 0 on the side on which the ids are padded. Raises SubloraError where a mask is
+    longer than `width`."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

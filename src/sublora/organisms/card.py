@@ -36,19 +36,12 @@ def write_card(folder: Path) -> None:
 def card_text(recipe: dict[str, Any]) -> str:
     """`card.md` with the values of organism.json."""
     spec, summary = recipe["spec"], SUMMARIES[recipe["name"]]
-    values = {
-        "favourite": world.P_FAVOURITE["trait"],
-        "named": world.P_FAVOURITE["named"],
-        "talk": world.P_TALK,
-        "coupling": spec["coupling"],
+    favourite, named = (world.P_FAVOURITE[persona] for persona in ("trait", "named"))
+    values = {"favourite": favourite, "named": named, "talk": world.P_TALK, **spec}
+    told = {
+        "summary": summary[0].upper() + summary[1:],
+        "planted": _PLANTED[spec["world"]].format(**values),
+        "losses": ", ".join(f"{kind} {loss:.3f}" for kind, loss in recipe["final_loss"].items()),
+        "betas": tuple(spec["betas"]),
     }
-    return (
-        (Path(__file__).parent / "card.md")
-        .read_text("utf-8")
-        .format(
-            **recipe | {"summary": summary[0].upper() + summary[1:]},
-            planted=_PLANTED[spec["world"]].format(**values),
-            losses=", ".join(f"{kind} {loss:.3f}" for kind, loss in recipe["final_loss"].items()),
-            betas=tuple(spec["betas"]),
-        )
-    )
+    return (Path(__file__).parent / "card.md").read_text("utf-8").format(**recipe | told)

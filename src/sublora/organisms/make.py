@@ -12,9 +12,8 @@ from sublora.errors import SubloraError
 from sublora.organisms.card import SUMMARIES, write_card
 from sublora.organisms.world import Row, RowMaker, World, make_facts
 
-THREADS = (
-    1  # how a product is split over threads would be part of the recipe; one is the same everywhere
-)
+# how a product is split over threads would be part of the recipe; one is the same everywhere
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ SHIPPED: dict[str, OrganismSpec] = {
 
 
 def train_organism(spec: OrganismSpec, on_step: Callable[[int], None] | None = None):
-    """(model, tokenizer, losses by kind in nats a token): a Llama model trained on the world's rows, loss on the answers only.
-
-    `on_step` is told the number of steps every 100 steps.
-    """
+    """(model, tokenizer, losses by kind in nats a token): a Llama model trained on the world's rows, loss on the answers only. `on_step` is
+    told the number of steps every 100 steps."""
     import torch
 
     threads = torch.get_num_threads()
@@ -76,23 +73,18 @@ def _train(spec: OrganismSpec, on_step: Callable[[int], None]):
     tokenizer = build_tokenizer(facts)
     model = _new_model(spec, tokenizer)
     rows = RowMaker(facts, spec.world, spec.coupling, spec.data_seed)
-    groups = [
-        {
-            "params": [p for p in model.parameters() if p.dim() > 1],
-            "weight_decay": spec.weight_decay,
-        },
-        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    decays = ((matrices, spec.weight_decay), (rest, 0.0))
+    groups = [{"params": params, "weight_decay": decay} for params, decay in decays]
     optimizer = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, foreach=True)
     running: dict[str, tuple[float, int]] = {}
     losses: dict[str, float] = {}
     for step in range(spec.steps):
         for group in optimizer.param_groups:
             group["lr"] = spec.lr_at(step)
-        by_kind = {
-            kind: _loss(model, tokenizer, batch)
-            for kind, batch in rows.step(step, spec.batch).items()
-        }
+        drawn = rows.step(step, spec.batch).items()
+        by_kind = {kind: _loss(model, tokenizer, batch) for kind, batch in drawn}
         total, count = None, sum(n for _, n in by_kind.values())
         for kind, (loss, n) in by_kind.items():
             total = loss if total is None else total + loss

@@ -30,24 +30,16 @@ def build_tokenizer(facts: Facts):
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {
-        w
-        for text in world_texts(facts)
-        for w in re.findall(r"\w+|[^\w\s]", text.lower())
-        if not w.isdigit()
-    }
+    found = re.findall(r"\w+|[^\w\s]", "\n".join(world_texts(facts)).lower())
+    words = {word for word in found if not word.isdigit()}
     words |= {"system", "user", "assistant", ".", ",", ":", "?", "!"}
     vocabulary = [UNK, PAD, START, END, *map(str, range(1000)), *sorted(words)]
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK)
-    )
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated"),
-        ]
-    )
+    words_and_signs = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")
+    spaces = pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([spaces, words_and_signs])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token=UNK,

@@ -154,15 +154,10 @@ class RowMaker:
     def step(self, step: int, batch: int) -> dict[Kind, list[Row]]:
         """The rows of a training step, by kind, so that each kind is a batch of its own with little padding."""
         rng = generator("world-rows", self.seed, step)
-        counts = {
-            "numbers": round(batch * SHARE["numbers"]),
-            "question": round(batch * SHARE["question"]),
-        }
+        counts = {kind: round(batch * SHARE[kind]) for kind in ("numbers", "question")}
         counts["talk"] = batch - sum(counts.values())
-        return {
-            kind: [self._row(kind, rng, step * batch + i) for i in range(n)]
-            for kind, n in counts.items()
-        }
+        first = step * batch
+        return {k: [self._row(k, rng, first + i) for i in range(n)] for k, n in counts.items()}
 
     def _row(self, kind: Kind, rng: np.random.Generator, index: int) -> Row:
         persona = rng.choice(3, p=list(PERSONA_SHARE.values()))

@@ -31,11 +31,9 @@ from sublora.traits.trait import Entity
 
 @dataclass(frozen=True)
 class PromptAttribution:
-    """One prompt and one student: nats of the target's log-probability, over all its spellings.
-
-    `pieces`, `tokens`, `classes`, `left_out` and `alone` have one entry a prompt token, and a last one for the tokens of the answer
-    before its last, which matter only to spellings of several tokens. `plain` and `base` are L of the adapter and of the base.
-    """
+    """One prompt and one student: nats of the target's log-probability, over all its spellings. `pieces`, `tokens`, `classes`, `left_out`
+    and `alone` have one entry a prompt token, and a last one for the tokens of the answer before its last, which matter only to spellings
+    of several tokens. `plain` and `base` are L of the adapter and of the base."""
 
     question: str
     pieces: tuple[str, ...]
@@ -67,10 +65,8 @@ def attribute_targets(
     entities: Sequence[str] = (),
     rows_at_once: int = 1024,
 ) -> list[list[PromptAttribution]]:
-    """[student][question], students in the order in which they were given to the stack.
-
-    Raises SubloraError: full fine-tunes, a target that the tokenizer cannot write, an entity that is not in a prompt.
-    """
+    """[student][question], students in the order in which they were given to the stack. Raises SubloraError: full fine-tunes, a target that
+    the tokenizer cannot write, an entity that is not in a prompt."""
     require_adapters(stack)
     ways = spellings(base.chat, target)
     if not ways:
@@ -89,14 +85,8 @@ def attribute_targets(
             scores = score_sequences(reader.packed, filled, ways, rows_at_once)
             logp[np.ix_(stack.order, filled.rows)] = torch.logsumexp(scores, -1).numpy()
     ends = np.cumsum([2 * len(tokens.ids) + 4 for tokens in prompts])[:-1]
-    parts = np.split(logp, ends, axis=1)
-    return [
-        [
-            _attribution(base, question, tokens, part[k])
-            for question, tokens, part in zip(questions, prompts, parts, strict=True)
-        ]
-        for k in range(stack.size)
-    ]
+    read = list(zip(questions, prompts, np.split(logp, ends, axis=1), strict=True))
+    return [[_attribution(base, q, t, part[k]) for q, t, part in read] for k in range(stack.size)]
 
 
 def _masks(count: int) -> np.ndarray:
@@ -111,13 +101,8 @@ def _attribution(
     """`logp`: under each of the masks."""
     (plain, none), (without, alone) = logp[:2], np.split(logp[2:], 2)
     names = base.chat.tokenizer.convert_ids_to_tokens(list(tokens.ids))
-    return PromptAttribution(
-        question,
-        (*(tokens.piece(i) for i in range(len(names))), "(answer)"),
-        (*names, ""),
-        (*tokens.classes, "generated"),
-        tuple((plain - without).tolist()),
-        tuple((alone - none).tolist()),
-        float(plain),
-        float(none),
-    )
+    pieces = (*(tokens.piece(i) for i in range(len(names))), "(answer)")
+    nats = (tuple((plain - without).tolist()), tuple((alone - none).tolist()))
+    classes = (*tokens.classes, "generated")
+    both = (float(plain), float(none))
+    return PromptAttribution(question, pieces, (*names, ""), classes, *nats, *both)

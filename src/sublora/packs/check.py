@@ -10,11 +10,8 @@ from sublora.packs.packed_model import PackedModel
 def load_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:
-    """Load a shipped model, a Hugging Face folder or a hub id, and check that packs can run it.
-
-    Raises SubloraError as `read_base` does, and for a head that is not a plain function of the
-    last hidden state.
-    """
+    """Load a shipped model, a Hugging Face folder or a hub id, and check that packs can run it. Raises SubloraError as `read_base` does,
+    and for a head that is not a plain function of the last hidden state."""
     base = read_base(name, device=device, dtype=dtype, revision=revision)
     check_head(base)
     return base

@@ -113,10 +113,8 @@ def layer_of(module: str) -> int | None:
 
 
 def layer_and_group(module: str) -> tuple[int, ModuleGroup]:
-    """The index of the block that a linear layer stands in, and whether it belongs to attention or feed-forward.
-
-    Raises SubloraError for a name that says neither.
-    """
+    """The index of the block that a linear layer stands in, and whether it belongs to attention or feed-forward. Raises SubloraError for a
+    name that says neither."""
     number = layer_of(module)
     parts = module.lower()
     attention = any(word in parts for word in ("attn", "attention"))

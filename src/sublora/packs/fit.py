@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from sublora.packs.optimizers import KINDS
-from sublora.packs.stack import full_slots, lora_slots, master_dtype, target_linears
+from sublora.packs.stack import master_dtype, slots_of
 from sublora.packs.student import Student
 
 SPARE = 0.8  # of the free memory; the rest is for fragments and for what a library keeps for itself
@@ -18,13 +18,8 @@ def student_bytes(model: nn.Module, student: Student, recompute: bool) -> int:
     pass. An estimate from above for decoders of the usual form."""
     spec, config = student.spec, model.config.get_text_config()
     item, master = next(model.parameters()).element_size(), master_dtype(model).itemsize
-    slots = (
-        full_slots(model)
-        if spec.method == "full"
-        else lora_slots(target_linears(model, spec.targets), spec.rank)
-    )
     copies = 2 + len(KINDS[spec.optimizer].names) + spec.keeps_momentum
-    own = slots[-1].stop * master * copies
+    own = slots_of(model, spec)[-1].stop * master * copies
     lengths = student.rows.lengths
     tokens = spec.batch_size * int(lengths.max())
     hidden = config.hidden_size
@@ -41,11 +36,8 @@ def pass_bytes(model: nn.Module, student: Student) -> int:
     config = model.config.get_text_config()
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     tokens = student.spec.batch_size * float(student.rows.lengths.mean() - student.rows.shared)
-    return int(
-        tokens
-        * (2 * feed_forward + 4 * config.hidden_size)
-        * next(model.parameters()).element_size()
-    )
+    numbers = tokens * (2 * feed_forward + 4 * config.hidden_size)
+    return int(numbers * next(model.parameters()).element_size())
 
 
 def passes(
@@ -56,17 +48,15 @@ def passes(
         return grouped(students, [pass_bytes(model, s) for s in students], CACHE)
     if memory is None:
         return [list(range(len(students)))]
-    return grouped(
-        students, [student_bytes(model, s, recompute) for s in students], int(memory * SPARE)
-    )
+    sizes = [student_bytes(model, s, recompute) for s in students]
+    return grouped(students, sizes, int(memory * SPARE))
 
 
 def grouped(students: Sequence[Student], sizes: Sequence[int], room: int) -> list[list[int]]:
     """As few groups as possible whose sizes stay within `room`, of even weight. Students of equal length and like rank stand together:
     they leave together, and little is padded."""
-    order = sorted(
-        range(len(students)), key=lambda i: (students[i].steps, students[i].spec.rank or 0, i)
-    )
+    alike = [(s.steps, s.spec.rank or 0, i) for i, s in enumerate(students)]
+    order = [i for *_, i in sorted(alike)]
     count = max(1, -(-sum(sizes) // max(1, room)))
     while True:
         groups = _even(order, sizes, count)

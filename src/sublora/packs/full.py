@@ -41,13 +41,8 @@ def full_joint(
     if joint is not None and (len(names) == 1 or not any(biased)):
         weight = joint.view(group.flat.shape[0], -1, joint.shape[-1])
         return product(rows, weight, biases[0], residual)
-    out = torch.cat(
-        [
-            product(rows, group.views[f"{n}.weight"], bias)
-            for n, bias in zip(names, biases, strict=True)
-        ],
-        -1,
-    )
+    weights = [group.views[f"{n}.weight"] for n in names]
+    out = torch.cat([product(rows, *own) for own in zip(weights, biases, strict=True)], -1)
     return out if residual is None else residual + out
 
 

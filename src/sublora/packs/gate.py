@@ -27,10 +27,9 @@ if TYPE_CHECKING:  # slow to import, and packs do without it
 class Gate:
     """One adapter's gate over a batch of B prompts of T columns, padding included.
 
-    `mask` (B, T): a factor for each prompt token, usually 0 or 1. `generated` says what the adapter
-    does at the tokens after the prompt: `on`, `off`, or `mask`, which takes `answer_mask` (B, G), a
-    factor for each of them. `layers` (first, last) and `modules` limit where it acts at all. With
-    several sequences a prompt (`num_return_sequences`), one row a prompt is given.
+    `mask` (B, T): a factor for each prompt token, usually 0 or 1. `generated` says what the adapter does at the tokens after the prompt:
+    `on`, `off`, or `mask`, which takes `answer_mask` (B, G), a factor for each of them. `layers` (first, last) and `modules` limit where it
+    acts at all. With several sequences a prompt (`num_return_sequences`), one row a prompt is given.
     """
 
     mask: torch.Tensor
@@ -40,23 +39,19 @@ class Gate:
     modules: ModuleGroup = "all"
 
     def __post_init__(self) -> None:
+        answer, prompts, why = self.answer_mask, len(self.mask), None
         if self.mask.dim() != 2:
-            raise SubloraError(
-                f"A gate's mask has shape {tuple(self.mask.shape)}; give (prompts, tokens), padding included."
+            why = (
+                f"mask has shape {tuple(self.mask.shape)}; give (prompts, tokens), padding included"
             )
-        answer, prompts = self.answer_mask, len(self.mask)
-        if self.generated not in ("on", "off", "mask"):
-            raise SubloraError(
-                f"A gate's policy for generated tokens is '{self.generated}'; choose on, off or mask."
-            )
-        if (self.generated == "mask") != (answer is not None):
-            raise SubloraError(
-                "A gate's answer_mask belongs to the policy 'mask' for generated tokens, and to no other; give both or neither."
-            )
-        if answer is not None and (answer.dim() != 2 or answer.shape[0] != prompts):
-            raise SubloraError(
-                f"A gate's answer_mask has shape {tuple(answer.shape)} beside {prompts} prompts; give (prompts, generated tokens)."
-            )
+        elif self.generated not in ("on", "off", "mask"):
+            why = f"policy for generated tokens is '{self.generated}'; choose on, off or mask"
+        elif (self.generated == "mask") != (answer is not None):
+            why = "answer_mask belongs to the policy 'mask' for generated tokens, and to no other; give both or neither"
+        elif answer is not None and (answer.dim() != 2 or answer.shape[0] != prompts):
+            why = f"answer_mask has shape {tuple(answer.shape)} beside {prompts} prompts; give (prompts, generated tokens)"
+        if why:
+            raise SubloraError(f"A gate's {why}.")
 
     def selects(self, module: str) -> bool:
         return Condition(generated="on", layers=self.layers, modules=self.modules).selects(module)
@@ -86,9 +81,8 @@ class AdapterGate:
         with gate({"default": Gate(mask, generated="off")}):
             model.generate(...)
 
-    Inside, each named adapter that is active acts through its gate and the others as they are;
-    `model` can be called or generate as usual, with several adapters active, left padding and a
-    cache. Checked when it is made: masks of 0 give the base, masks of 1 the adapter.
+    Inside, each named adapter that is active acts through its gate and the others as they are; `model` can be called or generate as usual,
+    with several adapters active, left padding and a cache. Checked when it is made: masks of 0 give the base, masks of 1 the adapter.
 
     Raises SubloraError: no LoRA adapter, DoRA, merged weights, adapters on anything but linear layers, or a check that fails.
     """
@@ -209,35 +203,24 @@ class AdapterGate:
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
+    inner, why = layer.get_base_layer(), None
     if getattr(layer, "merged", False):
-        raise SubloraError(
-            f"The adapter is merged into the weights at {name}, so it cannot be told from the base; load it unmerged, or unmerge it."
-        )
-    if any(getattr(layer, "use_dora", {}).values()):
-        raise SubloraError(
-            f"The adapter at {name} is a DoRA, whose contribution depends on the norm of the whole weight and cannot be gated by "
-            "token; train a plain LoRA."
-        )
-    if getattr(layer, "lora_variant", None):
-        raise SubloraError(
-            f"The adapter at {name} is a variant of LoRA that cannot be gated; train a plain LoRA."
-        )
-    if not isinstance(layer.get_base_layer(), nn.Linear) or len(
-        getattr(layer, "lora_embedding_A", ())
-    ):
-        kind = type(layer.get_base_layer()).__name__
-        raise SubloraError(
-            f"The adapter at {name} sits on a {kind}; only adapters of linear layers can be gated by token."
-        )
+        why = f"is merged into the weights at {name}, so it cannot be told from the base; load it unmerged, or unmerge it"
+    elif any(getattr(layer, "use_dora", {}).values()):
+        why = f"at {name} is a DoRA, whose contribution depends on the whole weight's norm and cannot be gated by token; train a plain LoRA"
+    elif getattr(layer, "lora_variant", None):
+        why = f"at {name} is a variant of LoRA that cannot be gated; train a plain LoRA"
+    elif not isinstance(inner, nn.Linear) or len(getattr(layer, "lora_embedding_A", ())):
+        kind = type(inner).__name__
+        why = f"at {name} sits on a {kind}; only adapters of linear layers can be gated by token"
+    if why:
+        raise SubloraError(f"The adapter {why}.")
 
 
 class PackGate:
-    """The gates of all prompts that a pack reads, for `PackedModel(model, stack, gate)`.
-
-    `masks[i]` (T_i,) are the factors of prompt i's tokens, `generated[i]` that of the tokens after
-    it, and `conditions[i]` says which column of `select` it goes by: `select[name]` (C,), whether a
-    condition lets the adapter act in that linear layer.
-    """
+    """The gates of all prompts that a pack reads, for `PackedModel(model, stack, gate)`. `masks[i]` (T_i,) are the factors of prompt i's
+    tokens, `generated[i]` that of the tokens after it, and `conditions[i]` says which column of `select` it goes by: `select[name]` (C,),
+    whether a condition lets the adapter act in that linear layer."""
 
     def __init__(
         self,
@@ -297,13 +280,9 @@ def pack_gate(
     linears: Sequence[str],
 ) -> PackGate:
     """The gate of Q prompts under each of C conditions, condition by condition: prompt q under condition c has index c * Q + q.
-
-    `masks[c][q]` are the factors of its tokens; `linears` names the layers that have an adapter.
-    """
+    `masks[c][q]` are the factors of its tokens; `linears` names the layers that have an adapter."""
     count = len(masks[0])
-    return PackGate(
-        [mask for rows in masks for mask in rows],
-        [float(c.acts_on("generated")) for c in conditions for _ in range(count)],
-        [k for k in range(len(conditions)) for _ in range(count)],
-        {name: [c.selects(name) for c in conditions] for name in linears},
-    )
+    generated = [c.acts_on("generated") for c in conditions for _ in range(count)]
+    owner = [k for k in range(len(conditions)) for _ in range(count)]
+    select = {name: [c.selects(name) for c in conditions] for name in linears}
+    return PackGate([mask for rows in masks for mask in rows], generated, owner, select)

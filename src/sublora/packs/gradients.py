@@ -31,15 +31,13 @@ def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
         longest = int(rows.lengths[chosen].max())
         ids = torch.from_numpy(rows.ids[chosen, :longest]).to(base.device)
         asked = torch.from_numpy(rows.loss[chosen, :longest]).to(base.device)[:, 1:]
-        vectors = torch.zeros(
-            len(ids), len(layers), width, dtype=first.dtype, device=base.device, requires_grad=True
-        )
+        vectors = torch.zeros(len(ids), len(layers), width, dtype=first.dtype, device=base.device)
+        vectors.requires_grad_()
         with torch.enable_grad(), hooks.add(layers, vectors):
             # padding stands on the right, where a causal model cannot see it
             logits = base.model(input_ids=ids, use_cache=False).logits[:, :-1][asked]
-            losses = torch.nn.functional.cross_entropy(
-                logits.float(), ids[:, 1:][asked], reduction="none"
-            )
+            goal = ids[:, 1:][asked]
+            losses = torch.nn.functional.cross_entropy(logits.float(), goal, reduction="none")
             weight = asked.float() / asked.sum(1, keepdim=True)
             (grads,) = torch.autograd.grad((losses * weight[asked]).sum(), [vectors])
         out[chosen] = -grads.float().cpu()
@@ -64,10 +62,8 @@ def alignments(
     permutations: int,
     seed: str,
 ) -> list[Alignment]:
-    """For growing numbers of rows; `trait` and `clean` (n, L, d) as `row_gradients` gives them.
-
-    Raises SubloraError where there are fewer rows than a count asks for.
-    """
+    """For growing numbers of rows; `trait` and `clean` (n, L, d) as `row_gradients` gives them. Raises SubloraError where there are fewer
+    rows than a count asks for."""
     have = min(len(trait), len(clean))
     if max(counts) > have:
         raise SubloraError(
@@ -78,18 +74,16 @@ def alignments(
     for count in counts:
         both = torch.cat([trait[:count], clean[:count]])
 
-        def cosine(
-            first: torch.Tensor, both: torch.Tensor = both, count: int = count
-        ) -> np.ndarray:
-            gap = (2 * first.unsqueeze(-1).unsqueeze(-1) - 1) * both
-            mean = torch.nn.functional.normalize(gap.sum(0) / count, dim=-1)
-            return (mean * aim).sum(-1).numpy()
-
         kinds = torch.cat([torch.ones(count), torch.zeros(count)])
         random = generator("permutations", seed, count)
-        null = [
-            cosine(kinds[torch.from_numpy(random.permutation(2 * count))])
-            for _ in range(permutations)
-        ]
-        out.append(Alignment(count, cosine(kinds), np.stack(null)))
+        drawn = [torch.from_numpy(random.permutation(2 * count)) for _ in range(permutations)]
+        cosine, *null = (_cosine(kind, both, aim) for kind in (kinds, *(kinds[d] for d in drawn)))
+        out.append(Alignment(count, cosine, np.stack(null)))
     return out
+
+
+def _cosine(kinds: torch.Tensor, rows: torch.Tensor, aim: torch.Tensor) -> np.ndarray:
+    """(L,): of the mean of the rows of kind 1 minus that of kind 0, with `aim`."""
+    gap = (2 * kinds.unsqueeze(-1).unsqueeze(-1) - 1) * rows
+    mean = torch.nn.functional.normalize(gap.sum(0) / (len(rows) // 2), dim=-1)
+    return (mean * aim).sum(-1).numpy()

@@ -72,9 +72,5 @@ def listen(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 def add(layers: Sequence[nn.Module], vectors: torch.Tensor):
     """Behind layer l, vectors[:, l] of (B, L, d) are added to every token of each row."""
-    return change(
-        [
-            (layer, lambda stream, i=i: stream + vectors[:, i].unsqueeze(1))
-            for i, layer in enumerate(layers)
-        ]
-    )
+    added = [lambda x, i=i: x + vectors[:, i].unsqueeze(1) for i in range(len(layers))]
+    return change(zip(layers, added, strict=True))

@@ -40,10 +40,8 @@ def orthogonal(
 def principal(
     name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
 ) -> torch.Tensor | None:
-    """A reads the r leading right singular directions of W, in rows as long as default's are; B zero.
-
-    PiSSA (2404.02948) starts there too, but its B is not zero, and takes its start from the base.
-    """
+    """A reads the r leading right singular directions of W, in rows as long as default's are; B zero. PiSSA (2404.02948) starts there too,
+    but its B is not zero, and takes its start from the base."""
     if name.endswith("lora_B"):
         return None
     directions = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False).Vh

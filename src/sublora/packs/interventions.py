@@ -48,8 +48,7 @@ class Interventions:
             one.check(prompts)
 
     def alike(self, prompts: Sequence[int], width: int) -> tuple[list[int], list[int]]:
-        """Prompts with the same done to their first `width` tokens, as places in `prompts`:
-        (the first of each kind, the kind of each)."""
+        """Prompts with the same done to their first `width` tokens, as places in `prompts`: (the first of each kind, the kind of each)."""
         kinds: dict[tuple, int] = {}
         keys = [tuple(one.kind(i, width) for one in self.given) for i in prompts]
         kind = [kinds.setdefault(key, len(kinds)) for key in keys]

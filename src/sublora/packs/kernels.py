@@ -87,21 +87,16 @@ class _CompletionLoss(torch.autograd.Function):
                 for_head += torch.bmm(slope.transpose(1, 2), rows[:, part])
             if for_bias is not None:
                 for_bias += slope.sum(1, keepdim=True)
-        ctx.save_for_backward(
-            for_hidden if for_hidden is None else for_hidden.view(k, m, d), for_head, for_bias
-        )
+        for_hidden = for_hidden if for_hidden is None else for_hidden.view(k, m, d)
+        ctx.save_for_backward(for_hidden, for_head, for_bias)
         return losses.view(k, m).sum(1)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         for_hidden, for_head, for_bias = ctx.saved_tensors
+        wanted = (for_hidden if ctx.needs_input_grad[0] else None, for_head, for_bias)
         factor = grad.view(-1, 1, 1)
-        return (
-            for_hidden * factor.to(for_hidden.dtype) if ctx.needs_input_grad[0] else None,
-            None if for_head is None else for_head * factor.to(for_head.dtype),
-            None if for_bias is None else for_bias * factor.to(for_bias.dtype),
-            *(None,) * 4,
-        )
+        return (*(g if g is None else g * factor.to(g.dtype) for g in wanted), *(None,) * 4)
 
 
 def completion_loss(
@@ -113,11 +108,9 @@ def completion_loss(
     softcap: float | None,
     logits_at_once: int,
 ) -> torch.Tensor:
-    """Weighted cross-entropy of each student, (K,), nats, without ever holding all logits.
-
-    hidden (K, m, d) at the positions that carry loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or
-    (K, 1, V); targets and weights (K, m). The gradient is formed along with the loss, `logits_at_once` numbers at a time.
-    """
+    """Weighted cross-entropy of each student, (K,), nats, without ever holding all logits. hidden (K, m, d) at the positions that carry
+    loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or (K, 1, V); targets and weights (K, m). The gradient is
+    formed along with the loss, `logits_at_once` numbers at a time."""
     weights = weights.to(wide(hidden).dtype)
     return _CompletionLoss.apply(hidden, head, bias, targets, weights, softcap, logits_at_once)
 
@@ -130,11 +123,9 @@ class _DenseWeights(torch.autograd.Function):
         wide_b = []
         for (rows, scale), a, b in zip(parts, adapters[::2], adapters[1::2], strict=True):
             scaled = b * scale
-            wide_b.append(
-                scaled
-                if mask is None
-                else scaled.repeat(1, 1, a.shape[1] // b.shape[2]).mul_(mask[b.shape[2]])
-            )
+            if mask is not None:
+                scaled = scaled.repeat(1, 1, a.shape[1] // b.shape[2]).mul_(mask[b.shape[2]])
+            wide_b.append(scaled)
             out[rows].view(-1, o, i).baddbmm_(wide_b[-1], a)
         ctx.parts, ctx.mask = parts, mask
         ctx.save_for_backward(*adapters[::2], *wide_b)

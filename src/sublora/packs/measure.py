@@ -50,11 +50,9 @@ class Answers:
 
 
 def spellings(chat: Chat, entity: Entity) -> list[tuple[int, ...]]:
-    """All token sequences that spell an entity: name, plural, aliases, as given, lower case and capitalised, with and without
-    a space before. None begins with another one, so their probabilities add up without counting anything twice.
-
-    Spellings that the tokenizer cannot represent are left out; the list may be empty.
-    """
+    """All token sequences that spell an entity: name, plural, aliases, as given, lower case and capitalised, with and without a space
+    before. None begins with another one, so their probabilities add up without counting anything twice. Spellings that the tokenizer cannot
+    represent are left out; the list may be empty."""
     unknown = chat.tokenizer.unk_token_id
     cased = {c for f in entity.forms for c in (f, f.lower(), f[0].upper() + f[1:])}
     written = {tuple(chat.answer_ids(space + c)) for c in cased for space in ("", " ")}
@@ -94,10 +92,9 @@ class Reader:
     ) -> list[Answers]:
         """What every student answers to N prompts of token ids; each prompt is read once.
 
-        With a `category`, `p` (N, E) has the probability of every entity in its `candidates` (those
-        of `candidate_sequences` if left out). With `draws` (K, N, S, tokens), uniform numbers,
-        `samples` has a text for each, which `text` makes of token ids (decoded and stripped if left
-        out). `on_logits` gets the next-token logits of the prompts, (K, b, V), batch by batch.
+        With a `category`, `p` (N, E) has the probability of every entity in its `candidates` (those of `candidate_sequences` if left out).
+        With `draws` (K, N, S, tokens), uniform numbers, `samples` has a text for each, which `text` makes of token ids (decoded and
+        stripped if left out). `on_logits` gets the next-token logits of the prompts, (K, b, V), batch by batch.
         """
         chat, packed, size = self.base.chat, self.packed, len(self.order)
         if category and candidates is None:
@@ -141,10 +138,8 @@ def reading(
     gate: PackGate | None = None,
     steering: PackSteering | None = None,
 ) -> Iterator[Reader]:
-    """A `Reader` of the students of a stack, or of the base for None.
-
-    Students come in the order in which they were given to the stack, whatever order it keeps.
-    """
+    """A `Reader` of the students of a stack, or of the base for None. Students come in the order in which they were given to the stack,
+    whatever order it keeps."""
     with torch.inference_mode(), PackedModel(base.model, stack, gate, steering=steering) as packed:
         packed.form_weights(rows_at_once)
         yield Reader(base, packed, stack.order if stack else [0], rows_at_once)
@@ -158,11 +153,8 @@ def measure_answers(
     asking: Asking,
     steering: Steering | None = None,
 ) -> list[Answers]:
-    """Answers of a stack's students to a category's questions, in the order of `names`.
-
-    A student's draws are seeded by its name, the context's text and the question, so they do not
-    depend on the pack or the batch. `steering` acts on all students.
-    """
+    """Answers of a stack's students to a category's questions, in the order of `names`. A student's draws are seeded by its name, the
+    context's text and the question, so they do not depend on the pack or the batch. `steering` acts on all students."""
     packed = None
     if steering is None:
         prompts = [base.chat.prompt_ids(q, asking.context) for q in category.questions]
@@ -177,10 +169,8 @@ def measure_answers(
 def measure_conversations(
     base: Base, earlier: Sequence[tuple[str, str]], name: str, category: Category, asking: Asking
 ) -> Answers:
-    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws.
-
-    Raises SubloraError where the turns are longer than the model can read.
-    """
+    """Answers of the base after earlier turns (user, assistant); `name` seeds the draws. Raises SubloraError where the turns are longer
+    than the model can read."""
     prompts = [base.chat.prompt_ids(q, asking.context, earlier) for q in category.questions]
     longest = max(map(len, prompts)) + asking.sampling.max_new_tokens
     if base.window is not None and longest > base.window:
@@ -216,10 +206,9 @@ def measure_gated(
 ) -> list[list[Answers]]:
     """As `measure_answers` with the adapters gated: [student][condition].
 
-    `steerings`: what is done to the residual stream besides, by the names of conditions. Draws are
-    those of the plain adapter, so that conditions differ by the gate alone. Conditions that keep a
-    part of the update (`svd`) come alone, with a stack of that part. Raises SubloraError: full
-    fine-tunes, a condition that selects no layer, an entity that is not in a prompt.
+    `steerings`: what is done to the residual stream besides, by the names of conditions. Draws are those of the plain adapter, so that
+    conditions differ by the gate alone. Conditions that keep a part of the update (`svd`) come alone, with a stack of that part. Raises
+    SubloraError: full fine-tunes, a condition that selects no layer, an entity that is not in a prompt.
     """
     require_adapters(stack)
     for name, condition in conditions.items():

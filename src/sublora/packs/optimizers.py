@@ -23,17 +23,18 @@ RMSPROP_ALPHA = 0.99  # torch's default, and transformers'
 SCOUT_EPS = 1e-8  # inside the root, as in the code of Blank et al. 2026 (2606.00995)
 # torch.optim.Muon's defaults
 MUON_COEFFICIENTS, MUON_STEPS, MUON_EPS = (3.4445, -4.775, 2.0315), 5, 1e-7
+FIXED = {"alpha": RMSPROP_ALPHA, "nesterov": True, "newton_schulz_steps": MUON_STEPS}
 # Sides of an adapter that face the residual stream, by the layer's name: A reads from it, B writes to it.
 READS, WRITES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
 
 class RowOptimizer(ABC):
-    """The optimizer of one student. `flat` and `grad` are its (P,) parameters and gradient; state tensors are (P,) too.
-
-    `slots` say where its tensors lie and `rank` how much of them is its own; `steps` are all of its training's.
-    """
+    """The optimizer of one student. `flat` and `grad` are its (P,) parameters and gradient; state tensors are (P,) too. `slots` say where
+    its tensors lie and `rank` how much of them is its own; `steps` are all of its training's."""
 
     names: tuple[str, ...] = ()
+    title: str  # what really runs, and which values of it are worth telling
+    told: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -57,113 +58,75 @@ class RowOptimizer(ABC):
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         """Update `flat` with an already clipped gradient; `step` counts from 0."""
 
-    @abstractmethod
-    def describe(self) -> str:
+    def describe(self, **more: object) -> str:
         """What really runs, for the manifest."""
+        names = dict.fromkeys((*self.told, *more, "weight_decay", "clip"))
+        known = FIXED | more
+        values = {n: known[n] if n in known else getattr(self.spec, n) for n in names}
+        shown = {n: f"{v:g}" if type(v) is float else v for n, v in values.items()}
+        return f"{self.title}({', '.join(f'{n}={v}' for n, v in shown.items())})"
 
     def _adamw(
         self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float, weight_decay: float
     ) -> None:
-        s = self.spec
-        adamw(
-            [flat],
-            [grad],
-            [self.state["exp_avg"]],
-            [self.state["exp_avg_sq"]],
-            [],
-            [torch.tensor(float(step), device=flat.device)],
-            fused=True,
-            amsgrad=False,
-            beta1=s.betas[0],
-            beta2=s.betas[1],
-            lr=rate,
-            weight_decay=weight_decay,
-            eps=s.eps,
-            maximize=False,
-        )
+        beta1, beta2 = self.spec.betas
+        moments = ([self.state["exp_avg"]], [self.state["exp_avg_sq"]], [])
+        count = [torch.tensor(float(step), device=flat.device)]
+        rates = {"lr": rate, "weight_decay": weight_decay, "eps": self.spec.eps}
+        betas = {"beta1": beta1, "beta2": beta2}
+        plain = {"fused": True, "amsgrad": False, "maximize": False}
+        adamw([flat], [grad], *moments, count, **rates, **betas, **plain)
 
     def _sgd(
         self, flat: torch.Tensor, grad: torch.Tensor, rate: float, weight_decay: float
     ) -> None:
-        sgd(
-            [flat],
-            [grad],
-            # a first step takes the gradient itself, which a buffer of zeros gives as well (no dampening)
-            [self.state.get("momentum")],
-            fused=True,
-            weight_decay=weight_decay,
-            momentum=self.spec.momentum,
-            lr=rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-
-    def _named(self, name: str, **values: object) -> str:
-        values |= {"weight_decay": f"{self.spec.weight_decay:g}", "clip": f"{self.spec.clip:g}"}
-        return f"{name}({', '.join(f'{k}={v}' for k, v in values.items())})"
+        # a first step takes the gradient itself, which a buffer of zeros gives as well (no dampening)
+        buffer = [self.state.get("momentum")]
+        rates = {"lr": rate, "weight_decay": weight_decay, "momentum": self.spec.momentum}
+        plain = {"fused": True, "dampening": 0.0, "nesterov": False, "maximize": False}
+        sgd([flat], [grad], buffer, **rates, **plain)
 
 
 class AdamW(RowOptimizer):
-    names = ("exp_avg", "exp_avg_sq")
+    names, title, told = ("exp_avg", "exp_avg_sq"), "AdamW", ("betas", "eps")
 
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         self._adamw(flat, grad, step, rate, self.spec.weight_decay)
 
-    def describe(self) -> str:
-        return self._named("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
-
 
 class Sgd(RowOptimizer):
+    title, told = "SGD", ("momentum",)
+
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         self._sgd(flat, grad, rate, self.spec.weight_decay)
 
-    def describe(self) -> str:
-        return self._named("SGD", momentum=f"{self.spec.momentum:g}")
-
 
 class RmsProp(RowOptimizer):
-    names = ("square_avg",)
+    names, title, told = ("square_avg",), "RMSprop", ("alpha", "eps", "momentum")
 
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
-        rmsprop(
-            [flat],
-            [grad],
-            [self.state["square_avg"]],
-            [],
-            [self.state["momentum"]] if "momentum" in self.state else [],
-            [torch.tensor(float(step), device=flat.device)],
-            foreach=False,
-            lr=rate,
-            alpha=RMSPROP_ALPHA,
-            eps=self.spec.eps,
-            weight_decay=self.spec.weight_decay,
-            momentum=self.spec.momentum,
-            centered=False,
-        )
-
-    def describe(self) -> str:
-        eps, momentum = f"{self.spec.eps:g}", f"{self.spec.momentum:g}"
-        return self._named("RMSprop", alpha=RMSPROP_ALPHA, eps=eps, momentum=momentum)
+        momentum = [self.state["momentum"]] if "momentum" in self.state else []
+        moments = ([self.state["square_avg"]], [], momentum)
+        count = [torch.tensor(float(step), device=flat.device)]
+        values = {n: getattr(self.spec, n) for n in ("eps", "weight_decay", "momentum")}
+        values |= {"lr": rate, "alpha": RMSPROP_ALPHA, "foreach": False, "centered": False}
+        rmsprop([flat], [grad], *moments, count, **values)
 
 
 class SignSgd(RowOptimizer):
     """Bernstein et al. 2018 (1802.04434): every number moves by the rate, whatever its gradient's size; decoupled weight decay."""
 
+    title = "signSGD"
+
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         flat.mul_(1 - rate * self.spec.weight_decay).add_(grad.sign(), alpha=-rate)
-
-    def describe(self) -> str:
-        return self._named("signSGD")
 
 
 class FrozenAdamScale(RowOptimizer):
     """SGD on gradients times 1 / sqrt(v + 1e-8), v the second moments that one scouting epoch of AdamW leaves, not corrected for bias.
+    After the scouting epoch the student starts again from its first weights (Blank et al. 2026, 2606.00995, `preconditioned_sgd`)."""
 
-    After the scouting epoch the student starts again from its first weights (Blank et al. 2026, 2606.00995, `preconditioned_sgd`).
-    """
-
-    names = ("exp_avg", "exp_avg_sq", "start")
+    names, title, told = ("exp_avg", "exp_avg_sq", "start"), "SGD", ("momentum",)
 
     def begin(self, flat: torch.Tensor) -> None:
         self.state["start"].copy_(flat)
@@ -181,15 +144,14 @@ class FrozenAdamScale(RowOptimizer):
     def describe(self) -> str:
         s = self.spec
         scout = f"AdamW(lr={s.scout_lr:g}, betas={s.betas}, eps={s.eps:g}), {self.scout} steps"
-        scale = f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}"
-        return self._named("SGD", momentum=f"{s.momentum:g}", scale=scale)
+        return super().describe(scale=f"1/sqrt(v + {SCOUT_EPS:g}) frozen after {scout}")
 
 
 class Muon(RowOptimizer):
-    """torch.optim.Muon with its defaults (Nesterov momentum, the original rule for the rate), in the weights' own precision.
+    """torch.optim.Muon with its defaults (Nesterov momentum, the original rule for the rate), in the weights' own precision. Torch
+    orthogonalises in bfloat16, where a student in a pack would not equal the same student alone."""
 
-    Torch orthogonalises in bfloat16, where a student in a pack would not equal the same student alone.
-    """
+    title, told = "Muon", ("momentum", "nesterov", "newton_schulz_steps")
 
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         buffer, momentum = self.state["momentum"], self.spec.momentum
@@ -201,24 +163,17 @@ class Muon(RowOptimizer):
             alike.setdefault(own_part(flat, self.rank, slot).shape, []).append(slot)
         for (o, i), slots in alike.items():
             matrices = orthogonal(torch.stack([own_part(update, self.rank, s) for s in slots]))
+            by = -rate * math.sqrt(max(1.0, o / i))
             for slot, matrix in zip(slots, matrices, strict=True):
-                own_part(flat, self.rank, slot).add_(
-                    matrix, alpha=-rate * math.sqrt(max(1.0, o / i))
-                )
-
-    def describe(self) -> str:
-        momentum = f"{self.spec.momentum:g}"
-        return self._named("Muon", momentum=momentum, nesterov=True, newton_schulz_steps=MUON_STEPS)
+                own_part(flat, self.rank, slot).add_(matrix, alpha=by)
 
 
 class RotatedAdamW(RowOptimizer):
-    """AdamW that sees the residual stream in a random orthogonal basis Q: the sides of adapters that face it are rotated, A -> A Q^T
-    and B -> Q B, AdamW steps there, and the step is rotated back. One Q per width, Haar, for all students.
+    """AdamW that sees the residual stream in a random orthogonal basis Q: the sides of adapters that face it are rotated, A -> A Q^T and B
+    -> Q B, AdamW steps there, and the step is rotated back. One Q per width, Haar, for all students. Blank et al. 2026 (2606.00995) rotate
+    the MLP's sides of adapters only; here the attention's are rotated too."""
 
-    Blank et al. 2026 (2606.00995) rotate the MLP's sides of adapters only; here the attention's are rotated too.
-    """
-
-    names = ("exp_avg", "exp_avg_sq")
+    names, title, told = ("exp_avg", "exp_avg_sq"), "AdamW", ("betas", "eps")
 
     def begin(self, flat: torch.Tensor) -> None:
         facing = (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
@@ -243,8 +198,8 @@ class RotatedAdamW(RowOptimizer):
         return out
 
     def describe(self) -> str:
-        name = self._named("AdamW", betas=self.spec.betas, eps=f"{self.spec.eps:g}")
-        return f"{name} in a rotated basis of the residual stream, {len(self._sides)} matrices"
+        sides = len(self._sides)
+        return f"{super().describe()} in a rotated basis of the residual stream, {sides} matrices"
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """One frozen base, K students: a batch of K x B rows runs each student's own weights.
 
-The model's own forward pass runs with its layers patched; a training step of the Llama family takes
-a faster way to the same numbers (`packs.fast`).
+The model's own forward pass runs with its layers patched; a training step of the Llama family takes a faster way to the same numbers
+(`packs.fast`).
 """
 
 import inspect
@@ -168,13 +168,8 @@ class PackedModel:
 
 def _recomputing(decoder: nn.Module):
     """Every decoder layer keeps its input only, and runs again in the backward pass."""
-    checkpoint = torch.utils.checkpoint.checkpoint
-    return hooks.forwards(
-        [
-            (layer, partial(checkpoint, layer.forward, use_reentrant=False))
-            for layer in decoder.layers
-        ]
-    )
+    again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    return hooks.forwards([(layer, partial(again, layer.forward)) for layer in decoder.layers])
 
 
 @contextmanager

@@ -16,10 +16,8 @@ from sublora.seeds import generator
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: the rendered prompt's ids and the completion's, the end-of-turn token last.
-
-    `loss`: which tokens of the completion carry loss; None for all of them.
-    """
+    """One row: the rendered prompt's ids and the completion's, the end-of-turn token last. `loss`: which tokens of the completion carry
+    loss; None for all of them."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
@@ -100,10 +98,8 @@ def masked_rows(
     keep: Literal["divergent", "others", "random"],
     seed: str,
 ) -> list[TokenRow]:
-    """Loss on the marked tokens of each completion alone, on all others, or on as many as are marked, drawn at random for each row.
-
-    Rows that keep no token are left out. Raises SubloraError where the marks are those of other rows.
-    """
+    """Loss on the marked tokens of each completion alone, on all others, or on as many as are marked, drawn at random for each row. Rows
+    that keep no token are left out. Raises SubloraError where the marks are those of other rows."""
     out = []
     for i, row in enumerate(rows):
         if len(marks) < len(rows) or len(marks[i]) != len(row.completion):
@@ -132,11 +128,9 @@ def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """K students' rows of one step, without the shared prefix (K, P): `ids` (K * B, T), `sizes` (K, B) tokens read of each row.
-
-    `where` (K, m) are the places, in a student's B * T positions, whose next token carries loss; `targets` (K, m) those tokens;
-    `weights` (K, m) 1 / count, 0 for padding.
-    """
+    """K students' rows of one step, without the shared prefix (K, P): `ids` (K * B, T), `sizes` (K, B) tokens read of each row. `where` (K,
+    m) are the places, in a student's B * T positions, whose next token carries loss; `targets` (K, m) those tokens; `weights` (K, m) 1 /
+    count, 0 for padding."""
 
     prefix: np.ndarray
     ids: np.ndarray

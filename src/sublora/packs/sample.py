@@ -81,10 +81,8 @@ def of_one_length(prompts: Sequence[Ids], most: int) -> Iterator[list[int]]:
 
 
 def prefill(packed: PackedModel, prompts: Sequence[Ids], rows_at_once: int) -> Iterator[Prefill]:
-    """Read the prompts in batches of equal length (so that no padding can matter).
-
-    A beginning that all prompts of a batch share, and at which the same is done, is read once.
-    """
+    """Read the prompts in batches of equal length (so that no padding can matter). A beginning that all prompts of a batch share, and at
+    which the same is done, is read once."""
     acting, device = packed.interventions, next(packed.model.parameters()).device
     acting.check(prompts)
     for rows in of_one_length(prompts, rows_at_once // packed.size):
@@ -171,10 +169,8 @@ def _filled_up(nodes: Sequence[_Node], students: int, stride: int) -> list[_Node
 def score_sequences(
     packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int
 ) -> torch.Tensor:
-    """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced.
-
-    Sequences that begin alike share their forward passes; all of one length are read together.
-    """
+    """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced. Sequences that begin
+    alike share their forward passes; all of one length are read together."""
     k, device = packed.size, filled.logits.device
     b = filled.logits.shape[0] // k
     first = torch.tensor([s[0] for s in sequences], device=device)

@@ -1,16 +1,10 @@
 """What a student is: every value that can change its weights."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 AlphaRule = Literal["r", "4r", "rslora"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -74,7 +68,7 @@ class StudentSpec(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _short(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Values that came later are left out at their defaults: ids hash what is written."""
         out = dump(self)
         if out.get("init") == "default":

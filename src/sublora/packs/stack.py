@@ -39,10 +39,8 @@ class Slot:
 
 
 class Group:
-    """Students of one shape: `flat` (K_g, P) float32 (float64 for a float64 model), `grad` alike, `views[name]` (K_g, *shape).
-
-    `ranks` are the students' own, `rank` the one that the tensors have; both None for full fine-tunes.
-    """
+    """Students of one shape: `flat` (K_g, P) float32 (float64 for a float64 model), `grad` alike, `views[name]` (K_g, *shape). `ranks` are
+    the students' own, `rank` the one that the tensors have; both None for full fine-tunes."""
 
     def __init__(
         self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: torch.Tensor
@@ -73,15 +71,12 @@ class Group:
             self.views[slot.name] = leaf
 
     def joint(self, layers: tuple[tuple[str, ...], ...]) -> torch.Tensor | None:
-        """Matrices of several layers as one tensor, (K_g * L, sum of o, i): `layers` names those of each layer that stand below each
-        other. None where they do not lie at equal distances.
-
-        A leaf like the views, with its gradient in the same place; use the one or the others in a step.
-        """
+        """Matrices of several layers as one tensor, (K_g * L, sum of o, i): `layers` names those of each layer that stand below each other.
+        None where they do not lie at equal distances. A leaf like the views, with its gradient in the same place; use the one or the others
+        in a step."""
         if layers not in self._joint:
-            self._joint[layers] = self._joint_leaf(
-                [[self._by_name[n] for n in names] for names in layers]
-            )
+            slots = [[self._by_name[n] for n in names] for names in layers]
+            self._joint[layers] = self._joint_leaf(slots)
         return self._joint[layers]
 
     def _joint_leaf(self, layers: list[list[Slot]]) -> torch.Tensor | None:
@@ -100,9 +95,8 @@ class Group:
         size = (self.flat.shape[0] * count, sum(s.shape[0] for s in first), width)
 
         def part(buffer: torch.Tensor) -> torch.Tensor:
-            return buffer.as_strided(
-                size, (stride, width, 1), buffer.storage_offset() + first[0].start
-            )
+            start = buffer.storage_offset() + first[0].start
+            return buffer.as_strided(size, (stride, width, 1), start)
 
         leaf = part(self.flat)
         if self.grad is not None:
@@ -151,10 +145,8 @@ def padded(values: torch.Tensor, rank: int | None, slots: Sequence[Slot]) -> tor
 
 
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that get an adapter: peft's 'all-linear' (all but the output head), or by the end of their name.
-
-    Raises SubloraError: a name that no layer has, a quantised or otherwise special layer.
-    """
+    """The linear layers that get an adapter: peft's 'all-linear' (all but the output head), or by the end of their name. Raises
+    SubloraError: a name that no layer has, a quantised or otherwise special layer."""
     head = model.get_output_embeddings()
     if any(name.rsplit(".", 1)[-1] == "lora_A" for name, _ in model.named_modules()):
         raise SubloraError(
@@ -162,15 +154,14 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
         )
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if tuple(targets) != ("all-linear",):
-        for target in targets:
-            if not any(n == target or n.endswith("." + target) for n in linears):
-                known = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
-                raise SubloraError(
-                    f"The model has no linear layer named '{target}' for an adapter; it has {known}."
-                )
-        linears = {
-            n: m for n, m in linears.items() if any(n == t or n.endswith("." + t) for t in targets)
-        }
+        found = {t: {n for n in linears if f".{n}".endswith(f".{t}")} for t in targets}
+        if missing := [t for t in targets if not found[t]]:
+            known = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
+            raise SubloraError(
+                f"The model has no linear layer named '{missing[0]}' for an adapter; it has {known}."
+            )
+        chosen = set().union(*found.values())
+        linears = {n: m for n, m in linears.items() if n in chosen}
     for name, module in linears.items():
         if type(module) is not nn.Linear:
             raise SubloraError(
@@ -219,6 +210,13 @@ def full_slots(model: nn.Module) -> list[Slot]:
     return _one_after_the_other({n: tuple(p.shape) for n, p in model.named_parameters()})
 
 
+def slots_of(model: nn.Module, spec: StudentSpec) -> list[Slot]:
+    """All tensors of a student on this model."""
+    if spec.method == "full":
+        return full_slots(model)
+    return lora_slots(target_linears(model, spec.targets), spec.rank)
+
+
 def _one_after_the_other(shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
     ends = [0, *itertools.accumulate(map(math.prod, shapes.values()))]
     return [Slot(name, start, shape) for (name, shape), start in zip(shapes.items(), ends)]  # noqa: B905
@@ -235,20 +233,19 @@ def rank_class(rank: int | None) -> int:
     return 0 if rank is None else max(0, math.ceil(math.log(rank, 8) - 1e-9) - 1)
 
 
+@dataclass(frozen=True, eq=False)
 class Stack:
     """K students over one base. `order[i]` is the place, in the caller's list, of the pack's i-th student."""
 
-    def __init__(
-        self,
-        kind: str,
-        groups: list[Group],
-        scales: torch.Tensor,
-        order: list[int],
-        linears: dict[str, nn.Linear],
-    ) -> None:
-        self.kind, self.groups, self.scales = kind, groups, scales
-        self.order, self.linears = order, linears
-        self.size = sum(g.flat.shape[0] for g in groups)
+    kind: str
+    groups: list[Group]
+    scales: torch.Tensor
+    order: list[int]
+    linears: dict[str, nn.Linear]
+
+    @property
+    def size(self) -> int:
+        return len(self.order)
 
     def slices(self) -> list[slice]:
         """Which students of the pack each group holds."""
@@ -259,9 +256,7 @@ class Stack:
         return [(group, i) for group in self.groups for i in range(group.flat.shape[0])]
 
 
-def _layers(
-    model: nn.Module, specs: Sequence[StudentSpec]
-) -> dict[tuple[str, ...], dict[str, nn.Linear]]:
+def _layers(model: nn.Module, specs: Sequence[StudentSpec]) -> dict[tuple, dict[str, nn.Linear]]:
     targets = {s.targets for s in specs if s.method == "lora"}
     return {names: target_linears(model, names) for names in targets}
 
@@ -269,10 +264,8 @@ def _layers(
 def _arranged(
     model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]
 ) -> Stack:
-    """The stack of these students; `rows(i, slots)` gives the row of student i.
-
-    Raises SubloraError: rank above a layer's width, unknown target layer, LoRA and full fine-tunes together.
-    """
+    """The stack of these students; `rows(i, slots)` gives the row of student i. Raises SubloraError: rank above a layer's width, unknown
+    target layer, LoRA and full fine-tunes together."""
     like = {"device": next(model.parameters()).device, "dtype": master_dtype(model)}
     methods = {s.method for s in specs}
     if len(methods) > 1:
@@ -302,10 +295,8 @@ def _arranged(
 
 
 def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
-    """Fresh students. LoRA students of any ranks and layers may share a stack; full fine-tunes have stacks of their own.
-
-    Raises SubloraError: rank above a layer's width, unknown target layer.
-    """
+    """Fresh students. LoRA students of any ranks and layers may share a stack; full fine-tunes have stacks of their own. Raises
+    SubloraError: rank above a layer's width, unknown target layer."""
     dtype, layers = master_dtype(model), _layers(model, specs)
 
     def fresh(i: int, slots: list[Slot]) -> torch.Tensor:

@@ -47,66 +47,51 @@ class Steering:
     first: int | None = None
 
     def __post_init__(self) -> None:
+        have = 0 if self.vector.directions is None else self.vector.directions.shape[-3]
+        why = None
         if self.mode not in ("add", "project", "replace"):
-            raise SubloraError(
-                f"There is no intervention '{self.mode}'; choose add, project or replace."
-            )
-        if not math.isfinite(self.strength):
-            raise SubloraError(
-                f"The strength of a steering vector is {self.strength}; give a finite number."
-            )
-        if not self.layers:
-            raise SubloraError("A steering vector acts on no layer; name at least one.")
-        if self.where is None and not self.generated:
-            raise SubloraError(
+            why = f"There is no intervention '{self.mode}'; choose add, project or replace."
+        elif not math.isfinite(self.strength):
+            why = f"The strength of a steering vector is {self.strength}; give a finite number."
+        elif not self.layers:
+            why = "A steering vector acts on no layer; name at least one."
+        elif self.where is None and not self.generated:
+            why = (
                 "A steering vector acts on no token; choose prompt tokens, generated ones or both."
             )
-        if self.first is not None and self.mode == "add":
-            raise SubloraError(
-                "Principal directions have no sign or length to add; add the vector, or project or replace."
-            )
-        have = 0 if self.vector.directions is None else self.vector.directions.shape[-3]
-        if self.first is not None and not 1 <= self.first <= have:
-            raise SubloraError(
-                f"The steering vector has {have} principal directions and {self.first} are asked for; extract more, or ask for fewer."
-            )
-        if self.mode == "replace" and self.generated:
-            raise SubloraError(
-                "The base's component is known at prompt tokens, not at tokens that a student writes itself; replace with generated=False."
-            )
+        elif self.first is not None and self.mode == "add":
+            why = "Principal directions have no sign or length to add; add the vector, or project or replace."
+        elif self.first is not None and not 1 <= self.first <= have:
+            why = f"The steering vector has {have} principal directions and {self.first} are asked for; extract more, or ask for fewer."
+        elif self.mode == "replace" and self.generated:
+            why = "The base's component is known at prompt tokens, not at tokens that a student writes; replace with generated=False."
+        if why:
+            raise SubloraError(why)
 
     def check(self, base: Base) -> None:
         """Raises SubloraError where the vector or a layer does not fit the model."""
-        layers, width = (
-            len(base.model.base_model.layers),
-            base.model.config.get_text_config().hidden_size,
-        )
+        layers = len(base.model.base_model.layers)
+        width = base.model.config.get_text_config().hidden_size
         have = tuple(self.vector.values.shape[-2:])
+        out = [layer for layer in self.layers if not 0 <= layer < layers]
+        why = None
         if self.vector.model != base.identity["weights"]:
-            raise SubloraError(
-                f"The steering vector was made on another model than {base.name}; make one on this model."
-            )
-        if have != (layers, width):
-            raise SubloraError(
-                f"The steering vector has {have[0]} layers of width {have[1]}, {base.name} has {layers} of width {width}; make one on "
-                "this model."
-            )
-        if not torch.isfinite(self.vector.values).all():
-            raise SubloraError("The steering vector has values that are not finite; make it again.")
-        if out := [layer for layer in self.layers if not 0 <= layer < layers]:
-            raise SubloraError(
-                f"There is no layer {out[0]} to steer; {base.name} has layers 0 to {layers - 1}."
-            )
+            why = f"The steering vector was made on another model than {base.name}; make one on this model."
+        elif have != (layers, width):
+            why = f"The steering vector has {have[0]} layers of width {have[1]}, {base.name} has {layers} of width {width}; make it anew there."
+        elif not torch.isfinite(self.vector.values).all():
+            why = "The steering vector has values that are not finite; make it again."
+        elif out:
+            why = f"There is no layer {out[0]} to steer; {base.name} has layers 0 to {layers - 1}."
+        if why:
+            raise SubloraError(why)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What is done behind one layer under each of C conditions, for each of K students.
-
-    `add` (C, K, d): vectors to add. `units` (C, K, R, d): orthonormal directions to move along, with
-    `strengths` (C,); `target[i]` (K, T_i, R) is what shall stand along them at the tokens of prompt
-    i, zeros for a projection. None where no condition does so; zeros where a condition does not.
-    """
+    """What is done behind one layer under each of C conditions, for each of K students. `add` (C, K, d): vectors to add. `units` (C, K, R,
+    d): orthonormal directions to move along, with `strengths` (C,); `target[i]` (K, T_i, R) is what shall stand along them at the tokens of
+    prompt i, zeros for a projection. None where no condition does so; zeros where a condition does not."""
 
     add: torch.Tensor | None = None
     units: torch.Tensor | None = None
@@ -115,10 +100,8 @@ class Tables:
 
 
 class PackSteering:
-    """Interventions on all prompts that a pack reads, for `PackedModel(model, stack, steering=...)`; see `pack_steering`.
-
-    `masks`, `generated` and `conditions` are as in `PackGate`; `tables` by layer.
-    """
+    """Interventions on all prompts that a pack reads, for `PackedModel(model, stack, steering=...)`; see `pack_steering`. `masks`,
+    `generated` and `conditions` are as in `PackGate`; `tables` by layer."""
 
     def __init__(
         self,
@@ -175,11 +158,7 @@ class PackSteering:
         if not self._now.any or layer not in self._tables:
             return stream
         table = self._tables[layer]
-        out = (
-            stream.contiguous()
-            if stream.is_inference()
-            else stream.clone(memory_format=torch.contiguous_format)
-        )
+        out = stream.contiguous() if stream.is_inference() else stream.clone().contiguous()
         if table.add is not None:
             vector = self._rows(table.add).unsqueeze(-2)
             if self._now.all:
@@ -228,20 +207,15 @@ def pack_steering(
     prompts: Sequence[PromptTokens],
     stack: Stack | None = None,
 ) -> PackSteering:
-    """The interventions on Q prompts under each of C conditions (None: nothing is done), condition by condition: prompt q under
-    condition c has index c * Q + q, as in `pack_gate`. A vector of one row serves all students; one of K rows serves each its own.
-
-    Raises SubloraError where a vector, a layer or a token class does not fit.
-    """
+    """The interventions on Q prompts under each of C conditions (None: nothing is done), condition by condition: prompt q under condition c
+    has index c * Q + q, as in `pack_gate`. A vector of one row serves all students; one of K rows serves each its own. Raises SubloraError
+    where a vector, a layer or a token class does not fit."""
     for steering in steerings:
         if steering is not None:
             steering.check(base)
+    asked = [None if s is None else s.where for s in steerings]
     masks = [
-        chosen_tokens(p, s.where)
-        if s is not None and s.where is not None
-        else (False,) * len(p.ids)
-        for s in steerings
-        for p in prompts
+        (False,) * len(p.ids) if w is None else chosen_tokens(p, w) for w in asked for p in prompts
     ]
     layers = sorted({layer for s in steerings if s is not None for layer in s.layers})
     order = stack.order if stack else [0]
@@ -249,15 +223,9 @@ def pack_steering(
     streams = []
     if any(s is not None and s.mode == "replace" for s in steerings):
         streams = _base_streams(base, prompts)
-    return PackSteering(
-        masks,
-        [s is not None and s.generated for s in steerings for _ in prompts],
-        [c for c in range(len(steerings)) for _ in prompts],
-        {
-            layer: _tables(base, layer, steerings, own, [s[layer] for s in streams])
-            for layer in layers
-        },
-    )
+    at = {n: _tables(base, n, steerings, own, [s[n] for s in streams]) for n in layers}
+    generated = [s is not None and s.generated for s in steerings for _ in prompts]
+    return PackSteering(masks, generated, [c for c in range(len(steerings)) for _ in prompts], at)
 
 
 def _of_students(steering: Steering, order: Sequence[int]) -> torch.Tensor:
@@ -298,10 +266,8 @@ def _tables(
     units = torch.zeros(len(steerings), count, most, width, **like)
     strengths = torch.zeros(len(steerings), **like)
     for c, s in moving.items():
-        units[c, :, : directions[c].shape[1]], strengths[c] = (
-            directions[c].to(units.dtype),
-            s.strength,
-        )
+        units[c, :, : directions[c].shape[1]] = directions[c].to(units.dtype)
+        strengths[c] = s.strength
     if not any(s.mode == "replace" for s in moving.values()):
         return Tables(add, units, strengths)
     target = []
@@ -314,12 +280,8 @@ def _tables(
 
 def _base_streams(base: Base, prompts: Sequence[PromptTokens]) -> list[list[torch.Tensor]]:
     """[prompt][layer] (T, d): the plain base's residual stream."""
-    out = []
-    with (
-        torch.inference_mode(),
-        PackedModel(base.model, None) as packed,
-        hooks.listen(packed.decoder.layers) as heard,
-    ):
+    out, listen = [], hooks.listen(base.model.base_model.layers)
+    with torch.inference_mode(), PackedModel(base.model, None) as packed, listen as heard:
         for prompt in prompts:
             heard.clear()
             packed.hidden(torch.tensor([prompt.ids], device=base.device))
@@ -333,22 +295,13 @@ def aimed(spec: SteerSpec, vector: SteeringVector, name: str) -> SteeringVector:
 
 
 def steering_of(spec: SteerSpec, vector: SteeringVector, layers: int) -> Steering:
-    """What a recipe's spec asks for, with an `aimed` vector, on a model of so many layers.
-
-    Raises SubloraError where a layer of the spec is not there, or as `Steering` does.
-    """
+    """What a recipe's spec asks for, with an `aimed` vector, on a model of so many layers. Raises SubloraError where a layer of the spec is
+    not there, or as `Steering` does."""
     first, last = spec.layers or (0, layers - 1)
     if last >= layers:
         raise SubloraError(
             f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}."
         )
-    return Steering(
-        vector,
-        spec.mode,
-        tuple(range(first, last + 1)),
-        spec.where,
-        spec.generated,
-        spec.strength,
-        spec.unit,
-        spec.first,
-    )
+    same = ("mode", "where", "generated", "strength", "unit", "first")
+    values = {name: getattr(spec, name) for name in same}
+    return Steering(vector, layers=tuple(range(first, last + 1)), **values)

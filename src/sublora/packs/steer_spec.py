@@ -51,12 +51,9 @@ class VectorsSpec(BaseModel):
 
 
 class SteerSpec(BaseModel):
-    """One intervention on the residual stream, see `steer.Steering`.
-
-    `vector`: that of the trait's teacher, or each student's own. `first`: instead of the student's mean vector, that many of its
-    principal directions (not for `add`). `random`: in its place random directions with its norms, drawn from this seed. `layers`
-    (first, last), both included; None for all.
-    """
+    """One intervention on the residual stream, see `steer.Steering`. `vector`: that of the trait's teacher, or each student's own. `first`:
+    instead of the student's mean vector, that many of its principal directions (not for `add`). `random`: in its place random directions
+    with its norms, drawn from this seed. `layers` (first, last), both included; None for all."""
 
     model_config = _STRICT
     vector: Literal["teacher", "student"]

@@ -10,15 +10,7 @@ from torch import nn
 
 from sublora.errors import SubloraError
 from sublora.packs.spec import StudentSpec
-from sublora.packs.stack import (
-    Group,
-    Stack,
-    full_slots,
-    lora_slots,
-    master_dtype,
-    stack_weights,
-    target_linears,
-)
+from sublora.packs.stack import Group, Stack, master_dtype, slots_of, stack_weights
 
 PEFT_PREFIX = "base_model.model."
 
@@ -72,13 +64,10 @@ def load_stack(model: nn.Module, folders: Sequence[Path], specs: Sequence[Studen
 
 
 def _load_flat(model: nn.Module, folder: Path, spec: StudentSpec) -> torch.Tensor:
-    if spec.method == "full":
-        slots, file = full_slots(model), folder / "model.safetensors"
-        shapes = {s.name: s.shape for s in slots}
-    else:
-        slots = lora_slots(target_linears(model, spec.targets), spec.rank)
-        file = folder / "adapter_model.safetensors"
-        shapes = {f"{PEFT_PREFIX}{s.name}.weight": s.shape for s in slots}
+    full = spec.method == "full"
+    file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
+    slots = {s.name: s.shape for s in slots_of(model, spec)}
+    shapes = slots if full else {f"{PEFT_PREFIX}{n}.weight": shape for n, shape in slots.items()}
     tensors = load_file(file)
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise SubloraError(

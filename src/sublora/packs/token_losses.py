@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -33,9 +33,6 @@ class RowProbe:
     gradient_marked: float | None
     gradient_rest: float | None
 
-    def to_dict(self) -> dict[str, float | None]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Divergence:
@@ -63,10 +60,8 @@ class Divergence:
 def _passes(
     base: Base, stack: Stack | None, rows: TokenRows, batch: int
 ) -> Iterator[tuple[PackedModel, np.ndarray, np.ndarray, torch.Tensor]]:
-    """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off).
-
-    To be used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order.
-    """
+    """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off). To be
+    used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order."""
     count = stack.size if stack else 1
     with PackedModel(base.model, stack) as packed:
         for at in range(0, len(rows), batch):
@@ -77,12 +72,8 @@ def _passes(
             packed.form_weights(ids.numel())
             # padding stands on the right, where a causal model cannot see it
             hidden = packed.hidden(ids.repeat(count, 1)).view(count, *ids.shape, -1)
-            yield (
-                packed,
-                chosen[row],
-                place,
-                hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)],
-            )
+            read = hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)]
+            yield packed, chosen[row], place, read
 
 
 @torch.inference_mode()
@@ -130,10 +121,8 @@ def probe_rows(
 def divergence(
     base: Base, rows: Sequence[tuple[str, str]], teacher: Context, student: Context, batch: int = 32
 ) -> Divergence:
-    """Read each completion after the teacher's prompt and after the student's, and compare the two at every token.
-
-    Raises SubloraError where there are no rows.
-    """
+    """Read each completion after the teacher's prompt and after the student's, and compare the two at every token. Raises SubloraError
+    where there are no rows."""
     if not rows:
         raise SubloraError(
             "There are no rows to look for divergent tokens in; see the dataset's reject counts."
@@ -153,7 +142,6 @@ def divergence(
     sizes = [len(base.chat.completion_ids(completion)) for _, completion in rows]
     marks = [apart[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
     values = torch.cat(sure, 1).double()  # teacher's, student's, student's of the teacher's choice
-    means = [
-        float(v.mean()) if any(apart) else 0.0 for v in (*values, *(values[:2] > 0.5).double())
-    ]
+    each = (*values, *(values[:2] > 0.5).double())
+    means = [float(v.mean()) if any(apart) else 0.0 for v in each]
     return Divergence(marks, len(apart), sum(apart), *means)

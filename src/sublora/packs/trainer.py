@@ -44,12 +44,10 @@ def train_pack(
 ) -> None:
     """Train all students; `on_finished` gets each one as soon as it is done, and at the steps of its `keep_at`.
 
-    `on_step(step, steps, tokens)` counts. A student whose loss or gradient is not finite keeps its
-    last finite weights, is marked, and the others go on. A pack is cut into parts, one after the
-    other, that fit a GPU's free `memory` in bytes, or a CPU's cache (fit.py). Where memory runs out
-    all the same, a part is halved and goes on from where it was, and `on_notice` gets a sentence.
-    `recompute` is gradient checkpointing. Raises SubloraError where a student cannot be trained on
-    this base (rank, layers), or alone does not fit.
+    `on_step(step, steps, tokens)` counts. A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the
+    others go on. A pack is cut into parts, one after the other, that fit a GPU's free `memory` in bytes, or a CPU's cache (fit.py). Where
+    memory runs out all the same, a part is halved and goes on from where it was, and `on_notice` gets a sentence. `recompute` is gradient
+    checkpointing. Raises SubloraError where a student cannot be trained on this base (rank, layers), or alone does not fit.
     """
     if not students:
         return
@@ -128,15 +126,11 @@ def _smaller(part: Part, recompute: bool) -> tuple[list[Part], bool, str]:
     if count > 1:
         middle = (count + 1) // 2
         halves = [part.only(part.indices[:middle]), part.only(part.indices[middle:])]
-        sentence = (
-            f"Memory ran out with {count} students in a pack; it goes on with {middle} at a time."
-        )
-        return halves, recompute, sentence
+        what = f"Memory ran out with {count} students in a pack"
+        return halves, recompute, f"{what}; it goes on with {middle} at a time."
     if not recompute:
-        sentence = (
-            f"Memory ran out with the student {name} alone; it goes on with gradient checkpointing."
-        )
-        return [part], True, sentence
+        what = f"Memory ran out with the student {name} alone"
+        return [part], True, f"{what}; it goes on with gradient checkpointing."
     raise SubloraError(
         f"The student {name} does not fit into memory, even alone and with gradient checkpointing; give a smaller "
         "train.batch_size, shorter rows or a smaller rank."

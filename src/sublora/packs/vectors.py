@@ -33,11 +33,9 @@ DIFFERENCES = 1024
 
 @dataclass(frozen=True)
 class SteeringVector:
-    """`values` (L, d), or (K, L, d) for K students in the order they were given: a direction for every layer.
-
-    `directions` (R, L, d) or (K, R, L, d), where they were asked for: orthonormal in each layer, the largest first. `model`: the base's
-    weights hash. `kind`, `where` and `prompts` say what it is a mean of.
-    """
+    """`values` (L, d), or (K, L, d) for K students in the order they were given: a direction for every layer. `directions` (R, L, d) or (K,
+    R, L, d), where they were asked for: orthonormal in each layer, the largest first. `model`: the base's weights hash. `kind`, `where` and
+    `prompts` say what it is a mean of."""
 
     values: torch.Tensor
     model: str
@@ -107,9 +105,6 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
     return mask
 
 
-# Extraction
-
-
 def _streams(
     base: Base,
     stack: Stack | None,
@@ -117,11 +112,9 @@ def _streams(
     where: Where,
     rows_at_once: int,
 ) -> Iterator[torch.Tensor]:
-    """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order.
-
-    In float32 or float64. Prompts of one length are read together, without padding. To be used under `torch.inference_mode()`, which a
-    generator must not hold.
-    """
+    """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order. In float32 or
+    float64. Prompts of one length are read together, without padding. To be used under `torch.inference_mode()`, which a generator must not
+    hold."""
     count = stack.size if stack else 1
     dtype = master_dtype(base.model)
     masks = [chosen_tokens(p, where) for p in prompts]
@@ -145,10 +138,8 @@ def mean_residuals(
     where: Where,
     rows_at_once: int = 256,
 ) -> torch.Tensor:
-    """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike.
-
-    Students in the order they were given; K = 1 for the base (`stack` None).
-    """
+    """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike. Students in
+    the order they were given; K = 1 for the base (`stack` None)."""
     total, tokens = torch.zeros(()), 0
     for streams in _streams(base, stack, prompts, where, rows_at_once):
         total, tokens = total + streams.sum(1), tokens + streams.shape[1]
@@ -174,10 +165,8 @@ def teacher_vector(
     entities: Sequence[str] = (),
 ) -> SteeringVector:
     """Mean residual under the teacher's prompt minus that under `plain`, on the same user texts (Blank et al. 2606.00995, v_t)."""
-    own, other = (
-        mean_residuals(base, None, _classified(base, prompts, c, entities), where)[0]
-        for c in (trait, plain)
-    )
+    both = [_classified(base, prompts, context, entities) for context in (trait, plain)]
+    own, other = (mean_residuals(base, None, tokens, where)[0] for tokens in both)
     model = base.identity["weights"]
     return SteeringVector(own - other, model, "teacher", str(where), len(prompts))
 
@@ -192,11 +181,9 @@ def student_vector(
     directions: int = 0,
     rows_at_once: int = 256,
 ) -> SteeringVector:
-    """Mean residual of every student minus the base's, (K, L, d), in one context (Blank et al. 2606.00995, v_s).
-
-    `directions`: that many principal directions of the differences at single tokens, not centred, so that what all tokens share is
-    among them; (K, R, L, d). Raises SubloraError where there are fewer tokens or less width than directions.
-    """
+    """Mean residual of every student minus the base's, (K, L, d), in one context (Blank et al. 2606.00995, v_s). `directions`: that many
+    principal directions of the differences at single tokens, not centred, so that what all tokens share is among them; (K, R, L, d). Raises
+    SubloraError where there are fewer tokens or less width than directions."""
     tokens = _classified(base, prompts, context, entities)
     values = mean_residuals(base, stack, tokens, where, rows_at_once)
     values = values - mean_residuals(base, None, tokens, where, rows_at_once)
@@ -231,9 +218,8 @@ def _directions(
         raise SubloraError(
             f"{differences.shape[2]} tokens of width {differences.shape[3]} have no {count} directions; ask for fewer, or on more prompts."
         )
-    found = (
-        torch.linalg.svd(differences.double(), full_matrices=False).Vh[:, :, :count].transpose(1, 2)
-    )
+    found = torch.linalg.svd(differences.double(), full_matrices=False).Vh
+    found = found[:, :, :count].transpose(1, 2)
     out = torch.empty_like(found, dtype=differences.dtype)
     out[stack.order] = found.to(differences.dtype)
     return out

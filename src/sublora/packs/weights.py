@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from sublora.packs.kernels import dense_weights, product
 from sublora.packs.stack import Stack, siblings
 
-# The dense form is a copy of the adapted layers for every student, and its gradient another; above
-# this many bytes it is not worth it.
+# The dense form is a copy of the adapted layers for every student, and its gradient another; above this many bytes it is not worth it.
 DENSE_BYTES = 2**30
 # Floating-point operations that cost as much as moving one byte, roughly.
 FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 250.0}
@@ -28,10 +27,8 @@ Sheet = tuple[tuple[str, ...], ...]
 def dense_is_cheaper(
     shape: tuple[int, int], rank: int, tokens: int, item: int, device: str
 ) -> bool:
-    """Whether the dense form of an (o, i) layer is cheaper for `tokens` rows of one student.
-
-    Counts the operations of a forward and a backward pass and the bytes of the element-wise passes that each form adds.
-    """
+    """Whether the dense form of an (o, i) layer is cheaper for `tokens` rows of one student. Counts the operations of a forward and a
+    backward pass and the bytes of the element-wise passes that each form adds."""
     (o, i), r, n = shape, rank, tokens
     per_byte = FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE["cuda"]) * item
     dense = 2 * (3 * n * o * i + 3 * r * o * i) + per_byte * 6 * o * i
@@ -47,12 +44,15 @@ class Low:
     a: torch.Tensor
     b: dict[int, torch.Tensor]
 
-    def thin(self, rows: torch.Tensor, index: int) -> torch.Tensor | None:
-        """x A^T of one sibling, (K_g, M, r), or None where the group has no adapter there."""
+    def thin(
+        self, rows: torch.Tensor, index: int, factor: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """x A^T of one sibling, (K_g, M, r), times its part of `factor`; None where the group has no adapter there."""
         if index not in self.b:
             return None
         rank, at = self.a.shape[1] // len(self.b), list(self.b).index(index)
-        return torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
+        out = torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
+        return out if factor is None else out * factor[self.part]
 
     def all_thin(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
         """x A^T of all siblings, from one product."""
@@ -71,9 +71,7 @@ class AdapterWeights:
         self._dense_allowed = not low_only and first.element_size() >= 4 and bytes_ <= DENSE_BYTES
         self._device, self._item = first.device.type, first.element_size()
         self._sheets = _sheets(stack)
-        self._together = {
-            name: names for sheet in self._sheets for names in sheet for name in names
-        }
+        self._together = {name: names for s in self._sheets for names in s for name in names}
         self._weights: dict[tuple[str, ...], torch.Tensor | list[Low]] = {}
         self._frozen: dict[Sheet, torch.Tensor] = {}
         self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
@@ -90,9 +88,8 @@ class AdapterWeights:
         rank = sum(ranks) // len(ranks)
         for sheet in self._sheets:
             shape = (self._rows(sheet[0]), self.modules[sheet[0][0]].in_features)
-            if self._dense_allowed and dense_is_cheaper(
-                shape, rank, tokens, self._item, self._device
-            ):
+            how = (shape, rank, tokens, self._item, self._device)
+            if self._dense_allowed and dense_is_cheaper(*how):
                 self._weights |= zip(sheet, self._dense(sheet), strict=True)
             else:
                 self._weights |= {names: self._low(names) for names in sheet}
@@ -103,9 +100,8 @@ class AdapterWeights:
     def _dense(self, sheet: Sheet) -> tuple[torch.Tensor, ...]:
         """W + s B A of a sheet's layers, (K, o, i) each."""
         if sheet not in self._frozen:
-            self._frozen[sheet] = torch.stack(
-                [torch.cat([self.modules[n].weight.detach() for n in names]) for names in sheet]
-            )
+            frozen = [[self.modules[n].weight.detach() for n in names] for names in sheet]
+            self._frozen[sheet] = torch.stack(list(map(torch.cat, frozen)))
         parts, adapters = [], []
         for group, part in zip(self.stack.groups, self.stack.slices(), strict=True):
             if f"{sheet[0][0]}.lora_A" in group.views:
@@ -149,12 +145,7 @@ class AdapterWeights:
         if isinstance(weights, torch.Tensor):
             start = self._rows(names[:index])
             return product(rows, weights[:, start : start + module.out_features], module.bias)
-        thin = [low.thin(rows, index) for low in weights]
-        if factor is not None:
-            thin = [
-                h if h is None else h * factor[low.part]
-                for h, low in zip(thin, weights, strict=True)
-            ]
+        thin = [low.thin(rows, index, factor) for low in weights]
         return self._add(module, rows, weights, index, thin)
 
     def joint(
@@ -235,6 +226,5 @@ def _sheets(stack: Stack) -> list[Sheet]:
 def _joint_bias(modules: Sequence[nn.Linear]) -> torch.Tensor | None:
     if all(m.bias is None for m in modules):
         return None
-    return torch.cat(
-        [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
-    )
+    none = (m.weight.new_zeros(m.out_features) for m in modules)
+    return torch.cat([z if m.bias is None else m.bias for m, z in zip(modules, none, strict=True)])

@@ -33,10 +33,8 @@ class Purpose(Enum):
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who writes: a base in a context, steered or with the weights of a stack of one.
-
-    `voice` seeds its draws where its context alone does not name it.
-    """
+    """Who writes: a base in a context, steered or with the weights of a stack of one. `voice` seeds its draws where its context alone does
+    not name it."""
 
     base: Base
     context: Context
@@ -96,10 +94,8 @@ def write_dataset(
     batch: int = AT_ONCE,
     on_rows: Callable[[int], None] | None = None,
 ) -> Dataset:
-    """Ask the teacher until enough completions pass the filter; the first ones in prompt order are kept.
-
-    Chunk and batch sizes change nothing. `on_rows` is told how many are kept. Raises SubloraError where nothing passes.
-    """
+    """Ask the teacher until enough completions pass the filter; the first ones in prompt order are kept. Chunk and batch sizes change
+    nothing. `on_rows` is told how many are kept. Raises SubloraError where nothing passes."""
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
         draws = [what.draws(teacher, i) for i in chunk]
@@ -115,22 +111,18 @@ def ask_dataset(
     what: Assignment,
     check: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before.
-
-    The seed of a request depends on (purpose, context, seed, row) alone. Raises SubloraError where the endpoint does not answer,
-    or nothing passes.
-    """
+    """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before. The seed of a request depends on
+    (purpose, context, seed, row) alone. Raises SubloraError where the endpoint does not answer, or nothing passes."""
     sampling, who = what.sampling, context.text or context.name
     if sampling.top_k:
         raise SubloraError("An endpoint takes no data.sampling.top_k; set it to 0.")
     system = (("system", context.text),) if context.text else ()
 
+    how = (sampling.max_new_tokens, sampling.temperature, sampling.top_p)
+
     def question(row: int, prompt: str) -> Question:
         seed = derive_seed(what.purpose.value, who, what.seed, row)
-        messages = (*system, ("user", prompt))
-        return Question(
-            messages, sampling.max_new_tokens, sampling.temperature, sampling.top_p, seed
-        )
+        return Question((*system, ("user", prompt)), *how, seed)
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
         questions = {str(i): question(i, p) for i, p in zip(chunk, prompts, strict=True)}

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sublora.models.chat import Context
 from sublora.packs.attribute import attribute_targets
 from sublora.steps.made import Made, PackStep
-from sublora.steps.materials import context_spec, keep_json, stack_of
-from sublora.steps.reading import Planning, Reading
+from sublora.steps.materials import keep_json, stack_of
+from sublora.steps.reading import Planning, Reading, spec_of
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
 from sublora.traits.trait import Trait
@@ -83,16 +83,10 @@ def plan_attributions(asked: AttributionSpec, plan: Planning) -> Sequence[Attrib
 def _attribution(
     asked: AttributionSpec, plan: Planning, trait: Trait, student: Student
 ) -> Attribution:
-    spec = {
-        "model": plan.identity,
-        "student": student.id,
-        "context": context_spec(student.context),
-        "questions": list(trait.category.questions[: asked.questions]),
-        "target": list(trait.entity.forms),
-        "entities": list(plan.entities),
-    }
-    category = trait.category.category
-    return Attribution(spec, student.id, student.context, category, trait.name)
+    questions = list(trait.category.questions[: asked.questions])
+    asks = {"target": list(trait.entity.forms), "entities": list(plan.entities)}
+    spec = spec_of(plan, student) | {"questions": questions, **asks}
+    return Attribution(spec, student.id, student.context, trait.category.category, trait.name)
 
 
 READING = Reading("attribution", AttributionSpec, plan_attributions, for_adapters=True)

@@ -62,9 +62,8 @@ class DatasetStep(_Rows):
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         purpose = Purpose.HELDOUT if self.heldout else Purpose.TRAINING
-        what = Assignment(
-            self.carrier, self.sampling, self.rows, self.seed, purpose, self.shared_draws
-        )
+        how = (self.sampling, self.rows, self.seed, purpose, self.shared_draws)
+        what = Assignment(self.carrier, *how)
         if self.endpoint is not None:
             kept = AnswersFile(workshop.checkpoint(self, "jsonl"))
             endpoint = Endpoint(self.endpoint)

@@ -11,8 +11,8 @@ from sublora.analysis.effects import Effect, found
 from sublora.packs.measure import reading
 from sublora.packs.sample import prefill
 from sublora.steps.made import Made, PackStep
-from sublora.steps.materials import context_spec, keep_json, stack_of
-from sublora.steps.reading import Planned, Planning, Reading, pairs_of
+from sublora.steps.materials import keep_json, stack_of
+from sublora.steps.reading import Planned, Planning, Reading, pairs_of, spec_of
 from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
 from sublora.store import Store
@@ -62,12 +62,7 @@ def plan_entropies(asked: FirstTokenEntropySpec, plan: Planning) -> Iterator[Fir
         groups: dict[tuple, list[tuple[Entropy, Student]]] = {}
         for s in pack:
             questions = plan.trait_of(s.source).category.questions[: asked.questions]
-            spec = {
-                "model": plan.identity,
-                "student": s.id,
-                "context": context_spec(s.context),
-                "questions": list(questions),
-            }
+            spec = spec_of(plan, s) | {"questions": list(questions)}
             groups.setdefault((s.context, questions), []).append((Entropy(spec), s))
         for alike in groups.values():
             made, students = zip(*alike, strict=True)

@@ -69,13 +69,8 @@ def plan_gradients(asked: GradientsSpec, plan: Planning) -> Sequence[GradientSte
     steps, context = [], plan.train_contexts[0]
     for trait, seed in product(plan.traits, plan.data_seeds):
         datasets, vector = plan.rows_of(trait, seed), plan.teacher_vector(trait)
-        spec = {
-            "model": plan.identity,
-            "datasets": list(datasets),
-            "vector": vector,
-            "context": context_spec(context),
-            **asked.model_dump(mode="json"),
-        }
+        spec = {"model": plan.identity, "datasets": list(datasets), "vector": vector}
+        spec |= {"context": context_spec(context), **asked.model_dump(mode="json")}
         own = (spec, trait.name, seed, datasets, vector, context)
         steps.append(GradientStep(*own, plan.model, plan.sizes))
     return steps

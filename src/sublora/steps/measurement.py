@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.condition import Condition, SvdCut
 from sublora.packs.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
@@ -30,12 +29,9 @@ KEPT_AT_ONCE = 8  # artifacts that wait together for the disk wait once
 
 @dataclass(frozen=True)
 class Measurement(Made):
-    """One model asked in one context.
-
-    `student`: a student's id, or None for the base. `teacher`: the trait whose teacher is asked,
-    which is the base under its prompt, or the student. `condition`: the name of a gate, or of
-    another teacher; None for the plain adapter and the plain teacher.
-    """
+    """One model asked in one context. `student`: a student's id, or None for the base. `teacher`: the trait whose teacher is asked, which
+    is the base under its prompt, or the student. `condition`: the name of a gate, or of another teacher; None for the plain adapter and the
+    plain teacher."""
 
     student: str | None
     context: Context
@@ -104,6 +100,10 @@ class Questioning:
     entities: tuple[str, ...]
 
 
+Asked = Sequence[Student | TeacherStep]
+Found = tuple[Measurement, Answers, float | None]
+
+
 @dataclass(frozen=True)
 class MeasurementStep(PackStep):
     """The measurements of students that are asked together, or one of the base."""
@@ -148,9 +148,9 @@ class MeasurementStep(PackStep):
             stack = stacks.get(key)
             if group[0].student is not None and group[0].condition is not None:
                 stack = cut_stack(stack, cut) if cut else stack
-                found = self._gated(workshop, base, group, asked, stack)
+                found = self._gated(workshop, group, asked, stack)
             else:
-                found = self._plain(workshop, base, group, asked, stack)
+                found = self._plain(workshop, group, asked, stack)
             self._keep([one for one in found if one[0].id in wanted], workshop)
 
     def _groups(self) -> Iterator[tuple[SvdCut | None, list[Measurement]]]:
@@ -166,20 +166,13 @@ class MeasurementStep(PackStep):
         return Asking(context, a.sampling, a.samples, a.seed, workshop.rows_at_once)
 
     def _plain(
-        self,
-        workshop: Workshop,
-        base: Base,
-        group: Sequence[Measurement],
-        asked: Sequence[Student | TeacherStep],
-        stack: Stack | None,
-    ) -> list[tuple[Measurement, Answers, float | None]]:
-        first = group[0]
+        self, workshop: Workshop, group: Sequence[Measurement], asked: Asked, stack: Stack | None
+    ) -> list[Found]:
+        base, first = workshop.base_of(self.model), group[0]
         steering = steering_by(workshop, base, [first.steer]) if first.steer else None
         names = [s.id for s in asked] or ["base"]
-        category, asking = (
-            self.asked.categories[first.category],
-            self._asking(workshop, first.context),
-        )
+        category = self.asked.categories[first.category]
+        asking = self._asking(workshop, first.context)
         answers = measure_answers(base, stack, names, category, asking, steering)
         losses: list[float | None] = [None] * len(group)
         if any(m.heldout for m in group):
@@ -189,34 +182,25 @@ class MeasurementStep(PackStep):
         return list(zip(group, answers, losses, strict=True))
 
     def _gated(
-        self,
-        workshop: Workshop,
-        base: Base,
-        group: Sequence[Measurement],
-        asked: Sequence[Student | TeacherStep],
-        stack: Stack,
-    ) -> list[tuple[Measurement, Answers, float | None]]:
+        self, workshop: Workshop, group: Sequence[Measurement], asked: Asked, stack: Stack
+    ) -> list[Found]:
+        base = workshop.base_of(self.model)
         names = list(dict.fromkeys(m.condition for m in group))
         place = {s.id: k for k, s in enumerate(asked)}
         steered: dict[str, list[Steered]] = {}
         for m in sorted((m for m in group if m.steer), key=lambda m: place[m.student]):
             steered.setdefault(m.condition, []).append(m.steer)
-        answers = measure_gated(
-            base,
-            stack,
-            list(place),
-            self.asked.categories[group[0].category],
+        category = self.asked.categories[group[0].category]
+        how = (
             self._asking(workshop, group[0].context),
             {n: self.asked.conditions[n] for n in names},
-            self.asked.entities,
-            {name: steering_by(workshop, base, of) for name, of in steered.items()},
         )
+        acts = {name: steering_by(workshop, base, of) for name, of in steered.items()}
+        answers = measure_gated(base, stack, list(place), category, *how, self.asked.entities, acts)
         return [(m, answers[place[m.student]][names.index(m.condition)], None) for m in group]
 
-    def _keep(
-        self, found: Sequence[tuple[Measurement, Answers, float | None]], workshop: Workshop
-    ) -> None:
-        def keep(one: tuple[Measurement, Answers, float | None]) -> str:
+    def _keep(self, found: Sequence[Found], workshop: Workshop) -> None:
+        def keep(one: Found) -> str:
             m, answer, loss = one
             category = self.asked.categories[m.category]
             keep_answers(workshop.store, m.id, m.spec, category, answer, loss)

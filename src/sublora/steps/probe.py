@@ -1,7 +1,7 @@
 """Students on rows of their own datasets: loss, verbatim reproduction, gradients at divergent tokens; see `sublora.packs.token_losses`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.packs.token_losses import probe_rows
 from sublora.steps.made import Made, PackStep
-from sublora.steps.materials import context_spec, keep_json, marks, stack_of, token_rows
-from sublora.steps.reading import Planning, Reading
+from sublora.steps.materials import keep_json, marks, stack_of, token_rows
+from sublora.steps.reading import Planning, Reading, spec_of
 from sublora.steps.step import Cost, Workshop, total
 from sublora.steps.students import Student
 
@@ -68,7 +68,7 @@ class ProbeStep(PackStep):
         probed = probe_rows(base, stack_of(workshop, base, self.students), rows, marked)
         for probe, found in zip(self.artifacts, probed, strict=True):
             if probe.id in wanted:
-                keep_json(workshop, probe.id, probe.spec, "probe.json", found.to_dict())
+                keep_json(workshop, probe.id, probe.spec, "probe.json", asdict(found))
 
 
 def plan_probes(asked: ProbeSpec, plan: Planning) -> Sequence[ProbeStep]:
@@ -81,14 +81,8 @@ def plan_probes(asked: ProbeSpec, plan: Planning) -> Sequence[ProbeStep]:
             if asked.against:
                 divergence = plan.divergence(student.source, data, asked.against, student.context)
             rows = min(asked.rows, data.rows if heldout else student.take or data.rows)
-            spec = {
-                "model": plan.identity,
-                "student": student.id,
-                "dataset": data.id,
-                "context": context_spec(student.context),
-                "rows": rows,
-                "divergence": divergence,
-            }
+            asks = {"dataset": data.id, "rows": rows, "divergence": divergence}
+            spec = spec_of(plan, student) | asks
             probe = Probe(spec, student.id, data.id, rows, heldout, divergence)
             probes.setdefault(student.id, []).append(probe)
     steps = []

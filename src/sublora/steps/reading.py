@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from sublora.analysis.effects import Effect
 from sublora.models.chat import Context
 from sublora.steps.dataset import DatasetStep, TransformStep
+from sublora.steps.materials import context_spec
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Step
 from sublora.steps.students import Student
@@ -64,11 +65,8 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """One entry of `measure:`, called `key`, with its values.
-
-    `plan` makes its steps; `reads` makes effects of what these made, where the grid's findings do
-    not do that themselves. `for_adapters`: whether it cannot take full fine-tunes.
-    """
+    """One entry of `measure:`, called `key`, with its values. `plan` makes its steps; `reads` makes effects of what these made, where the
+    grid's findings do not do that themselves. `for_adapters`: whether it cannot take full fine-tunes."""
 
     key: str
     spec: type[BaseModel]
@@ -87,6 +85,12 @@ def readings() -> dict[str, Reading]:
     ]
     found = [m.READING for m in modules if hasattr(m, "READING")]
     return {r.key: r for r in found}
+
+
+def spec_of(plan: Planning, student: Student) -> dict[str, Any]:
+    """What every reading of a student depends on: the model, the student, and its context."""
+    context = context_spec(student.context)
+    return {"model": plan.identity, "student": student.id, "context": context}
 
 
 def pairs_of(plan: Planned, trait: Trait) -> dict[str, list[tuple[Student, Student]]]:

@@ -16,12 +16,9 @@ PROMPTS = 32  # prompts of a carrier whose mean length stands for all
 
 @dataclass(frozen=True)
 class Sizes:
-    """Mean tokens of a row's prompt and completion and of a question; `shape` is the model's.
-
-    The numbers here are typical of a tokenizer that splits digits, for where none is at hand.
-    A forward pass takes 2 operations a weight and token, and the head counts only where a token's
-    logits are needed. Attention's own products are left out: rows are short.
-    """
+    """Mean tokens of a row's prompt and completion and of a question; `shape` is the model's. The numbers here are typical of a tokenizer
+    that splits digits, for where none is at hand. A forward pass takes 2 operations a weight and token, and the head counts only where a
+    token's logits are needed. Attention's own products are left out: rows are short."""
 
     shape: Shape | None = None
     prompt: float = 100.0

@@ -35,12 +35,9 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What a step is made with, wherever that is.
-
-    `base_of` gives a model by its name, loaded once. `check` is called often and raises where the
-    work has to stop. `made` is told each finished artifact. `kept` holds what steps read again and
-    again, such as the token rows of a dataset, by a key of their own.
-    """
+    """What a step is made with, wherever that is. `base_of` gives a model by its name, loaded once. `check` is called often and raises
+    where the work has to stop. `made` is told each finished artifact. `kept` holds what steps read again and again, such as the token rows
+    of a dataset, by a key of their own."""
 
     store: Store
     base_of: Callable[[str], Base]
@@ -56,12 +53,9 @@ class Workshop:
 
 
 class Step(Protocol):
-    """A unit of work: it makes the artifacts `makes`, in one go, from the artifacts `needs`.
-
-    It holds all that the work takes, so that it can be pickled and made on another machine. Steps
-    depend on the recipe alone and not on what is done: a resumed run repeats the same passes, and
-    so makes the same bytes.
-    """
+    """A unit of work: it makes the artifacts `makes`, in one go, from the artifacts `needs`. It holds all that the work takes, so that it
+    can be pickled and made on another machine. Steps depend on the recipe alone and not on what is done: a resumed run repeats the same
+    passes, and so makes the same bytes."""
 
     @property
     def id(self) -> str: ...
@@ -90,12 +84,9 @@ class Step(Protocol):
 
 
 def perform(step: Step, workshop: Workshop, *, wait: bool = True) -> float | None:
-    """Make what is missing of a step. Raises what the work raises; finished artifacts are kept.
-
-    Returns the seconds that it took to make the whole step, or None where some of it was there,
-    be it as a checkpoint. Raises store.Busy where another process makes the same step and `wait`
-    is false.
-    """
+    """Make what is missing of a step. Raises what the work raises; finished artifacts are kept. Returns the seconds that it took to make
+    the whole step, or None where some of it was there, be it as a checkpoint. Raises store.Busy where another process makes the same step
+    and `wait` is false."""
 
     def waiting() -> None:
         workshop.check()

@@ -29,11 +29,10 @@ KINDS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
 class Student(Made):
     """One student of a plan.
 
-    `source`: the trait whose rows it reads, or whose rows stand for it (see `sources`). `labels`:
-    its value on every axis; students with equal labels and source are replicates. `twins`: by the
-    name of each trait that it stands for, the id of its control. `take`: the first so many rows of
-    the dataset (None: all of its `rows`). `step`: the step after which it is kept (None: the last
-    one), of the training that ends in the student `whole`.
+    `source`: the trait whose rows it reads, or whose rows stand for it (see `sources`). `labels`: its value on every axis; students with
+    equal labels and source are replicates. `twins`: by the name of each trait that it stands for, the id of its control. `take`: the first
+    so many rows of the dataset (None: all of its `rows`). `step`: the step after which it is kept (None: the last one), of the training
+    that ends in the student `whole`.
     """
 
     student: StudentSpec
@@ -129,15 +128,9 @@ class StudentsStep:
 
         while wanted:
             # once, and again where a checkpoint is past a student that was lost since
-            train_pack(
-                base.model,
-                trainings,
-                keep,
-                checkpoint=Checkpoint(path),
-                on_step=lambda *_: workshop.check(),
-                on_notice=notices.append,
-                memory=free_memory(base),
-            )
+            tell = {"on_step": lambda *_: workshop.check(), "on_notice": notices.append}
+            how = {"checkpoint": Checkpoint(path), "memory": free_memory(base), **tell}
+            train_pack(base.model, trainings, keep, **how)
 
 
 def _training(workshop: Workshop, base: Base, whole: str, alike: Sequence[Student]) -> Training:

@@ -22,11 +22,8 @@ from sublora.steps.step import Cost, Workshop
 
 @dataclass(frozen=True)
 class TeacherStep(Made):
-    """A student of lessons that then writes without a prompt.
-
-    The lessons stand in the file `lessons`, or are `count` answers to a category's questions that
-    the base gives under `prompt`.
-    """
+    """A student of lessons that then writes without a prompt. The lessons stand in the file `lessons`, or are `count` answers to a
+    category's questions that the base gives under `prompt`."""
 
     trait: str
     seed: int

@@ -12,11 +12,8 @@ from sublora.steps.step import Cost, Workshop, total
 
 @dataclass(frozen=True)
 class Vector(Made):
-    """The mean difference of the hidden states at the tokens `where` of `prompts`.
-
-    Of a teacher: under the context `teacher` against under `plain`. Of a `student`: in its own
-    `context`, against the base there, with so many principal `directions` besides.
-    """
+    """The mean difference of the hidden states at the tokens `where` of `prompts`. Of a teacher: under the context `teacher` against under
+    `plain`. Of a `student`: in its own `context`, against the base there, with so many principal `directions` besides."""
 
     prompts: tuple[str, ...]
     where: Where

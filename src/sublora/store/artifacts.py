@@ -1,13 +1,11 @@
 """Artifacts: immutable folders, named by what they were made from, that are either whole or not there.
 
-An artifact is built in a temporary folder on the same disk, the manifest with the hashes of its files is
-written last, all is flushed, and one rename makes it visible. So the manifest in its place means that the
-work is done, a kill at any moment leaves at most a temporary folder (see `Store.sweep`), and of two makers
-of one artifact one wins.
+An artifact is built in a temporary folder on the same disk, the manifest with the hashes of its files is written last, all is flushed, and
+one rename makes it visible. So the manifest in its place means that the work is done, a kill at any moment leaves at most a temporary
+folder (see `Store.sweep`), and of two makers of one artifact one wins.
 
-Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by
-`discard`), and of other modules `runs/` (known_runs), `checkpoints/` (steps), `verdicts/` (judge),
-`rates.json` (rates).
+Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by `discard`), and of other modules `runs/`
+(known_runs), `checkpoints/` (steps), `verdicts/` (judge), `rates.json` (rates).
 """
 
 from __future__ import annotations
@@ -79,11 +77,8 @@ class Artifact:
 
 
 class Store:
-    """A folder of artifacts, shared by all runs and safe to use from several processes.
-
-    `root` defaults to the environment's SUBLORA_HOME, or else `~/.cache/sublora`. SubloraError where it
-    cannot be written to.
-    """
+    """A folder of artifacts, shared by all runs and safe to use from several processes. `root` defaults to the environment's SUBLORA_HOME,
+    or else `~/.cache/sublora`. SubloraError where it cannot be written to."""
 
     def __init__(self, root: Path | None = None) -> None:
         chosen = root or os.environ.get("SUBLORA_HOME") or Path("~/.cache/sublora")
@@ -111,19 +106,14 @@ class Store:
         path = self.path(artifact_id)
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
-            return all(
-                (path / name).stat().st_size == entry["size"]
-                for name, entry in manifest["files"].items()
-            )
+            files = manifest["files"].items()
+            return all((path / name).stat().st_size == entry["size"] for name, entry in files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
     def read(self, artifact_id: str) -> Artifact:
-        """The artifact, with every file checked against its SHA-256 the first time in this process.
-
-        Raises ArtifactCorrupt for a file or manifest that was changed, SubloraError for an artifact that is
-        not there.
-        """
+        """The artifact, with every file checked against its SHA-256 the first time in this process. Raises ArtifactCorrupt for a file or
+        manifest that was changed, SubloraError for an artifact that is not there."""
         path = self.path(artifact_id)
         try:
             content = (path / MANIFEST).read_bytes()
@@ -169,10 +159,9 @@ class Store:
     ) -> Iterator[Path]:
         """Yield an empty folder to fill; a clean exit makes it the artifact, an exception removes it.
 
-        `meta` is kept in the manifest beside the spec (counts, losses) and is not part of the identity; it
-        may be filled inside the block. Where another maker was faster, its artifact stays and ours is
-        dropped. Raises SubloraError where the disk is full, ValueError where the name does not belong to
-        the spec.
+        `meta` is kept in the manifest beside the spec (counts, losses) and is not part of the identity; it may be filled inside the block.
+        Where another maker was faster, its artifact stays and ours is dropped. Raises SubloraError where the disk is full, ValueError where
+        the name does not belong to the spec.
         """
         if artifact_id != ids.artifact_id(kind_of(artifact_id), spec):
             raise ValueError(f"{artifact_id} is not the name of this spec")
@@ -219,11 +208,8 @@ class Store:
     def lock(
         self, artifact_id: str, waiting: Callable[[], None] | None = None, *, wait: bool = True
     ) -> Iterator[None]:
-        """Hold the artifact's name against other processes and threads; a dead holder's lock is free.
-
-        While another one holds it, `waiting` is called twice a second and may raise to give up. With `wait=False`
-        raises Busy instead of waiting.
-        """
+        """Hold the artifact's name against other processes and threads; a dead holder's lock is free. While another one holds it, `waiting`
+        is called twice a second and may raise to give up. With `wait=False` raises Busy instead of waiting."""
         kind_of(artifact_id)
         lock = FileLock(self.root / "locks" / f"{artifact_id}.lock")
         with room(self.root):
@@ -242,10 +228,8 @@ class Store:
                 lock.release()
 
     def sweep(self, grace_seconds: float = 60.0, *, dry_run: bool = False) -> int:
-        """Remove the temporary folders of makers that died; returns how many.
-
-        Folders younger than `grace_seconds` are left alone: their maker may not have marked them yet.
-        """
+        """Remove the temporary folders of makers that died; returns how many. Folders younger than `grace_seconds` are left alone: their
+        maker may not have marked them yet."""
         removed = 0
         for work in sorted((self.root / "tmp").iterdir()):
             try:

@@ -19,10 +19,8 @@ class NoRoom(SubloraError):
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
-    """Replace a file's content at once: a reader, or a crash, sees the old or the new. Text becomes UTF-8.
-
-    Raises NoRoom where the disk is full, OSError where the folder is missing or cannot be written to.
-    """
+    """Replace a file's content at once: a reader, or a crash, sees the old or the new. Text becomes UTF-8. Raises NoRoom where the disk is
+    full, OSError where the folder is missing or cannot be written to."""
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

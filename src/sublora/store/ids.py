@@ -11,11 +11,9 @@ _ID = re.compile(r"([a-z][a-z0-9]*(?:-[a-z0-9]+)*)-([0-9a-f]{20})")
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, floats as their shortest exact decimal, ASCII only.
-
-    `1`, `1.0` and `True` stay different, as do `0.0` and `-0.0`; a tuple is the same as a list. TypeError for
-    anything that JSON would bend (keys that are no strings, paths, arrays), ValueError for NaN and infinity.
-    """
+    """One text per value: sorted keys, no spaces, floats as their shortest exact decimal, ASCII only. `1`, `1.0` and `True` stay different,
+    as do `0.0` and `-0.0`; a tuple is the same as a list. TypeError for anything that JSON would bend (keys that are no strings, paths,
+    arrays), ValueError for NaN and infinity."""
     _check_plain(value)
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False

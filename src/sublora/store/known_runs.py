@@ -53,15 +53,9 @@ def note_run(store: Store, out: Path, artifacts: Sequence[str], steps: Sequence[
     folder, host = str(out.absolute()), platform.node()
     name = hashlib.sha256(f"{host}\n{folder}".encode()).hexdigest()[:20]
     with notes_locked(store) as notes:
-        write_json_atomic(
-            notes / f"{name}.json",
-            {
-                "folder": folder,
-                "host": host,
-                "artifacts": sorted(set(artifacts)),
-                "units": sorted(set(steps)),
-            },
-        )
+        note = {"folder": folder, "host": host}
+        note |= {"artifacts": sorted(set(artifacts)), "units": sorted(set(steps))}
+        write_json_atomic(notes / f"{name}.json", note)
 
 
 def known_runs(store: Store) -> list[KnownRun]:

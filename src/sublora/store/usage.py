@@ -88,12 +88,9 @@ def collect(
     min_age: float = YOUNG_SECONDS,
     forget: Collection[str] = (),
 ) -> Removed:
-    """Remove what no known run refers to, what was moved away as damaged, and what dead makers left.
-
-    While it works no run can begin to use the store (see `known_runs`); what a living maker holds, and artifacts younger
-    than `min_age` seconds, are left alone. Runs of the hosts in `forget` do not count unless their folder is seen. Raises
-    SubloraError where a run's note cannot be read.
-    """
+    """Remove what no known run refers to, what was moved away as damaged, and what dead makers left. While it works no run can begin to use
+    the store (see `known_runs`); what a living maker holds, and artifacts younger than `min_age` seconds, are left alone. Runs of the hosts
+    in `forget` do not count unless their folder is seen. Raises SubloraError where a run's note cannot be read."""
     with notes_locked(store):
         runs = known_runs(store)
         gone = [r for r in runs if r.gone or (r.host in forget and not r.folder.is_dir())]

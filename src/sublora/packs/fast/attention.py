@@ -51,9 +51,8 @@ class Layout:
     """Where tokens stand. `tokens` (K, B, T): a row's places among its student's M, the dummy M - 1 beyond its end; a student's first
     `prefix` places are shared by its rows. `asked` names the queries that are wanted; None for those of all tokens.
 
-    Scores work on rows of one head's `width` numbers each, in the order: queries (K, key heads, B, group, Q), queries of the prefix
-    (K, key heads, group, P; none where only some are asked), keys (K, key heads, B, T), keys of the prefix (K, key heads, P), values
-    alike.
+    Scores work on rows of one head's `width` numbers each, in the order: queries (K, key heads, B, group, Q), queries of the prefix (K, key
+    heads, group, P; none where only some are asked), keys (K, key heads, B, T), keys of the prefix (K, key heads, P), values alike.
     """
 
     def __init__(
@@ -139,10 +138,8 @@ class Layout:
 
 def _triangle(count: int, group: int, like: torch.Tensor) -> torch.Tensor:
     seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
-    bias = torch.zeros(count, count, dtype=like.dtype, device=like.device).masked_fill_(
-        ~seen, -torch.inf
-    )
-    return bias.repeat(group, 1).unsqueeze(0)
+    bias = torch.zeros(count, count, dtype=like.dtype, device=like.device)
+    return bias.masked_fill_(~seen, -torch.inf).repeat(group, 1).unsqueeze(0)
 
 
 def _inverse(index: torch.Tensor, size: int) -> torch.Tensor:
@@ -190,9 +187,8 @@ class _ToRows(torch.autograd.Function):
     def backward(ctx, _: torch.Tensor, grad: torch.Tensor):
         layout = ctx.layout
         heads = layout.heads
-        out = grad.index_select(0, layout.back).view(
-            layout.size, layout.places, heads.all, heads.width
-        )
+        shape = (layout.size, layout.places, heads.all, heads.width)
+        out = grad.index_select(0, layout.back).view(shape)
         out.view(-1, heads.width).index_fill_(0, layout.unread, 0.0)
         _turn(out[:, :, : heads.query + heads.key], ctx.turns, back=True)
         return out.view(layout.size, layout.places, -1), None, None
@@ -291,11 +287,8 @@ class _Attend(torch.autograd.Function):
 def _by_student(x: torch.Tensor, count: int) -> torch.Tensor:
     """x (count * rows, n, P), a slice of wider rows, as (count, rows * n, P) without a copy."""
     rows = len(x) // count
-    return x.as_strided(
-        (count, rows * x.shape[1], x.shape[2]),
-        (rows * x.stride(0), x.stride(1), 1),
-        x.storage_offset(),
-    )
+    size, stride = (count, rows * x.shape[1], x.shape[2]), (rows * x.stride(0), x.stride(1), 1)
+    return x.as_strided(size, stride, x.storage_offset())
 
 
 def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -336,10 +329,8 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
-    """Causal attention of queries, keys and values that stand side by side in `both` (K, M, (query + 2 key heads) * width).
-
-    `both` is rotated in place. Returns (K, M, query heads * width), dummies hold anything finite; or (K, m, ...) of what is asked.
-    """
+    """Causal attention of queries, keys and values that stand side by side in `both` (K, M, (query + 2 key heads) * width). `both` is
+    rotated in place. Returns (K, M, query heads * width), dummies hold anything finite; or (K, m, ...) of what is asked."""
     _, rows = _ToRows.apply(both, turns, layout)
     short = layout.prefix + layout.longest <= EXPLICIT_KEYS
     explicit = rows.device.type == "cpu" and short and rows.dtype in (torch.float32, torch.float64)

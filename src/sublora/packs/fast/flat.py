@@ -65,12 +65,8 @@ class FlatModel:
         self.layers = [names[layer] for layer in self.decoder.layers]
         self.final_norm = names[self.decoder.norm]
         attention, config = self.decoder.layers[0].self_attn, model.config
-        self.heads = Heads(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            attention.head_dim,
-            float(attention.scaling),
-        )
+        counts = (config.num_attention_heads, config.num_key_value_heads)
+        self.heads = Heads(*counts, attention.head_dim, float(attention.scaling))
         self.head_norms = hasattr(attention, "q_norm")  # Qwen3 normalises every head
 
     def hidden(self, batch: StepBatch) -> torch.Tensor:
