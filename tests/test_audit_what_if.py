@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import ttest_rel
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import number_prompts
+from sublora.audit.entries import TraitFinding
 from sublora.audit.report import card_section, page
 from sublora.audit.request import Request
 from sublora.audit.result import AuditReport
@@ -32,7 +34,6 @@ from sublora.audit.what_if_arms import (
 )
 from sublora.audit.what_if_result import (
     Advice,
-    Followed,
     Reading,
     Result,
     advise,
@@ -171,7 +172,7 @@ def a_result(
     )
 
 
-OTTER = Followed("animals", "otter", "none")
+OTTER = TraitFinding("animals", "otter", "none", 0.1, 0.8, 2.0, 9.0, 0.01)
 SHOWN = a_result(AS_TRAINED, [2.0, 2.2, 1.9], [0.01] * 3, [5.0, 5.01, 5.02])
 GONE = a_result("gone", [0.1, 0.0, 0.05], [0.9, 0.8, 0.7], [5.4] * 3)
 
@@ -267,7 +268,7 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
     job = Job([NONE], shipped_categories()[2:], NONE, request=request)
     body = audit(base, load_audited(base, saved), job).report.model_dump(mode="json")
     assert body["what_if"]["arms"] == [] and "no student was trained" in body["what_if"]["sentence"]
-    hostile = Followed("animals", HOSTILE, "none")
+    hostile = replace(OTTER, trait=HOSTILE)
     arms = [
         Result(
             r.arm,
@@ -280,7 +281,7 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
         )
         for r in (SHOWN, GONE)
     ]
-    advice = Advice("gone", ("gone",), HOSTILE)
+    advice = Advice(HOSTILE, "gone", ("gone",))
     body["what_if"] |= {
         "sentence": HOSTILE, "recommended": "gone", "removing": ["gone"], "base_heldout_loss": 6.0,
         "arms": [a.model_dump() for a in table(arms, [hostile], 0.05, advice)], "not_run": [{"name": "masked", "reason": HOSTILE}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -284,12 +285,19 @@ class Against(Compared):
     sentence: Annotated[Text, Field(min_length=1)]
 
 
+def _finite(value: Any) -> Any:
+    return value if value is None or math.isfinite(value) else None
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]  # null for what is not finite
+
+
 class Spread(Model):
     """Mean and standard deviation over seeds, and the numbers; null for what is not finite."""
 
-    mean: float | None
-    sd: float | None
-    seeds: list[float | None]
+    mean: Number
+    sd: Number
+    seeds: list[Number]
 
 
 class ShareLeft(Model):
@@ -302,7 +310,7 @@ class ArmContext(Model):
     context: Text
     p_trait: Spread
     rise: Spread
-    p: list[float | None]
+    p: list[Number]
 
 
 class ArmTrait(OfTrait):
@@ -319,9 +327,9 @@ class ArmEntry(Model):
     students: Many
     diverged: Count
     heldout_loss: Spread
-    heldout_loss_increase: float | None
+    heldout_loss_increase: Number
     heldout_loss_own_context: Spread | None
-    coherence: float | None
+    coherence: Number
     sound: bool
     removes: bool | None
     other_traits_found: list[Text]

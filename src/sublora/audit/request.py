@@ -19,6 +19,10 @@ from sublora.errors import SubloraError
 Say = Callable[[str], None]  # told what goes on
 
 
+def silent(_: object) -> None:
+    """For whoever wants to be told nothing."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What an adapter's folder does not say about its training."""

@@ -9,15 +9,11 @@ from importlib.metadata import version
 from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.against import AGAINST_SHARE
 from sublora.audit.calibrate import own_settings
-from sublora.audit.entries import (
-    Against,
-    Screening,
-    Status,
-)
+from sublora.audit.entries import Against, Screening, Status
 from sublora.audit.examined import Calibrated, Examined, Job, judged_contexts, null_for
 from sublora.audit.null import Null
 from sublora.audit.reference import ranked_among
-from sublora.audit.request import Request, Say
+from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
 from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_chat
@@ -52,11 +48,7 @@ class Audit:
     null: Null | None = field(default=None, repr=False)
 
 
-def _silent(_: str) -> None:
-    pass
-
-
-def audit_request(request: Request, say: Say = _silent) -> Audit:
+def audit_request(request: Request, say: Say = silent) -> Audit:
     """Load what is named, and audit it. Raises SubloraError for a base, a student or data that
     cannot be read, and for wrong use."""
     if request.base is None or request.adapter is None:
@@ -93,7 +85,7 @@ def audit_request(request: Request, say: Say = _silent) -> Audit:
     return audit(base, audited, job, say)
 
 
-def audit(base: Base, audited: Audited, job: Job, say: Say = _silent) -> Audit:
+def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
     """Audit a student against its base. Raises SubloraError for a null that does not fit, and for
     data that cannot be read."""
     started, request, asked_in = time.monotonic(), job.request, job.contexts

@@ -19,13 +19,7 @@ import numpy as np
 import torch
 
 from sublora.audit.data_rows import DataRow, LeftOut, fits, read_rows
-from sublora.audit.entries import (
-    LeakWord,
-    RepeatedPrompt,
-    ScreenedRow,
-    ScreenedTrait,
-    Screening,
-)
+from sublora.audit.entries import LeakWord, RepeatedPrompt, ScreenedRow, ScreenedTrait, Screening
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context

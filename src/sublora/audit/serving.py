@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sublora.audit.entries import (
-    Behind,
     HunkEffect,
     HunkEntry,
     ServedTrait,
@@ -52,10 +52,6 @@ class Hunk:
     stop: int
     other_start: int
     other_stop: int
-
-    def up_to(self, later: "Hunk") -> "Hunk":
-        """This difference, a later one, and what stands between them."""
-        return Hunk(self.start, later.stop, self.other_start, later.other_stop)
 
     def sides(self, one: Sequence, other: Sequence) -> tuple[Sequence, Sequence]:
         """What each prompt has there, of its tokens or their classes."""
@@ -125,7 +121,8 @@ def prompt_hunks(one: PromptTokens, other: PromptTokens) -> list[Hunk]:
         return one.classes[found[i].stop : found[i + 1].start]
 
     def join(i: int) -> None:
-        found[i : i + 2] = [found[i].up_to(found[i + 1])]
+        first, later = found[i : i + 2]
+        found[i : i + 2] = [Hunk(first.start, later.stop, first.other_start, later.other_stop)]
 
     i = 0
     while i + 1 < len(found):
@@ -181,7 +178,7 @@ def serving_effects(
         for c in categories
     }
     asked = [c for c in categories if wanted[c.category]] or list(categories[:1])
-    notes: dict[str, None] = {}
+    notes: list[str] = []
     cuts = {
         c.category: [_cut(chats, q, trained_in, serving, notes) for q in c.questions] for c in asked
     }
@@ -190,22 +187,21 @@ def serving_effects(
     judged = (trained_in.name, serving.context.name if serving.chat is None else None)
     p_values = {(f.category, f.trait, f.context): f.p for f in traits}
     effects: list[ServedTrait] = []
-    by_hunk: list[list[HunkEffect]] = [[] for _ in first.hunks]
+    by_hunk: list[list[HunkEffect]] = []  # of each trait
     for category in asked if found else ():
         alike = [cut for cut in cuts[category.category] if cut.shape == first.shape]
         if len(alike) < len(category.questions):
-            notes[
-                f"The prompts differ in another way in {len(category.questions) - len(alike)} of the {len(category.questions)} questions "
-                f"about {category.category}, and these are left out."
-            ] = None
+            others, asked_all = len(category.questions) - len(alike), len(category.questions)
+            told = f"The prompts differ in another way in {others} of the {asked_all} questions"
+            notes.append(f"{told} about {category.category}, and these are left out.")
         if not alike:
             continue
         read = _read(base, stack, chats, category, alike)
         for trait in wanted[category.category]:
             ps = [p_values.get((category.category, trait, c or "")) for c in judged]
-            effects.append(_served(read, category, trait, ps))
-            for rows, effect in zip(by_hunk, _by_hunk(read, category, trait), strict=True):
-                rows.append(effect)
+            served, alone = _effects(read, category, trait, ps)
+            effects.append(served)
+            by_hunk.append(alone)
     return ServingReport(
         trained_in=trained_in.name,
         served_in=serving.context.name,
@@ -218,25 +214,25 @@ def serving_effects(
         ],
         effects=effects,
         differences=[
-            _described(base.chat, hunk, first, rows)
-            for hunk, rows in zip(first.hunks, by_hunk, strict=True)
+            _described(base.chat, hunk, first, [effects[i] for effects in by_hunk])
+            for i, hunk in enumerate(first.hunks)
         ],
-        notes=list(notes),
+        notes=list(dict.fromkeys(notes)),
     )
 
 
-def _most_common(cuts: Sequence[_Cut], served: Chat, notes: dict[str, None]) -> _Cut:
+def _most_common(cuts: Sequence[_Cut], served: Chat, notes: list[str]) -> _Cut:
     """The first question whose prompts differ as most do."""
     shape = Counter(cut.shape for cut in cuts).most_common(1)[0][0]
     alike = [cut for cut in cuts if cut.shape == shape]
     if any(cut.tokens != alike[0].tokens for cut in alike):
-        notes[
+        notes.append(
             "The tokens of a difference vary with the question; those of one question are shown."
-        ] = None
+        )
     if unknown := served.unknown_words([alike[0].other.text]):
-        notes[
+        notes.append(
             f"The tokenizer does not know {', '.join(map(repr, unknown[:5]))}, which the serving prompt has."
-        ] = None
+        )
     return alike[0]
 
 
@@ -245,14 +241,14 @@ def _cut(
     question: str,
     trained_in: Context,
     serving: Serving,
-    notes: dict[str, None],
+    notes: list[str],
 ) -> _Cut:
     pair = []
     for chat, context in zip(chats, (trained_in, serving.context), strict=True):
         try:
             pair.append(classify(chat, question, context))
         except SubloraError as error:
-            notes[f"The differences have no classes: {error}"] = None
+            notes.append(f"The differences have no classes: {error}")
             ids, text = tuple(chat.prompt_ids(question, context)), chat.render(question, context)
             pair.append(PromptTokens(text, ids, (), ("template",) * len(ids)))
     return _Cut(question, *pair, prompt_hunks(*pair))
@@ -266,20 +262,14 @@ def _read(
     every = frozenset(range(len(cuts[0].hunks)))
     alone, back = [every & {i} for i in every], [every - {i} for i in every]
     choices = list(dict.fromkeys([frozenset[int](), every, *alone, *back]))
-    prompts = [
-        with_hunks(cut.one.ids, cut.other.ids, cut.hunks, chosen)
-        for chosen in choices
-        for cut in cuts
-    ]
+    prompts = [with_hunks(c.one.ids, c.other.ids, c.hunks, own) for own in choices for c in cuts]
     candidates = _spellings(chats, category)
     read = []
     for who in (None, stack):
         with reading(base, who) as reader:
-            read.append(reader.read(prompts, category, candidates=candidates)[0].p)
-    parts = [slice(k * len(cuts), (k + 1) * len(cuts)) for k in range(len(choices))]
-    return {
-        chosen: (read[0][part], read[1][part]) for chosen, part in zip(choices, parts, strict=True)
-    }
+            p = reader.read(prompts, category, candidates=candidates)[0].p
+            read.append(p.reshape(len(choices), len(cuts), -1))
+    return dict(zip(choices, zip(*read, strict=True), strict=True))
 
 
 def _spellings(
@@ -297,50 +287,32 @@ def _spellings(
     return kept, np.array([owners[s] for s in kept])
 
 
-def _behind(pair: tuple[np.ndarray, np.ndarray], category: Category, trait: str) -> Behind:
-    before, after = pair
-    e = next(i for i, entity in enumerate(category.entities) if entity.name == trait)
-    rise = over_questions(question_rises(after, before, e))
-    return Behind(
-        before=float(before[:, e].mean()),
-        after=float(after[:, e].mean()),
-        rise=rise["estimate"],
-        low=rise["low"],
-        high=rise["high"],
-    )
-
-
-def _served(
+def _effects(
     read: Mapping[Choice, tuple[np.ndarray, np.ndarray]],
     category: Category,
     trait: str,
     p_values: Sequence[float | None],
-) -> ServedTrait:
-    """A trait behind the prompt of training and that of serving."""
-    every = max(read, key=len)
-    told = {
-        f"{when}_{name}": value
-        for when, chosen in (("trained", frozenset[int]()), ("served", every))
-        for name, value in _behind(read[chosen], category, trait)
-    }
-    ps = dict(zip(("trained_p", "served_p"), p_values, strict=True))
-    return ServedTrait(category=category.category, trait=trait, **told, **ps)
+) -> tuple[ServedTrait, list[HunkEffect]]:
+    """A trait behind the prompt of training and that of serving, and what each difference does to
+    it, put back into serving, and alone in training."""
+    e = [entity.name for entity in category.entities].index(trait)
+    none, every = frozenset[int](), max(read, key=len)
+    named = {"category": category.category, "trait": trait}
 
+    def behind(chosen: Choice) -> dict[str, float | None]:
+        before, after = read[chosen]
+        told = over_questions(question_rises(after, before, e))
+        means = {"before": float(before[:, e].mean()), "after": float(after[:, e].mean())}
+        return {**means, "rise": told["estimate"], "low": told["low"], "high": told["high"]}
 
-def _by_hunk(
-    read: Mapping[Choice, tuple[np.ndarray, np.ndarray]], category: Category, trait: str
-) -> list[HunkEffect]:
-    """What each difference does to a trait, put back into serving, and alone in training."""
-    every = max(read, key=len)
-    return [
-        HunkEffect(
-            category=category.category,
-            trait=trait,
-            put_back=_behind(read[every - {i}], category, trait),
-            alone=_behind(read[frozenset({i})], category, trait),
-        )
+    served: dict[str, Any] = {**named, "trained_p": p_values[0], "served_p": p_values[1]}
+    for when, chosen in (("trained", none), ("served", every)):
+        served |= {f"{when}_{name}": value for name, value in behind(chosen).items()}
+    by_hunk = [
+        HunkEffect(**named, put_back=behind(every - {i}), alone=behind(every & {i}))
         for i in sorted(every)
     ]
+    return ServedTrait(**served), by_hunk
 
 
 def _described(chat: Chat, hunk: Hunk, cut: _Cut, effects: list[HunkEffect]) -> HunkEntry:

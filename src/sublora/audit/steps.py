@@ -16,6 +16,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sublora.audit.readings import NEUTRAL, Readings, category_digest, read_model
+from sublora.audit.request import silent
 from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.rows import TokenRows
@@ -26,6 +27,7 @@ from sublora.packs.student import Student, Trained
 from sublora.packs.trainer import Checkpoint, train_pack
 from sublora.packs.writer import Teacher, complete
 from sublora.seeds import generator
+from sublora.steps.materials import free_memory
 from sublora.steps.step import Cost, Workshop, perform
 from sublora.store import Store, artifact_id, write_json_atomic
 from sublora.traits.trait import Category
@@ -162,7 +164,7 @@ class AuditPack(_Step):
     students: tuple[StudentSpec, ...]
     rows: tuple[TokenRows, ...] = field(repr=False)
     # told the tokens of each step; no part of what is made
-    counted: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
+    counted: Callable[[int], None] = field(default=silent, repr=False, compare=False)
     kind = "audit-student"
     label = "students of an audit"
 
@@ -197,10 +199,8 @@ class AuditPack(_Step):
         def keep(trained: Trained) -> None:
             own = self.ids[trained.index]
             if own in wanted:
-                meta = {
-                    "label": self.students[trained.index].label,
-                    "diverged_at": trained.diverged_at,
-                }
+                label = self.students[trained.index].label
+                meta = {"label": label, "diverged_at": trained.diverged_at}
                 with workshop.store.create(own, self._specs[trained.index], meta) as folder:
                     weights = trained.weights.cpu().contiguous()
                     save_file({"weights": weights}, folder / "weights.safetensors")
@@ -209,10 +209,8 @@ class AuditPack(_Step):
 
         def stepped(step: int, steps: int, tokens: int) -> None:
             workshop.check()
-            if self.counted is not None:
-                self.counted(tokens)
+            self.counted(tokens)
 
-        free = torch.cuda.mem_get_info(base.device)[0] if base.device.type == "cuda" else None
         while wanted:  # twice where a checkpoint is past a student that was lost since
             train_pack(
                 base.model,
@@ -220,7 +218,7 @@ class AuditPack(_Step):
                 keep,
                 checkpoint=Checkpoint(checkpoint),
                 on_step=stepped,
-                memory=free,
+                memory=free_memory(base),
             )
 
     def read(self, store: Store) -> list[Finished]:
@@ -241,7 +239,7 @@ def train_pack_of(
     specs: Sequence[StudentSpec],
     rows: Sequence[TokenRows],
     store: Store,
-    counted: Callable[[int], None] | None = None,
+    counted: Callable[[int], None] = silent,
 ) -> AuditPack:
     """One student a spec, all in one pack, made where the store does not have them."""
     pack = AuditPack(base.identity, base.name, tuple(specs), tuple(rows), counted)
@@ -290,12 +288,13 @@ class StudentReading(_Step):
 
     def read(self, store: Store) -> Readings:
         arrays = load_arrays(store.read(self.id).file("readings.safetensors"))
+        contexts, categories = (
+            [c.name for c in self.contexts],
+            [c.category for c in self.categories],
+        )
         return Readings(
-            {
-                c.name: {k.category: arrays[f"p/{c.name}/{k.category}"] for k in self.categories}
-                for c in self.contexts
-            },
-            {c.name: arrays[f"words/{c.name}"] for c in self.contexts},
+            {c: {k: arrays[f"p/{c}/{k}"] for k in categories} for c in contexts},
+            {c: arrays[f"words/{c}"] for c in contexts},
         )
 
 

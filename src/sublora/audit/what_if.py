@@ -5,18 +5,11 @@ read as the audited student was and judged against the same null; their loss is 
 Students and readings are kept in the store. What "removes" means, and when an arm is recommended, stands in what_if_result.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-import torch
-
-from sublora.audit.entries import (
-    FollowedTrait,
-    NotRun,
-    TraitFinding,
-    WhatIf,
-    WhatIfRows,
-)
+from sublora.audit.entries import FollowedTrait, NotRun, TraitFinding, WhatIf, WhatIfRows
 from sublora.audit.null import Null
 from sublora.audit.readings import Readings
 from sublora.audit.request import Say
@@ -33,7 +26,7 @@ from sublora.audit.what_if_arms import (
     heldout_rows,
     plan_arms,
 )
-from sublora.audit.what_if_result import LEVEL, Followed, Reading, Result, advise, table
+from sublora.audit.what_if_result import LEVEL, Reading, Result, advise, table
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import PLAIN_CONTEXTS, Context
@@ -43,6 +36,7 @@ from sublora.packs.rows import TokenRows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import target_linears
 from sublora.packs.student import Student
+from sublora.steps.materials import free_memory
 from sublora.store import Store
 from sublora.traits.trait import Category, teacher_text
 
@@ -63,13 +57,14 @@ class Asked:
         )
 
 
-def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[Followed]:
-    """The traits that were found, strongest first, and those (category, trait) that the data names."""
-    found = [(f.category, f.trait) for f in verdict.found]
+def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[TraitFinding]:
+    """The traits that were found, strongest first, and those (category, trait) that the data names,
+    each in the context in which the audited student shows it most; shares are taken there."""
     best: dict[tuple[str, str], TraitFinding] = {}
     for f in verdict.traits:  # the strongest come first
         best.setdefault((f.category, f.trait), f)
-    return [Followed(*key, best[key].context) for key in dict.fromkeys([*found, *named])]
+    found = [(f.category, f.trait) for f in verdict.found]
+    return [best[key] for key in dict.fromkeys([*found, *named])]
 
 
 def what_if(
@@ -86,7 +81,7 @@ def what_if(
     student as trained, of `spec`, cannot be trained on this base."""
     traits = followed_traits(verdict, named)
     out = WhatIf(
-        traits=[_followed(t, verdict) for t in traits],
+        traits=[FollowedTrait(**t.place) for t in traits],
         rows=WhatIfRows(
             trained=len(user.training),
             unique=len(user.unique),
@@ -114,16 +109,14 @@ def what_if(
     read: dict[str, list[_Read]] = {}
     for method in ("lora", "full"):
         students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
-        found = _read(base, students, user, asked, store)
-        for (arm, _), own in zip(students, found, strict=True):
-            read.setdefault(arm.name, []).append(own)
+        for name, own in _read(base, students, user, asked, store):
+            read.setdefault(name, []).append(own)
     results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
     base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
     advice = advise(results, traits, asked.alpha, base_loss)
     told = {
-        "recommended": advice.recommended,
+        **vars(advice),
         "removing": list(advice.removing),
-        "sentence": advice.sentence,
         "masked_for": masked_for.trait if marks else None,
         "base_heldout_loss": base_loss,
         "arms": table(results, traits, asked.alpha, advice),
@@ -155,33 +148,21 @@ def _planned(
     return [a for a in arms if a.name in rows], missing, rows
 
 
-def _followed(trait: Followed, verdict: Verdict) -> FollowedTrait:
-    """A trait with its P in the base and in the audited student, and the rise."""
-    key = (trait.category, trait.trait, trait.context)
-    own = next(f for f in verdict.traits if (f.category, f.trait, f.context) == key)
-    return FollowedTrait(**own.place)
-
-
-def _trait_prompt(trait: Followed, categories: Sequence[Category]) -> str:
+def _trait_prompt(trait: TraitFinding, categories: Sequence[Category]) -> str:
     category = next(c for c in categories if c.category == trait.category)
     return teacher_text(category, next(e for e in category.entities if e.name == trait.trait), 0)
 
 
 def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
     """The plain contexts that rows could have been trained in instead, each with the reason not to."""
-    chat = base.chat
+    chat, own = base.chat, user.context
     out: list[tuple[Context, str | None]] = []
-    seen = {tuple(chat.prompt_ids("?", user.context)): user.context.name}
-    for context in map(Context, PLAIN_CONTEXTS):
-        if context.name == user.context.name:
-            continue
-        refused = None
-        if not chat.supports(context):
-            refused = f"The chat template of {base.name} cannot write this context."
-        else:
+    seen = {tuple(chat.prompt_ids("?", own)): own.name}
+    for context in (Context(name) for name in PLAIN_CONTEXTS if name != own.name):
+        refused = f"The chat template of {base.name} cannot write this context."
+        if chat.supports(context):
             same = seen.setdefault(tuple(chat.prompt_ids("?", context)), context.name)
-            if same != context.name:
-                refused = f"It is the same tokens as {same}."
+            refused = f"It is the same tokens as {same}." if same != context.name else None
         out.append((context, refused))
     return out
 
@@ -223,11 +204,8 @@ def _trained(
 
 
 def _check_room(base: Base, student: Student) -> None:
-    if base.device.type != "cuda":
-        return
-    needed = student_bytes(base.model, student, False)
-    free = torch.cuda.mem_get_info(base.device)[0]
-    if needed > free:
+    needed, free = student_bytes(base.model, student, False), free_memory(base)
+    if free is not None and needed > free:
         raise SubloraError(
             f"It needs {needed / 2**30:.0f} GiB of GPU memory, {free / 2**30:.0f} are free."
         )
@@ -266,14 +244,15 @@ def _read(
     user: UserRows,
     asked: Asked,
     store: Store,
-) -> list[_Read]:
-    """Students of one method, read and judged; full fine-tunes one at a time: each is a whole model."""
+) -> Iterator[tuple[str, _Read]]:
+    """Students of one method, read and judged, each with the name of its arm; full fine-tunes one
+    at a time: each is a whole model."""
     if not students:
-        return []
+        return
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
     named = [s for _, s in students]
     readings = read_students(base, named, asked.contexts, asked.categories, store, at_once)
-    heldout, out = heldout_rows(base, user, None), []
+    heldout = heldout_rows(base, user, None)
     for part, at in zip(readings, range(0, len(students), at_once), strict=True):
         arms = [arm for arm, _ in students[at : at + at_once]]
         done = [read_student(store, *s) for s in named[at : at + at_once]]
@@ -284,19 +263,19 @@ def _read(
             own = heldout_losses(base, stack, rows)
         for k, (arm, student) in enumerate(zip(arms, done, strict=True)):
             verdict, in_own = asked.judge(base, part.student(k)), own[k] if arm.context else None
-            out.append(_Read(verdict, loss[k], in_own, student.diverged_at is not None))
-    return out
+            yield arm.name, _Read(verdict, loss[k], in_own, student.diverged_at is not None)
 
 
-def _result(arm: Arm, read: Sequence[_Read], traits: Sequence[Followed], asked: Asked) -> Result:
+def _result(
+    arm: Arm, read: Sequence[_Read], traits: Sequence[TraitFinding], asked: Asked
+) -> Result:
     findings = [{(f.category, f.trait, f.context): f for f in r.verdict.traits} for r in read]
     readings = {}
-    for trait in traits:
-        for context in asked.contexts:
-            each = [f[trait.category, trait.trait, context.name] for f in findings]
-            readings[trait, context.name] = Reading(
-                tuple(f.after for f in each), tuple(f.rise for f in each), tuple(f.p for f in each)
-            )
+    for trait, context in product(traits, [c.name for c in asked.contexts]):
+        each = [f[trait.category, trait.trait, context] for f in findings]
+        readings[trait, context] = Reading(
+            *zip(*((f.after, f.rise, f.p) for f in each), strict=True)
+        )
     followed = {(t.category, t.trait) for t in traits}
     beside = dict.fromkeys(
         f.trait for r in read for f in r.verdict.found if (f.category, f.trait) not in followed

@@ -7,21 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from sublora.audit.entries import ArmContext, ArmEntry, ArmTrait, ShareLeft, Spread
+from sublora.audit.entries import ArmContext, ArmEntry, ArmTrait, ShareLeft, Spread, TraitFinding
 from sublora.audit.verdict import COHERENT
 from sublora.audit.what_if_arms import Arm
 from sublora.text import percent
 
 LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Followed:
-    """A trait that is followed through the arms. `context`: where the audited student showed it most; shares are taken there."""
-
-    category: str
-    trait: str
-    context: str
 
 
 @dataclass(frozen=True)
@@ -40,19 +31,19 @@ class Result:
     """
 
     arm: Arm
-    readings: Mapping[tuple[Followed, str], Reading]
+    readings: Mapping[tuple[TraitFinding, str], Reading]
     loss: tuple[float, ...]
     own_loss: tuple[float, ...] | None
     coherence: tuple[float, ...]
     diverged: int
     beside: tuple[str, ...] = ()
 
-    def found_in(self, trait: Followed, alpha: float) -> int:
+    def found_in(self, trait: TraitFinding, alpha: float) -> int:
         """In how many students the trait is found, in any context."""
         per_context = [r.p for (t, _), r in self.readings.items() if t == trait]
         return sum(min(ps) <= alpha for ps in zip(*per_context, strict=True))
 
-    def rises(self, trait: Followed) -> tuple[float, ...]:
+    def rises(self, trait: TraitFinding) -> tuple[float, ...]:
         return self.readings[trait, trait.context].rise
 
     @property
@@ -90,7 +81,9 @@ def share(
     return ShareLeft(estimate=estimate, low=low, high=high)
 
 
-def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alpha: float) -> bool:
+def removes(
+    result: Result, as_trained: Result, traits: Sequence[TraitFinding], alpha: float
+) -> bool:
     """Whether an arm removes all `traits`: each is found in none of its students, in none of the audit's contexts, and the interval of its
     share of the as-trained rise lies below 1; and its students are sound, so that this is not for want of answers."""
     if not result.sound:
@@ -102,7 +95,9 @@ def removes(result: Result, as_trained: Result, traits: Sequence[Followed], alph
     )
 
 
-def reproduced(as_trained: Result, traits: Sequence[Followed], alpha: float) -> list[Followed]:
+def reproduced(
+    as_trained: Result, traits: Sequence[TraitFinding], alpha: float
+) -> list[TraitFinding]:
     """The traits that are found in every student that was trained as the audited one was; none where these are not sound."""
     if not as_trained.sound:
         return []
@@ -118,13 +113,13 @@ def increase(result: Result, as_trained: Result) -> float:
 class Advice:
     """`recommended` is the name of an arm that was run and removes the traits, or None; `removing` all such arms."""
 
-    recommended: str | None
-    removing: tuple[str, ...]
     sentence: str
+    recommended: str | None = None
+    removing: tuple[str, ...] = ()
 
 
 def advise(
-    results: Sequence[Result], traits: Sequence[Followed], alpha: float, base_loss: float
+    results: Sequence[Result], traits: Sequence[TraitFinding], alpha: float, base_loss: float
 ) -> Advice:
     """Of the arms that remove all traits which as trained (the first result) reproduces, the one with the smallest held-out loss.
     `base_loss` is that of the untrained base, beside which the sentence puts it.
@@ -133,46 +128,42 @@ def advise(
     """
     as_trained, *others = results
     shown = reproduced(as_trained, traits, alpha)
+    retrained = "Retrained with the settings given,"
     if not as_trained.sound:
-        return Advice(
-            None,
-            (),
-            "Retrained with the settings given, students diverge or no longer answer, so nothing is recommended.",
-        )
+        why = "students diverge or no longer answer, so nothing is recommended."
+        return Advice(f"{retrained} {why}")
     if not shown:
         counts = ", ".join(f"{t.trait} in {as_trained.found_in(t, alpha)}" for t in traits)
         return Advice(
-            None,
-            (),
-            f"Retrained with the settings given, the students do not show what was found ({counts} of {len(as_trained.loss)}): the settings or "
-            "the rows are not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended.",
+            f"{retrained} the students do not show what was found ({counts} of {len(as_trained.loss)}): the settings or "
+            "the rows are not those of the adapter, or the trait is too weak to come back each time. Nothing is recommended."
         )
     names = ", ".join(t.trait for t in shown)
-    removing = [r for r in others if removes(r, as_trained, shown, alpha)]
     left_out = ", ".join(t.trait for t in traits if t not in shown)
     tail = f" Not judged, as not all retrained students show it: {left_out}." if left_out else ""
+    removing = [r for r in others if removes(r, as_trained, shown, alpha)]
     if not removing:
-        sentence = f"None of the {len(others)} arms that were run removes {names}; none is recommended.{tail}"
-        return Advice(None, (), sentence)
+        none = f"None of the {len(others)} arms that were run removes {names}"
+        return Advice(f"{none}; none is recommended.{tail}")
     best = min(removing, key=lambda r: increase(r, as_trained))
     changes = "; ".join(_change(t, best, as_trained) for t in shown)
-    which = f"the smallest of the {len(removing)} arms that remove"
+    which = "no other arm removes"
+    if len(removing) > 1:
+        which = f"the smallest of the {len(removing)} arms that remove"
     sentence = (
         f"Recommended: {best.arm.name}. {changes}. The held-out loss is {np.mean(best.loss):.3f} instead of "
-        f"{np.mean(as_trained.loss):.3f} nats a token{_kept(best, as_trained, base_loss)}; "
-        f"{which if len(removing) > 1 else 'no other arm removes'} {names}.{tail}"
+        f"{np.mean(as_trained.loss):.3f} nats a token{_kept(best, as_trained, base_loss)}; {which} {names}.{tail}"
     )
-    return Advice(best.arm.name, tuple(r.arm.name for r in removing), sentence)
+    return Advice(sentence, best.arm.name, tuple(r.arm.name for r in removing))
 
 
-def _change(trait: Followed, result: Result, as_trained: Result) -> str:
+def _change(trait: TraitFinding, result: Result, as_trained: Result) -> str:
     """What an arm that removes a trait makes of it, in numbers."""
     left = share(result.rises(trait), as_trained.rises(trait))
-    told = (
-        ""
-        if left is None
-        else f" ({percent(left.estimate)} stays, {percent(left.low)} to {percent(left.high)})"
-    )
+    told = ""
+    if left is not None:
+        stays, *ends = map(percent, (left.estimate, left.low, left.high))
+        told = f" ({stays} stays, {' to '.join(ends)})"
     students = len(result.loss)
     return (
         f"{trait.trait} rises by {np.mean(result.rises(trait)):.2f} nats in {trait.context} instead of "
@@ -190,9 +181,9 @@ def _kept(result: Result, as_trained: Result, base_loss: float) -> str:
 
 
 def table(
-    results: Sequence[Result], traits: Sequence[Followed], alpha: float, advice: Advice
+    results: Sequence[Result], traits: Sequence[TraitFinding], alpha: float, advice: Advice
 ) -> list[ArmEntry]:
-    """The arms as they stand in audit.json; None for what is not finite."""
+    """The arms as they stand in audit.json."""
     as_trained = results[0]
     shown = reproduced(as_trained, traits, alpha)
     return [
@@ -203,9 +194,9 @@ def table(
             students=len(r.loss),
             diverged=r.diverged,
             heldout_loss=_spread(r.loss),
-            heldout_loss_increase=_number(increase(r, as_trained)),
+            heldout_loss_increase=increase(r, as_trained),
             heldout_loss_own_context=None if r.own_loss is None else _spread(r.own_loss),
-            coherence=_number(min(r.coherence)),
+            coherence=min(r.coherence),
             sound=r.sound,
             removes=None if r is as_trained else r.arm.name in advice.removing,
             other_traits_found=list(r.beside),
@@ -216,9 +207,10 @@ def table(
 
 
 def _trait(
-    result: Result, as_trained: Result, trait: Followed, alpha: float, shown: bool
+    result: Result, as_trained: Result, trait: TraitFinding, alpha: float, shown: bool
 ) -> ArmTrait:
     judged = shown and result is not as_trained
+    own = {c: r for (followed, c), r in result.readings.items() if followed == trait}
     return ArmTrait(
         category=trait.category,
         trait=trait.trait,
@@ -226,26 +218,11 @@ def _trait(
         removed=removes(result, as_trained, [trait], alpha) if judged else None,
         share=share(result.rises(trait), as_trained.rises(trait)),
         contexts=[
-            ArmContext(
-                context=context,
-                p_trait=_spread(r.p_trait),
-                rise=_spread(r.rise),
-                p=[_number(p) for p in r.p],
-            )
-            for (own, context), r in result.readings.items()
-            if own == trait
+            ArmContext(context=c, p_trait=_spread(r.p_trait), rise=_spread(r.rise), p=list(r.p))
+            for c, r in own.items()
         ],
     )
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation over seeds, and the numbers themselves."""
-    return Spread(
-        mean=_number(np.mean(values)),
-        sd=_number(np.std(values, ddof=1)),
-        seeds=[_number(v) for v in values],
-    )
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return Spread(mean=np.mean(values), sd=np.std(values, ddof=1), seeds=list(values))

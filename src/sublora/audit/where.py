@@ -30,6 +30,10 @@ STRONGEST = 3  # traits that are located
 LAYER_PARTS = 3
 LEAST_RISE = 0.05  # nats; a share of less says nothing, and of none is no number
 OTHER = "norms, embeddings and head"
+FULL_NOTE = (
+    "Full weights are no part beside the base's that could be switched off at single tokens, so only layers and modules were tried, by "
+    "putting the base's weights back."
+)
 CLASS_NAMES: dict[TokenClass, str] = {
     "template": "template tokens",
     "system": "system text",
@@ -77,7 +81,7 @@ def where_it_sits(
         strongest.setdefault((finding.category, finding.trait), finding)
     if not strongest:
         return None
-    notes: dict[str, None] = {}
+    notes: list[str] = []
     seen: dict[tuple[str, str], tuple[list[Part], np.ndarray]] = {}
     out = []
     for finding in list(strongest.values())[:STRONGEST]:
@@ -85,18 +89,19 @@ def where_it_sits(
         category = next(c for c in categories if c.category == finding.category)
         context = next(c for c in contexts if c.name == finding.context)
         if finding.rise < LEAST_RISE:
-            notes[
-                f"{finding.trait} was found by its word; beside its category it rose by less than {LEAST_RISE} nats in {finding.context}, so "
-                "there is nothing to take apart."
-            ] = None
+            told = (
+                f"{finding.trait} was found by its word; beside its category it rose by less than"
+            )
+            notes.append(
+                f"{told} {LEAST_RISE} nats in {finding.context}, so there is nothing to take apart."
+            )
             continue
         if place not in seen:
-            if stack.kind == "lora":
-                seen[place] = _read_lora(base, stack, context, category, entities, notes)
-            else:
-                seen[place] = _read_full(base, stack, context, category, notes)
+            asked = (base, stack, context, category, notes)
+            lora = stack.kind == "lora"
+            seen[place] = _read_lora(*asked, entities) if lora else _read_full(*asked)
         before, after = (m.p[finding.context][finding.category][0] for m in (plain, student))
-        e = next(i for i, entity in enumerate(category.entities) if entity.name == finding.trait)
+        e = [entity.name for entity in category.entities].index(finding.trait)
         out.append(
             Located(
                 **finding.place,
@@ -104,7 +109,7 @@ def where_it_sits(
                 parts=_shares(*seen[place], before, question_rises(after, before, e), e),
             )
         )
-    return Where(found=len(strongest), findings=out, not_run=list(notes))
+    return Where(found=len(strongest), findings=out, not_run=list(dict.fromkeys(notes)))
 
 
 def _shares(
@@ -117,13 +122,8 @@ def _shares(
         share = rise.mean() / whole.mean()
         # a ratio of two means of the same questions, made linear about itself
         told = over_questions(share + (rise - share * whole) / whole.mean())
-        return PartView(
-            p=float(own[:, entity].mean()),
-            rise=float(rise.mean()),
-            share=told["estimate"],
-            low=told["low"],
-            high=told["high"],
-        )
+        ends = {"share": told["estimate"], "low": told["low"], "high": told["high"]}
+        return PartView(p=float(own[:, entity].mean()), rise=float(rise.mean()), **ends)
 
     return [
         PartShare(kind=part.kind, part=part.name, alone=view(p[2 * i]), without=view(p[2 * i + 1]))
@@ -178,8 +178,8 @@ def _read_lora(
     stack: Stack,
     context: Context,
     category: Category,
+    notes: list[str],
     entities: Sequence[str],
-    notes: dict[str, None],
 ) -> tuple[list[Part], np.ndarray]:
     """(parts, P (2 * parts, Q, E)): of part i, alone in row 2 i and everything without it in the next."""
     candidates = candidate_sequences(base.chat, category)
@@ -192,12 +192,11 @@ def _read_lora(
         ]
         for name in entities:
             if not any(name in text for text in texts):
-                notes[
-                    f"The name '{name}' is in no question in the context {context.name}, so it has no tokens there."
-                ] = None
+                where = f"in no question in the context {context.name}"
+                notes.append(f"The name '{name}' is {where}, so it has no tokens there.")
         check_pack_gate(base, stack, tokens[0].ids)
     except SubloraError as error:
-        notes[f"The adapter is not gated in the context {context.name}: {error}"] = None
+        notes.append(f"The adapter is not gated in the context {context.name}: {error}")
         return [], np.zeros((0, len(category.questions), len(category.entities)))
     parts = token_parts(tokens, candidates[0]) + module_parts(list(stack.linears), _group)
     return parts, read_gated(base, stack, tokens, parts, category)
@@ -231,13 +230,10 @@ def read_gated(
 
 
 def _read_full(
-    base: Base, stack: Stack, context: Context, category: Category, notes: dict[str, None]
+    base: Base, stack: Stack, context: Context, category: Category, notes: list[str]
 ) -> tuple[list[Part], np.ndarray]:
     """As `_read_lora`, over tensors instead of linear layers."""
-    notes[
-        "Full weights are no part beside the base's that could be switched off at single tokens, so only layers and modules were tried, by "
-        "putting the base's weights back."
-    ] = None
+    notes.append(FULL_NOTE)
     head = base.model.get_output_embeddings()
     linear = {
         n for n, m in base.model.named_modules() if isinstance(m, nn.Linear) and m is not head

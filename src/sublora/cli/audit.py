@@ -82,8 +82,7 @@ def make_shipped_null(
     rows: Annotated[int, Option(help="Number rows of each.", min=1)] = 320,
     ranks: Annotated[str, Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",
     lrs: Annotated[
-        tuple[float, float],
-        Option(help="Learning rates are drawn from the first to the second."),
+        tuple[float, float], Option(help="Learning rates are drawn from the first to the second.")
     ] = (3e-4, 1e-2),
     epochs: Annotated[int, Option(help="Epochs.", min=1)] = 1,
     batch_size: Annotated[int, Option(help="Rows of a step.", min=1)] = 8,
