@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from sublora.audit.entries import StudentEntry
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, require_none
 from sublora.models.base import Base
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import full_slots, lora_slots, master_dtype, padded, target_linears
@@ -95,7 +95,7 @@ def load_audited(base: Base, folder: Path, *, any_base: bool = False) -> Audited
     finite, another base (`any_base` skips the comparison of names).
     """
     adapter = (folder / "adapter_config.json").is_file()
-    _require(_folder_faults(folder, adapter))
+    require_none(_folder_faults(folder, adapter))
     return _load_lora(base, folder, any_base) if adapter else _load_full(base, folder)
 
 
@@ -146,12 +146,6 @@ def _of_layer(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
     )
 
 
-def _require(faults: Iterator[str]) -> None:
-    """Raises SubloraError with the first fault, if there is one."""
-    for fault in faults:
-        raise SubloraError(fault)
-
-
 def _config_faults(path: Path, config: Any) -> Iterator[str]:
     """What of an adapter's settings cannot be read, or says that the tensors are not all of it."""
     if not isinstance(config, dict):
@@ -179,7 +173,7 @@ def _read_config(folder: Path) -> tuple[_Config, Any]:
         raise SubloraError(
             f"The file {path} is not readable JSON ({type(error).__name__}); {AGAIN}."
         ) from None
-    _require(_config_faults(path, config))
+    require_none(_config_faults(path, config))
     try:
         return _Config.model_validate(config), config.get("base_model_name_or_path")
     except ValidationError as error:
@@ -248,12 +242,12 @@ def _load_lora(base: Base, folder: Path, any_base: bool) -> Audited:
         )
     path = folder / "adapter_model.safetensors"
     found = _open(path)
-    _require(_tensor_faults(found, base, folder))
+    require_none(_tensor_faults(found, base, folder))
     own = {_layer_of(tensor)[0] for tensor in found}
     layers = [n for n, _ in base.model.named_modules() if n in own]
     ranks = {layer: config.rank_of(layer) for layer in layers}
     linears = target_linears(base.model, tuple(layers))
-    _require(_shape_faults(found, linears, ranks, base, folder))
+    require_none(_shape_faults(found, linears, ranks, base, folder))
     dtype, most = master_dtype(base.model), max(ranks.values())
     slots, own = lora_slots(linears, most), {}
     with safe_open(path, "pt") as file:
@@ -357,7 +351,7 @@ def _load_full(base: Base, folder: Path) -> Audited:
                 told = f"The tensor {slot.name} of {folder} is {kind} {shape}"
                 yield f"{told}, floats of the shape {slot.shape} are needed; it {OTHER_BASE}."
 
-    _require(faults())
+    require_none(faults())
     parts = []
     for slot in slots:
         path = where[slot.name][0]

@@ -94,17 +94,16 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
             max_new_tokens=request.max_new_tokens,
         )
         return Calibrated(null, "own")
-    if request.null is not None:
-        null = read_null(request.null, base).part(job.contexts, job.categories)
-        return Calibrated(null, "file")
-    null = shipped_null(base)
-    if null is None:
-        return Calibrated(None, "none")
+    kind = "shipped" if request.null is None else "file"
+    null = shipped_null(base) if request.null is None else read_null(request.null, base)
     try:
-        return Calibrated(null.part(job.contexts, job.categories), "shipped")
+        if null is not None:
+            return Calibrated(null.part(job.contexts, job.categories), kind)
     except SubloraError as error:
+        if kind == "file":
+            raise
         say(f"Note: the shipped null is not used. {error}")
-        return Calibrated(None, "none")
+    return Calibrated(None, "none")
 
 
 def _prompts(request: Request) -> list[list[str]]:
@@ -157,23 +156,20 @@ class Examined:
     def asked(self, alpha: float) -> dict[str, Any]:
         """The parts of the report that say who was asked what."""
         base, job, null = self.base, self.job, self.known.null
+        calibration = Calibration(
+            kind=self.known.kind,
+            placebo_students=self.known.students,
+            settings=list(null.settings) if null else [],
+            smallest_p=1 / (ranked_among(null.size, alpha) + 1) if null else None,
+        )
+        sizes = [(c.category, len(c.entities), len(c.questions)) for c in job.categories]
         return {
             "base": BaseEntry(name=base.name, **base.identity),
             "student": self.audited.entry,
-            "calibration": Calibration(
-                kind=self.known.kind,
-                placebo_students=self.known.students,
-                settings=list(null.settings) if null else [],
-                smallest_p=1 / (ranked_among(null.size, alpha) + 1) if null else None,
-            ),
+            "calibration": calibration,
             "contexts": [ContextEntry(**vars(c)) for c in job.contexts],
             "trained_in": job.trained_in.name,
-            "categories": [
-                CategoryEntry(
-                    category=c.category, traits=len(c.entities), questions=len(c.questions)
-                )
-                for c in job.categories
-            ],
+            "categories": [CategoryEntry(category=c, traits=t, questions=q) for c, t, q in sizes],
         }
 
     def findings(self, verdict: Verdict) -> dict[str, Any]:
@@ -184,19 +180,11 @@ class Examined:
             read = (self.plain, self.student, found, job.contexts, job.categories)
             where = where_it_sits(base, stack, *read, job.request.entity)
         if job.serving is not None:
-            serving = serving_effects(
-                base, stack, job.categories, job.trained_in, job.serving, verdict.traits, found
-            )
-        return {
-            "found": found,
-            "found_words": verdict.found_words,
-            "traits": verdict.traits,
-            "words": verdict.words,
-            "coherence": verdict.coherence,
-            "answers": self._answers(found),
-            "where": where,
-            "serving": serving,
-        }
+            asked = (job.categories, job.trained_in, job.serving)
+            serving = serving_effects(base, stack, *asked, verdict.traits, found)
+        names = ("found", "found_words", "traits", "words", "coherence")
+        told = {name: getattr(verdict, name) for name in names}
+        return {**told, "answers": self._answers(found), "where": where, "serving": serving}
 
     def _answers(self, found: Sequence[TraitFinding]) -> list[AnswerPair]:
         """For the strongest finding of each category a few questions, answered by both."""

@@ -1,7 +1,7 @@
 """The null of an audit: what placebo students show by chance, kept as a file and refused where it does not belong."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from sublora.audit.readings import Readings, category_digest
 from sublora.audit.statistic import rises, scan
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
 from sublora.models.chat import Context
 from sublora.packs.measure import candidate_sequences
@@ -47,21 +47,7 @@ class Null:
     def part(self, contexts: Sequence[Context], categories: Sequence[Category]) -> "Null":
         """The null of these contexts and categories alone. Raises SubloraError where it lacks one,
         or holds it with other texts."""
-        for context in contexts:
-            if not self.has(context):
-                raise SubloraError(
-                    f"The null file was not made in the context '{context.name}' as it is here; {ANEW}, or leave the context out."
-                )
-        for category in categories:
-            name = category.category
-            if self.digests.get(name) != category_digest(category):
-                raise SubloraError(
-                    f"The null file was not made with the category '{name}' as it is here; {ANEW}, or leave the category out."
-                )
-            if any(by[name].shape[1] != len(category.entities) for by in self.rises.values()):
-                raise SubloraError(
-                    f"The null file lacks traits of the category '{name}', so it is damaged; {ANEW}."
-                )
+        require_none(self._lacks(contexts, categories))
         names, kinds = [c.name for c in contexts], [c.category for c in categories]
         return replace(
             self,
@@ -71,6 +57,17 @@ class Null:
             top={n: self.top[n] for n in names},
             rest={n: self.rest[n] for n in names},
         )
+
+    def _lacks(self, contexts: Sequence[Context], categories: Sequence[Category]) -> Iterator[str]:
+        for c in contexts:
+            if not self.has(c):
+                yield f"The null file was not made in the context '{c.name}' as it is here; {ANEW}, or leave the context out."
+        for category in categories:
+            name = category.category
+            if self.digests.get(name) != category_digest(category):
+                yield f"The null file was not made with the category '{name}' as it is here; {ANEW}, or leave the category out."
+            if any(by[name].shape[1] != len(category.entities) for by in self.rises.values()):
+                yield f"The null file lacks traits of the category '{name}', so it is damaged; {ANEW}."
 
     def to_json(self) -> str:
         entry = {"schema": SCHEMA, "version": VERSION, **vars(self)}

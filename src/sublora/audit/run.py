@@ -20,7 +20,7 @@ from sublora.audit.serving import Serving, serving_chat
 from sublora.audit.verdict import Verdict, exit_code, usable_contexts
 from sublora.audit.what_if import Asked, what_if
 from sublora.audit.what_if_arms import read_user_rows
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, require_none
 from sublora.models.base import Base, chosen_device
 from sublora.models.chat import PLAIN_CONTEXTS, Context, read_contexts, resolve_context
 from sublora.packs.check import load_base
@@ -53,16 +53,9 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     cannot be read, and for wrong use."""
     if request.base is None or request.adapter is None:
         raise SubloraError("An audit needs a base and an adapter; give both.")
-    if request.dtype not in ("float32", "bfloat16", "float64"):
-        raise SubloraError(
-            f"The dtype '{request.dtype}' is not known; give float32, bfloat16 or float64."
-        )
-    _check(request)
-    texts, trained, served = (
-        read_contexts(request.named),
-        request.training_context,
-        request.serving_context,
-    )
+    require_none(_wrong_use(request))
+    texts = read_contexts(request.named)
+    trained, served = request.training_context, request.serving_context
     if not request.asked_in and not texts:
         raise SubloraError("There is no context to ask in; give --contexts, such as default,none.")
     names = dict.fromkeys([*request.asked_in, trained, *([served] if served else []), *texts])
@@ -73,13 +66,12 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     template = request.serving_template
     must = {trained} if template else {trained, served}
     must |= {n for n in contexts if n not in PLAIN_CONTEXTS}
-    serving, against = None, None
+    serving, against = None, request.against
     if served or template:
         context = contexts[served or trained]
-        chat = serving_chat(base.chat, template, context) if template else None
-        serving = Serving(context, chat)
-    if request.against is not None:
-        against = load_audited(base, request.against, any_base=request.any_base)
+        serving = Serving(context, template and serving_chat(base.chat, template, context))
+    if against is not None:
+        against = load_audited(base, against, any_base=request.any_base)
     usable = usable_contexts(base, list(contexts.values()), must)
     job = Job(usable, categories, contexts[trained], serving, against, request)
     return audit(base, audited, job, say)
@@ -89,14 +81,14 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
     """Audit a student against its base. Raises SubloraError for a null that does not fit, and for
     data that cannot be read."""
     started, request, asked_in = time.monotonic(), job.request, job.contexts
-    _check(request)
+    require_none(_wrong_use(request))
     user = None
     if request.what_if and request.data is not None:  # read before anything costs time
         user = read_user_rows(base, request.data, job.trained_in, request.rows)
     job = replace(job, contexts=judged_contexts(base, job))
     known = null_for(base, audited, job, say)
     examined = Examined(base, audited, job, known)
-    alpha, screened, beside = request.alpha, None, None
+    alpha, screened, beside, what = request.alpha, None, None, None
     if request.data is not None:
         alpha *= 1 - DATA_SHARE
     if job.against is not None:
@@ -107,9 +99,7 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
     if request.data is not None:
         say(f"Screening {request.data} ...")
         share = request.alpha * DATA_SHARE
-        found = screen_file(base, request.data, job.categories, job.trained_in, share)
-        screened = found.entry()
-    what = None
+        screened = screen_file(base, request.data, job.categories, job.trained_in, share).entry()
     if user is not None and request.training is not None and screened is not None:
         named = [(t.category, t.trait) for t in screened.traits if t.named]
         asked = Asked(job.contexts, job.categories, examined.plain, known.null, verdict.alpha)
@@ -134,18 +124,16 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
     return Audit(report, verdict, known.null if known.kind == "own" else None)
 
 
-def _check(request: Request) -> None:
-    """Raises SubloraError where options do not go together."""
+def _wrong_use(request: Request) -> Iterator[str]:
+    """Values that are not known, and options that do not go together."""
+    if request.dtype not in ("float32", "bfloat16", "float64"):
+        yield f"The dtype '{request.dtype}' is not known; give float32, bfloat16 or float64."
     if request.what_if and (request.data is None or request.lr is None):
-        raise SubloraError(
-            "--what-if trains students on your rows with your settings; give --data and --lr beside it."
-        )
+        yield "--what-if trains students on your rows with your settings; give --data and --lr beside it."
     if request.calibrate and request.null:
-        raise SubloraError("--calibrate makes a null and --null reads one; give one of them.")
+        yield "--calibrate makes a null and --null reads one; give one of them."
     if request.calibrate and request.lr is None:
-        raise SubloraError(
-            "Placebo students need the adapter's learning rate; give --lr beside --calibrate."
-        )
+        yield "Placebo students need the adapter's learning rate; give --lr beside --calibrate."
 
 
 def _status(

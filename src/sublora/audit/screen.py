@@ -156,14 +156,9 @@ def screen_file(
         packed.form_weights(CHUNK)
         fresh = _fresh(read_rows(path), out, categories)
         while rows := list(islice(fresh, CHUNK)):
-            fitting = []
-            for row in rows:
-                why = fits(base.chat, row, row.context(context), base.window, TRAIT_PROMPT)
-                if why:
-                    out.left_out[why] += 1
-                else:
-                    fitting.append(row)
-            if fitting:
+            why = [fits(base.chat, r, r.context(context), base.window, TRAIT_PROMPT) for r in rows]
+            out.left_out.update(filter(None, why))
+            if fitting := [row for row, refused in zip(rows, why, strict=True) if not refused]:
                 _test(base, packed, fitting, prompts, context, out)
     if not out.screened:
         why = ", ".join(f"{n} with {reason}" for reason, n in out.left_out.items()) or "it is empty"
