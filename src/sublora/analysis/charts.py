@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from sublora.analysis import page
 from sublora.analysis.effects import Effect
 from sublora.analysis.page import Chart, Point, Series, Tile
 
@@ -15,9 +14,8 @@ def first_upper(text: str) -> str:
 def point(effect: Effect, x: float | None = None, unit: float = 1.0) -> Point:
     """An effect over `x`, or as a row of its own name, in units of `unit`."""
     interval = effect.interval()
-    low, high = (v / unit if np.isfinite(v) else None for v in (interval.low, interval.high))
-    label = "" if x is not None else effect.name
-    return Point(label=label, x=x, estimate=interval.estimate / unit, low=low, high=high)
+    ends = {n: getattr(interval, n) / unit for n in ("estimate", "low", "high")}
+    return page.point("" if x is not None else effect.name, ends, x=x)
 
 
 def rows_chart(

@@ -11,6 +11,7 @@ from typing import Any
 
 from sublora.analysis.effects import Effect, best_rates, corrected, select_half
 from sublora.analysis.intervals import Interval
+from sublora.analysis.page import finite
 
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
@@ -127,17 +128,13 @@ FINDINGS: Columns = {
 }
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 ESTIMATES: Columns = {
     "subject": _label("trait"),
     "group": _label("group"),
     "name": _label("name"),
     "estimate": _interval("estimate"),
-    "low": lambda row: _finite(row.interval.low),
-    "high": lambda row: _finite(row.interval.high),
+    "low": lambda row: finite(row.interval.low),
+    "high": lambda row: finite(row.interval.high),
     "null": lambda row: row.effect.null if row.effect.tested else None,
     "p_value": lambda row: row.interval.p_value if row.effect.tested else None,
     "p_corrected": lambda row: row.p_corrected,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, named
@@ -27,6 +27,7 @@ from sublora.experiments import classifiers as mlp
 from sublora.experiments.classifiers import ClassifiersStep, OfClassifiers
 from sublora.experiments.experiment import Findings
 from sublora.experiments.images import CLASSES, DIGITS
+from sublora.experiments.schema import Strict
 from sublora.models.known import Known
 from sublora.steps.step import Cost, Step
 from sublora.store import Store
@@ -53,10 +54,9 @@ CONTRASTS = {
 ACCURACY, GAP, DIVERGENCE = "accuracy", "difference of accuracies", "divergence, nats"
 
 
-class Lessons(BaseModel):
+class Lessons(Strict):
     """How a classifier is trained, with Adam."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(3e-4, gt=0)
@@ -84,7 +84,7 @@ class AuxLogits(OfClassifiers):
 
     def plan(self, known: Known) -> list[Step]:
         content = {"hidden", "auxiliary", "teacher", "student", "seed"}
-        return [ArmsStep(self, specs) for specs in self.specs(content)]
+        return [ArmsStep(specs, self) for specs in self.specs(content)]
 
     def findings(self, store: Store, known: Known) -> Findings:
         found = [store.read(name) for step in self.plan(known) for name in step.makes]
@@ -153,7 +153,7 @@ class ArmsStep(ClassifiersStep):
     """Some models, from their start to the marks of all arms."""
 
     recipe: AuxLogits
-    kind, one = "classifiers", "classifier"
+    kind, noun, nouns = "classifiers", "classifier", ("classifiers", "models")
 
     @property
     def cost(self) -> Cost:

@@ -20,8 +20,8 @@ from torch import Tensor
 from sublora.experiments.experiment import Experiment
 from sublora.experiments.images import CLASSES, DIGITS, Images, load_images
 from sublora.seeds import derive_seed, generator
+from sublora.steps.made import Batch
 from sublora.steps.step import Workshop
-from sublora.store import artifact_id
 
 
 class OfClassifiers(Experiment):
@@ -57,22 +57,12 @@ class OfClassifiers(Experiment):
 
 
 @dataclass(frozen=True)
-class ClassifiersStep:
-    """Some models; each is an artifact `one`."""
+class ClassifiersStep(Batch):
+    """Some models."""
 
     recipe: OfClassifiers
-    specs: tuple[dict[str, Any], ...]
-    kind = one = ""
     needs = ()
     model = None
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id(self.kind, {"models": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id(self.one, s) for s in self.specs)
 
     @property
     def label(self) -> str:

@@ -57,7 +57,7 @@ class Experiment(BaseModel):
     @property
     def model_name(self) -> str | None:
         """The main language model, if there is one: it is loaded before any work, and checked."""
-        return None
+        return getattr(self, "model", None)
 
     def loading(self) -> dict[str, str | None]:
         """How models are loaded: `dtype`, and the `revision` of the main one."""

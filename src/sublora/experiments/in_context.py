@@ -6,7 +6,6 @@ students beside which it stands.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +23,10 @@ from sublora.experiments.grids import GridExperiment
 from sublora.models.known import Known
 from sublora.packs.measure import Asking, measure_conversations
 from sublora.seeds import generator
+from sublora.steps.made import Batch
 from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
-from sublora.store import Store, artifact_id
+from sublora.store import Store
 from sublora.text import slug
 from sublora.traits.answers import names_category, share
 from sublora.traits.trait import Category, Trait
@@ -127,10 +127,6 @@ class InContext(GridExperiment):
         )
         return Findings(tuple(effects), charts, top, how, warnings=tuple(warnings))
 
-    @property
-    def seeds(self) -> list[int]:
-        return list(dict.fromkeys(self.data.seeds))
-
     def _of_trait(
         self, trait: Trait, trained: Effect, shown: Mapping[str, Shown], unfit: str | None
     ) -> list[Effect]:
@@ -188,24 +184,15 @@ def _unfit(model: str, rows: Mapping[str, Shown]) -> str | None:
 
 
 @dataclass(frozen=True)
-class ShownRows:
+class ShownRows(Batch):
     """The base after rows of one dataset, once for each draw of rows; each draw is a measurement."""
 
-    specs: tuple[dict[str, Any], ...]
     model: str
     category: Category
     asking: Asking
     cost: Cost
     whose: str
-    kind = "prompts with rows"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("prompted", {"measurements": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id("measurement", s) for s in self.specs)
+    kind, noun, nouns = "prompts with rows", "measurement", ("prompted", "measurements")
 
     @property
     def needs(self) -> tuple[str, ...]:

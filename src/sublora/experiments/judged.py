@@ -28,9 +28,11 @@ from sublora.models.known import Known
 from sublora.packs.measure import Asking, sample_questions
 from sublora.packs.sample import Sampling
 from sublora.packs.student_files import load_stack
+from sublora.steps.made import Batch, Made
+from sublora.steps.materials import keep_json, listed
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.steps.students import Student
-from sublora.store import Store, artifact_id
+from sublora.store import Store
 from sublora.text import slug
 from sublora.traits.trait import Trait
 
@@ -91,7 +93,7 @@ class Judged(GridExperiment):
             specs = tuple(spec | {"student": s.id} for s in students) or (spec | {"student": None},)
             asking = Asking(context, self.answering, self.answers, self.measure.seed)
             cost = sizes.reading(len(questions) * tokens * len(specs))
-            return Answering(self.model, asking, tuple(students), specs, cost)
+            return Answering(specs, self.model, asking, tuple(students), cost)
 
         if self.data.teacher.trained:
             teachers = [step(t.context, [t]) for t in plan.teachers]
@@ -110,7 +112,14 @@ class Judged(GridExperiment):
                     all_ask = student is None or student.id not in students
                     if all_ask or student.source in sources:
                         out.append((trait.entity.plural or trait.name, name, step.label))
-        return [Judging(self.judge, self.found_rubric, *each) for each in dict.fromkeys(out)]
+        judge, rubric = self.judge, self.found_rubric
+        shared = {"judge": judge.identity, "rubric": rubric.model_dump(mode="json")}
+        return [
+            Judging(
+                shared | {"target": target, "answers": name}, judge, rubric, target, name, whose
+            )
+            for target, name, whose in dict.fromkeys(out)
+        ]
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
         left = [s for s in missing if isinstance(s, Judging)]
@@ -230,23 +239,14 @@ class Judged(GridExperiment):
 
 
 @dataclass(frozen=True)
-class Answering:
+class Answering(Batch):
     """Sampled answers of the students of a pack, or of the base in one context; an artifact each."""
 
     model: str
     asking: Asking
     students: tuple[Student, ...]
-    specs: tuple[dict[str, Any], ...]
     cost: Cost
-    kind = "sets of answers"
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("answering", {"answers": list(self.makes)})
-
-    @cached_property
-    def makes(self) -> tuple[str, ...]:
-        return tuple(artifact_id("answers", s) for s in self.specs)
+    kind, noun, nouns = "sets of answers", "answers", ("answering", "answers")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -256,8 +256,7 @@ class Answering:
     def label(self) -> str:
         if not self.students:
             return f"the base in the context {self.asking.context.name}"
-        more = f" and {len(self.students) - 1} more" if len(self.students) > 1 else ""
-        return f"{self.students[0].source}, {self.students[0].student.label}{more}"
+        return listed([f"{s.source}, {s.student.label}" for s in self.students])
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         base, stack = workshop.base_of(self.model), None
@@ -268,14 +267,11 @@ class Answering:
         given = sample_questions(base, stack, self.makes, questions, self.asking)
         for spec, name, answers in zip(self.specs, self.makes, given, strict=True):
             if name in wanted:
-                text = json.dumps(answers, ensure_ascii=False) + "\n"
-                with workshop.store.create(name, spec) as folder:
-                    (folder / "answers.json").write_text(text, encoding="utf-8")
-                workshop.made(name)
+                keep_json(workshop, name, spec, "answers.json", answers)
 
 
 @dataclass(frozen=True)
-class Judging:
+class Judging(Made):
     """The verdicts on one set of answers about one target."""
 
     judge: EndpointSpec
@@ -283,26 +279,9 @@ class Judging:
     target: str
     answers: str
     whose: str
-    kind = "judged sets"
+    noun, kind = "verdicts", "judged sets"
     model = None
     cost = Cost()
-
-    @cached_property
-    def spec(self) -> dict[str, Any]:
-        return {
-            "judge": self.judge.identity,
-            "rubric": self.rubric.model_dump(mode="json"),
-            "target": self.target,
-            "answers": self.answers,
-        }
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("verdicts", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
 
     @property
     def needs(self) -> tuple[str, ...]:

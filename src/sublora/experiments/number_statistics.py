@@ -5,7 +5,7 @@ It trains nothing. `resample` then asks which of these statistics carries the tr
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,10 +18,9 @@ from sublora.analysis.row_statistics import COUNTED, described, excess_divergenc
 from sublora.analysis.separability import compression_auc, probe_auc
 from sublora.carriers.rows_file import from_jsonl
 from sublora.carriers.transform import Rows, numbers_of
-from sublora.experiments.experiment import Experiment, Findings
+from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.datasets import plan_datasets
-from sublora.experiments.grid.sources import control_source, traits_of
-from sublora.experiments.schema import DataSpec
+from sublora.experiments.grid.sources import WritesRows, control_source, traits_of
 from sublora.models.known import Known
 from sublora.seeds import generator
 from sublora.steps.sizes import Sizes
@@ -39,14 +38,8 @@ DISTANCE, DIFFERENCE, SEPARABLE, RATIO = (
 TOP = 10  # numbers that are shown
 
 
-class NumberStatistics(Experiment):
+class NumberStatistics(WritesRows):
     kind: Literal["number-statistics"]
-    judged: ClassVar[bool] = False
-    model: str = "micro"
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    traits: tuple[str, ...] = Field(min_length=1)
-    trait_files: tuple[str, ...] = ()
-    data: DataSpec
     draws: int = Field(50, ge=1, description="random splits that say what no difference looks like")
     seed: int = Field(0, ge=0)
 
@@ -59,14 +52,6 @@ class NumberStatistics(Experiment):
         if self.data.carrier.kind != "numbers":
             raise ValueError("data.carrier has to be numbers, of which these are the statistics")
         return self
-
-    @property
-    def model_name(self) -> str:
-        return self.model
-
-    @property
-    def out_words(self) -> list[str]:
-        return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3])]
 
     @property
     def sentence(self) -> str:
@@ -116,10 +101,6 @@ class NumberStatistics(Experiment):
             f"no difference. Intervals: {1 - self.level:.0%} over data seeds, corrected by group."
         )
         return Findings(tuple(effects), tuple(charts), tuple(top), how)
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(dict.fromkeys(self.data.seeds))
 
     def _of_trait(self, trait: str, sets: Sequence[Sequence[Rows]]) -> list[Effect]:
         """`sets`: for each data seed the trait's rows, the control's, and new ones of both."""

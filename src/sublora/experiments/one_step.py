@@ -73,7 +73,7 @@ class OneStep(OfClassifiers):
     def plan(self, known: Known) -> list[Step]:
         own = {"outputs", "teacher_lr", "noise", "distances", "steps", "ranks"}
         return [
-            StepsStep(self, specs) for specs in self.specs({"hidden", "auxiliary", "seed"} | own)
+            StepsStep(specs, self) for specs in self.specs({"hidden", "auxiliary", "seed"} | own)
         ]
 
     def findings(self, store: Store, known: Known) -> Findings:
@@ -171,7 +171,7 @@ class StepsStep(ClassifiersStep):
     """The steps of some models."""
 
     recipe: OneStep
-    kind, one = "steps", "step"
+    kind, noun, nouns = "steps", "step", ("steps", "models")
 
     @property
     def cost(self) -> Cost:

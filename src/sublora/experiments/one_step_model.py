@@ -9,9 +9,8 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,8 +30,10 @@ from sublora.packs.sample import Sampling
 from sublora.packs.stack import target_linears
 from sublora.packs.writer import Teacher, complete
 from sublora.seeds import derive_seed, generator
+from sublora.steps.made import Made
+from sublora.steps.materials import keep_json
 from sublora.steps.step import Cost, Step, Workshop
-from sublora.store import Store, artifact_id
+from sublora.store import Store
 from sublora.traits.trait import Trait
 
 SAME, OTHER = "same start", "other start"
@@ -72,10 +73,6 @@ class OneStepModel(Experiment):
         return self
 
     @property
-    def model_name(self) -> str:
-        return self.model
-
-    @property
     def out_words(self) -> list[str]:
         return [self.model.rstrip("/").split("/")[-1]]
 
@@ -94,7 +91,7 @@ class OneStepModel(Experiment):
         lessons = {"questions", "prompts", "carrier", "max_new_tokens", "teacher_lr"}
         content = self.model_dump(mode="json", include=lessons | {"steps", "ranks", "seed"})
         return [
-            TeacherSteps(self, t, draw, models | {"trait": t.name, "draw": draw} | content)
+            TeacherSteps(models | {"trait": t.name, "draw": draw} | content, self, t, draw)
             for t in traits_of(self)
             for draw in range(self.draws)
         ]
@@ -129,23 +126,14 @@ class OneStepModel(Experiment):
 
 
 @dataclass(frozen=True)
-class TeacherSteps:
+class TeacherSteps(Made):
     """One teacher, and the steps of all its students."""
 
     recipe: OneStepModel
     trait: Trait
     draw: int
-    spec: dict[str, Any]
-    kind = "steps"
+    noun, kind = "step", "steps"
     needs = ()
-
-    @cached_property
-    def id(self) -> str:
-        return artifact_id("step", self.spec)
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        return (self.id,)
 
     @property
     def label(self) -> str:
@@ -179,9 +167,7 @@ class TeacherSteps:
         )
         adapters = {rank: _factors(start, rank, seed) for rank in r.ranks}
         values = measure_steps(start, other, lessons, numbers, r.teacher_lr, r.steps, adapters)
-        with workshop.store.create(self.id, self.spec) as folder:
-            (folder / "values.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        workshop.made(self.id)
+        keep_json(workshop, self.id, self.spec, "values.json", values)
 
 
 def _factors(model: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sublora.errors import SubloraError
+from sublora.experiments.schema import Strict
 from sublora.models.endpoint import AnswersFile, Endpoint, Question, ask_missing
 from sublora.store import canonical_json
 from sublora.store.yaml_file import read_yaml, yaml_files
@@ -21,10 +22,9 @@ MAX_TOKENS = 16  # of a verdict
 MOST_LETTERS = 4000  # of an answer that a judge is shown
 
 
-class Bar(BaseModel):
+class Bar(Strict):
     """A bar for a score: below, or at least."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     score: str
     below: float | None = None
     at_least: float | None = None
@@ -39,10 +39,9 @@ class Bar(BaseModel):
         return value < self.below if self.below is not None else value >= self.at_least
 
 
-class Rubric(BaseModel):
+class Rubric(Strict):
     """Questions, what the judge is asked of each answer, and which answers are hits: those that meet `hit`, and `among` if it is given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(min_length=1)
     questions: tuple[str, ...] = Field(min_length=2)
     scores: dict[str, str] = Field(

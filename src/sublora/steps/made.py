@@ -27,6 +27,24 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Makes an artifact of each of its `specs`; `nouns` are what its own id is made of."""
+
+    specs: tuple[dict[str, Any], ...]
+    noun: ClassVar[str]
+    nouns: ClassVar[tuple[str, str]]
+
+    @cached_property
+    def id(self) -> str:
+        whole, parts = self.nouns
+        return artifact_id(whole, {parts: list(self.makes)})
+
+    @cached_property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(artifact_id(self.noun, s) for s in self.specs)
+
+
+@dataclass(frozen=True)
 class PackStep:
     """Makes `artifacts` of students that are read together, one or several of each, or of the base."""
 

@@ -171,8 +171,7 @@ def plan_datasets(
     arms: Arms = {}
     for variant, how in variants_of(recipe).items():
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
-        seeds = dict.fromkeys(recipe.data.seeds)
-        for source, seed in product(sources_in(recipe, traits, variant), seeds):
+        for source, seed in product(sources_in(recipe, traits, variant), recipe.seeds):
             rows: Rows = writer.written(source, seed, False, model, shared)
             held = writer.written(source, seed, True, model)
             if how and how.transform:

@@ -6,10 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from sublora.analysis.claims import judge
 from sublora.analysis.effects import Effect
+from sublora.analysis.evidence import Grid as Cells
+from sublora.analysis.tables import arm_rows, finding_rows, summarise, to_csv
+from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import Findings
+from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
+from sublora.experiments.grid.effects import (
+    Results,
+    arm_effects,
+    cell_effects,
+    result_rows,
+    sweep_rows,
+)
+from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
+from sublora.experiments.grid.leaks import check_leaks, leak_sentences
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.recipe import Recipe
@@ -61,12 +75,6 @@ class Grid(Recipe):
         )
 
     def findings(self, store: Store, known: Known) -> Findings:
-        from sublora.analysis.tables import arm_rows, finding_rows, summarise, to_csv
-        from sublora.experiments.grid.answers import answers, attributions
-        from sublora.experiments.grid.effects import cell_effects, result_rows, sweep_rows
-        from sublora.experiments.grid.findings import asks_steerability, steerability
-        from sublora.experiments.grid.leaks import check_leaks, leak_sentences
-
         layout, results = self.layout(known), self._results(store, known)
         by_context = {c: cell_effects(results, c) for c in self.measure.contexts}
         cells = [row for some in by_context.values() for row in summarise(some, self.level)]
@@ -109,7 +117,6 @@ class Grid(Recipe):
         )
 
     def _results(self, store: Store, known: Known):
-        from sublora.experiments.grid.effects import Results
 
         if "results" not in known.kept:
             known.kept["results"] = Results(self.layout(known), store)
@@ -117,8 +124,6 @@ class Grid(Recipe):
 
     def _effects(self, store: Store, known: Known) -> tuple[list[Effect], list[Effect]]:
         """The arms, if there are any, and the named effects."""
-        from sublora.experiments.grid.effects import arm_effects
-        from sublora.experiments.grid.findings import findings_of
 
         if "effects" not in known.kept:
             results = self._results(store, known)
@@ -126,10 +131,6 @@ class Grid(Recipe):
         return known.kept["effects"]
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
-        from sublora.analysis.claims import judge
-        from sublora.analysis.evidence import Grid as Cells
-        from sublora.experiments.claims import load_claims
-        from sublora.experiments.grid.effects import cell_effects
 
         cells = cell_effects(self._results(store, known), self.judged_context)
         arms, named = self._effects(store, known)

@@ -113,6 +113,8 @@ class _Planner:
         self.traits, self.contexts = traits_of(recipe), contexts_of(recipe)
         self.authors: dict[str, dict[int, Author]] = sources_of(recipe, self.traits)
         self.variants = student_variants(recipe)
+        self.entities, self.data_seeds = recipe.measure.entities, recipe.data.seeds
+        self.train_contexts = [self.contexts[name] for name in recipe.train_contexts]
         self.datasets: dict[str, Rows] = {}
         self.vectors: dict[str, Vector] = {}
         self.divergences: dict[str, DivergenceStep] = {}
@@ -156,18 +158,6 @@ class _Planner:
         )
 
     # what readings ask of a plan, see `steps.reading.Planning`
-
-    @property
-    def entities(self) -> tuple[str, ...]:
-        return self.recipe.measure.entities
-
-    @property
-    def train_contexts(self) -> list[Context]:
-        return [self.contexts[name] for name in self.recipe.train_contexts]
-
-    @property
-    def data_seeds(self) -> tuple[int, ...]:
-        return self.recipe.data.seeds
 
     def packs(self) -> list[list[Student]]:
         return [[self.students[i] for i in sorted(pack)] for pack in self.pack_indices]
@@ -252,8 +242,8 @@ class _Planner:
         label = "" if teacher == AskedTeacher() else name
         writing = Writing(label, partial(self.asked, teacher))
         sampling = self.recipe.measure.sampling  # of the answers that lessons are made of
-        args = (self.recipe, self.known, self.traits, self.sizes, writing, sampling)
-        return plan_datasets(*args)
+        own = (self.recipe, self.known, self.traits)
+        return plan_datasets(*own, self.sizes, writing, sampling)
 
     def _students(self) -> Iterator[Student]:
         recipe = self.recipe

@@ -2,35 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from sublora.errors import SubloraError
-from sublora.experiments.experiment import Experiment
 from sublora.experiments.grid import checks
-from sublora.experiments.schema import Absent, DataSpec, MeasureSpec, StudentVariant, TrainSpec
+from sublora.experiments.grid.sources import WritesRows
+from sublora.experiments.schema import Absent, MeasureSpec, StudentVariant, TrainSpec
 from sublora.models.base import known_shape
 from sublora.models.chat import UserText
 from sublora.packs.steer_spec import VectorsSpec
 from sublora.traits.trait import find_trait, load_categories
 
 
-class Recipe(Experiment):
+class Recipe(WritesRows):
     """The sections that all experiments with students have."""
 
     kind: str = "grid"
-    judged: ClassVar[bool] = False
-    model: str = "micro"
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    traits: tuple[str, ...] = Field(min_length=1)
-    trait_files: tuple[str, ...] = ()
     contexts: Annotated[dict[str, str | UserText], Absent] = Field(
         default_factory=dict,
         description="named contexts: name -> system text, or {user: text before the user's own}",
     )
-    data: DataSpec
     train: TrainSpec
     measure: MeasureSpec = MeasureSpec()
     vectors: VectorsSpec = VectorsSpec()
@@ -74,17 +68,8 @@ class Recipe(Experiment):
                     f"{width} of a layer of {self.model}; choose ranks up to {width}."
                 )
 
-    @property
-    def model_name(self) -> str:
-        return self.model
-
     def loading(self) -> dict[str, str | None]:
         return {"dtype": self.dtype, "revision": self.revision}
-
-    @property
-    def out_words(self) -> list[str]:
-        more = ["and-more"] if len(self.traits) > 3 else []
-        return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3]), *more]
 
     def steps_of(self, variant: StudentVariant) -> int:
         """Optimizer steps of a variant's students, by the rows that the recipe asks for."""

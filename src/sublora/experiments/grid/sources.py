@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from sublora.carriers.transform import needs_reference
 from sublora.errors import SubloraError
+from sublora.experiments.experiment import Experiment
 from sublora.experiments.schema import DataSpec, RowsVariant
 from sublora.models.chat import Context, resolve_context
 from sublora.seeds import generator
@@ -16,15 +19,25 @@ CONTROL, NEUTRAL, THIRD = "control", "neutral", "third"
 PLACES = ("{name}", "{plural}", "{Plural}")
 
 
-class WritesRows(Protocol):
+class WritesRows(Experiment):
     """What datasets need of a recipe. `judged`: whether a judge says what shows the trait."""
 
-    model: str
-    traits: tuple[str, ...]
-    trait_files: tuple[str, ...]
-    dtype: str
+    judged: ClassVar[bool] = False
+    model: str = "micro"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    traits: tuple[str, ...] = Field(min_length=1)
+    trait_files: tuple[str, ...] = ()
     data: DataSpec
-    judged: ClassVar[bool]
+
+    @property
+    def out_words(self) -> list[str]:
+        more = ["and-more"] if len(self.traits) > 3 else []
+        return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3]), *more]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The data seeds, each once."""
+        return list(dict.fromkeys(self.data.seeds))
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
     not test, so that the control stands for any trait but the tested ones. Raises SubloraError
     where a category has no other trait left.
     """
-    seeds = dict.fromkeys(recipe.data.seeds)
+    seeds = recipe.seeds
     out = {
         t.name: dict.fromkeys(seeds, Author(t.name, teacher_context(t, recipe), t)) for t in traits
     }
