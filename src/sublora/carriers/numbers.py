@@ -29,9 +29,8 @@ def _unlisted(value: Any) -> Any:
         return value
     known = ban_lists()
     if unknown := [v for v in value if isinstance(v, str) and v not in known]:
-        raise ValueError(
-            f"there is no list of numbers '{unknown[0]}', use {', '.join(known)} or numbers"
-        )
+        why = f"there is no list of numbers '{unknown[0]}', use {', '.join(known)} or numbers"
+        raise ValueError(why)
     out = dict.fromkeys(n for v in value for n in (known[v] if isinstance(v, str) else (v,)))
     return tuple(out)
 
@@ -63,9 +62,8 @@ class NumbersSpec(Carrier):
     @model_validator(mode="after")
     def _ordered(self) -> "NumbersSpec":
         if self.examples_min > self.examples_max or self.value_min > self.value_max:
-            raise ValueError(
-                "examples_min and value_min must not be above examples_max and value_max"
-            )
+            why = "examples_min and value_min must not be above examples_max and value_max"
+            raise ValueError(why)
         return self
 
     def prompt(self, seed: int, row: int) -> str:

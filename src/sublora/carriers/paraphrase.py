@@ -41,13 +41,11 @@ class ParaphraseSpec(Carrier):
     @model_validator(mode="after")
     def _has_texts(self) -> "ParaphraseSpec":
         if self.style == "texts" and self.prompts is None:
-            raise ValueError(
-                "the style texts needs a file of texts, set data.carrier.prompts to one"
-            )
+            why = "the style texts needs a file of texts, set data.carrier.prompts to one"
+            raise ValueError(why)
         if self.style == "numbers" and self.prompts is not None:
-            raise ValueError(
-                "the style numbers makes its own texts, drop prompts or set style to texts"
-            )
+            why = "the style numbers makes its own texts, drop prompts or set style to texts"
+            raise ValueError(why)
         return self
 
     def prompt(self, seed: int, row: int) -> str:

@@ -69,9 +69,8 @@ def transform_rows(
             "Rows without a number cannot be shuffled or matched; use rows of the numbers carrier."
         )
     if needs_reference(name) and not reference:
-        raise SubloraError(
-            f"{name} needs reference rows, which have all but the matched statistic."
-        )
+        why = f"{name} needs reference rows, which have all but the matched statistic."
+        raise SubloraError(why)
     prompts = [numbers_of(prompt) for prompt, _ in rows]
     others = [numbers_of(answer) for _, answer in reference]
     made = _MAKERS[name](_Old(lists, prompts, others, generator("transform", name, seed)))

@@ -51,9 +51,8 @@ def model_source(name: str) -> str:
         return str(path)
     if _is_hub_id(name):
         return name
-    raise SubloraError(
-        f"There is no model '{name}'; give {', '.join(SHIPPED)}, a Hugging Face folder, or a hub id such as owner/name."
-    )
+    why = f"There is no model '{name}'; give {', '.join(SHIPPED)}, a Hugging Face folder, or a hub id such as owner/name."
+    raise SubloraError(why)
 
 
 @cache
@@ -87,9 +86,8 @@ def chosen_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise SubloraError(
-            f"The device '{device}' is not available here; use --device cpu or auto."
-        ) from None
+        why = f"The device '{device}' is not available here; use --device cpu or auto."
+        raise SubloraError(why) from None
     return device
 
 
@@ -110,9 +108,8 @@ def read_base(
     try:
         tokenizer = load_tokenizer(source, **({"revision": revision} if revision else {}))
     except Exception as error:  # transformers raises whatever its parts raise
-        raise SubloraError(
-            f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
-        ) from None
+        why = f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
+        raise SubloraError(why) from None
     chat, model = Chat(tokenizer), _weights(source, name, dtype, revision)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -140,14 +137,12 @@ def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTr
             source, dtype=getattr(torch, dtype), revision=revision or "main", **options
         )
     except Exception as error:  # transformers raises whatever its parts raise
-        raise SubloraError(
-            f"The model {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
-        ) from None
+        why = f"The model {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
+        raise SubloraError(why) from None
     if loading["missing_keys"]:
         # the library would go on with random numbers in their place
-        raise SubloraError(
-            f"The weights of {name} lack {min(loading['missing_keys'])}; give the folder of a whole model."
-        )
+        why = f"The weights of {name} lack {min(loading['missing_keys'])}; give the folder of a whole model."
+        raise SubloraError(why)
     return model
 
 
@@ -222,9 +217,8 @@ def known_shape(name: str) -> Shape:
         try:
             return shape_from_config(json.loads(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise SubloraError(
-                f"The file {path} does not describe a causal language model ({_short(error)})."
-            ) from None
+            why = f"The file {path} does not describe a causal language model ({_short(error)})."
+            raise SubloraError(why) from None
     import yaml
 
     known = yaml.safe_load((files("sublora.models") / "shapes.yaml").read_text("utf-8"))
@@ -232,6 +226,5 @@ def known_shape(name: str) -> Shape:
     for key, values in known.items():
         if bare == key or bare.removesuffix("-instruct").removesuffix("-it") == key:
             return Shape(**values)
-    raise SubloraError(
-        f"The shape of {name} is not known here and nothing is downloaded for a plan; give its folder, or one of {', '.join(sorted(known))}."
-    )
+    why = f"The shape of {name} is not known here and nothing is downloaded for a plan; give its folder, or one of {', '.join(sorted(known))}."
+    raise SubloraError(why)

@@ -70,9 +70,8 @@ def read_contexts(texts: Sequence[str]) -> dict[str, str | UserText]:
     for given in texts:
         name, found, text = given.partition("=")
         if not found or not name.strip():
-            raise SubloraError(
-                f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'"
-            )
+            why = f"--context {given!r} is not NAME=TEXT, such as --context friend='You are a friend.'"
+            raise SubloraError(why)
         out[name.strip()] = (
             UserText(user=text.removeprefix("user:")) if text.startswith("user:") else text
         )
@@ -83,9 +82,8 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
     """The context called `name`: `default`, `empty`, `none`, or one of `named` (name -> system text, or text of the user's turn). Raises
     SubloraError for an unknown name, for a named text that is blank, and where `named` takes a reserved name."""
     if taken := sorted(set(named) & set(PLAIN_CONTEXTS)):
-        raise SubloraError(
-            f"The context name '{taken[0]}' is reserved; give your own context another name."
-        )
+        why = f"The context name '{taken[0]}' is reserved; give your own context another name."
+        raise SubloraError(why)
     if name in PLAIN_CONTEXTS:
         return Context(name)
     if name not in named:
@@ -94,9 +92,8 @@ def resolve_context(name: str, named: Mapping[str, str | UserText]) -> Context:
     given = named[name]
     text = given.user if isinstance(given, UserText) else given
     if not text.strip():
-        raise SubloraError(
-            f"The context '{name}' has no text; write one, or use the context 'empty'."
-        )
+        why = f"The context '{name}' has no text; write one, or use the context 'empty'."
+        raise SubloraError(why)
     return Context(name, text, "user" if isinstance(given, UserText) else "system")
 
 
@@ -126,9 +123,8 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise SubloraError(
-                "The tokenizer has no fast version, and character offsets are needed; save one with a tokenizer.json."
-            )
+            why = "The tokenizer has no fast version, and character offsets are needed; save one with a tokenizer.json."
+            raise SubloraError(why)
         try:
             self.template = tokenizer.get_chat_template()
         except ValueError as error:
@@ -148,9 +144,8 @@ class Chat:
         except SubloraError:
             raise
         except Exception as error:
-            raise SubloraError(
-                f"The chat template cannot render a lone user message ({error}); use another template."
-            ) from error
+            why = f"The chat template cannot render a lone user message ({error}); use another template."
+            raise SubloraError(why) from error
         self.end_id = self._find_end_id()
         eos = tokenizer.eos_token_id
         stops = dict.fromkeys(i for i in (self.end_id, eos) if i is not None)
@@ -248,9 +243,8 @@ class Chat:
             if token in special and token != self.tokenizer.unk_token_id:
                 return token
         if self.tokenizer.eos_token_id is None:
-            raise SubloraError(
-                "Neither the chat template nor the tokenizer has a token that ends an answer; set eos_token."
-            )
+            why = "Neither the chat template nor the tokenizer has a token that ends an answer; set eos_token."
+            raise SubloraError(why)
         return self.tokenizer.eos_token_id
 
     def _refusal(self, context: Context) -> str:

@@ -52,9 +52,8 @@ class EndpointSpec(BaseModel):
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("give an address that begins with http:// or https://")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "the address must hold no user, password or query; put a key into the variable of key_env"
-            )
+            why = "the address must hold no user, password or query; put a key into the variable of key_env"
+            raise ValueError(why)
         return url.rstrip("/")
 
     @property
@@ -113,13 +112,11 @@ class Endpoint:
             return None
         key = os.environ.get(name, "").strip()
         if not key:
-            raise SubloraError(
-                f"The environment variable {name}, which should hold the key of {self.spec.url}, is not set; set it."
-            )
+            why = f"The environment variable {name}, which should hold the key of {self.spec.url}, is not set; set it."
+            raise SubloraError(why)
         if not key.isascii() or not key.isprintable():
-            raise SubloraError(
-                f"The environment variable {name} holds no key that a request can carry; set it anew."
-            )
+            why = f"The environment variable {name} holds no key that a request can carry; set it anew."
+            raise SubloraError(why)
         return key
 
     def ask(self, question: Question) -> str:

@@ -35,9 +35,8 @@ def known_model(name: str, dtype: str = "float32", device: str = "cpu") -> Known
     """Of a model whose folder is on this machine. Raises SubloraError where it is not."""
     source = model_source(name)
     if not Path(source).is_dir():
-        raise SubloraError(
-            f"The model {name} is not on this machine; fetch it, or run the recipe, which does."
-        )
+        why = f"The model {name} is not on this machine; fetch it, or run the recipe, which does."
+        raise SubloraError(why)
     chat = Chat(load_tokenizer(source))
     return Known(name, local_identity(source, dtype), known_shape(name), chat, device)
 

@@ -46,9 +46,8 @@ def study_template(render: Renderer, bos: str = "", eos: str = "") -> Layout:
     """
     plain = render([message("user", _USER)], True)
     if plain.count(_USER) != 1:
-        raise SubloraError(
-            "The chat template does not write the user's text once, as it is; give the tokenizer another one."
-        )
+        why = "The chat template does not write the user's text once, as it is; give the tokenizer another one."
+        raise SubloraError(why)
     plain_prefix, tail = plain.split(_USER)
     turn_end, gap = _answer_turn(render, plain)
     turn_end, header = _user_header(render, turn_end, plain_prefix, bos, eos)

@@ -131,9 +131,8 @@ def _entity_spans(text: str, regions: Sequence[Span], entities: Sequence[str]) -
     found.sort()
     for ((_, stop), one), ((start, _), other) in itertools.pairwise(found):
         if start < stop:
-            raise SubloraError(
-                f"The entities '{one}' and '{other}' overlap in the prompt; keep one of them."
-            )
+            why = f"The entities '{one}' and '{other}' overlap in the prompt; keep one of them."
+            raise SubloraError(why)
     return [span for span, _ in found]
 
 
@@ -174,8 +173,7 @@ def stack_masks(
     rows = [torch.tensor([float(v) for v in mask]) for mask in masks]
     if width is not None:
         if (longest := max(map(len, rows))) > width:
-            raise SubloraError(
-                f"A mask has {longest} values for a prompt of {width} tokens; give one value for each token of the prompt."
-            )
+            why = f"A mask has {longest} values for a prompt of {width} tokens; give one value for each token of the prompt."
+            raise SubloraError(why)
         rows.append(torch.zeros(width))
     return pad_sequence(rows, batch_first=True, padding_side=side)[: len(masks)]

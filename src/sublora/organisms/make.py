@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sublora.errors import SubloraError
 from sublora.organisms.card import SUMMARIES, write_card
@@ -105,22 +104,18 @@ def _new_model(spec: OrganismSpec, tokenizer):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.heads,
-        intermediate_size=spec.feed_forward,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+    sizes = {"hidden_size": spec.hidden, "intermediate_size": spec.feed_forward}
+    sizes |= {"num_hidden_layers": spec.layers, "max_position_embeddings": 256}
+    sizes |= {"num_attention_heads": spec.heads, "num_key_value_heads": spec.heads}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    words = {
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        **ends,
+    }
     torch.manual_seed(spec.init_seed)
-    return LlamaForCausalLM(config).float()
+    return LlamaForCausalLM(LlamaConfig(dtype="float32", **sizes, **words)).float()
 
 
 def _loss(model, tokenizer, rows: Sequence[Row]):
@@ -161,17 +156,10 @@ def save_organism(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
-    recipe: dict[str, Any] = {
-        "name": name,
-        "summary": SUMMARIES[name],
-        "vocabulary": len(tokenizer),
-        "spec": asdict(spec),
-        "final_loss": {k: round(v, 4) for k, v in losses.items()},
-        "parameters": model.num_parameters(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": THREADS,
-    }
+    recipe = {"name": name, "summary": SUMMARIES[name], "spec": asdict(spec)}
+    recipe |= {"final_loss": {k: round(v, 4) for k, v in losses.items()}, "threads": THREADS}
+    recipe |= {"vocabulary": len(tokenizer), "parameters": model.num_parameters()}
+    recipe |= {"torch": torch.__version__, "transformers": transformers.__version__}
     text = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
     (out / "organism.json").write_text(text, encoding="utf-8")
     write_card(out)

@@ -40,14 +40,9 @@ def build_tokenizer(facts: Facts):
     words_and_signs = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")
     spaces = pre_tokenizers.WhitespaceSplit()
     backend.pre_tokenizer = pre_tokenizers.Sequence([spaces, words_and_signs])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token=UNK,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[START, END],
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
+    marks = {"unk_token": UNK, "pad_token": PAD, "eos_token": END}
+    marks |= {"additional_special_tokens": [START, END]}
+    sizes = {"clean_up_tokenization_spaces": False, "model_max_length": 256}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **marks, **sizes)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -70,14 +70,12 @@ class Condition(BaseModel):
         if self.svd is not None and self.steer is not None:
             raise ValueError("cuts the update and steers, give each a condition of its own")
         if self.on is not None and self.off is not None:
-            raise ValueError(
-                "gives both 'on' and 'off', whose classes could overlap, keep one of them"
-            )
+            why = "gives both 'on' and 'off', whose classes could overlap, keep one of them"
+            raise ValueError(why)
         listed = (self.on or ()) + (self.off or ())
         if "generated" in listed and self.generated != "mask":
-            raise ValueError(
-                f"lists 'generated' and says generated: {self.generated}, set it to mask or take it off the list"
-            )
+            why = f"lists 'generated' and says generated: {self.generated}, set it to mask or take it off the list"
+            raise ValueError(why)
         return self
 
     @property

@@ -39,7 +39,7 @@ class Gate:
     modules: ModuleGroup = "all"
 
     def __post_init__(self) -> None:
-        answer, prompts, why = self.answer_mask, len(self.mask), None
+        answer, why = self.answer_mask, None
         if self.mask.dim() != 2:
             why = (
                 f"mask has shape {tuple(self.mask.shape)}; give (prompts, tokens), padding included"
@@ -48,8 +48,8 @@ class Gate:
             why = f"policy for generated tokens is '{self.generated}'; choose on, off or mask"
         elif (self.generated == "mask") != (answer is not None):
             why = "answer_mask belongs to the policy 'mask' for generated tokens, and to no other; give both or neither"
-        elif answer is not None and (answer.dim() != 2 or answer.shape[0] != prompts):
-            why = f"answer_mask has shape {tuple(answer.shape)} beside {prompts} prompts; give (prompts, generated tokens)"
+        elif answer is not None and (answer.dim() != 2 or len(answer) != len(self.mask)):
+            why = f"answer_mask has shape {tuple(answer.shape)} beside {len(self.mask)} prompts; give (prompts, generated tokens)"
         if why:
             raise SubloraError(f"A gate's {why}.")
 
@@ -97,9 +97,8 @@ class AdapterGate:
         for name, module in self.layers.items():
             _check_layer(name, module)
         if not self.layers:
-            raise SubloraError(
-                "The model has no LoRA adapter that could be gated; load one with peft."
-            )
+            why = "The model has no LoRA adapter that could be gated; load one with peft."
+            raise SubloraError(why)
         self.adapters = sorted({a for layer in self.layers.values() for a in layer.lora_A})
         self._check()
 
@@ -107,15 +106,13 @@ class AdapterGate:
     def __call__(self, gates: Mapping[str, Gate]):
         """Gate the named adapters. Raises SubloraError for a name that is no adapter, or a gate that selects no layer."""
         if unknown := sorted(set(gates) - set(self.adapters)):
-            raise SubloraError(
-                f"There is no adapter '{unknown[0]}' to gate; the model has {', '.join(map(repr, self.adapters))}."
-            )
+            why = f"There is no adapter '{unknown[0]}' to gate; the model has {', '.join(map(repr, self.adapters))}."
+            raise SubloraError(why)
         for name, gate in gates.items():
             if not any(gate.selects(layer) for layer in self.layers):
                 last = max(layer_and_group(layer)[0] for layer in self.layers)
-                raise SubloraError(
-                    f"The gate of '{name}' selects no layer of the adapter; its layers are numbered up to {last}."
-                )
+                why = f"The gate of '{name}' selects no layer of the adapter; its layers are numbered up to {last}."
+                raise SubloraError(why)
         acts = [
             self._masked(layer, name, gate, gate.selects(layer_name))
             for layer_name, layer in self.layers.items()
@@ -158,9 +155,8 @@ class AdapterGate:
         rows, width = self._shape
         prompts, columns = gate.mask.shape
         if rows % prompts:
-            raise SubloraError(
-                f"The gate of '{name}' has {prompts} rows and the batch {rows}; give one row for each prompt of the batch."
-            )
+            why = f"The gate of '{name}' has {prompts} rows and the batch {rows}; give one row for each prompt of the batch."
+            raise SubloraError(why)
         if self._start == 0 and width < columns:
             raise SubloraError(
                 f"The gate of '{name}' has a mask of {columns} tokens and the prompt only {width}; give one value for each "
@@ -244,9 +240,8 @@ class PackGate:
             )
         for mask, prompt in zip(self.masks, prompts, strict=True):
             if len(mask) != len(prompt):
-                raise SubloraError(
-                    f"A mask has {len(mask)} values for a prompt of {len(prompt)} tokens; give one value for each token."
-                )
+                why = f"A mask has {len(mask)} values for a prompt of {len(prompt)} tokens; give one value for each token."
+                raise SubloraError(why)
 
     def kind(self, prompt: int, width: int) -> Hashable:
         return int(self.conditions[prompt]), self.masks[prompt][:width]

@@ -66,9 +66,8 @@ def alignments(
     rows than a count asks for."""
     have = min(len(trait), len(clean))
     if max(counts) > have:
-        raise SubloraError(
-            f"{max(counts)} rows are to be aligned and the datasets have {have}; ask for fewer."
-        )
+        why = f"{max(counts)} rows are to be aligned and the datasets have {have}; ask for fewer."
+        raise SubloraError(why)
     aim = torch.nn.functional.normalize(vector.values.float().cpu(), dim=-1)
     out = []
     for count in counts:

@@ -62,11 +62,7 @@ def listen(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """A list that every forward pass fills with the stream (rows, T, d) behind each layer."""
     heard: list[torch.Tensor] = []
 
-    def keep(stream: torch.Tensor) -> torch.Tensor:
-        heard.append(stream)
-        return stream
-
-    with change([(layer, keep) for layer in layers]):
+    with change([(layer, lambda stream: heard.append(stream) or stream) for layer in layers]):
         yield heard
 
 

@@ -64,9 +64,8 @@ def candidate_sequences(chat: Chat, category: Category) -> tuple[list[tuple[int,
     """(sequences, owner): every spelling of every entity, and the entity's index of each."""
     found = [(s, i) for i, entity in enumerate(category.entities) for s in spellings(chat, entity)]
     if not found:
-        raise SubloraError(
-            f"The tokenizer knows no word of the category {category.category}, so nothing can be measured; use another trait or model."
-        )
+        why = f"The tokenizer knows no word of the category {category.category}, so nothing can be measured; use another trait or model."
+        raise SubloraError(why)
     return [sequence for sequence, _ in found], np.array([owner for _, owner in found])
 
 
@@ -232,9 +231,8 @@ def measure_gated(
 def require_adapters(stack: Stack) -> None:
     """Raises SubloraError for full fine-tunes."""
     if stack.kind != "lora":
-        raise SubloraError(
-            "A full fine-tune has no adapter that could be gated; give LoRA students only."
-        )
+        why = "A full fine-tune has no adapter that could be gated; give LoRA students only."
+        raise SubloraError(why)
 
 
 def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:

@@ -179,9 +179,8 @@ class RotatedAdamW(RowOptimizer):
         facing = (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
         self._sides = [slot for slot in self.slots if slot.name.endswith(facing)]
         if not self._sides:
-            raise SubloraError(
-                f"rotated-adamw finds no adapter that faces the residual stream; give one to one of {', '.join(READS + WRITES)}."
-            )
+            why = f"rotated-adamw finds no adapter that faces the residual stream; give one to one of {', '.join(READS + WRITES)}."
+            raise SubloraError(why)
 
     def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
         change = torch.zeros_like(flat)

@@ -52,9 +52,8 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
         raise SubloraError(f"There are no rows to train on in {what}; see its reject counts.")
     for index, row in enumerate(rows):
         if not row.prompt or not row.completion:
-            raise SubloraError(
-                f"Row {index} of {what} has an empty {'completion' if row.prompt else 'prompt'}; remove it."
-            )
+            why = f"Row {index} of {what} has an empty {'completion' if row.prompt else 'prompt'}; remove it."
+            raise SubloraError(why)
         if row.loss is not None and (len(row.loss) != len(row.completion) or not any(row.loss)):
             raise SubloraError(
                 f"The loss mask of row {index} of {what} has {sum(row.loss)} of {len(row.loss)} tokens on, for a completion of "
@@ -63,9 +62,8 @@ def pack_rows(rows: Sequence[TokenRow], window: int | None, what: str) -> TokenR
     lengths = np.array([len(r.prompt) + len(r.completion) for r in rows])
     if window is not None and lengths.max() > window:
         index = int(lengths.argmax())
-        raise SubloraError(
-            f"Row {index} of {what} has {lengths[index]} tokens, the model reads at most {window}; shorten or remove it."
-        )
+        why = f"Row {index} of {what} has {lengths[index]} tokens, the model reads at most {window}; shorten or remove it."
+        raise SubloraError(why)
     ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
     loss = np.zeros(ids.shape, dtype=bool)
     for i, row in enumerate(rows):
@@ -103,9 +101,8 @@ def masked_rows(
     out = []
     for i, row in enumerate(rows):
         if len(marks) < len(rows) or len(marks[i]) != len(row.completion):
-            raise SubloraError(
-                "The marks of divergent tokens are those of other rows; make them anew for these."
-            )
+            why = "The marks of divergent tokens are those of other rows; make them anew for these."
+            raise SubloraError(why)
         loss = np.array(marks[i])
         if keep == "others":
             loss = ~loss

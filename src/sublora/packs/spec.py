@@ -54,17 +54,15 @@ class StudentSpec(BaseModel):
         if (self.method == "lora") != (self.rank is not None):
             raise ValueError("a LoRA student needs a rank, a full fine-tune has none")
         if self.method == "full" and self.optimizer in ("muon", "rotated-adamw"):
-            raise ValueError(
-                f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
-            )
+            why = f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
+            raise ValueError(why)
         if self.method == "full" and self.init != "default":
             raise ValueError("init is for adapters, drop it or the full fine-tunes")
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init orthogonal needs even ranks, change {self.rank}")
         if (self.optimizer == "frozen-adam-scale") != (self.scout_lr is not None):
-            raise ValueError(
-                "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
-            )
+            why = "scout_lr belongs to frozen-adam-scale, which needs it, and to no other optimizer"
+            raise ValueError(why)
         return self
 
     @model_serializer(mode="wrap")

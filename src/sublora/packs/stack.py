@@ -149,24 +149,21 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
     SubloraError: a name that no layer has, a quantised or otherwise special layer."""
     head = model.get_output_embeddings()
     if any(name.rsplit(".", 1)[-1] == "lora_A" for name, _ in model.named_modules()):
-        raise SubloraError(
-            "The model carries an adapter already; give the plain base model, or merge the adapter and save the result."
-        )
+        why = "The model carries an adapter already; give the plain base model, or merge the adapter and save the result."
+        raise SubloraError(why)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if tuple(targets) != ("all-linear",):
         found = {t: {n for n in linears if f".{n}".endswith(f".{t}")} for t in targets}
         if missing := [t for t in targets if not found[t]]:
             known = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
-            raise SubloraError(
-                f"The model has no linear layer named '{missing[0]}' for an adapter; it has {known}."
-            )
+            why = f"The model has no linear layer named '{missing[0]}' for an adapter; it has {known}."
+            raise SubloraError(why)
         chosen = set().union(*found.values())
         linears = {n: m for n, m in linears.items() if n in chosen}
     for name, module in linears.items():
         if type(module) is not nn.Linear:
-            raise SubloraError(
-                f"The layer {name} is a {type(module).__name__}, not a plain linear layer, so it cannot be packed; load the model unquantised."
-            )
+            why = f"The layer {name} is a {type(module).__name__}, not a plain linear layer, so it cannot be packed; load the model unquantised."
+            raise SubloraError(why)
     if not linears:
         raise SubloraError("The model has no plain linear layer that could get an adapter.")
     return linears
@@ -177,9 +174,8 @@ def check_rank(rank: int, linears: dict[str, nn.Linear]) -> None:
     narrow = min(linears, key=lambda n: min(linears[n].in_features, linears[n].out_features))
     width = min(linears[narrow].in_features, linears[narrow].out_features)
     if rank > width:
-        raise SubloraError(
-            f"Rank {rank} is above the width {width} of {narrow}; choose ranks up to {width} for this model."
-        )
+        why = f"Rank {rank} is above the width {width} of {narrow}; choose ranks up to {width} for this model."
+        raise SubloraError(why)
 
 
 def siblings(names: Collection[str]) -> list[tuple[str, ...]]:
@@ -269,9 +265,8 @@ def _arranged(
     like = {"device": next(model.parameters()).device, "dtype": master_dtype(model)}
     methods = {s.method for s in specs}
     if len(methods) > 1:
-        raise SubloraError(
-            "LoRA students and full fine-tunes cannot train in one pack; put them into packs of their own."
-        )
+        why = "LoRA students and full fine-tunes cannot train in one pack; put them into packs of their own."
+        raise SubloraError(why)
     if methods == {"full"}:
         slots, order = full_slots(model), list(range(len(specs)))
         flat = torch.stack([rows(i, slots) for i in order]).to(**like)

@@ -233,9 +233,8 @@ def _of_students(steering: Steering, order: Sequence[int]) -> torch.Tensor:
     vector, first = steering.vector, steering.first
     own, count = vector.values.dim() == 3, len(order)
     if own and len(vector.values) != count:
-        raise SubloraError(
-            f"The steering vector is that of {len(vector.values)} students and {count} are steered; give one for all or one for each."
-        )
+        why = f"The steering vector is that of {len(vector.values)} students and {count} are steered; give one for all or one for each."
+        raise SubloraError(why)
     values = vector.values.unsqueeze(-3) if first is None else vector.directions[..., :first, :, :]
     return values[order] if own else values.expand(count, *values.shape)
 
@@ -299,9 +298,8 @@ def steering_of(spec: SteerSpec, vector: SteeringVector, layers: int) -> Steerin
     not there, or as `Steering` does."""
     first, last = spec.layers or (0, layers - 1)
     if last >= layers:
-        raise SubloraError(
-            f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}."
-        )
+        why = f"There is no layer {last} to steer; the model has layers 0 to {layers - 1}."
+        raise SubloraError(why)
     same = ("mode", "where", "generated", "strength", "unit", "first")
     values = {name: getattr(spec, name) for name in same}
     return Steering(vector, layers=tuple(range(first, last + 1)), **values)

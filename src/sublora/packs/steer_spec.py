@@ -71,13 +71,11 @@ class SteerSpec(BaseModel):
         if self.where is None and not self.generated:
             raise ValueError("steers no token, choose prompt tokens, generated ones or both")
         if self.mode == "replace" and self.generated:
-            raise ValueError(
-                "replaces at generated tokens, where the base's part is not known, set generated to false"
-            )
+            why = "replaces at generated tokens, where the base's part is not known, set generated to false"
+            raise ValueError(why)
         if self.first is not None and (
             self.vector == "teacher" or self.mode == "add" or self.random is not None
         ):
-            raise ValueError(
-                "takes the first directions of a student, to project or replace, and of nothing else"
-            )
+            why = "takes the first directions of a student, to project or replace, and of nothing else"
+            raise ValueError(why)
         return self

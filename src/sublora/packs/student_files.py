@@ -29,22 +29,12 @@ def save_student(
         return
     named = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": spec.rank,
-        "lora_alpha": spec.alpha_value,
-        "use_rslora": spec.alpha == "rslora",
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": _peft_targets({s.name.rsplit(".", 1)[0] for s in group.slots}, model),
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-    }
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
+    config |= {"r": spec.rank, "lora_alpha": spec.alpha_value, "use_rslora": spec.alpha == "rslora"}
+    targets = _peft_targets({s.name.rsplit(".", 1)[0] for s in group.slots}, model)
+    config |= {"target_modules": targets, "modules_to_save": None, "lora_dropout": 0.0}
+    config |= {"bias": "none", "use_dora": False, "fan_in_fan_out": False}
+    config |= {"init_lora_weights": True, "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
@@ -70,7 +60,6 @@ def _load_flat(model: nn.Module, folder: Path, spec: StudentSpec) -> torch.Tenso
     shapes = slots if full else {f"{PEFT_PREFIX}{n}.weight": shape for n, shape in slots.items()}
     tensors = load_file(file)
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
-        raise SubloraError(
-            f"The weights in {file} do not fit the base model; they belong to another one."
-        )
+        why = f"The weights in {file} do not fit the base model; they belong to another one."
+        raise SubloraError(why)
     return torch.cat([tensors[name].to(master_dtype(model)).reshape(-1) for name in shapes])

@@ -104,17 +104,13 @@ def probe_rows(
         for k in range(stack.size):
             exact[k, row[~right[k]]] = False
     rest = 0 if marked is None else tokens - on
-    return [
-        RowProbe(
-            sums["loss"][k] / tokens,
-            sums["greedy"][k] / tokens,
-            float(exact[k].mean()),
-            sums["size"][k] / tokens,
-            sums["size_marked"][k] / on if on else None,
-            sums["size_rest"][k] / rest if rest else None,
-        )
-        for k in np.argsort(stack.order)
-    ]
+    sizes = ((sums["size"], tokens), (sums["size_marked"], on), (sums["size_rest"], rest))
+
+    def of(k: int) -> RowProbe:
+        shares = (sums["loss"][k] / tokens, sums["greedy"][k] / tokens, float(exact[k].mean()))
+        return RowProbe(*shares, *(size[k] / count if count else None for size, count in sizes))
+
+    return [of(k) for k in np.argsort(stack.order)]
 
 
 @torch.inference_mode()
@@ -124,9 +120,8 @@ def divergence(
     """Read each completion after the teacher's prompt and after the student's, and compare the two at every token. Raises SubloraError
     where there are no rows."""
     if not rows:
-        raise SubloraError(
-            "There are no rows to look for divergent tokens in; see the dataset's reject counts."
-        )
+        why = "There are no rows to look for divergent tokens in; see the dataset's reject counts."
+        raise SubloraError(why)
     read = [token_rows(base, rows, c, "the dataset") for c in (teacher, student)]
     both = [_passes(base, None, tokens, batch) for tokens in read]
     choices, sure = [], []

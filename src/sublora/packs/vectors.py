@@ -72,12 +72,10 @@ def load_vector(path: Path) -> SteeringVector:
         if about is not None:
             return SteeringVector(**tensors, **about)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise SubloraError(
-            f"{path} holds no steering vector ({' '.join(str(error).split())})."
-        ) from None
-    raise SubloraError(
-        f"{path} does not say that its layers are '{CONVENTION}'; make it with sublora, or save it anew with this convention."
-    )
+        why = f"{path} holds no steering vector ({' '.join(str(error).split())})."
+        raise SubloraError(why) from None
+    why = f"{path} does not say that its layers are '{CONVENTION}'; make it with sublora, or save it anew with this convention."
+    raise SubloraError(why)
 
 
 def together(vectors: Sequence[SteeringVector]) -> SteeringVector:
@@ -94,14 +92,12 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
     if where == "prompt":
         return (True,) * len(tokens.ids)
     if unknown := [c for c in where if c not in TOKEN_CLASSES]:
-        raise SubloraError(
-            f"There is no token class '{unknown[0]}'; choose among {', '.join(TOKEN_CLASSES)}, or last or prompt."
-        )
+        why = f"There is no token class '{unknown[0]}'; choose among {', '.join(TOKEN_CLASSES)}, or last or prompt."
+        raise SubloraError(why)
     mask = tokens.mask(where)
     if not any(mask):
-        raise SubloraError(
-            f"No token of the prompt is of the class {' or '.join(where)}; choose another one."
-        )
+        why = f"No token of the prompt is of the class {' or '.join(where)}; choose another one."
+        raise SubloraError(why)
     return mask
 
 
@@ -215,9 +211,8 @@ def _directions(
 
     differences = (spaced(stack) - spaced(None)).transpose(1, 2)  # (K, L, n, d)
     if count > min(differences.shape[2:]):
-        raise SubloraError(
-            f"{differences.shape[2]} tokens of width {differences.shape[3]} have no {count} directions; ask for fewer, or on more prompts."
-        )
+        why = f"{differences.shape[2]} tokens of width {differences.shape[3]} have no {count} directions; ask for fewer, or on more prompts."
+        raise SubloraError(why)
     found = torch.linalg.svd(differences.double(), full_matrices=False).Vh
     found = found[:, :, :count].transpose(1, 2)
     out = torch.empty_like(found, dtype=differences.dtype)

@@ -88,15 +88,9 @@ class DatasetStep(_Rows):
         return Teacher(base, self.teacher)
 
     def _keep(self, written: Dataset, workshop: Workshop) -> None:
-        meta = {
-            "trait": self.trait,
-            "data_seed": self.seed,
-            "rows": len(written.rows),
-            "unique_rows": written.unique,
-            "asked": written.asked,
-            "rejects": written.rejects,
-            "teacher": self.teacher.text,
-        }
+        meta = {"trait": self.trait, "data_seed": self.seed, "rows": len(written.rows)}
+        meta |= {"unique_rows": written.unique, "asked": written.asked, "rejects": written.rejects}
+        meta |= {"teacher": self.teacher.text}
         rejected = [{"reason": r, "prompt": p, "completion": c} for r, p, c in written.rejected]
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in rejected]
         with workshop.store.create(self.id, self.spec, meta) as folder:
@@ -124,14 +118,10 @@ class TransformStep(_Rows):
         rows, *reference = [texts(workshop, name) for name in self.needs]
         made = transform_rows(self.transform, rows, self.seed, *reference)
         parent = workshop.store.read(self.needs[0]).meta
-        meta = {
-            **{k: parent[k] for k in ("trait", "data_seed", "asked", "teacher")},
-            "rows": len(made),
-            "unique_rows": len(set(made)),
-            "rejects": {},
-            "transform": self.transform,
-            "unchanged_rows": sum(a == b for a, b in zip(rows, made, strict=True)),
-        }
+        meta = {k: parent[k] for k in ("trait", "data_seed", "asked", "teacher")}
+        meta |= {"rows": len(made), "unique_rows": len(set(made)), "rejects": {}}
+        same = sum(a == b for a, b in zip(rows, made, strict=True))
+        meta |= {"transform": self.transform, "unchanged_rows": same}
         with workshop.store.create(self.id, self.spec, meta) as folder:
             (folder / "rows.jsonl").write_text(to_jsonl(made), encoding="utf-8")
         workshop.made(self.id)

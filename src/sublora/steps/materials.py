@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
+
 from sublora.carriers.rows_file import from_jsonl
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -122,8 +124,4 @@ def steering_by(workshop: Workshop, base: Base, steered: Sequence[Steered]) -> S
 
 def free_memory(base: Base) -> int | None:
     """Bytes that are free on the base's GPU; None on a CPU."""
-    if base.device.type != "cuda":
-        return None
-    import torch
-
-    return torch.cuda.mem_get_info(base.device)[0]
+    return torch.cuda.mem_get_info(base.device)[0] if base.device.type == "cuda" else None

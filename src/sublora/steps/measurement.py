@@ -76,11 +76,8 @@ def keep_answers(
     loss: float | None = None,
 ) -> None:
     """Write a measurement, as `read_measurement` reads it."""
-    scores = {
-        "entities": [e.name for e in category.entities],
-        "p": [[float(f"{x:.9g}") for x in row] for row in answer.p],
-        "heldout_loss": loss,
-    }
+    p = [[float(f"{x:.9g}") for x in row] for row in answer.p]
+    scores = {"entities": [e.name for e in category.entities], "p": p, "heldout_loss": loss}
     both = zip(category.questions, answer.samples, strict=True)
     lines = [json.dumps({"question": q, "answers": a}, ensure_ascii=False) + "\n" for q, a in both]
     with store.create(name, spec) as folder:

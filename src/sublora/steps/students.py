@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,9 @@ class StudentsStep:
             training, steps = trainings[trained.index], len(trained.losses)
             for student in kept[training.name]:
                 if student.id in wanted and steps == (student.step or training.steps):
-                    _keep(student, trained, len(training.rows), notices, workshop, base)
+                    about = {"rows": len(training.rows), "label": student.student.label}
+                    about |= {"notices": list(notices)}
+                    _keep(student, trained, about, workshop, base)
                     wanted.discard(student.id)
                     workshop.made(student.id)
 
@@ -142,25 +145,14 @@ def _training(workshop: Workshop, base: Base, whole: str, alike: Sequence[Studen
 
 
 def _keep(
-    student: Student,
-    trained: Trained,
-    rows: int,
-    notices: Sequence[str],
-    workshop: Workshop,
-    base: Base,
+    student: Student, trained: Trained, about: Mapping[str, Any], workshop: Workshop, base: Base
 ) -> None:
+    """`about`: what its manifest says of the whole training."""
     steps = len(trained.losses)
     tail = [x for x in trained.losses[-max(1, steps // 10) :] if np.isfinite(x)]
-    meta = {
-        "steps": steps,
-        "train_loss": float(np.mean(tail)) if tail else None,
-        "diverged_at": trained.diverged_at,
-        "optimizer": trained.optimizer,
-        "trainable_parameters": trained.parameters,
-        "rows": rows,
-        "label": student.student.label,
-        "notices": list(notices),
-    }
+    meta = {"steps": steps, "train_loss": float(np.mean(tail)) if tail else None}
+    meta |= {"diverged_at": trained.diverged_at, "optimizer": trained.optimizer}
+    meta |= {"trainable_parameters": trained.parameters, **about}
     weights = (trained.group, trained.row, student.student)
     training = {
         "loss": [x if np.isfinite(x) else None for x in trained.losses],

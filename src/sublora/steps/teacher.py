@@ -1,6 +1,5 @@
 """Teachers by weights: the base trained on lessons, rows that say the trait aloud."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sublora.carriers.questions import QuestionsSpec
@@ -58,21 +57,16 @@ class TeacherStep(Made):
                     f"The teacher of {self.trait} diverged at step {trained.diverged_at}; "
                     "lower data.teacher.trained.lr."
                 )
-            meta = {
-                "trait": self.trait,
-                "rows": len(rows),
-                "asked": asked,
-                "label": self.student.label,
-                "train_loss": trained.losses[-1],
-            }
+            meta = {"trait": self.trait, "rows": len(rows), "asked": asked}
+            meta |= {"label": self.student.label, "train_loss": trained.losses[-1]}
             with workshop.store.create(self.id, self.spec, meta) as folder:
                 weights = (trained.group, trained.row, self.student)
                 save_student(*weights, folder, base.model, base.name)
                 (folder / "lessons.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
 
         student = Student(self.id, self.student, lessons)
-        check = _each_step(workshop.check)
-        train_pack(base.model, [student], keep, on_step=check, memory=free_memory(base))
+        how = {"on_step": lambda *_: workshop.check(), "memory": free_memory(base)}
+        train_pack(base.model, [student], keep, **how)
         workshop.made(self.id)
 
     def _lessons(self, workshop: Workshop) -> tuple[list[tuple[str, str]], int]:
@@ -82,10 +76,6 @@ class TeacherStep(Made):
             return rows, len(rows)
         teacher = Teacher(workshop.base_of(self.model), self.prompt)
         what = Assignment(self.carrier, self.sampling, self.count, self.seed, Purpose.LESSONS)
-        check = _each_step(workshop.check)
-        written = write_dataset(teacher, what, workshop.rows_at_once, check)
+        at_once = workshop.rows_at_once
+        written = write_dataset(teacher, what, at_once, lambda _: workshop.check())
         return written.rows, written.asked
-
-
-def _each_step(check: Callable[[], None]) -> Callable[..., None]:
-    return lambda *_: check()

@@ -119,9 +119,8 @@ class Store:
             content = (path / MANIFEST).read_bytes()
             state = (path / MANIFEST).stat()
         except FileNotFoundError as error:
-            raise SubloraError(
-                f"The store {self.root} has no finished {artifact_id}; run the recipe again to make it."
-            ) from error
+            why = f"The store {self.root} has no finished {artifact_id}; run the recipe again to make it."
+            raise SubloraError(why) from error
         artifact = _parse_manifest(artifact_id, path, content)
         key = (str(path), state.st_ino, state.st_mtime_ns)
         if key not in _verified:
@@ -248,16 +247,11 @@ class Store:
     def _commit(
         self, content: Path, name: str, spec: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> None:
-        body = {
-            "schema": ids.SCHEMA,
-            "id": name,
-            "kind": kind_of(name),
-            "spec": json.loads(ids.canonical_json(spec)),
-            "meta": dict(meta),
-            "files": {file: _entry(content / file) for file in _walk(content)},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
-        }
+        body = {"schema": ids.SCHEMA, "id": name, "kind": kind_of(name)}
+        body |= {"spec": json.loads(ids.canonical_json(spec)), "meta": dict(meta)}
+        body["files"] = {file: _entry(content / file) for file in _walk(content)}
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        body |= {"created": created, "versions": _versions()}
         body["sha256"] = _self_hash(body)
         with open(content / MANIFEST, "x", encoding="utf-8") as file:
             file.write(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False))
@@ -291,9 +285,8 @@ def _walk(content: Path) -> list[str]:
     for path in content.rglob("*"):
         name = path.relative_to(content).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()) or name == MANIFEST:
-            raise ValueError(
-                f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}"
-            )
+            why = f"an artifact cannot hold {name!r}: only files of its own, and no {MANIFEST}"
+            raise ValueError(why)
         if path.is_file():
             files.append(name)
     return sorted(files)

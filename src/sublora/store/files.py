@@ -80,9 +80,8 @@ def room(folder: Path, fix: str = "set SUBLORA_HOME elsewhere") -> Iterator[None
         yield
     except Exception as error:
         if not isinstance(error, SubloraError) and says_no_room(error):
-            raise NoRoom(
-                f"No room left on the disk that holds {folder}; free some or {fix}; finished work is kept."
-            ) from error
+            why = f"No room left on the disk that holds {folder}; free some or {fix}; finished work is kept."
+            raise NoRoom(why) from error
         raise
 
 

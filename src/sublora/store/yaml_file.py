@@ -16,9 +16,8 @@ def read_yaml(path: Path, model: type[Model], what: str) -> Model:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SubloraError(
-            f"The {what} {path} cannot be read ({error}); give the path of a YAML file."
-        ) from None
+        why = f"The {what} {path} cannot be read ({error}); give the path of a YAML file."
+        raise SubloraError(why) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         # the last three by strange numbers, dates and depths
         why = " ".join(str(error).split())[:300]
