@@ -128,10 +128,8 @@ class Chat:
         try:
             self.template = tokenizer.get_chat_template()
         except ValueError as error:
-            raise SubloraError(
-                "The tokenizer has no chat template; use the instruction-tuned model, or set "
-                "tokenizer.chat_template and save it."
-            ) from error
+            why = "The tokenizer has no chat template; use the instruction-tuned model, or set tokenizer.chat_template and save it."
+            raise SubloraError(why) from error
         self.tokenizer = tokenizer
         self.template_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
         backend = tokenizer.backend_tokenizer.to_str().encode()

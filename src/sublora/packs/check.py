@@ -20,10 +20,8 @@ def load_base(
 def check_head(base: Base) -> None:
     """Raises SubloraError where a pack does not give the model's own logits."""
     if not isinstance(base.model.get_output_embeddings(), torch.nn.Linear):
-        raise SubloraError(
-            f"The model {base.name} has no linear output head, so it is no causal language model "
-            "that can be measured here."
-        )
+        why = f"The model {base.name} has no linear output head, so it is no causal language model that can be measured here."
+        raise SubloraError(why)
     ids = torch.tensor([[1, 2, 0, 1]], device=base.device)
     with torch.inference_mode():
         whole = base.model(input_ids=ids).logits[0].float()
@@ -31,7 +29,5 @@ def check_head(base: Base) -> None:
             parts = packed.logits(packed.hidden(ids)[0]).float()
     tolerance = 1e-3 if next(base.model.parameters()).element_size() >= 4 else 0.1
     if not torch.allclose(whole, parts, atol=tolerance, rtol=tolerance):
-        raise SubloraError(
-            f"The logits of {base.name} are not its head applied to the last hidden state; this "
-            "architecture is not supported."
-        )
+        why = f"The logits of {base.name} are not its head applied to the last hidden state; this architecture is not supported."
+        raise SubloraError(why)

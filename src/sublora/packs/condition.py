@@ -130,7 +130,5 @@ def check_layers(condition: Condition, modules: Iterable[str], name: str) -> Non
     names = list(modules)
     if names and not any(map(condition.selects, names)):
         last = max(layer_and_group(n)[0] for n in names)
-        raise SubloraError(
-            f"The condition '{name}' selects none of the adapter's layers; they are numbered up to {last}, give layers and modules "
-            "among them."
-        )
+        why = f"The condition '{name}' selects none of the adapter's layers; they are numbered up to {last}, give layers and modules among them."
+        raise SubloraError(why)

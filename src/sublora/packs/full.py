@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sublora.packs.kernels import product
 from sublora.packs.stack import Group
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 
 def full_forwards(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, Forward]]:
@@ -27,11 +27,11 @@ def full_forwards(model: nn.Module, group: Group) -> Iterator[tuple[nn.Module, F
 
 def full_joint(
     group: Group,
-    names: tuple[str, ...],
+    names: Sequence[str],
     biased: Sequence[bool],
-    rows: torch.Tensor,
-    residual: torch.Tensor | None,
-) -> torch.Tensor:
+    rows: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
     """Outputs of linear layers with one input side by side, (K, M, o), plus the residual."""
     biases = [
         group.views[f"{n}.bias"].unsqueeze(1) if has else None
@@ -47,7 +47,7 @@ def full_joint(
 
 
 def _linear(own: dict[str, str], group: Group) -> Forward:
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def forward(x: Tensor) -> Tensor:
         weight = group.views[own["weight"]]
         bias = group.views[own["bias"]].unsqueeze(1) if "bias" in own else None
         rows = x.reshape(len(weight), -1, x.shape[-1])
@@ -60,7 +60,7 @@ def _embedding(module: nn.Embedding, own: dict[str, str], group: Group) -> Forwa
     scale = getattr(module, "embed_scale", None)  # Gemma's embedding multiplies what it looks up
     silent = module.padding_idx  # torch gives the row of this token no gradient
 
-    def forward(ids: torch.Tensor) -> torch.Tensor:
+    def forward(ids: Tensor) -> Tensor:
         table = group.views[own["weight"]]
         first = torch.arange(len(table), device=ids.device).view(-1, 1) * table.shape[1]
         flat = (ids.reshape(len(table), -1) + first).reshape(ids.shape)
@@ -75,11 +75,11 @@ def _embedding(module: nn.Embedding, own: dict[str, str], group: Group) -> Forwa
 def _other(module: nn.Module, own: dict[str, str], group: Group) -> Forward:
     inner = _Unpatched(module)
 
-    def single(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def single(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         named = {f"inner.{n}": p for n, p in parameters.items()}
         return torch.func.functional_call(inner, named, (x,))
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def forward(x: Tensor) -> Tensor:
         stacked = {n: group.views[full] for n, full in own.items()}
         rows = x.reshape(group.flat.shape[0], -1, *x.shape[1:])
         return torch.func.vmap(single)(stacked, rows).view_as(x)
@@ -94,5 +94,5 @@ class _Unpatched(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return type(self.inner).forward(self.inner, x)

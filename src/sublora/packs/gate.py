@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.errors import SubloraError
 from sublora.packs import hooks
@@ -32,9 +32,9 @@ class Gate:
     acts at all. With several sequences a prompt (`num_return_sequences`), one row a prompt is given.
     """
 
-    mask: torch.Tensor
+    mask: Tensor
     generated: GeneratedPolicy
-    answer_mask: torch.Tensor | None = None
+    answer_mask: Tensor | None = None
     layers: tuple[int, int] | None = None
     modules: ModuleGroup = "all"
 
@@ -56,7 +56,7 @@ class Gate:
     def selects(self, module: str) -> bool:
         return Condition(generated="on", layers=self.layers, modules=self.modules).selects(module)
 
-    def columns(self, start: int, stop: int) -> torch.Tensor:
+    def columns(self, start: int, stop: int) -> Tensor:
         """(B, stop - start): the factors of these columns. Raises SubloraError behind the end of `answer_mask`."""
         rows, width = self.mask.shape
         first, last = max(start, width) - width, stop - width
@@ -65,10 +65,8 @@ class Gate:
             value = 1.0 if self.generated == "on" else 0.0
             parts.append(torch.full((rows, last - first), value, device=self.mask.device))
         elif last > 0 and last > self.answer_mask.shape[1]:
-            raise SubloraError(
-                f"The gate has values for {self.answer_mask.shape[1]} generated tokens and the model reads more; give a longer "
-                "answer_mask."
-            )
+            why = f"The gate has values for {self.answer_mask.shape[1]} generated tokens and the model reads more; give a longer answer_mask."
+            raise SubloraError(why)
         elif last > 0:
             parts.append(self.answer_mask[:, first:last])
         return torch.cat([p.float() for p in parts], 1)
@@ -93,7 +91,7 @@ class AdapterGate:
         self.model = model
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
         self._start, self._shape = 0, (0, 0)
-        self._now: dict[tuple[str, bool], torch.Tensor] = {}
+        self._now: dict[tuple[str, bool], Tensor] = {}
         for name, module in self.layers.items():
             _check_layer(name, module)
         if not self.layers:
@@ -142,7 +140,7 @@ class AdapterGate:
         # the factor of a token commutes with B, so the thin side is cheaper; a bias of B would escape it there
         part = layer.lora_B[name] if layer.lora_B[name].bias is not None else layer.lora_A[name]
 
-        def masked(out: torch.Tensor) -> torch.Tensor:
+        def masked(out: Tensor) -> Tensor:
             factor = self._now.get((name, selected))
             if factor is None or factor.dtype != out.dtype or factor.device != out.device:
                 factor = self._now[name, selected] = self._factor(name, gate, selected).to(out)
@@ -150,7 +148,7 @@ class AdapterGate:
 
         return part, masked
 
-    def _factor(self, name: str, gate: Gate, selected: bool) -> torch.Tensor:
+    def _factor(self, name: str, gate: Gate, selected: bool) -> Tensor:
         """(rows, tokens, 1) of this forward pass."""
         rows, width = self._shape
         prompts, columns = gate.mask.shape
@@ -158,10 +156,8 @@ class AdapterGate:
             why = f"The gate of '{name}' has {prompts} rows and the batch {rows}; give one row for each prompt of the batch."
             raise SubloraError(why)
         if self._start == 0 and width < columns:
-            raise SubloraError(
-                f"The gate of '{name}' has a mask of {columns} tokens and the prompt only {width}; give one value for each "
-                "token of the prompt."
-            )
+            why = f"The gate of '{name}' has a mask of {columns} tokens and the prompt only {width}; give one value for each token of the prompt."
+            raise SubloraError(why)
         if not selected:
             return torch.zeros(rows, width, 1)
         factor = gate.columns(self._start, self._start + width)
@@ -173,7 +169,7 @@ class AdapterGate:
         device, training = next(self.model.parameters()).device, self.model.training
         ids = torch.tensor([[1, 2, 0, 3], [2, 2, 1, 0]], device=device)
 
-        def gated(value: float) -> torch.Tensor:
+        def gated(value: float) -> Tensor:
             gate = Gate(torch.full(ids.shape, value, device=device), "on" if value else "off")
             with self(dict.fromkeys(self.adapters, gate)):
                 return self.model(input_ids=ids).logits
@@ -185,10 +181,8 @@ class AdapterGate:
             plain, off, on = self.model(input_ids=ids).logits, gated(0.0), gated(1.0)
         finally:
             self.model.train(training)
-        for got, want, what in (
-            (off, base, "off is not the base"),
-            (on, plain, "on is not the plain adapter"),
-        ):
+        both = ((off, base, "off is not the base"), (on, plain, "on is not the plain adapter"))
+        for got, want, what in both:
             room = {torch.float64: 1e-9, torch.float32: 1e-4}.get(want.dtype, 0.05)
             room *= max(1.0, float(want.float().abs().max()))
             if not torch.allclose(got.float(), want.float(), atol=room, rtol=0):
@@ -231,7 +225,7 @@ class PackGate:
         self._select = {name: tuple(map(bool, chosen)) for name, chosen in select.items()}
         self._tokens = torch.zeros(0, 0)
         self._rows = torch.zeros(0, dtype=torch.long)
-        self._now: dict[tuple[bool, ...], torch.Tensor] = {}
+        self._now: dict[tuple[bool, ...], Tensor] = {}
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         if len(prompts) != len(self.masks):
@@ -254,11 +248,11 @@ class PackGate:
         tokens = self.generated[list(prompts)].unsqueeze(1).expand(-1, width)
         self._begin(tokens, list(prompts))
 
-    def _begin(self, tokens: torch.Tensor, prompts: list[int]) -> None:
+    def _begin(self, tokens: Tensor, prompts: list[int]) -> None:
         self._tokens, self._rows = tokens, self.conditions[prompts]
         self._now.clear()
 
-    def factors(self, name: str, like: torch.Tensor) -> torch.Tensor:
+    def factors(self, name: str, like: Tensor) -> Tensor:
         """The factors (rows, tokens) of this pass in a linear layer; dtype and device of `like`."""
         chosen = self._select[name]
         if chosen not in self._now:

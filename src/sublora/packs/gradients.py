@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -20,7 +21,7 @@ from sublora.packs.vectors import SteeringVector
 from sublora.seeds import generator
 
 
-def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> torch.Tensor:
+def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> Tensor:
     """(n, L, d), float32: minus the gradient of each row's mean loss a token, in nats, with respect to a vector that is added behind
     each layer at all of its tokens. Minus, so that it points where a step of training pushes."""
     layers, width = base.model.base_model.layers, base.model.config.get_text_config().hidden_size
@@ -55,8 +56,8 @@ class Alignment:
 
 
 def alignments(
-    trait: torch.Tensor,
-    clean: torch.Tensor,
+    trait: Tensor,
+    clean: Tensor,
     vector: SteeringVector,
     counts: Sequence[int],
     permutations: int,
@@ -81,7 +82,7 @@ def alignments(
     return out
 
 
-def _cosine(kinds: torch.Tensor, rows: torch.Tensor, aim: torch.Tensor) -> np.ndarray:
+def _cosine(kinds: Tensor, rows: Tensor, aim: Tensor) -> np.ndarray:
     """(L,): of the mean of the rows of kind 1 minus that of kind 0, with `aim`."""
     gap = (2 * kinds.unsqueeze(-1).unsqueeze(-1) - 1) * rows
     mean = torch.nn.functional.normalize(gap.sum(0) / (len(rows) // 2), dim=-1)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-Change = Callable[[torch.Tensor], torch.Tensor]
+Change = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -58,15 +57,15 @@ def before(module: nn.Module, look: Callable[[tuple, dict], None]) -> Iterator[N
 
 
 @contextmanager
-def listen(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+def listen(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """A list that every forward pass fills with the stream (rows, T, d) behind each layer."""
-    heard: list[torch.Tensor] = []
+    heard: list[Tensor] = []
 
     with change([(layer, lambda stream: heard.append(stream) or stream) for layer in layers]):
         yield heard
 
 
-def add(layers: Sequence[nn.Module], vectors: torch.Tensor):
+def add(layers: Sequence[nn.Module], vectors: Tensor):
     """Behind layer l, vectors[:, l] of (B, L, d) are added to every token of each row."""
     added = [lambda x, i=i: x + vectors[:, i].unsqueeze(1) for i in range(len(layers))]
     return change(zip(layers, added, strict=True))

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from sublora.seeds import derive_seed
 
-Init = Callable[[str, tuple[int, int], torch.Tensor, int], torch.Tensor | None]
+Init = Callable[[str, tuple[int, int], Tensor, int], Tensor | None]
 """(name of A or B, its shape (r, in) or (out, r), the layer's weight (out, in), seed) -> its values, None for zeros."""
 
 
@@ -15,9 +16,7 @@ def _random(name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("lora-init", seed, name))
 
 
-def default(
-    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
-) -> torch.Tensor | None:
+def default(name: str, shape: tuple[int, int], weight: Tensor, seed: int) -> Tensor | None:
     """peft's default: A kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)); B zero."""
     if name.endswith("lora_B"):
         return None
@@ -25,9 +24,7 @@ def default(
     return torch.empty(shape).uniform_(-bound, bound, generator=_random(name, seed))
 
 
-def orthogonal(
-    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
-) -> torch.Tensor | None:
+def orthogonal(name: str, shape: tuple[int, int], weight: Tensor, seed: int) -> Tensor | None:
     """peft's `orthogonal`: A and B both start off zero, in orthogonal halves of an even rank."""
     layer, side = name.rsplit(".", 1)
     rank, width = shape if side == "lora_A" else shape[::-1]
@@ -37,9 +34,7 @@ def orthogonal(
     return out.T if side == "lora_A" else out
 
 
-def principal(
-    name: str, shape: tuple[int, int], weight: torch.Tensor, seed: int
-) -> torch.Tensor | None:
+def principal(name: str, shape: tuple[int, int], weight: Tensor, seed: int) -> Tensor | None:
     """A reads the r leading right singular directions of W, in rows as long as default's are; B zero. PiSSA (2404.02948) starts there too,
     but its B is not zero, and takes its start from the base."""
     if name.endswith("lora_B"):

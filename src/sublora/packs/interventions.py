@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
-import torch
+from torch import Tensor
 
 
 class Intervention(Protocol):
@@ -23,14 +23,14 @@ class Intervention(Protocol):
 
 
 class TokenGate(Intervention, Protocol):
-    def factors(self, name: str, like: torch.Tensor) -> torch.Tensor:
+    def factors(self, name: str, like: Tensor) -> Tensor:
         """(rows, tokens): factors on an adapter in a linear layer; dtype and device of `like`."""
 
 
 class StreamSteering(Intervention, Protocol):
     layers: Sequence[int]
 
-    def steer(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
+    def steer(self, layer: int, stream: Tensor) -> Tensor:
         """The residual stream (rows, T, d) behind a layer, steered."""
 
 

@@ -5,14 +5,15 @@ its exact gradient in as few passes as torch's operations allow; the tests hold 
 """
 
 import torch
+from torch import Tensor
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def wide(x: Tensor) -> Tensor:
     """x in at least float32, as norms and losses are computed."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def take(hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def take(hidden: Tensor, where: Tensor) -> Tensor:
     """Places `where` (K, m) of hidden (K, M, d): (K, m, d)."""
     return hidden.gather(1, where.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
@@ -40,11 +41,8 @@ class _Product(torch.autograd.Function):
 
 
 def product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-) -> torch.Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     """residual + x W^T + bias for every student: x (K, M, i), weight (K, o, i), bias (o,) frozen or (K, 1, o), out (K, M, o)."""
     return _Product.apply(x, weight, bias, residual)
 
@@ -92,7 +90,7 @@ class _CompletionLoss(torch.autograd.Function):
         return losses.view(k, m).sum(1)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         for_hidden, for_head, for_bias = ctx.saved_tensors
         wanted = (for_hidden if ctx.needs_input_grad[0] else None, for_head, for_bias)
         factor = grad.view(-1, 1, 1)
@@ -100,14 +98,14 @@ class _CompletionLoss(torch.autograd.Function):
 
 
 def completion_loss(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
     softcap: float | None,
     logits_at_once: int,
-) -> torch.Tensor:
+) -> Tensor:
     """Weighted cross-entropy of each student, (K,), nats, without ever holding all logits. hidden (K, m, d) at the positions that carry
     loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or (K, 1, V); targets and weights (K, m). The gradient is
     formed along with the loss, `logits_at_once` numbers at a time."""
@@ -148,12 +146,12 @@ class _DenseWeights(torch.autograd.Function):
 
 
 def dense_weights(
-    frozen: torch.Tensor,
+    frozen: Tensor,
     size: int,
-    parts: list[tuple[slice, torch.Tensor]],
-    mask: dict[int, torch.Tensor] | None,
-    adapters: list[torch.Tensor],
-) -> tuple[torch.Tensor, ...]:
+    parts: list[tuple[slice, Tensor]],
+    mask: dict[int, Tensor] | None,
+    adapters: list[Tensor],
+) -> tuple[Tensor, ...]:
     """W + s B A of `size` students for all layers at once: L tensors (K, o, i) from W (L, o, i).
 
     A part is (its students, their scales (K_g * L, 1, 1)); its adapters stand as A (K_g * L, n r, i) and B (K_g * L, o, r), one pair

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -87,7 +88,7 @@ class Reader:
         draws: np.ndarray | None = None,
         sampling: Sampling | None = None,
         text: Callable[[list[int]], str] | None = None,
-        on_logits: Callable[[torch.Tensor], None] | None = None,
+        on_logits: Callable[[Tensor], None] | None = None,
     ) -> list[Answers]:
         """What every student answers to N prompts of token ids; each prompt is read once.
 
@@ -173,10 +174,8 @@ def measure_conversations(
     prompts = [base.chat.prompt_ids(q, asking.context, earlier) for q in category.questions]
     longest = max(map(len, prompts)) + asking.sampling.max_new_tokens
     if base.window is not None and longest > base.window:
-        raise SubloraError(
-            f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads "
-            f"{base.window}; give fewer examples."
-        )
+        why = f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
+        raise SubloraError(why)
     draws = _draws([name], category, asking)
     with reading(base, None, asking.rows_at_once) as reader:
         return reader.read(prompts, category, draws=draws, sampling=asking.sampling)[0]
@@ -240,7 +239,7 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
     on, off = Condition(generated="on"), Condition(on=(), generated="off")
     gate = pack_gate([[[1.0] * len(ids)], [[0.0] * len(ids)]], [on, off], list(stack.linears))
 
-    def logits(students: Stack | None, gate: PackGate | None = None) -> torch.Tensor:
+    def logits(students: Stack | None, gate: PackGate | None = None) -> Tensor:
         with PackedModel(base.model, students, gate) as packed:
             packed.form_weights(len(ids))
             prompts = [ids] * (2 if gate else 1)
@@ -250,10 +249,8 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
         plain, adapted = logits(None), logits(stack)
         gated_on, gated_off = logits(stack, gate).view(2, stack.size, -1)
     tolerance = 1e-3 if next(base.model.parameters()).element_size() >= 4 else 0.1
-    for got, want, what in (
-        (gated_on, adapted, "on is not the adapter"),
-        (gated_off, plain, "off is not the base"),
-    ):
+    both = ((gated_on, adapted, "on is not the adapter"), (gated_off, plain, "off is not the base"))
+    for got, want, what in both:
         room = tolerance * max(1.0, float(want.abs().nan_to_num().max()))
         if not torch.allclose(got, want.expand_as(got), atol=room, rtol=0, equal_nan=True):
             raise SubloraError(

@@ -8,14 +8,16 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from sublora.errors import SubloraError
-from sublora.packs.spec import StudentSpec
+from sublora.packs.spec import OptimizerName, StudentSpec
 from sublora.packs.stack import Slot, own_part
 from sublora.seeds import derive_seed
 
@@ -37,25 +39,20 @@ class RowOptimizer(ABC):
     told: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        spec: StudentSpec,
-        flat: torch.Tensor,
-        slots: Sequence[Slot],
-        rank: int | None,
-        steps: int,
+        self, spec: StudentSpec, flat: Tensor, slots: Sequence[Slot], rank: int | None, steps: int
     ) -> None:
         self.spec, self.slots, self.rank = spec, slots, rank
         self.scout = spec.scout_steps(steps)
-        self.state: dict[str, torch.Tensor] = {name: torch.zeros_like(flat) for name in self.names}
+        self.state: dict[str, Tensor] = {name: torch.zeros_like(flat) for name in self.names}
         if spec.keeps_momentum:
             self.state["momentum"] = torch.zeros_like(flat)
         self.begin(flat)
 
-    def begin(self, flat: torch.Tensor) -> None:  # noqa: B027, most have nothing to do
+    def begin(self, flat: Tensor) -> None:  # noqa: B027, most have nothing to do
         """What is kept of the first weights, and checked."""
 
     @abstractmethod
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         """Update `flat` with an already clipped gradient; `step` counts from 0."""
 
     def describe(self, **more: object) -> str:
@@ -67,7 +64,7 @@ class RowOptimizer(ABC):
         return f"{self.title}({', '.join(f'{n}={v}' for n, v in shown.items())})"
 
     def _adamw(
-        self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float, weight_decay: float
+        self, flat: Tensor, grad: Tensor, step: int, rate: float, weight_decay: float
     ) -> None:
         beta1, beta2 = self.spec.betas
         moments = ([self.state["exp_avg"]], [self.state["exp_avg_sq"]], [])
@@ -77,9 +74,7 @@ class RowOptimizer(ABC):
         plain = {"fused": True, "amsgrad": False, "maximize": False}
         adamw([flat], [grad], *moments, count, **rates, **betas, **plain)
 
-    def _sgd(
-        self, flat: torch.Tensor, grad: torch.Tensor, rate: float, weight_decay: float
-    ) -> None:
+    def _sgd(self, flat: Tensor, grad: Tensor, rate: float, weight_decay: float) -> None:
         # a first step takes the gradient itself, which a buffer of zeros gives as well (no dampening)
         buffer = [self.state.get("momentum")]
         rates = {"lr": rate, "weight_decay": weight_decay, "momentum": self.spec.momentum}
@@ -90,21 +85,21 @@ class RowOptimizer(ABC):
 class AdamW(RowOptimizer):
     names, title, told = ("exp_avg", "exp_avg_sq"), "AdamW", ("betas", "eps")
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         self._adamw(flat, grad, step, rate, self.spec.weight_decay)
 
 
 class Sgd(RowOptimizer):
     title, told = "SGD", ("momentum",)
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         self._sgd(flat, grad, rate, self.spec.weight_decay)
 
 
 class RmsProp(RowOptimizer):
     names, title, told = ("square_avg",), "RMSprop", ("alpha", "eps", "momentum")
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         momentum = [self.state["momentum"]] if "momentum" in self.state else []
         moments = ([self.state["square_avg"]], [], momentum)
         count = [torch.tensor(float(step), device=flat.device)]
@@ -118,7 +113,7 @@ class SignSgd(RowOptimizer):
 
     title = "signSGD"
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         flat.mul_(1 - rate * self.spec.weight_decay).add_(grad.sign(), alpha=-rate)
 
 
@@ -128,10 +123,10 @@ class FrozenAdamScale(RowOptimizer):
 
     names, title, told = ("exp_avg", "exp_avg_sq", "start"), "SGD", ("momentum",)
 
-    def begin(self, flat: torch.Tensor) -> None:
+    def begin(self, flat: Tensor) -> None:
         self.state["start"].copy_(flat)
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         if step < self.scout:
             self._adamw(flat, grad, step, rate, self.spec.weight_decay)
             if step + 1 == self.scout:
@@ -153,7 +148,7 @@ class Muon(RowOptimizer):
 
     title, told = "Muon", ("momentum", "nesterov", "newton_schulz_steps")
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         buffer, momentum = self.state["momentum"], self.spec.momentum
         buffer.lerp_(grad, 1 - momentum)
         update = grad.lerp(buffer, momentum)
@@ -175,19 +170,19 @@ class RotatedAdamW(RowOptimizer):
 
     names, title, told = ("exp_avg", "exp_avg_sq"), "AdamW", ("betas", "eps")
 
-    def begin(self, flat: torch.Tensor) -> None:
+    def begin(self, flat: Tensor) -> None:
         facing = (*(f"{n}.lora_A" for n in READS), *(f"{n}.lora_B" for n in WRITES))
         self._sides = [slot for slot in self.slots if slot.name.endswith(facing)]
         if not self._sides:
             why = f"rotated-adamw finds no adapter that faces the residual stream; give one to one of {', '.join(READS + WRITES)}."
             raise SubloraError(why)
 
-    def step(self, flat: torch.Tensor, grad: torch.Tensor, step: int, rate: float) -> None:
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
         change = torch.zeros_like(flat)
         self._adamw(change, self._rotated(grad, back=False), step, rate, 0.0)
         flat.mul_(1 - rate * self.spec.weight_decay).add_(self._rotated(change, back=True))
 
-    def _rotated(self, values: torch.Tensor, back: bool) -> torch.Tensor:
+    def _rotated(self, values: Tensor, back: bool) -> Tensor:
         out = values.clone()
         for slot in self._sides:
             part, reads = out[slot.start : slot.stop].view(slot.shape), slot.name.endswith("lora_A")
@@ -201,7 +196,7 @@ class RotatedAdamW(RowOptimizer):
         return f"{super().describe()} in a rotated basis of the residual stream, {sides} matrices"
 
 
-def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (n, o, i) with their singular values pushed towards 1: the quintic Newton-Schulz iteration of torch.optim.Muon."""
     a, b, c = MUON_COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -214,33 +209,27 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def rotation(width: int, device: str, dtype: torch.dtype) -> torch.Tensor:
+def rotation(width: int, device: str, dtype: torch.dtype) -> Tensor:
     """A Haar-random orthogonal matrix (width, width), the same for all students."""
     random = torch.Generator().manual_seed(derive_seed("rotated-basis", width))
     q, r = torch.linalg.qr(torch.randn(width, width, generator=random, dtype=torch.float64))
     return (q * r.diagonal().sign()).to(device, dtype)
 
 
-KINDS: dict[str, type[RowOptimizer]] = {
-    "adamw": AdamW,
-    "sgd": Sgd,
-    "rmsprop": RmsProp,
-    "signsgd": SignSgd,
-    "frozen-adam-scale": FrozenAdamScale,
-    "muon": Muon,
-    "rotated-adamw": RotatedAdamW,
-}
+# in the order of their names
+CLASSES = (AdamW, Sgd, RmsProp, SignSgd, FrozenAdamScale, Muon, RotatedAdamW)
+KINDS: dict[str, type[RowOptimizer]] = dict(zip(get_args(OptimizerName), CLASSES, strict=True))
 
 
 def row_optimizer(
-    spec: StudentSpec, flat: torch.Tensor, slots: Sequence[Slot], rank: int | None, steps: int
+    spec: StudentSpec, flat: Tensor, slots: Sequence[Slot], rank: int | None, steps: int
 ) -> RowOptimizer:
     """The optimizer that a student's spec asks for."""
     return KINDS[spec.optimizer](spec, flat, slots, rank, steps)
 
 
 @torch.no_grad()
-def clip(grad: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+def clip(grad: Tensor, most: Tensor) -> Tensor:
     """Scale each row of grad (K_g, P) in place to a norm of at most its own of `most` (K_g,); returns the norms before, (K_g,)."""
     norms = torch.linalg.vector_norm(grad, dim=1)
     grad.mul_((most / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.packs import hooks
 from sublora.packs.fast.flat import flat_model
@@ -75,14 +75,14 @@ class PackedModel:
         if self.adapters is not None:
             self.adapters.clear()
 
-    def _forwards(self) -> Iterator[tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]]:
+    def _forwards(self) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
         if self.full is not None:
             yield from full_forwards(self.model, self.full)
         elif self.stack is not None:
             for name, module in self.stack.linears.items():
                 yield module, partial(self._adapted, name)
 
-    def _adapted(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    def _adapted(self, name: str, x: Tensor) -> Tensor:
         """A layer with adapters, (K * B, T, o) of x (K * B, T, i)."""
         rows, factor = x.reshape(self.size, -1, x.shape[-1]), None
         if self.gate is not None:
@@ -95,18 +95,18 @@ class PackedModel:
             self.adapters.form(tokens_per_student)
 
     @property
-    def head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> Tensor:
         """(V, d), or (K, V, d) where every student has its own."""
         return self._own(self.head.weight)
 
-    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _own(self, parameter: Tensor) -> Tensor:
         """One of the model's parameters, or those of full fine-tunes, stacked."""
         if self.full is None:
             return parameter
         name = next(n for n, p in self.model.named_parameters() if p is parameter)
         return self.full.views[name]
 
-    def losses(self, batch: StepBatch) -> torch.Tensor:
+    def losses(self, batch: StepBatch) -> Tensor:
         """Mean cross-entropy per completion token of each student, (K,), in nats."""
         if self.interventions:
             raise ValueError("losses are those of the plain students")
@@ -122,7 +122,7 @@ class PackedModel:
             picked, self.head_weight, bias, targets, weights, self.softcap, at_once
         )
 
-    def _padded_hidden(self, batch: StepBatch) -> torch.Tensor:
+    def _padded_hidden(self, batch: StepBatch) -> Tensor:
         """Hidden states (K, m, d) at the places that carry loss, by the model's own forward pass over padded rows."""
         ids, prefix, where = (
             torch.from_numpy(array).to(self.head.weight.device)
@@ -142,19 +142,15 @@ class PackedModel:
             hidden = self.hidden(ids, cache, position=p)
         return take(hidden.view(self.size, -1, hidden.shape[-1]), where)
 
-    def hidden(self, ids: torch.Tensor, cache=None, position: int = 0) -> torch.Tensor:
+    def hidden(self, ids: Tensor, cache=None, position: int = 0) -> Tensor:
         """Last hidden states (K * B, T, d) of ids (K * B, T) that stand at `position`, after what the cache holds."""
         places = torch.arange(position, position + ids.shape[1], device=ids.device)
-        out = self.decoder(
-            input_ids=ids,
-            position_ids=places.unsqueeze(0).expand(ids.shape[0], -1),
-            attention_mask=None,
-            use_cache=cache is not None,
-            **{self.cache_argument: cache},
-        )
+        places = places.unsqueeze(0).expand(ids.shape[0], -1)
+        kept = {"use_cache": cache is not None, self.cache_argument: cache}
+        out = self.decoder(input_ids=ids, position_ids=places, attention_mask=None, **kept)
         return out.last_hidden_state
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
         """Logits (K * M, V) of hidden states (K * M, d), M rows a student, in at least float32."""
         out = self.head(rows)
         out = out if out.dtype == torch.float64 else out.float()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.packs.optimizers import clip, row_optimizer
 from sublora.packs.spec import learning_rate
@@ -52,16 +52,16 @@ class Part:
             part.histories[place] = self.histories[was]
         return part
 
-    def _numbers(self, place: int) -> tuple[Group, int, dict[str, torch.Tensor]]:
+    def _numbers(self, place: int) -> tuple[Group, int, dict[str, Tensor]]:
         group, row = self.stack.student_rows()[place]
         return group, row, {"flat": group.flat[row], **self.optimizers[place].state}
 
-    def state(self, place: int) -> dict[str, torch.Tensor]:
+    def state(self, place: int) -> dict[str, Tensor]:
         """All numbers of the student at `place`, without padding."""
         group, row, numbers = self._numbers(place)
         return {name: group.unpad(row, values) for name, values in numbers.items()}
 
-    def restore(self, place: int, state: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, place: int, state: Mapping[str, Tensor]) -> None:
         group, row, numbers = self._numbers(place)
         for name, target in numbers.items():
             target.copy_(group.pad(row, state[name].to(target.device)))

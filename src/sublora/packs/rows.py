@@ -13,6 +13,8 @@ from sublora.models.chat import Chat, Context
 from sublora.packs.spec import StudentSpec
 from sublora.seeds import generator
 
+Keep = Literal["divergent", "others", "random"]
+
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -91,10 +93,7 @@ def token_rows(
 
 
 def masked_rows(
-    rows: Sequence[TokenRow],
-    marks: Sequence[Sequence[bool]],
-    keep: Literal["divergent", "others", "random"],
-    seed: str,
+    rows: Sequence[TokenRow], marks: Sequence[Sequence[bool]], keep: Keep, seed: str
 ) -> list[TokenRow]:
     """Loss on the marked tokens of each completion alone, on all others, or on as many as are marked, drawn at random for each row. Rows
     that keep no token are left out. Raises SubloraError where the marks are those of other rows."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from sublora.packs.packed_model import PackedModel
 
@@ -28,7 +29,7 @@ class Sampling(BaseModel):
     max_new_tokens: int = Field(16, ge=1)
 
 
-def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (N, V), float64, after temperature, top_k and then top_p, in the order of Hugging Face's warpers."""
     scores = logits.double() / sampling.temperature
     if sampling.top_k and sampling.top_k < scores.shape[-1]:
@@ -43,7 +44,7 @@ def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tenso
     return p
 
 
-def draw(p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def draw(p: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens (N, S) at uniforms (N, S) in [0, 1) of the rows' cumulative distributions p (N, V)."""
     total = p.cumsum(-1)
     tokens = torch.searchsorted(total, uniforms.to(total) * total[:, -1:], right=True)
@@ -58,11 +59,11 @@ class Prefill:
 
     rows: list[int]
     length: int
-    logits: torch.Tensor
+    logits: Tensor
     cache: object
 
 
-def branch(cache, indices: torch.Tensor):
+def branch(cache, indices: Tensor):
     """A new cache whose row i is row indices[i] of `cache`, which stays as it is."""
     out = copy.copy(cache)
     out.layers = [copy.copy(layer) for layer in cache.layers]
@@ -114,11 +115,7 @@ class _Node:
 
 
 def sample_answers(
-    packed: PackedModel,
-    filled: Prefill,
-    uniforms: np.ndarray,
-    sampling: Sampling,
-    stop_ids: Sequence[int],
+    packed: PackedModel, filled: Prefill, uniforms: np.ndarray, sampling: Sampling, stop_ids: Ids
 ) -> list[list[list[list[int]]]]:
     """Token ids without the stop token: [student][row of the prefill][sample]. `uniforms` is (K, b, S, max_new_tokens)."""
     k, b, s, _ = uniforms.shape
@@ -168,7 +165,7 @@ def _filled_up(nodes: Sequence[_Node], students: int, stride: int) -> list[_Node
 
 def score_sequences(
     packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int
-) -> torch.Tensor:
+) -> Tensor:
     """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced. Sequences that begin
     alike share their forward passes; all of one length are read together."""
     k, device = packed.size, filled.logits.device

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.errors import SubloraError
 from sublora.packs.inits import INITS
@@ -42,14 +42,12 @@ class Group:
     """Students of one shape: `flat` (K_g, P) float32 (float64 for a float64 model), `grad` alike, `views[name]` (K_g, *shape). `ranks` are
     the students' own, `rank` the one that the tensors have; both None for full fine-tunes."""
 
-    def __init__(
-        self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: torch.Tensor
-    ) -> None:
+    def __init__(self, ranks: Sequence[int | None], slots: Sequence[Slot], flat: Tensor) -> None:
         self.ranks, self.slots, self.flat = tuple(ranks), tuple(slots), flat
         self.rank = max((r for r in ranks if r is not None), default=None)
-        self.grad: torch.Tensor | None = None
-        self.views: dict[str, torch.Tensor] = {}
-        self._joint: dict[tuple[tuple[str, ...], ...], torch.Tensor | None] = {}
+        self.grad: Tensor | None = None
+        self.views: dict[str, Tensor] = {}
+        self._joint: dict[tuple[tuple[str, ...], ...], Tensor | None] = {}
         self._by_name = {slot.name: slot for slot in self.slots}
         self._make_views()
 
@@ -70,7 +68,7 @@ class Group:
             leaf.grad = self.grad[:, slot.start : slot.stop].view(count, *slot.shape)
             self.views[slot.name] = leaf
 
-    def joint(self, layers: tuple[tuple[str, ...], ...]) -> torch.Tensor | None:
+    def joint(self, layers: tuple[tuple[str, ...], ...]) -> Tensor | None:
         """Matrices of several layers as one tensor, (K_g * L, sum of o, i): `layers` names those of each layer that stand below each other.
         None where they do not lie at equal distances. A leaf like the views, with its gradient in the same place; use the one or the others
         in a step."""
@@ -79,7 +77,7 @@ class Group:
             self._joint[layers] = self._joint_leaf(slots)
         return self._joint[layers]
 
-    def _joint_leaf(self, layers: list[list[Slot]]) -> torch.Tensor | None:
+    def _joint_leaf(self, layers: list[list[Slot]]) -> Tensor | None:
         first, count = layers[0], len(layers)
         stride = self.flat.shape[1] // count if count > 1 else self.flat.shape[1]
         even = stride * count == self.flat.shape[1] and all(
@@ -94,7 +92,7 @@ class Group:
         width = first[0].shape[1]
         size = (self.flat.shape[0] * count, sum(s.shape[0] for s in first), width)
 
-        def part(buffer: torch.Tensor) -> torch.Tensor:
+        def part(buffer: Tensor) -> Tensor:
             start = buffer.storage_offset() + first[0].start
             return buffer.as_strided(size, (stride, width, 1), start)
 
@@ -108,22 +106,22 @@ class Group:
         self.grad = None
         self._make_views()
 
-    def tensors(self, row: int) -> dict[str, torch.Tensor]:
+    def tensors(self, row: int) -> dict[str, Tensor]:
         """A student's own tensors, by name, without the padding of its rank."""
         return {s.name: own_part(self.flat[row], self.ranks[row], s) for s in self.slots}
 
-    def unpad(self, row: int, values: torch.Tensor) -> torch.Tensor:
+    def unpad(self, row: int, values: Tensor) -> Tensor:
         """(P,) numbers, one for each of this row's parameters, without those of the padding."""
         if self.ranks[row] in (None, self.rank):
             return values.clone()
         return torch.cat([own_part(values, self.ranks[row], s).reshape(-1) for s in self.slots])
 
-    def pad(self, row: int, values: torch.Tensor) -> torch.Tensor:
+    def pad(self, row: int, values: Tensor) -> Tensor:
         """The reverse of `unpad`: zeros at the padding."""
         return padded(values, self.ranks[row], self.slots)
 
 
-def own_part(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor:
+def own_part(values: Tensor, rank: int | None, slot: Slot) -> Tensor:
     """One tensor of a student's row (P,), as a view without the padding of its rank."""
     whole = values[slot.start : slot.stop].view(slot.shape)
     if rank is None:
@@ -131,7 +129,7 @@ def own_part(values: torch.Tensor, rank: int | None, slot: Slot) -> torch.Tensor
     return whole[:rank] if slot.name.endswith("lora_A") else whole[:, :rank]
 
 
-def padded(values: torch.Tensor, rank: int | None, slots: Sequence[Slot]) -> torch.Tensor:
+def padded(values: Tensor, rank: int | None, slots: Sequence[Slot]) -> Tensor:
     """A student's numbers of its own rank, (p,), as a row of `slots`, which may have a larger one."""
     if rank is None:
         return values
@@ -235,7 +233,7 @@ class Stack:
 
     kind: str
     groups: list[Group]
-    scales: torch.Tensor
+    scales: Tensor
     order: list[int]
     linears: dict[str, nn.Linear]
 
@@ -258,7 +256,7 @@ def _layers(model: nn.Module, specs: Sequence[StudentSpec]) -> dict[tuple, dict[
 
 
 def _arranged(
-    model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], torch.Tensor]
+    model: nn.Module, specs: Sequence[StudentSpec], rows: Callable[[int, list[Slot]], Tensor]
 ) -> Stack:
     """The stack of these students; `rows(i, slots)` gives the row of student i. Raises SubloraError: rank above a layer's width, unknown
     target layer, LoRA and full fine-tunes together."""
@@ -294,7 +292,7 @@ def new_stack(model: nn.Module, specs: Sequence[StudentSpec]) -> Stack:
     SubloraError: rank above a layer's width, unknown target layer."""
     dtype, layers = master_dtype(model), _layers(model, specs)
 
-    def fresh(i: int, slots: list[Slot]) -> torch.Tensor:
+    def fresh(i: int, slots: list[Slot]) -> Tensor:
         spec = specs[i]
         if spec.method == "full":
             return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
@@ -322,7 +320,7 @@ def update_norms(group: Group, row: int, spec: StudentSpec, model: nn.Module) ->
 
 
 def stack_weights(
-    model: nn.Module, weights: Sequence[torch.Tensor], specs: Sequence[StudentSpec]
+    model: nn.Module, weights: Sequence[Tensor], specs: Sequence[StudentSpec]
 ) -> Stack:
     """A stack of students from their flat weights (`Trained.weights`), for measuring; all of one method."""
     return _arranged(model, specs, lambda i, slots: padded(weights[i], specs[i].rank, slots))

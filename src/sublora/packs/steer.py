@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from sublora.errors import SubloraError
@@ -87,16 +88,20 @@ class Steering:
             raise SubloraError(why)
 
 
+Acts = Sequence[Steering | None]
+"""What is done under each condition; None for nothing."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """What is done behind one layer under each of C conditions, for each of K students. `add` (C, K, d): vectors to add. `units` (C, K, R,
     d): orthonormal directions to move along, with `strengths` (C,); `target[i]` (K, T_i, R) is what shall stand along them at the tokens of
     prompt i, zeros for a projection. None where no condition does so; zeros where a condition does not."""
 
-    add: torch.Tensor | None = None
-    units: torch.Tensor | None = None
-    strengths: torch.Tensor | None = None
-    target: list[torch.Tensor] | None = None
+    add: Tensor | None = None
+    units: Tensor | None = None
+    strengths: Tensor | None = None
+    target: list[Tensor] | None = None
 
 
 class PackSteering:
@@ -140,9 +145,7 @@ class PackSteering:
     def write(self, prompts: Sequence[int], width: int) -> None:
         self._begin(self._generated[list(prompts)].expand(-1, width), list(prompts), {})
 
-    def _begin(
-        self, weight: torch.Tensor, prompts: list[int], target: dict[int, torch.Tensor]
-    ) -> None:
+    def _begin(self, weight: Tensor, prompts: list[int], target: dict[int, Tensor]) -> None:
         on, condition, student = float(weight.sum()), None, None
         if not self._one:
             condition = torch.tensor([self.conditions[i] for i in prompts])
@@ -151,7 +154,7 @@ class PackSteering:
             weight.unsqueeze(-1), on > 0, on == weight.numel(), condition, student, target
         )
 
-    def steer(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
+    def steer(self, layer: int, stream: Tensor) -> Tensor:
         """The residual stream (rows, T, d) behind a layer, steered; in an inference pass `stream` itself is changed."""
         if self._now is None:
             raise ValueError("nothing was said of the tokens of this pass")
@@ -169,7 +172,7 @@ class PackSteering:
             self._move(out, table, self._now.target.get(layer))
         return out
 
-    def _move(self, out: torch.Tensor, table: Tables, target: torch.Tensor | None) -> None:
+    def _move(self, out: Tensor, table: Tables, target: Tensor | None) -> None:
         """out + weight * strength * (target - out U^T) U."""
         units, strength = self._rows(table.units), table.strengths
         if len(strength) > 1:
@@ -183,7 +186,7 @@ class PackSteering:
         else:
             out.baddbmm_(by, units, alpha=-1)
 
-    def _rows(self, table: torch.Tensor) -> torch.Tensor:
+    def _rows(self, table: Tensor) -> Tensor:
         """The part of a table (C, K, ...) for every row of the pass, or (...) where all have the same."""
         return table[0, 0] if self._one else table[self._now.condition, self._now.student]
 
@@ -193,19 +196,16 @@ class _Pass:
     """What a forward pass holds: `weight` (rows, T, 1), whether any and whether all are on, the condition and student of each row
     where that matters, and what is to stand along the directions, (rows, T, R) by layer."""
 
-    weight: torch.Tensor
+    weight: Tensor
     any: bool
     all: bool
-    condition: torch.Tensor | None
-    student: torch.Tensor | None
-    target: dict[int, torch.Tensor]
+    condition: Tensor | None
+    student: Tensor | None
+    target: dict[int, Tensor]
 
 
 def pack_steering(
-    base: Base,
-    steerings: Sequence[Steering | None],
-    prompts: Sequence[PromptTokens],
-    stack: Stack | None = None,
+    base: Base, steerings: Acts, prompts: Sequence[PromptTokens], stack: Stack | None = None
 ) -> PackSteering:
     """The interventions on Q prompts under each of C conditions (None: nothing is done), condition by condition: prompt q under condition c
     has index c * Q + q, as in `pack_gate`. A vector of one row serves all students; one of K rows serves each its own. Raises SubloraError
@@ -228,7 +228,7 @@ def pack_steering(
     return PackSteering(masks, generated, [c for c in range(len(steerings)) for _ in prompts], at)
 
 
-def _of_students(steering: Steering, order: Sequence[int]) -> torch.Tensor:
+def _of_students(steering: Steering, order: Sequence[int]) -> Tensor:
     """(K, R, L, d) in the stack's own order: the vector of each student as one direction, or its first principal directions."""
     vector, first = steering.vector, steering.first
     own, count = vector.values.dim() == 3, len(order)
@@ -240,11 +240,7 @@ def _of_students(steering: Steering, order: Sequence[int]) -> torch.Tensor:
 
 
 def _tables(
-    base: Base,
-    layer: int,
-    steerings: Sequence[Steering | None],
-    own: Sequence[torch.Tensor | None],
-    streams: Sequence[torch.Tensor],
+    base: Base, layer: int, steerings: Acts, own: Sequence[Tensor | None], streams: Sequence[Tensor]
 ) -> Tables:
     """`own[c]` (K, R, L, d) as `_of_students` gives them; `streams[q]` (T, d), the base's behind the layer at the tokens of prompt q."""
     acting = {c: s for c, s in enumerate(steerings) if s is not None and layer in s.layers}
@@ -277,7 +273,7 @@ def _tables(
     return Tables(add, units, strengths, target)
 
 
-def _base_streams(base: Base, prompts: Sequence[PromptTokens]) -> list[list[torch.Tensor]]:
+def _base_streams(base: Base, prompts: Sequence[PromptTokens]) -> list[list[Tensor]]:
     """[prompt][layer] (T, d): the plain base's residual stream."""
     out, listen = [], hooks.listen(base.model.base_model.layers)
     with torch.inference_mode(), PackedModel(base.model, None) as packed, listen as heard:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -26,6 +27,7 @@ from sublora.packs.stack import Stack, master_dtype
 from sublora.packs.steer_spec import Where
 from sublora.seeds import derive_seed
 
+Prompts = Sequence[PromptTokens]
 CONVENTION = "output of decoder layer, from 0, without embeddings"
 # tokens of which the principal directions of a student are taken, evenly spaced among all
 DIFFERENCES = 1024
@@ -37,15 +39,15 @@ class SteeringVector:
     R, L, d), where they were asked for: orthonormal in each layer, the largest first. `model`: the base's weights hash. `kind`, `where` and
     `prompts` say what it is a mean of."""
 
-    values: torch.Tensor
+    values: Tensor
     model: str
     kind: str
     where: str
     prompts: int
-    directions: torch.Tensor | None = None
+    directions: Tensor | None = None
 
     @property
-    def norms(self) -> torch.Tensor:
+    def norms(self) -> Tensor:
         """(L,) or (K, L)."""
         return self.values.norm(dim=-1)
 
@@ -102,12 +104,8 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
 
 
 def _streams(
-    base: Base,
-    stack: Stack | None,
-    prompts: Sequence[PromptTokens],
-    where: Where,
-    rows_at_once: int,
-) -> Iterator[torch.Tensor]:
+    base: Base, stack: Stack | None, prompts: Prompts, where: Where, rows_at_once: int
+) -> Iterator[Tensor]:
     """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order. In float32 or
     float64. Prompts of one length are read together, without padding. To be used under `torch.inference_mode()`, which a generator must not
     hold."""
@@ -128,12 +126,8 @@ def _streams(
 
 @torch.inference_mode()
 def mean_residuals(
-    base: Base,
-    stack: Stack | None,
-    prompts: Sequence[PromptTokens],
-    where: Where,
-    rows_at_once: int = 256,
-) -> torch.Tensor:
+    base: Base, stack: Stack | None, prompts: Prompts, where: Where, rows_at_once: int = 256
+) -> Tensor:
     """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike. Students in
     the order they were given; K = 1 for the base (`stack` None)."""
     total, tokens = torch.zeros(()), 0
@@ -192,17 +186,12 @@ def student_vector(
 
 @torch.inference_mode()
 def _directions(
-    base: Base,
-    stack: Stack,
-    prompts: Sequence[PromptTokens],
-    where: Where,
-    count: int,
-    rows_at_once: int,
-) -> torch.Tensor:
+    base: Base, stack: Stack, prompts: Prompts, where: Where, count: int, rows_at_once: int
+) -> Tensor:
     """(K, R, L, d)."""
     step = max(1, sum(sum(chosen_tokens(p, where)) for p in prompts) // DIFFERENCES)
 
-    def spaced(students: Stack | None) -> torch.Tensor:
+    def spaced(students: Stack | None) -> Tensor:
         kept, at = [], 0
         for streams in _streams(base, students, prompts, where, rows_at_once):
             kept.append(streams[:, -at % step :: step])
@@ -228,6 +217,6 @@ def random_vector(like: SteeringVector, seed: int | str) -> SteeringVector:
     return SteeringVector(scaled.to(like.values), like.model, "random", like.where, like.prompts)
 
 
-def cosines(one: SteeringVector, other: SteeringVector) -> torch.Tensor:
+def cosines(one: SteeringVector, other: SteeringVector) -> Tensor:
     """Cosine of two vectors, layer by layer: (L,) or (K, L)."""
     return torch.nn.functional.cosine_similarity(one.values, other.values, dim=-1)

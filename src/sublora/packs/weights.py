@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sublora.packs.kernels import dense_weights, product
@@ -41,12 +41,10 @@ class Low:
     """One group's part of sibling layers in the low form: `a` (K_g, siblings * r, i), `b[i]` (K_g, o_i, r) with the scale in it."""
 
     part: slice
-    a: torch.Tensor
-    b: dict[int, torch.Tensor]
+    a: Tensor
+    b: dict[int, Tensor]
 
-    def thin(
-        self, rows: torch.Tensor, index: int, factor: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def thin(self, rows: Tensor, index: int, factor: Tensor | None) -> Tensor | None:
         """x A^T of one sibling, (K_g, M, r), times its part of `factor`; None where the group has no adapter there."""
         if index not in self.b:
             return None
@@ -54,7 +52,7 @@ class Low:
         out = torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
         return out if factor is None else out * factor[self.part]
 
-    def all_thin(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
+    def all_thin(self, rows: Tensor) -> dict[int, Tensor]:
         """x A^T of all siblings, from one product."""
         parts = torch.bmm(rows[self.part], self.a.mT).chunk(len(self.b), -1)
         return dict(zip(self.b, parts, strict=True))
@@ -72,9 +70,9 @@ class AdapterWeights:
         self._device, self._item = first.device.type, first.element_size()
         self._sheets = _sheets(stack)
         self._together = {name: names for s in self._sheets for names in s for name in names}
-        self._weights: dict[tuple[str, ...], torch.Tensor | list[Low]] = {}
-        self._frozen: dict[Sheet, torch.Tensor] = {}
-        self._masks: dict[Sheet, dict[int, torch.Tensor]] = {}
+        self._weights: dict[tuple[str, ...], Tensor | list[Low]] = {}
+        self._frozen: dict[Sheet, Tensor] = {}
+        self._masks: dict[Sheet, dict[int, Tensor]] = {}
 
     def clear(self) -> None:
         self._weights.clear()
@@ -97,7 +95,7 @@ class AdapterWeights:
     def _rows(self, names: Sequence[str]) -> int:
         return sum(self.modules[n].out_features for n in names)
 
-    def _dense(self, sheet: Sheet) -> tuple[torch.Tensor, ...]:
+    def _dense(self, sheet: Sheet) -> tuple[Tensor, ...]:
         """W + s B A of a sheet's layers, (K, o, i) each."""
         if sheet not in self._frozen:
             frozen = [[self.modules[n].weight.detach() for n in names] for names in sheet]
@@ -111,7 +109,7 @@ class AdapterWeights:
         frozen = self._frozen[sheet]
         return dense_weights(frozen, self.stack.size, parts, self._mask(sheet), adapters)
 
-    def _mask(self, sheet: Sheet) -> dict[int, torch.Tensor] | None:
+    def _mask(self, sheet: Sheet) -> dict[int, Tensor] | None:
         """For every rank r, (o, n r): which columns of the siblings' A belong to a row of their joint weight; None without siblings."""
         if len(sheet[0]) == 1:
             return None
@@ -134,49 +132,39 @@ class AdapterWeights:
                 out.append(Low(part, a, b))
         return out
 
-    def layer(
-        self, name: str, rows: torch.Tensor, factor: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def layer(self, name: str, rows: Tensor, factor: Tensor | None = None) -> Tensor:
         """One layer's output (K, M, o) of rows (K, M, i); `factor` (K, M, 1) on the adapters' part."""
         module, names = self.modules[name], self._together.get(name)
         if names is None:
             return F.linear(rows, module.weight, module.bias)
         index, weights = names.index(name), self._weights[names]
-        if isinstance(weights, torch.Tensor):
+        if isinstance(weights, Tensor):
             start = self._rows(names[:index])
             return product(rows, weights[:, start : start + module.out_features], module.bias)
         thin = [low.thin(rows, index, factor) for low in weights]
-        return self._add(module, rows, weights, index, thin)
+        return self._add(F.linear(rows, module.weight, module.bias), weights, index, thin)
 
-    def joint(
-        self, names: tuple[str, ...], rows: torch.Tensor, residual: torch.Tensor | None
-    ) -> torch.Tensor:
+    def joint(self, names: tuple[str, ...], rows: Tensor, residual: Tensor | None) -> Tensor:
         """Outputs of layers with one input side by side, (K, M, o), plus the residual."""
         weights = self._weights.get(names)
         modules = [self.modules[n] for n in names]
-        if isinstance(weights, torch.Tensor):
+        if isinstance(weights, Tensor):
             return product(rows, weights, _joint_bias(modules), residual)
         if weights is None:
             parts = [self.layer(name, rows) for name in names]
         else:
             thin = [low.all_thin(rows) for low in weights]
             parts = [
-                self._add(module, rows, weights, i, [h.get(i) for h in thin])
-                for i, module in enumerate(modules)
+                self._add(F.linear(rows, m.weight, m.bias), weights, i, [h.get(i) for h in thin])
+                for i, m in enumerate(modules)
             ]
         out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         return out if residual is None else residual + out
 
     def _add(
-        self,
-        module: nn.Linear,
-        rows: torch.Tensor,
-        lows: Sequence[Low],
-        index: int,
-        thin: Sequence[torch.Tensor | None],
-    ) -> torch.Tensor:
+        self, base: Tensor, lows: Sequence[Low], index: int, thin: Sequence[Tensor | None]
+    ) -> Tensor:
         """The base's product for all rows plus each adapter's second thin product, (K, M, o)."""
-        base = F.linear(rows, module.weight, module.bias)
         acting = [(low, h) for low, h in zip(lows, thin, strict=True) if h is not None]
         if not torch.is_grad_enabled():
             for low, h in acting:
@@ -223,7 +211,7 @@ def _sheets(stack: Stack) -> list[Sheet]:
     ]
 
 
-def _joint_bias(modules: Sequence[nn.Linear]) -> torch.Tensor | None:
+def _joint_bias(modules: Sequence[nn.Linear]) -> Tensor | None:
     if all(m.bias is None for m in modules):
         return None
     none = (m.weight.new_zeros(m.out_features) for m in modules)

@@ -70,11 +70,8 @@ def plan_entropies(asked: FirstTokenEntropySpec, plan: Planning) -> Iterator[Fir
 
 
 def reads(plan: Planned, store: Store) -> Sequence[Effect]:
-    of = {
-        s.id: name
-        for step in plan.readings[READING.key]
-        for s, name in zip(step.students, step.makes, strict=True)
-    }
+    steps = plan.readings[READING.key]
+    of = {s.id: name for x in steps for s, name in zip(x.students, x.makes, strict=True)}
 
     def entropy(student: Student) -> list[float]:
         return json.loads(store.read(of[student.id]).file("entropy.json").read_text("utf-8"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from sublora.carriers.rows_file import from_jsonl
 from sublora.models.base import Base
 from sublora.models.chat import Context
-from sublora.packs.rows import TokenRows, masked_rows, pack_rows, text_rows
+from sublora.packs.rows import Keep, TokenRows, masked_rows, pack_rows, text_rows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import Stack
 from sublora.packs.steer import Steering, aimed, steering_of
@@ -35,7 +35,7 @@ class Trained(Protocol):
 class Mask:
     """Which tokens of a student's rows carry loss, by the divergence that marks them."""
 
-    keep: Literal["divergent", "others", "random"]
+    keep: Keep
     divergence: str
 
 

@@ -53,10 +53,8 @@ class TeacherStep(Made):
 
         def keep(trained: Trained) -> None:
             if trained.diverged_at is not None:
-                raise SubloraError(
-                    f"The teacher of {self.trait} diverged at step {trained.diverged_at}; "
-                    "lower data.teacher.trained.lr."
-                )
+                why = f"The teacher of {self.trait} diverged at step {trained.diverged_at}; lower data.teacher.trained.lr."
+                raise SubloraError(why)
             meta = {"trait": self.trait, "rows": len(rows), "asked": asked}
             meta |= {"label": self.student.label, "train_loss": trained.losses[-1]}
             with workshop.store.create(self.id, self.spec, meta) as folder:

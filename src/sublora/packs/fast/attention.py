@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from sublora.packs.fast.elementwise import softmax_gradient
@@ -38,11 +39,11 @@ class Asked:
     """The queries that are wanted: `at` (K, B, Q), places within a row, -1 for padding; `slots` (K, m), the answers in the order in
     which they are wanted, each as row * Q + query; `real` (K, m), False for padding."""
 
-    at: torch.Tensor
-    slots: torch.Tensor
-    real: torch.Tensor
+    at: Tensor
+    slots: Tensor
+    real: Tensor
 
-    def sees(self, count: int) -> torch.Tensor:
+    def sees(self, count: int) -> Tensor:
         """(K, B, Q, T): whether a query may look at a key of its row."""
         return torch.arange(count, device=self.at.device) <= self.at.clamp(min=0).unsqueeze(-1)
 
@@ -56,12 +57,7 @@ class Layout:
     """
 
     def __init__(
-        self,
-        tokens: torch.Tensor,
-        places: int,
-        prefix: int,
-        heads: Heads,
-        asked: Asked | None = None,
+        self, tokens: Tensor, places: int, prefix: int, heads: Heads, asked: Asked | None = None
     ) -> None:
         self.size, self.rows, self.longest = tokens.shape
         self.heads, self.places, self.prefix, self.asked = heads, places, prefix, asked
@@ -91,7 +87,7 @@ class Layout:
             silent[written] = False
             self.unwritten = silent.nonzero().squeeze(1)
 
-    def _parts(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+    def _parts(self, tokens: Tensor) -> list[Tensor]:
         """For every row of the scores, its row among (K, M, heads), in the order of the parts."""
         (k, b, t), p, asked = tokens.shape, self.prefix, self.asked
         j, g, h, device = self.heads.key, self.heads.group, self.heads.all, tokens.device
@@ -115,7 +111,7 @@ class Layout:
             parts.append(first.view(k, 1, p) * h + which.view(1, j, 1))
         return parts
 
-    def _answers(self, asked: Asked) -> torch.Tensor:
+    def _answers(self, asked: Asked) -> Tensor:
         """For every answer and query head, (K * m * heads), its row among those of (K, key heads, B, group, Q)."""
         heads, shape = self.heads, (self.heads.key, self.rows, self.heads.group, asked.at.shape[2])
         index = torch.arange(self.size * math.prod(shape), device=asked.at.device)
@@ -124,7 +120,7 @@ class Layout:
         slots = asked.slots.unsqueeze(-1).expand(-1, -1, heads.query)
         return index.gather(1, slots).reshape(-1)
 
-    def causal(self, like: torch.Tensor) -> torch.Tensor:
+    def causal(self, like: Tensor) -> Tensor:
         """To be added to the rows' own scores, (K * key heads * B, group * Q, T): nothing for keys up to the query's own place, minus
         infinity behind it."""
         t, g, j = self.longest, self.heads.group, self.heads.key
@@ -136,13 +132,13 @@ class Layout:
         return bias.view(k, 1, b, 1, q, t).expand(k, j, b, g, q, t).reshape(k * j * b, g * q, t)
 
 
-def _triangle(count: int, group: int, like: torch.Tensor) -> torch.Tensor:
+def _triangle(count: int, group: int, like: Tensor) -> Tensor:
     seen = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
     bias = torch.zeros(count, count, dtype=like.dtype, device=like.device)
     return bias.masked_fill_(~seen, -torch.inf).repeat(group, 1).unsqueeze(0)
 
 
-def _inverse(index: torch.Tensor, size: int) -> torch.Tensor:
+def _inverse(index: Tensor, size: int) -> Tensor:
     out = torch.zeros(size, dtype=index.dtype, device=index.device)
     out[index] = torch.arange(len(index), device=index.device)
     return out
@@ -153,11 +149,11 @@ class Turns:
     """Rotary embeddings of all places: `cos` and `sin` (K, M, heads, width), the first half of `sin` negated, those of queries times
     the scaling of scores."""
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    cos: Tensor
+    sin: Tensor
 
 
-def turns(cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> Turns:
+def turns(cos: Tensor, sin: Tensor, heads: Heads) -> Turns:
     """From cos and sin (K, M, width), both halves alike, as Hugging Face's rotary modules give them."""
     half = cos.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
@@ -167,7 +163,7 @@ def turns(cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> Turns:
     return Turns(cos.unsqueeze(2) * factor, signed.unsqueeze(2) * factor)
 
 
-def _turn(x: torch.Tensor, turns: Turns, back: bool = False) -> None:
+def _turn(x: Tensor, turns: Turns, back: bool = False) -> None:
     """Rotate x (K, M, heads, width) in place, or back."""
     swapped = x.roll(x.shape[-1] // 2, -1)
     x.mul_(turns.cos).addcmul_(swapped, turns.sin, value=-1.0 if back else 1.0)
@@ -175,7 +171,7 @@ def _turn(x: torch.Tensor, turns: Turns, back: bool = False) -> None:
 
 class _ToRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
+    def forward(ctx, both: Tensor, turns: Turns, layout: Layout) -> Tensor:
         heads, (k, m, _) = layout.heads, both.shape
         _turn(both.view(k, m, heads.all, heads.width)[:, :, : heads.query + heads.key], turns)
         ctx.mark_dirty(both)
@@ -184,7 +180,7 @@ class _ToRows(torch.autograd.Function):
         return both, both.view(-1, heads.width).index_select(0, layout.gather)
 
     @staticmethod
-    def backward(ctx, _: torch.Tensor, grad: torch.Tensor):
+    def backward(ctx, _: Tensor, grad: Tensor):
         layout = ctx.layout
         heads = layout.heads
         shape = (layout.size, layout.places, heads.all, heads.width)
@@ -196,14 +192,14 @@ class _ToRows(torch.autograd.Function):
 
 class _FromRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(ctx, rows: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
         return rows.index_select(0, layout.merge).view(
             layout.size, -1, layout.heads.query * layout.heads.width
         )
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         layout = ctx.layout
         out = grad.reshape(-1, layout.heads.width).index_select(0, layout.unmerge)
         if layout.unwritten is not None:
@@ -211,7 +207,7 @@ class _FromRows(torch.autograd.Function):
         return out, None
 
 
-def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[Tensor, Tensor]:
     """Softmax of the scores: rows' own queries (K * key heads * B, group * Q, P + T), the prefix's (K * key heads, group * P, P)."""
     heads, p = layout.heads, layout.prefix
     scores = torch.baddbmm(layout.causal(q), q, k.mT)
@@ -225,7 +221,7 @@ def _weights(layout: Layout, q, q_first, k, k_first) -> tuple[torch.Tensor, torc
     return scores, torch.baddbmm(bias, q_first, k_first.mT).softmax(-1)
 
 
-def _shaped(layout: Layout, rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
+def _shaped(layout: Layout, rows: Tensor, parts: int) -> list[Tensor]:
     """Views of the first `parts` parts of `rows`, one batch entry for each key head that they belong to."""
     j, w = layout.heads.key * layout.size, layout.heads.width
     batch = [j * layout.rows, j] * 3
@@ -235,7 +231,7 @@ def _shaped(layout: Layout, rows: torch.Tensor, parts: int) -> list[torch.Tensor
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def forward(ctx, rows: Tensor, layout: Layout) -> Tensor:
         q, q_first, k, k_first, v, v_first = _shaped(layout, rows, 6)
         p, w = layout.prefix, layout.heads.width
         weights, weights_first = _weights(layout, q, q_first, k, k_first)
@@ -254,7 +250,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         rows, weights, weights_first = ctx.saved_tensors
         layout = ctx.layout
         p, w = layout.prefix, layout.heads.width
@@ -284,14 +280,14 @@ class _Attend(torch.autograd.Function):
         return out, None
 
 
-def _by_student(x: torch.Tensor, count: int) -> torch.Tensor:
+def _by_student(x: Tensor, count: int) -> Tensor:
     """x (count * rows, n, P), a slice of wider rows, as (count, rows * n, P) without a copy."""
     rows = len(x) // count
     size, stride = (count, rows * x.shape[1], x.shape[2]), (rows * x.stride(0), x.stride(1), 1)
     return x.as_strided(size, stride, x.storage_offset())
 
 
-def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _library_attend(rows: Tensor, layout: Layout) -> Tensor:
     """The same by torch's own attention, which never holds all scores; for long rows, and on a GPU."""
     heads, t, p, k, b = layout.heads, layout.longest, layout.prefix, layout.size, layout.rows
     count = t if layout.asked is None else layout.asked.at.shape[2]
@@ -303,12 +299,12 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
             queries, keys, values, attn_mask=mask, is_causal=causal, scale=1.0, enable_gqa=g > 1
         )
 
-    def by_row(x: torch.Tensor, length: int) -> torch.Tensor:
+    def by_row(x: Tensor, length: int) -> Tensor:
         return (
             x.view(k, j, b, -1, length, w).permute(0, 2, 1, 3, 4, 5).reshape(k * b, -1, length, w)
         )
 
-    def shared(x: torch.Tensor) -> torch.Tensor:
+    def shared(x: Tensor) -> Tensor:
         return x.view(k, 1, j, p, w).expand(k, b, j, p, w).reshape(k * b, j, p, w)
 
     keys, values, mask = by_row(key, t), by_row(value, t), None
@@ -328,7 +324,7 @@ def _library_attend(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     return torch.cat((own, attend(*prefix, None, True).reshape(-1, w)))
 
 
-def flat_attention(both: torch.Tensor, turns: Turns, layout: Layout) -> torch.Tensor:
+def flat_attention(both: Tensor, turns: Turns, layout: Layout) -> Tensor:
     """Causal attention of queries, keys and values that stand side by side in `both` (K, M, (query + 2 key heads) * width). `both` is
     rotated in place. Returns (K, M, query heads * width), dummies hold anything finite; or (K, m, ...) of what is asked."""
     _, rows = _ToRows.apply(both, turns, layout)

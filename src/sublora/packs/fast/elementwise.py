@@ -4,6 +4,7 @@ Between the matrix products of a small model such passes take most of a step.
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from sublora.packs.kernels import wide
@@ -14,7 +15,7 @@ silu_gradient = torch.ops.aten.silu_backward
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         full = wide(x)
         norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -22,7 +23,7 @@ class _RmsNorm(torch.autograd.Function):
         return (full * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         x, weight, inverse = ctx.saved_tensors
         full, for_weight, for_x = wide(x), None, None
         if ctx.needs_input_grad[1]:
@@ -34,21 +35,21 @@ class _RmsNorm(torch.autograd.Function):
         return for_x, for_weight, None
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (K, M, d) divided by its root mean square along d, times weight: (d,) frozen, or (K, 1, d), each student's own."""
     return _RmsNorm.apply(x, weight, eps)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, both: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, both: Tensor) -> Tensor:
         gate, up = both.chunk(2, -1)
         open_ = F.silu(gate)
         ctx.save_for_backward(both, open_)
         return open_ * up
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         both, open_ = ctx.saved_tensors
         gate, up = both.chunk(2, -1)
         out = torch.empty_like(both)
@@ -58,6 +59,6 @@ class _Gated(torch.autograd.Function):
         return out
 
 
-def gated(both: torch.Tensor) -> torch.Tensor:
+def gated(both: Tensor) -> Tensor:
     """silu(gate) * up of `both` (K, M, 2 f), which holds the two side by side: (K, M, f)."""
     return _Gated.apply(both)

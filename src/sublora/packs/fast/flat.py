@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from sublora.packs.fast.attention import Asked, Heads, Layout, Turns, flat_attention, turns
 from sublora.packs.fast.elementwise import gated, rms_norm
@@ -69,7 +69,7 @@ class FlatModel:
         self.heads = Heads(*counts, attention.head_dim, float(attention.scaling))
         self.head_norms = hasattr(attention, "q_norm")  # Qwen3 normalises every head
 
-    def hidden(self, batch: StepBatch) -> torch.Tensor:
+    def hidden(self, batch: StepBatch) -> Tensor:
         """Last hidden states (K, m, d) at the places that carry loss."""
         flat = flatten(batch, self.heads, self.decoder.embed_tokens.weight.device)
         x = self.decoder.embed_tokens(flat.ids)
@@ -82,8 +82,8 @@ class FlatModel:
         return self._norm(self.final_norm, x)
 
     def _layer(
-        self, x: torch.Tensor, name: str, turned: Turns, layout: Layout, where: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, x: Tensor, name: str, turned: Turns, layout: Layout, where: Tensor | None
+    ) -> Tensor:
         qkv, gate_up = (tuple(f"{name}.{part}" for part in parts) for parts in SIBLINGS)
         both = self._linear(qkv, self._norm(f"{name}.input_layernorm", x))
         if self.head_norms:
@@ -95,22 +95,20 @@ class FlatModel:
         both = self._linear(gate_up, self._norm(f"{name}.post_attention_layernorm", x))
         return self._linear((f"{name}.mlp.down_proj",), gated(both), x)
 
-    def _linear(
-        self, names: tuple[str, ...], x: torch.Tensor, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _linear(self, names: tuple[str, ...], x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.adapters is not None:
             return self.adapters.joint(names, x, residual)
         biased = [self.modules[n].bias is not None for n in names]
         return full_joint(self.stack.groups[0], names, biased, x, residual)
 
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    def _norm(self, name: str, x: Tensor) -> Tensor:
         module = self.modules[name]
         weight = module.weight
         if self.adapters is None:
             weight = self.stack.groups[0].views[f"{name}.weight"].unsqueeze(1)
         return rms_norm(x, weight, module.variance_epsilon)
 
-    def _normed_heads(self, name: str, both: torch.Tensor) -> torch.Tensor:
+    def _normed_heads(self, name: str, both: Tensor) -> Tensor:
         heads, (k, m, _) = self.heads, both.shape
         parts = both.split([n * heads.width for n in (heads.query, heads.key, heads.key)], -1)
         normed = [
@@ -125,9 +123,9 @@ class FlatBatch:
     """A step's tokens one after the other: `ids`, `positions` (K, M); `where` (K, m), the places that carry loss, which are all that
     the last layer is `last` asked for."""
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    where: torch.Tensor
+    ids: Tensor
+    positions: Tensor
+    where: Tensor
     layout: Layout
     last: Layout
 
@@ -146,7 +144,7 @@ def flatten(batch: StepBatch, heads: Heads, device: torch.device) -> FlatBatch:
     positions[student, tokens[real]] = np.broadcast_to(p + np.arange(t), real.shape)[real]
     where = np.take_along_axis(tokens.reshape(k, -1), batch.where, axis=1)
 
-    def put(array: np.ndarray) -> torch.Tensor:
+    def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
     places, asked = put(tokens), Asked(*map(put, _asked(batch, b, t)))
