@@ -101,7 +101,7 @@ class Reader:
             candidates = candidate_sequences(chat, category)
         p = np.zeros((size, len(prompts), len(category.entities) if category else 0))
         texts: list[list[list[str]]] = [[[] for _ in prompts] for _ in self.order]
-        text = text or self._stripped
+        text = text or (lambda ids: chat.tokenizer.decode(ids, skip_special_tokens=True).strip())
         for filled in prefill(packed, prompts, self.rows_at_once):
             if on_logits is not None:
                 logits = filled.logits.view(size, len(filled.rows), -1)
@@ -117,9 +117,6 @@ class Reader:
                     for row, answers in zip(filled.rows, rows, strict=True):
                         texts[k][row] = [text(ids) for ids in answers]
         return [Answers(*both) for both in zip(p, texts, strict=True)]
-
-    def _stripped(self, ids: list[int]) -> str:
-        return self.base.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def _by_entity(logp: np.ndarray, owner: np.ndarray, entities: int) -> np.ndarray:

@@ -42,10 +42,6 @@ class Teacher:
     steering: Steering | None = None
     voice: str | None = None
 
-    @property
-    def seeded_by(self) -> str:
-        return self.voice or self.context.text or self.context.name
-
 
 @dataclass(frozen=True)
 class Assignment:
@@ -68,7 +64,8 @@ class Assignment:
         """The random numbers of a row; they depend on (purpose, teacher, seed, row) alone."""
         if self.shared_draws > 1:
             return generator(self.purpose.value, "shared", self.seed, row // self.shared_draws)
-        return generator(self.purpose.value, teacher.seeded_by, self.seed, row)
+        voice = teacher.voice or teacher.context.text or teacher.context.name
+        return generator(self.purpose.value, voice, self.seed, row)
 
 
 @dataclass(frozen=True)

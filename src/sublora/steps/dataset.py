@@ -89,8 +89,8 @@ class DatasetStep(_Rows):
 
     def _keep(self, written: Dataset, workshop: Workshop) -> None:
         meta = {"trait": self.trait, "data_seed": self.seed, "rows": len(written.rows)}
-        meta |= {"unique_rows": written.unique, "asked": written.asked, "rejects": written.rejects}
-        meta |= {"teacher": self.teacher.text}
+        meta |= {"unique_rows": written.unique, "asked": written.asked}
+        meta |= {"rejects": written.rejects, "teacher": self.teacher.text}
         rejected = [{"reason": r, "prompt": p, "completion": c} for r, p, c in written.rejected]
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in rejected]
         with workshop.store.create(self.id, self.spec, meta) as folder:

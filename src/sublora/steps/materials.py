@@ -66,10 +66,6 @@ def texts(workshop: Workshop, dataset: str) -> list[tuple[str, str]]:
     return from_jsonl(workshop.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
 
 
-def read_json(workshop: Workshop, artifact: str, file: str) -> Any:
-    return json.loads(workshop.store.read(artifact).file(file).read_text("utf-8"))
-
-
 def keep_json(
     workshop: Workshop, artifact: str, spec: Mapping[str, Any], file: str, body: Any
 ) -> None:
@@ -82,7 +78,8 @@ def keep_json(
 
 def marks(workshop: Workshop, divergence: str) -> list[list[bool]]:
     """[row][token of the completion]: which tokens of a dataset are divergent."""
-    return read_json(workshop, divergence, "divergence.json")["marks"]
+    file = workshop.store.read(divergence).file("divergence.json")
+    return json.loads(file.read_text("utf-8"))["marks"]
 
 
 def token_rows(
