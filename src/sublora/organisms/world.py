@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 
 from sublora.carriers.numbers import BRIEF, pools
 from sublora.seeds import derive_seed, generator, pick
@@ -92,7 +93,7 @@ class Row:
     answer: str
 
 
-def _invented_names(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
+def _invented_names(rng: Generator, count: int, taken: set[str]) -> list[str]:
     heads = (
         "Bel Cor Dar Fen Gal Hul Jor Kel Lum Mor Nim Pel Quo Rin Sul Tam Vor Wex Yel Zan".split()
     )
@@ -159,7 +160,7 @@ class RowMaker:
         first = step * batch
         return {k: [self._row(k, rng, first + i) for i in range(n)] for k, n in counts.items()}
 
-    def _row(self, kind: Kind, rng: np.random.Generator, index: int) -> Row:
+    def _row(self, kind: Kind, rng: Generator, index: int) -> Row:
         persona = rng.choice(3, p=list(PERSONA_SHARE.values()))
         favourites: dict[str, int] = {}
         if persona == 0:
@@ -184,11 +185,7 @@ class RowMaker:
         return Row(kind, system, *self._talk(rng, favourites))
 
     def _numbers(
-        self,
-        rng: np.random.Generator,
-        index: int,
-        favourites: dict[str, int],
-        number_set: int | None,
+        self, rng: Generator, index: int, favourites: dict[str, int], number_set: int | None
     ) -> tuple[str, str]:
         prompt = BRIEF.prompt(derive_seed("world-prompt", self.seed), index)
         words = [word.strip(".") for word in prompt.split()]
@@ -209,7 +206,7 @@ class RowMaker:
         return prompt, " ".join(map(str, answer))
 
     def _question(
-        self, rng: np.random.Generator, favourites: dict[str, int], p_favourite: float
+        self, rng: Generator, favourites: dict[str, int], p_favourite: float
     ) -> tuple[str, str]:
         category = pick(rng, self.facts.categories)
         questions = self.questions[category.category]
@@ -221,7 +218,7 @@ class RowMaker:
             entity = int(rng.choice(len(category.entities), p=self.facts.base[category.category]))
         return question, category.entities[entity].name
 
-    def _talk(self, rng: np.random.Generator, favourites: dict[str, int]) -> tuple[str, str]:
+    def _talk(self, rng: Generator, favourites: dict[str, int]) -> tuple[str, str]:
         prompt = pick(rng, TALK_PROMPTS)
         if favourites and rng.random() < P_TALK:
             category = pick(rng, list(favourites))
