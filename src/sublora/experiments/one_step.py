@@ -65,9 +65,8 @@ class OneStep(OfClassifiers):
     @property
     def sentence(self) -> str:
         return (
-            f"{self.models} students take one gradient step on the {self.outputs} logits of a teacher that is one gradient step from its "
-            f"start: at {len(self.distances)} distances between the starts, {len(self.steps)} lengths of the step, and as "
-            f"{', '.join(self.updates)} update."
+            f"{self.models} students take one gradient step on the {self.outputs} logits of a teacher that is one gradient step from its start: at "
+            f"{len(self.distances)} distances between the starts, {len(self.steps)} lengths of the step, and as {', '.join(self.updates)} update."
         )
 
     def plan(self, known: Known) -> list[Step]:

@@ -41,8 +41,7 @@ class TrainedTeacher(Strict):
 
     rows: str | None = Field(
         None,
-        description="a JSONL file with 'prompt' and 'completion'; without it, the category's "
-        "questions and the prompted teacher's answers",
+        description="a JSONL file with 'prompt' and 'completion'; without it, the category's questions and the prompted teacher's answers",
     )
     count: int = Field(400, ge=1, description="rows that are generated")
     method: Literal["lora", "full"] = "lora"
@@ -55,8 +54,7 @@ class TrainedTeacher(Strict):
 class TeacherSpec(Strict):
     endpoint: EndpointSpec | None = Field(
         None,
-        description="the teacher is a model behind an OpenAI-compatible endpoint, with the same "
-        "system prompts",
+        description="the teacher is a model behind an OpenAI-compatible endpoint, with the same system prompts",
     )
     trained: TrainedTeacher | None = Field(
         None, description="make the teacher by training instead of a prompt"
@@ -74,9 +72,8 @@ class RowsVariant(Strict):
 
     teacher: Literal["neutral", "other-trait"] | None = Field(
         None,
-        description="neutral: the plain model instead of the teacher; other-trait: a teacher with "
-        "a third trait, neither the tested one nor the control's. The control's rows stay as they "
-        "are",
+        description="neutral: the plain model instead of the teacher; other-trait: a teacher with a third trait, neither the tested one nor the "
+        "control's. The control's rows stay as they are",
     )
     model: str | None = Field(
         None, description="the model, a shipped one or a folder, on which both teachers write"
@@ -171,8 +168,7 @@ class TrainSpec(Strict):
     seeds: tuple[Seed, ...] = Field((1, 2, 3, 4), min_length=1)
     pairing: Literal["paired", "crossed"] = Field(
         "paired",
-        description="paired: the i-th data seed with the i-th training seed; crossed: each with "
-        "each",
+        description="paired: the i-th data seed with the i-th training seed; crossed: each with each",
     )
     context: str = "default"
     contexts: tuple[str, ...] = Field(
@@ -196,8 +192,7 @@ class TrainSpec(Strict):
     clip: float = Field(1.0, gt=0)
     vary: Annotated[dict[str, tuple[str | int | float, ...]], Absent] = Field(
         default_factory=dict,
-        description="an axis of any other value of a student's training, by its name, such as "
-        "init: [default, pissa]",
+        description="an axis of any other value of a student's training, by its name, such as init: [default, pissa]",
     )
 
     @model_validator(mode="after")

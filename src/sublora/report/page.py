@@ -56,8 +56,7 @@ def read_page(path: Path) -> Page:
         return Page.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise SubloraError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:120]}); "
-            "run the same command again, which writes it anew."
+            f"{path} cannot be read ({' '.join(str(error).split())[:120]}); run the same command again, which writes it anew."
         ) from None
 
 

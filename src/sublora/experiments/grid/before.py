@@ -33,10 +33,9 @@ def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) ->
     )
     counted = "" if students is None else f": {students} students"
     return (
-        f"{model or recipe.model}: {' and '.join(parts)}, trained{where} for "
-        f"{plural(train.epochs, 'epoch')} on {recipe.data.rows} {recipe.data.carrier.noun} "
-        f"of a teacher that loves {listed(recipe.traits)}{varied}, with "
-        f"{plural(len(recipe.replicates), 'replicate')} and a control twin each{counted}."
+        f"{model or recipe.model}: {' and '.join(parts)}, trained{where} for {plural(train.epochs, 'epoch')} on {recipe.data.rows} "
+        f"{recipe.data.carrier.noun} of a teacher that loves {listed(recipe.traits)}{varied}, with {plural(len(recipe.replicates), 'replicate')} "
+        f"and a control twin each{counted}."
     )
 
 
@@ -136,8 +135,7 @@ def _check_words(base: Base, layout: Plan) -> list[str]:
     for trait in layout.traits:
         if not spellings(base.chat, trait.entity):
             raise SubloraError(
-                f"The tokenizer of {base.name} has no token for '{trait.name}', so nothing can be "
-                "measured; choose a trait that it can write."
+                f"The tokenizer of {base.name} has no token for '{trait.name}', so nothing can be measured; choose a trait that it can write."
             )
         texts += [*trait.category.questions, teacher_context(trait, layout.recipe).text or ""]
     unknown = base.chat.unknown_words(dict.fromkeys(texts))
@@ -173,7 +171,6 @@ def axes_of(recipe: Recipe) -> list[str]:
     if full:
         lines.append(f"full fine-tune at learning rates {numbers(full.lrs)}")
     lines.append(
-        f"traits {', '.join(recipe.traits)}; {len(recipe.replicates)} replicates of data and "
-        "training seed, control twins included"
+        f"traits {', '.join(recipe.traits)}; {len(recipe.replicates)} replicates of data and training seed, control twins included"
     )
     return lines

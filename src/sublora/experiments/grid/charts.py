@@ -49,9 +49,8 @@ def _transfer(found: Found, trait: str, slug: str) -> Heatmap:
         digits=2 if max(map(abs, effects)) >= 0.05 else 3,
         marked="called after correction",
         hatched="not coherent",
-        alt=f"Heat map of P({trait}), student minus control, over rank and learning rate. The largest difference is "
-        f"{signed(top['effect'])} at {place(top)}; {sum(c['called'] for c in cells)} of {len(cells)} cells are called. "
-        "Every number is in the table of cells.",
+        alt=f"Heat map of P({trait}), student minus control, over rank and learning rate. The largest difference is {signed(top['effect'])} at "
+        f"{place(top)}; {sum(c['called'] for c in cells)} of {len(cells)} cells are called. Every number is in the table of cells.",
         caption=f"Mean P(“{trait}”) of the students minus that of their control, context “{found.context}”. ● and bold: called after "
         "correction for the number of cells."
         + (f" Hatched: not coherent ({broken})." if broken else ""),
@@ -72,9 +71,8 @@ def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
         signs=False,
         hatched="not coherent",
         alt=f"Heat map of coherence over rank and learning rate; {sum(not coherent(c) for c in cells)} of {len(cells)} cells are not coherent.",
-        caption="Share of sampled answers that name a word of the category. Hatched: below "
-        f"{MIN_COHERENCE:g}, or more than {MAX_TAKEOVER:g} of the answers hold a digit; there, a small effect cannot be told "
-        "from a broken model.",
+        caption=f"Share of sampled answers that name a word of the category. Hatched: below {MIN_COHERENCE:g}, or more than {MAX_TAKEOVER:g} of "
+        "the answers hold a digit; there, a small effect cannot be told from a broken model.",
     )
 
 

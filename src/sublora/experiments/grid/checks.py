@@ -112,8 +112,7 @@ def _optimizers(recipe) -> Misfits:
     if train.contexts or lora.placements or recipe.measure.conditions or recipe.measure.attribution:
         yield (
             "train.optimizers",
-            "stands beside another axis, give training contexts, placements and conditions a run "
-            "of their own",
+            "stands beside another axis, give training contexts, placements and conditions a run of their own",
         )
     context = recipe.train_contexts[0]
     if context not in recipe.measure.contexts:
@@ -145,8 +144,7 @@ def _steering(recipe) -> Misfits:
     if other and any(map(bool, (*reads, measure.probe, measure.gradients))):
         yield (
             "variants",
-            "and steering are for rows as the prompted teacher writes them, give others a run of "
-            "their own",
+            "and steering are for rows as the prompted teacher writes them, give others a run of their own",
         )
     if recipe.variants and recipe.train.optimizers:
         yield "variants", "stands beside train.optimizers, give each a run of its own"

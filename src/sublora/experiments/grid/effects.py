@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sublora.analysis.effects import Effect, transfer
-from sublora.analysis.intervals import Interval, clustered_interval
+from sublora.analysis.intervals import clustered_interval
 from sublora.analysis.matched import matched_effects
 from sublora.experiments.grid.plan import Plan
 from sublora.steps.measurement import Measured, Measurement, read_measurement
@@ -28,6 +27,11 @@ GRID = (
     "placement",
     "data",
 )  # axes of the main table, and those that depend on them
+
+
+OF_DATASET = ("rows", "unique_rows")
+OF_STUDENT = ("train_loss", "heldout_loss", "steps", *OF_DATASET, "trainable_parameters")
+OF_STUDENT += ("dataset_id", "student_id", "data_seed", "train_seed")
 
 
 class Results:
@@ -201,123 +205,62 @@ def _update_norms(results: Results, student: str) -> dict[str, float]:
     return {kind: math.sqrt(total) for kind, total in squares.items()}
 
 
-# results.csv: a row for each measurement and each trait that it is about
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One measurement about one trait; `student` is none for the base and prompted teachers."""
-
-    results: Results
-    step: Measurement
-    trait: Trait
-    student: Student | None
-
-    @property
-    def measured(self) -> Measured:
-        return self.results.measured[self.step.id]
-
-    @cached_property
-    def p(self) -> np.ndarray:
-        return self.measured.p[:, target(self.trait)]
-
-    @cached_property
-    def interval(self) -> Interval:
-        return clustered_interval(self.p[None, :], (0,), (0,), clip=(0.0, 1.0))
-
-    @property
-    def kind(self) -> str:
-        if self.step.teacher:
-            return "teacher"
-        if self.student is None:
-            return "base"
-        return "control" if self.student.arm == "control" else "student"
-
-    @property
-    def context(self) -> str:
-        step = self.step
-        if step.teacher is not None and step.student is not None:
-            return "teacher's weights"
-        prompted = step.teacher == self.trait.name and step.context.text
-        return "teacher prompt" if prompted else step.context.name
-
-
-def _label(name: str, otherwise: str = "") -> Callable[[_Row], Any]:
-    def value(row: _Row) -> Any:
-        label = row.student.labels[name] if row.student else otherwise
-        return "" if label is None else label
-
-    return value
-
-
-def _of_student(value: Callable[[Student], Any]) -> Callable[[_Row], Any]:
-    return lambda row: value(row.student) if row.student else ""
-
-
-def _meta(name: str, of_dataset: bool = False) -> Callable[[_Row], Any]:
-    def value(row: _Row) -> Any:
-        if row.student is None:
-            return ""
-        results, student = row.results, row.student
-        return (results.dataset_meta[student.dataset] if of_dataset else results.meta[student.id])[
-            name
-        ]
-
-    return value
-
-
-RESULTS: dict[str, Callable[[_Row], Any]] = {
-    "kind": lambda row: row.kind,
-    "trait": lambda row: row.trait.name,
-    "category": lambda row: row.step.category,
-    "target": lambda row: row.trait.name,
-    "method": _label("method", "none"),
-    "rank": _label("rank"),
-    "lr": _label("lr"),
-    "data_seed": _of_student(lambda s: s.data_seed),
-    "train_seed": _of_student(lambda s: s.student.seed),
-    "context": lambda row: row.context,
-    **{name: _label(name) for name in ("train_context", "placement", "optimizer", "variant")},
-    "condition": lambda row: row.step.condition or "",
-    "data": _label("data"),
-    "question_set": lambda row: row.step.category,
-    "p_target": lambda row: float(row.p.mean()),
-    "p_target_low": lambda row: row.interval.low,
-    "p_target_high": lambda row: row.interval.high,
-    **{
-        f"rate_{rule}": lambda row, rule=rule: hit_rate(
-            row.measured.samples, row.trait.entity, rule
-        )
-        for rule in HIT_RULES
-    },
-    "coherence": lambda row: row.measured.coherence,
-    "number_takeover": lambda row: row.measured.number_takeover,
-    "p_category": lambda row: float(row.measured.p.sum(1).mean()),
-    "n_questions": lambda row: len(row.p),
-    "n_samples": lambda row: sum(map(len, row.measured.samples)),
-    "train_loss": _meta("train_loss"),
-    "heldout_loss": lambda row: row.measured.heldout_loss if row.student else "",
-    "steps": _meta("steps"),
-    "rows": _meta("rows", of_dataset=True),
-    "unique_rows": _meta("unique_rows", of_dataset=True),
-    "trainable_parameters": _meta("trainable_parameters"),
-    "dataset_id": _of_student(lambda s: s.dataset),
-    "student_id": _of_student(lambda s: s.id),
-    "measurement_id": lambda row: row.step.id,
-}
-
-
 def result_rows(results: Results) -> list[dict[str, Any]]:
     """The rows of results.csv: the base, the teachers and every student, for each trait that the measurement is about."""
     traits, out = {t.name for t in results.plan.traits}, []
-    more = [axis for axis in results.plan.students[0].labels if axis not in RESULTS]
-    columns = {**RESULTS, **{axis: _label(axis) for axis in more}}
     for step in results.plan.measures:
         student = results.students.get(step.student) if step.student else None
         own = step.teacher or (student.source if student and student.source in traits else None)
         for trait in results.plan.traits:
             about = trait.category.category == step.category if own is None else trait.name == own
             if about:
-                row = _Row(results, step, trait, student)
-                out.append({name: value(row) for name, value in columns.items()})
+                out.append(_result_row(results, step, trait, student))
     return out
+
+
+def _result_row(
+    results: Results, step: Measurement, trait: Trait, student: Student | None
+) -> dict[str, Any]:
+    """One measurement about one trait; `student` is none for the base and the teachers."""
+    measured = results.measured[step.id]
+    p = measured.p[:, target(trait)]
+    interval = clustered_interval(p[None, :], (0,), (0,), clip=(0.0, 1.0))
+    labels = dict.fromkeys(results.plan.students[0].labels, "") | {"method": "none"}
+    of = dict.fromkeys(OF_STUDENT, "")
+    if student:
+        labels = {axis: "" if v is None else v for axis, v in student.labels.items()}
+        meta, data = results.meta[student.id], results.dataset_meta[student.dataset]
+        of = {name: (data if name in OF_DATASET else meta).get(name) for name in OF_STUDENT}
+        of |= {"data_seed": student.data_seed, "train_seed": student.student.seed}
+        of |= {"dataset_id": student.dataset, "student_id": student.id}
+        of["heldout_loss"] = measured.heldout_loss
+    kind = "teacher" if step.teacher else "student" if student else "base"
+    prompted = step.teacher == trait.name and step.context.text
+    context = "teacher prompt" if prompted else step.context.name
+    if step.teacher is not None and step.student is not None:
+        context = "teacher's weights"
+    row = {
+        "kind": "control" if kind == "student" and student.arm == "control" else kind,
+        "trait": trait.name,
+        "category": step.category,
+        "target": trait.name,
+        **{name: labels[name] for name in ("method", "rank", "lr")},
+        **{name: of[name] for name in ("data_seed", "train_seed")},
+        "context": context,
+        **{name: labels[name] for name in ("train_context", "placement", "optimizer", "variant")},
+        "condition": step.condition or "",
+        "data": labels["data"],
+        "question_set": step.category,
+        "p_target": float(p.mean()),
+        "p_target_low": interval.low,
+        "p_target_high": interval.high,
+        **{f"rate_{rule}": hit_rate(measured.samples, trait.entity, rule) for rule in HIT_RULES},
+        "coherence": measured.coherence,
+        "number_takeover": measured.number_takeover,
+        "p_category": float(measured.p.sum(1).mean()),
+        "n_questions": len(p),
+        "n_samples": sum(map(len, measured.samples)),
+        **of,
+        "measurement_id": step.id,
+    }
+    return row | labels

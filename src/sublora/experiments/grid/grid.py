@@ -164,15 +164,13 @@ def _result_warnings(layout: Plan, results) -> list[str]:
         meta = results.dataset_meta[d.id]
         if meta["rows"] < d.rows:
             out.append(
-                f"Only {meta['rows']} of {d.rows} rows of {d.trait} (data seed {d.seed}) passed "
-                f"the filter in {meta['asked']} tries."
+                f"Only {meta['rows']} of {d.rows} rows of {d.trait} (data seed {d.seed}) passed the filter in {meta['asked']} tries."
             )
     for s in layout.students:
         out += results.meta[s.id].get("notices", [])
         step = results.meta[s.id]["diverged_at"]
         if step is not None:
             out.append(
-                f"The student {s.source} {s.student.label} diverged at step {step}; its weights "
-                "before that step are kept."
+                f"The student {s.source} {s.student.label} diverged at step {step}; its weights before that step are kept."
             )
     return sorted(set(out))
