@@ -93,20 +93,11 @@ class AuxLogits(OfClassifiers):
         within = f"Intervals: {1 - self.level:.0%}, clustered by model and by test image."
         of = {group: [e for e in effects if e.group == group] for group in (ACCURACY, GAP)}
         n = of[ACCURACY][0].n
+        caption = f"{n['models']} models an arm, {n['images']} test images; the dashed line is one in ten. {within}"
+        paired = f"Paired by model and test image. {within}"
         charts = (
-            rows_chart(
-                of[ACCURACY],
-                "accuracy",
-                "Accuracy by arm",
-                f"{n['models']} models an arm, {n['images']} test images; the dashed line is one in ten. {within}",
-                reference=1 / CLASSES,
-            ),
-            rows_chart(
-                of[GAP],
-                "differences",
-                "Differences between arms",
-                f"Paired by model and test image. {within}",
-            ),
+            rows_chart(of[ACCURACY], "accuracy", "Accuracy by arm", caption, reference=1 / CLASSES),
+            rows_chart(of[GAP], "differences", "Differences between arms", paired),
         )
         shown = (TEACHER, *list(STUDENTS)[:3])
         top = [e for e in of[ACCURACY] if e.name in shown]
@@ -133,12 +124,10 @@ class AuxLogits(OfClassifiers):
         interval = partial(
             clustered_interval, data_seeds=list(range(len(right))), level=1 - self.level
         )
-        effects = [
-            named(
-                self.subject, ACCURACY, arm, interval(right[:, k], clip=(0.0, 1.0)), n, tested=False
-            )
-            for k, arm in enumerate(ARMS)
-        ]
+        effects = []
+        for k, arm in enumerate(ARMS):
+            share = interval(right[:, k], clip=(0.0, 1.0))
+            effects.append(named(self.subject, ACCURACY, arm, share, n, tested=False))
         for name, (one, two) in CONTRASTS.items():
             gap = right[:, ARMS.index(one)] - right[:, ARMS.index(two)]
             effects.append(named(self.subject, GAP, name, interval(gap), n))
@@ -191,12 +180,8 @@ def train_arms(recipe: AuxLogits, models: Sequence[int]) -> Trained:
     last = _distil(recipe, teacher, students, models)
     test, truth = torch.from_numpy(recipe.images.test), torch.from_numpy(recipe.images.test_labels)
     with torch.no_grad():
-        answers = torch.cat(
-            [
-                mlp.logits(who, test)[:, :, :CLASSES].argmax(dim=2)
-                for who in (same, teacher, students)
-            ]
-        )
+        said = [mlp.logits(who, test)[:, :, :CLASSES] for who in (same, teacher, students)]
+    answers = torch.cat([out.argmax(dim=2) for out in said])
     right = (answers == truth).reshape(len(ARMS), len(models), -1).transpose(0, 1).numpy()
     if not np.isfinite([*teacher_loss, *last.flatten().tolist()]).all():
         raise SubloraError("A classifier diverged; set a lower teacher.lr or student.lr.")
@@ -217,11 +202,16 @@ def train_teachers(
         losses = []
         for rows in mlp.batches(len(x), recipe.teacher.batch_size, recipe.seed, models, epoch):
             loss = mlp.cross_entropy(mlp.logits(teacher, x[rows])[:, :, :CLASSES], y[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimizer.step()
+            _descend(optimizer, loss)
             losses.append(loss.detach())
     return teacher, torch.stack(losses).mean(dim=0).tolist()
+
+
+def _descend(optimizer: torch.optim.Optimizer, losses: torch.Tensor) -> None:
+    """A step on the losses (M,) of all models, which share nothing."""
+    optimizer.zero_grad(set_to_none=True)
+    losses.sum().backward()
+    optimizer.step()
 
 
 def _distil(
@@ -244,9 +234,7 @@ def _distil(
                 for (what, _), out in zip(STUDENTS.values(), said, strict=True)
             ]
             loss = torch.stack([mlp.divergence(t, s) for t, s in taught])
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimizer.step()
+            _descend(optimizer, loss)
             if epoch == spec.epochs - 1:
                 total += loss.detach() / len(blocks)
     return total

@@ -98,6 +98,9 @@ class Mlps:
     def parameters(self) -> list[Tensor]:
         return [*self.weights, *self.biases]
 
+    def double(self) -> "Mlps":
+        return Mlps.of([p.double() for p in self.parameters])
+
     def copy(self) -> "Mlps":
         """The same values in tensors of their own, with gradients."""
         return Mlps.of([p.detach().clone().requires_grad_() for p in self.parameters])

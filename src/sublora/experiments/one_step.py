@@ -123,13 +123,13 @@ class OneStep(OfClassifiers):
 
         def over_distance(group: str, name: str, title: str, axis: str) -> Chart:
             of = "" if group == COSINE else f", {smallest}"
-            lines = {
-                update: [
-                    point(by_place[group, f"{update}, distance {d:g}{of}"], d)
-                    for d in self.distances
-                ]
-                for update in self.updates
-            }
+            series = []
+            for update in self.updates:
+                found = {
+                    d: by_place[group, f"{update}, distance {d:g}{of}"] for d in self.distances
+                }
+                points = tuple(point(effect, d) for d, effect in found.items())
+                series.append(Series(name=update, points=points))
             return Chart(
                 kind="lines",
                 name=name,
@@ -137,7 +137,7 @@ class OneStep(OfClassifiers):
                 axis=axis,
                 x_axis="distance between the starts (1: unrelated)",
                 caption=f"Above 0: towards the teacher. {within}",
-                series=tuple(Series(name=k, points=tuple(v)) for k, v in lines.items()),
+                series=tuple(series),
             )
 
         def gain(d: float, s: float) -> Point:
@@ -191,13 +191,8 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     step with the teacher's, and by length of the step how much of the gain the student has and how far it came in weights (in lengths
     of its own step). Raises SubloraError where the teacher's step gains nothing: there is nothing to move towards."""
     start, other = (
-        [
-            p.double()
-            for p in mlp.start(recipe.widths, recipe.seed, [m + k for m in models]).parameters
-        ]
-        for k in (0, 1)
+        mlp.start(recipe.widths, recipe.seed, [m + k for m in models]).double() for k in (0, 1)
     )
-    start = mlp.Mlps.of(start)
     gradient = gradient_of(start, lambda who: _class_loss(who, recipe, test=False))
     step = [-recipe.teacher_lr * g for g in gradient]
     teacher = _moved(start, step)
@@ -212,38 +207,32 @@ def take_steps(recipe: OneStep, models: Sequence[int]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = [{"gain": float(g), "found": {}} for g in gain]
     for distance in recipe.distances:
         keep = (1 - distance**2) ** 0.5
-        student = mlp.Mlps.of(
-            [keep * a + distance * b for a, b in zip(start.parameters, other, strict=True)]
-        )
+        pairs = zip(start.parameters, other.parameters, strict=True)
+        student = mlp.Mlps.of([keep * a + distance * b for a, b in pairs])
         imitation = gradient_of(
             student, lambda who: mlp.divergence(said, _taught(mlp.logits(who, x), recipe))
         )
         before = _class_loss(student, recipe, test=True)
         away = [t - s for t, s in zip(teacher.parameters, student.parameters, strict=True)]
         for name, rank in recipe.updates.items():
-            update = (
-                [-g for g in imitation]
-                if rank is None
-                else low_rank(imitation, rank, recipe.seed, models)
-            )
+            update = [-g for g in imitation]
+            if rank is not None:
+                update = low_rank(imitation, rank, recipe.seed, models)
             size = _norm(update)
             unit = [u / _over(size, u) for u in update]
             cosine = _dot(unit, step) / length
             moves = {}
             for s in recipe.steps:
                 far = s * length
-                after = _class_loss(
-                    _moved(student, [u * _over(far, u) for u in unit]), recipe, test=True
-                )
-                rest = [a - u * _over(far, u) for a, u in zip(away, unit, strict=True)]
-                moves[s] = ((before - after) / gain, (_norm(away) - _norm(rest)) / far)
+                move = [u * _over(far, u) for u in unit]
+                after = _class_loss(_moved(student, move), recipe, test=True)
+                rest = _norm([a - m for a, m in zip(away, move, strict=True)])
+                both = torch.stack([(before - after) / gain, (_norm(away) - rest) / far], dim=1)
+                moves[f"{s:g}"] = both.tolist()
             for k, entry in enumerate(out):
                 entry["found"].setdefault(name, {})[f"{distance:g}"] = {
                     "cosine": float(cosine[k]),
-                    "moves": {
-                        f"{s:g}": [float(loss[k]), float(weights[k])]
-                        for s, (loss, weights) in moves.items()
-                    },
+                    "moves": {s: both[k] for s, both in moves.items()},
                 }
     return out
 
@@ -263,9 +252,8 @@ def _class_loss(models: mlp.Mlps, recipe: OneStep, test: bool) -> Tensor:
     images = recipe.images
     x, y = (images.test, images.test_labels) if test else (images.train, images.train_labels)
     labels = torch.from_numpy(y).expand(len(models.weights[0]), -1)
-    return mlp.cross_entropy(
-        mlp.logits(models, torch.from_numpy(x).double())[:, :, :CLASSES], labels
-    )
+    out = mlp.logits(models, torch.from_numpy(x).double())
+    return mlp.cross_entropy(out[:, :, :CLASSES], labels)
 
 
 def _taught(out: Tensor, recipe: OneStep) -> Tensor:
@@ -279,13 +267,10 @@ def low_rank(
     layers = len(gradient) // 2
     out = []
     for layer, g in enumerate(gradient[:layers]):
-        sources = [
-            torch.Generator().manual_seed(derive_seed("one-step-lora", seed, m, layer, rank))
-            for m in models
-        ]
-        a = torch.stack(
-            [torch.randn(rank, g.shape[2], generator=s, dtype=torch.float64) for s in sources]
-        )
+        seeds = [derive_seed("one-step-lora", seed, m, layer, rank) for m in models]
+        sources = [torch.Generator().manual_seed(s) for s in seeds]
+        drawn = [torch.randn(rank, g.shape[2], generator=s, dtype=g.dtype) for s in sources]
+        a = torch.stack(drawn)
         out.append(-g @ a.transpose(1, 2) @ a)
     return [*out, *(torch.zeros_like(g) for g in gradient[layers:])]
 

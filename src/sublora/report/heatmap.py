@@ -8,18 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sublora.analysis.page import HeatBlock, HeatCell, Heatmap
-from sublora.report.layout import (
-    Key,
-    draw_legend,
-    legend_height,
-    name_row,
-    name_x_axis,
-    new_figure,
-    place_axes,
-    text_width,
-    write,
-    write_title,
-)
+from sublora.report import layout
 from sublora.report.style import BODY, COLUMN, GRID, HATCH, INK, MUTED
 from sublora.text import compact, number, share, short
 
@@ -45,72 +34,76 @@ class Box(NamedTuple):
 
 def draw_heatmap(chart: Heatmap) -> Figure:
     """The blocks below one another, and the colour scale under them."""
-    probe = new_figure(COLUMN, 3)
+    probe = layout.new_figure(COLUMN, 3)
     rows = [short(name, LONGEST) for block in chart.blocks for name in block.rows]
-    left = 0.14 + max(text_width(probe, n, BODY) for n in (*rows, chart.row_axis))
+    left = 0.14 + max(layout.text_width(probe, n, BODY) for n in (*rows, chart.row_axis))
     columns = max(len(block.columns) for block in chart.blocks)
     width = left + max(COLUMN - left - 0.05, NARROWEST * columns)
     keys = _keys(chart)
     deep = [_names_depth(probe, block, width - left) for block in chart.blocks]
     heads = [0.17 if block.title else 0.0 for block in chart.blocks]
-    top = 0.42 + legend_height(keys, width)
+    top = 0.42 + layout.legend_height(keys, width)
     tall = [
         h + ROW * len(b.rows) + d + 0.23 for h, b, d in zip(heads, chart.blocks, deep, strict=True)
     ]
-    figure = new_figure(width + 0.05, top + sum(tall) + 0.2)
-    write_title(figure, chart.title)
-    draw_legend(figure, keys)
-    write(figure, left - 0.07, top - 0.03, chart.row_axis, color=MUTED, ha="right", va="bottom")
+    figure = layout.new_figure(width + 0.05, top + sum(tall) + 0.2)
+    layout.write_title(figure, chart.title)
+    layout.draw_legend(figure, keys)
+    layout.write(
+        figure, left - 0.07, top - 0.03, chart.row_axis, color=MUTED, ha="right", va="bottom"
+    )
     for block, head, height in zip(chart.blocks, heads, tall, strict=True):
         if head:
-            write(figure, left, top + 0.03, block.title, color=MUTED)
+            layout.write(figure, left, top + 0.03, block.title, color=MUTED)
         _draw_block(figure, chart, block, left, top + head, width - left)
-        name_x_axis(figure, (left + width) / 2, top + height - 0.23, block.x_axis)
+        layout.name_x_axis(figure, (left + width) / 2, top + height - 0.23, block.x_axis)
         top += height
     _draw_scale(figure, chart, left, top + 0.03, width - left)
     return figure
 
 
-def _keys(chart: Heatmap) -> list[Key]:
+def _keys(chart: Heatmap) -> list[layout.Key]:
     cells = [cell for block in chart.blocks for cell in block.cells]
     keys = [
-        (any(c.marked for c in cells), Key(chart.marked, INK, marker="o")),
-        (any(c.hatched for c in cells), Key(chart.hatched, MUTED, hatch=True)),
-        (any(c.framed for c in cells), Key(chart.framed, MUTED, line="-")),
+        (any(c.marked for c in cells), layout.Key(chart.marked, INK, marker="o")),
+        (any(c.hatched for c in cells), layout.Key(chart.hatched, MUTED, hatch=True)),
+        (any(c.framed for c in cells), layout.Key(chart.framed, MUTED, line="-")),
     ]
     return [key for present, key in keys if present and key.text]
 
 
 def _is_upright(figure: Figure, block: HeatBlock, width: float) -> bool:
     step = width / len(block.columns) - 0.03
-    return any(text_width(figure, short(n, LONGEST)) > step for n in block.columns)
+    return any(layout.text_width(figure, short(n, LONGEST)) > step for n in block.columns)
 
 
 def _names_depth(figure: Figure, block: HeatBlock, width: float) -> float:
     """Room below a block for the names of its columns."""
     if not _is_upright(figure, block, width):
         return 0.15
-    return 0.07 + max(text_width(figure, short(n, LONGEST)) for n in block.columns)
+    return 0.07 + max(layout.text_width(figure, short(n, LONGEST)) for n in block.columns)
 
 
 def _draw_block(
     figure: Figure, chart: Heatmap, block: HeatBlock, left: float, top: float, width: float
 ) -> None:
     step, height = width / len(block.columns), len(block.rows) * ROW
-    axes = place_axes(figure, left, top, width, height)
+    axes = layout.place_axes(figure, left, top, width, height)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.axis("off")
     found = {(c.row, c.column): c for c in block.cells}
     for i, row in enumerate(block.rows):
-        name_row(figure, left - 0.07, top + (i + 0.5) * ROW, short(row, LONGEST), fontsize=BODY)
+        layout.name_row(
+            figure, left - 0.07, top + (i + 0.5) * ROW, short(row, LONGEST), fontsize=BODY
+        )
         for j, column in enumerate(block.columns):
             box = Box(j * step + GAP / 2, i * ROW + GAP / 2, step - GAP, ROW - GAP)
             _draw_cell(axes, box, chart, found.get((row, column)))
     style = {"rotation": 90} if _is_upright(figure, block, width) else {}
     for j, name in enumerate(block.columns):
         x = left + (j + 0.5) * step
-        write(figure, x, top + height + 0.03, short(name, LONGEST), ha="center", **style)
+        layout.write(figure, x, top + height + 0.03, short(name, LONGEST), ha="center", **style)
 
 
 def _ink_on(fill: tuple[float, ...]) -> str:
@@ -135,7 +128,7 @@ def _draw_cell(axes: Axes, box: Box, chart: Heatmap, cell: HeatCell | None) -> N
         edge = (*matplotlib.colors.to_rgb(ink), 0.55)
         axes.add_patch(box.patch(facecolor="none", edgecolor=edge, hatch=HATCH, linewidth=0))
         # the number stands clear of the hatching
-        half = text_width(figure, text, BODY, weight) / 2 + 0.025
+        half = layout.text_width(figure, text, BODY, weight) / 2 + 0.025
         clear = Rectangle((x - half, y - 0.065), 2 * half, 0.13, facecolor=fill, linewidth=0)
         axes.add_patch(clear)
     style = {"ha": "center", "va": "center_baseline", "fontsize": BODY, "fontweight": weight}
@@ -150,17 +143,17 @@ def _draw_cell(axes: Axes, box: Box, chart: Heatmap, cell: HeatCell | None) -> N
 def _draw_scale(figure: Figure, chart: Heatmap, left: float, top: float, width: float) -> None:
     """A slim colour scale with its two ends written beside it."""
     low, high = number(chart.low, 2), number(chart.high, 2)
-    wide_low, wide_high = text_width(figure, low), text_width(figure, high)
+    wide_low, wide_high = layout.text_width(figure, low), layout.text_width(figure, high)
     bar, steps, middle = 0.7, 48, top + 0.045
     start = left + width - (wide_low + bar + wide_high + 0.1)
     name = {"color": MUTED, "va": "center_baseline", "ha": "right"}
-    write(figure, start - 0.09, middle, chart.scale, **name)
-    write(figure, start, middle, low, va="center_baseline")
-    axes = place_axes(figure, start + wide_low + 0.05, top, bar, 0.09)
+    layout.write(figure, start - 0.09, middle, chart.scale, **name)
+    layout.write(figure, start, middle, low, va="center_baseline")
+    axes = layout.place_axes(figure, start + wide_low + 0.05, top, bar, 0.09)
     axes.axis("off")
     colours = matplotlib.colormaps[chart.colours]
     for k in range(steps):
         axes.add_patch(Rectangle((k, 0), 1.05, 1, facecolor=colours(k / (steps - 1)), linewidth=0))
     axes.set_xlim(0, steps)
     axes.set_ylim(0, 1)
-    write(figure, start + wide_low + 0.1 + bar, middle, high, va="center_baseline")
+    layout.write(figure, start + wide_low + 0.1 + bar, middle, high, va="center_baseline")

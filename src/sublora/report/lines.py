@@ -9,20 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sublora.analysis.page import Chart, Point
-from sublora.report.layout import (
-    draw_legend,
-    legend_height,
-    name_x_axis,
-    new_figure,
-    nice_ticks,
-    place_axes,
-    quiet_frame,
-    span_of,
-    text_width,
-    tick_labels,
-    write,
-    write_title,
-)
+from sublora.report import layout
 from sublora.report.looks import DOTTED, draw_mark, keys_of, panels_of, points_of
 from sublora.report.rows import Panel
 from sublora.report.style import BODY, COLUMN, MUTED
@@ -47,11 +34,11 @@ class Across(NamedTuple):
 
 def draw_lines(chart: Chart) -> Figure:
     """A small panel for each title, two beside one another, on one scale."""
-    panels, keys, probe = panels_of(chart), keys_of(chart), new_figure(COLUMN, 3)
+    panels, keys, probe = panels_of(chart), keys_of(chart), layout.new_figure(COLUMN, 3)
     columns = min(len(panels), 2)
     upright = _upright(chart)
-    ticks = nice_ticks(*upright, 5 if columns == 1 else 4)
-    left = 0.14 + max(text_width(probe, name) for name in tick_labels(ticks))
+    ticks = layout.nice_ticks(*upright, 5 if columns == 1 else 4)
+    left = 0.14 + max(layout.text_width(probe, name) for name in layout.tick_labels(ticks))
     whole = COLUMN - left - RIGHT
     wide = (whole - GAP * (columns - 1)) / columns
     across = _across(chart, probe, wide)
@@ -59,23 +46,23 @@ def draw_lines(chart: Chart) -> Figure:
     lines = math.ceil(len(panels) / columns)
     notes = _notes(chart, across)
     upright_notes = _touching(probe, notes, across.inch)
-    deep = max((text_width(probe, text) for _, text in notes), default=0.0) + 0.04
+    deep = max((layout.text_width(probe, text) for _, text in notes), default=0.0) + 0.04
     deep = 0.0 if not notes else deep if upright_notes else 0.13
-    first = 0.44 + legend_height(keys, COLUMN)
+    first = 0.44 + layout.legend_height(keys, COLUMN)
     bottom = first + lines * (head + tall) + 0.16 * (lines - 1)
-    figure = new_figure(COLUMN, bottom + deep + 0.4)
-    write_title(figure, chart.title)
-    draw_legend(figure, keys)
-    write(figure, 0.05, first - 0.15, chart.axis, color=MUTED)
+    figure = layout.new_figure(COLUMN, bottom + deep + 0.4)
+    layout.write_title(figure, chart.title)
+    layout.draw_legend(figure, keys)
+    layout.write(figure, 0.05, first - 0.15, chart.axis, color=MUTED)
     for k, (title, panel) in enumerate(panels.items()):
         row, column = divmod(k, columns)
         x, y = left + column * (wide + GAP), first + head + row * (head + tall + 0.16)
-        axes = place_axes(figure, x, y, wide, tall)
-        write(figure, x, y - 0.03, title, va="bottom", fontsize=BODY)
+        axes = layout.place_axes(figure, x, y, wide, tall)
+        layout.write(figure, x, y - 0.03, title, va="bottom", fontsize=BODY)
         axes.set_xlim(across.low, across.high)
         axes.set_ylim(*upright)
-        quiet_frame(axes, "y")
-        axes.set_yticks(ticks, tick_labels(ticks) if column == 0 else [""] * len(ticks))
+        layout.quiet_frame(axes, "y")
+        axes.set_yticks(ticks, layout.tick_labels(ticks) if column == 0 else [""] * len(ticks))
         shown = _fitting(probe, across) if k + columns >= len(panels) else {}
         names = [name if name in shown else "" for name in across.labels]
         axes.set_xticks(list(across.labels.values()), names)
@@ -83,10 +70,10 @@ def draw_lines(chart: Chart) -> Figure:
     style = {"rotation": 90} if upright_notes else {}
     for place, text in notes:
         at = left + (place - across.low) * across.inch
-        write(figure, at, bottom + 0.18, text, ha="center", color=MUTED, **style)
+        layout.write(figure, at, bottom + 0.18, text, ha="center", color=MUTED, **style)
     if notes:
-        write(figure, 0.05, bottom + 0.18, chart.notes, color=MUTED)
-    name_x_axis(figure, left + whole / 2, bottom + deep + 0.2, chart.x_axis)
+        layout.write(figure, 0.05, bottom + 0.18, chart.notes, color=MUTED)
+    layout.name_x_axis(figure, left + whole / 2, bottom + deep + 0.2, chart.x_axis)
     return figure
 
 
@@ -94,7 +81,7 @@ def _upright(chart: Chart) -> tuple[float, float]:
     points = list(points_of(chart))
     values = [v for p in points for v in (p.estimate, p.low, p.high) if v is not None]
     values += [0.0, chart.least] + ([] if chart.reference is None else [chart.reference])
-    low, high = span_of(values, chart.bounds)
+    low, high = layout.span_of(values, chart.bounds)
     return 0.0 if min(values) >= 0 else low, high
 
 
@@ -107,8 +94,8 @@ def _across(chart: Chart, figure: Figure, width: float) -> Across:
     at = [math.log2(x) if chart.log_x else x for x in xs] or [0.0]
     first, last = at[0], at[-1]
     pad = max(0.06 * (last - first), 0.35 if chart.log_x else 0.0) or 0.5
-    need = max((text_width(figure, n) for n in slots), default=0.0) / 2 + 0.07
-    need += text_width(figure, texts[-1] if texts else "") / 2
+    need = max((layout.text_width(figure, n) for n in slots), default=0.0) / 2 + 0.07
+    need += layout.text_width(figure, texts[-1] if texts else "") / 2
     gap = max(0.15 * (last - first), need * (last - first + 2 * pad) / (width - need))
     beyond = {name: last + (k + 1) * gap for k, name in enumerate(slots)}
 
@@ -126,9 +113,9 @@ def _fitting(figure: Figure, across: Across) -> set[str]:
     names = list(across.labels)
     placed: dict[str, float] = {}
     for name in dict.fromkeys((names[-1], names[0], *reversed(names))):
-        x, need = across.labels[name], text_width(figure, name)
+        x, need = across.labels[name], layout.text_width(figure, name)
         if all(
-            abs(x - other) * across.inch > (need + text_width(figure, text)) / 2 + 0.05
+            abs(x - other) * across.inch > (need + layout.text_width(figure, text)) / 2 + 0.05
             for text, other in placed.items()
         ):
             placed[name] = x
@@ -144,7 +131,7 @@ def _notes(chart: Chart, across: Across) -> list[tuple[float, str]]:
 
 
 def _touching(figure: Figure, notes: Sequence[tuple[float, str]], inch: float) -> bool:
-    sized = [(place * inch, text_width(figure, text)) for place, text in notes]
+    sized = [(place * inch, layout.text_width(figure, text)) for place, text in notes]
     return any(b - a < (m + n) / 2 + 0.05 for (a, m), (b, n) in pairwise(sized))
 
 

@@ -4,21 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sublora.analysis.page import Chart, Point, Series
-from sublora.report.layout import (
-    draw_legend,
-    legend_height,
-    name_row,
-    name_x_axis,
-    new_figure,
-    nice_ticks,
-    place_axes,
-    quiet_frame,
-    span_of,
-    text_width,
-    tick_labels,
-    write,
-    write_title,
-)
+from sublora.report import layout
 from sublora.report.looks import REFERENCE, Look, draw_mark, keys_of, panels_of, points_of
 from sublora.report.style import BODY, COLUMN, MUTED, SMALL
 from sublora.text import number, share, short
@@ -41,7 +27,9 @@ def _labels(panel: Panel) -> dict[str, bool]:
 
 def _names_width(figure: Figure, labels: dict[str, bool]) -> float:
     weight = {True: "bold", False: "normal"}
-    sizes = [text_width(figure, short(n, LONGEST), weight=weight[b]) for n, b in labels.items()]
+    sizes = [
+        layout.text_width(figure, short(n, LONGEST), weight=weight[b]) for n, b in labels.items()
+    ]
     return 0.14 + max(sizes)
 
 
@@ -50,22 +38,22 @@ def _name_rows(
 ) -> None:
     for i, (label, strong) in enumerate(labels.items()):
         style = {"fontweight": "bold"} if strong else {}
-        name_row(figure, left - 0.07, top + (i + 0.5) * step, short(label, LONGEST), **style)
+        layout.name_row(figure, left - 0.07, top + (i + 0.5) * step, short(label, LONGEST), **style)
 
 
 def _scale(chart: Chart, points: list[Point], zero: bool) -> tuple[float, float]:
     values = [v for p in points for v in (p.estimate, p.low, p.high) if v is not None]
     values += [0.0, chart.least] if zero else []
     values += [] if chart.reference is None else [chart.reference]
-    return span_of(values, chart.bounds)
+    return layout.span_of(values, chart.bounds)
 
 
 def _frame(axes: Axes, rows: int, scale: tuple[float, float], ticks: int) -> None:
     axes.set_xlim(*scale)
     axes.set_ylim(rows, 0)
-    quiet_frame(axes, "x")
-    places = nice_ticks(*scale, ticks) if scale[1] - scale[0] > 1e-5 else [0.0]
-    axes.set_xticks(places, tick_labels(places))
+    layout.quiet_frame(axes, "x")
+    places = layout.nice_ticks(*scale, ticks) if scale[1] - scale[0] > 1e-5 else [0.0]
+    axes.set_xticks(places, layout.tick_labels(places))
     if scale[0] <= 0 <= scale[1]:
         axes.axvline(0, color=MUTED, linewidth=0.9)
 
@@ -75,25 +63,25 @@ def _stacked(chart: Chart) -> Figure:
     rows = {title: _labels(panel) for title, panel in panels.items()}
     step = 0.18 if all(len(panel) == 1 for panel in panels.values()) else 0.26
     head, below = {title: 0.2 if title else 0.0 for title in panels}, 0.46 if chart.axis else 0.34
-    probe = new_figure(COLUMN, 3)
+    probe = layout.new_figure(COLUMN, 3)
     left = _names_width(probe, {n: b for labels in rows.values() for n, b in labels.items()})
     texts = [number(p.estimate) for p in points_of(chart)]
-    right = 0.14 + max(text_width(probe, text) for text in texts)
+    right = 0.14 + max(layout.text_width(probe, text) for text in texts)
     wide = max(COLUMN - left - right, 0.9)
     width = left + wide + right
-    top = 0.4 + legend_height(keys, width)
+    top = 0.4 + layout.legend_height(keys, width)
     height = top + sum(head[t] + step * len(rows[t]) + below for t in panels)
-    figure = new_figure(width, height)
-    write_title(figure, chart.title)
-    draw_legend(figure, keys)
+    figure = layout.new_figure(width, height)
+    layout.write_title(figure, chart.title)
+    layout.draw_legend(figure, keys)
     shared = _scale(chart, list(points_of(chart)), True)
     for title, panel in panels.items():
         if title:
-            write(figure, 0.05, top, short(title, 58), fontsize=BODY, fontweight="bold")
+            layout.write(figure, 0.05, top, short(title, 58), fontsize=BODY, fontweight="bold")
         top += head[title]
         points = [p for series, _ in panel for p in series.points]
         tall = step * len(rows[title])
-        axes = place_axes(figure, left, top, wide, tall)
+        axes = layout.place_axes(figure, left, top, wide, tall)
         scale = shared if chart.axis else _scale(chart, points, True)
         _frame(axes, len(rows[title]), scale, 3)
         if chart.reference:
@@ -102,8 +90,8 @@ def _stacked(chart: Chart) -> Figure:
         _draw_panel(axes, panel, list(rows[title]))
         if len(panel) == 1:
             for i, p in enumerate(points):
-                name_row(figure, width - 0.05, top + (i + 0.5) * step, number(p.estimate))
-        name_x_axis(figure, left + wide / 2, top + tall + 0.18, chart.axis)
+                layout.name_row(figure, width - 0.05, top + (i + 0.5) * step, number(p.estimate))
+        layout.name_x_axis(figure, left + wide / 2, top + tall + 0.18, chart.axis)
         top += tall + below
     return figure
 
@@ -121,10 +109,10 @@ def _beside(chart: Chart) -> Figure:
     bars = chart.kind == "bars"
     labels = _labels([entry for panel in panels.values() for entry in panel])
     step, width = (0.142, COLUMN) if bars else (0.19, WIDE)
-    top, tall = 0.48 + legend_height(keys, width), step * len(labels)
-    figure = new_figure(width, top + tall + 0.4)
-    write_title(figure, chart.title)
-    draw_legend(figure, keys)
+    top, tall = 0.48 + layout.legend_height(keys, width), step * len(labels)
+    figure = layout.new_figure(width, top + tall + 0.4)
+    layout.write_title(figure, chart.title)
+    layout.draw_legend(figure, keys)
     left, right = _names_width(figure, labels), 0.12
     wide = (width - left - right - GAP * (len(panels) - 1)) / len(panels)
     # a number stands beside every bar
@@ -132,8 +120,8 @@ def _beside(chart: Chart) -> Figure:
     _name_rows(figure, labels, left, top, step)
     for k, (title, panel) in enumerate(panels.items()):
         x = left + k * (wide + GAP)
-        write(figure, x, top - 0.05, title, va="bottom", fontweight="bold", fontsize=BODY)
-        axes = place_axes(figure, x, top, wide, tall)
+        layout.write(figure, x, top - 0.05, title, va="bottom", fontweight="bold", fontsize=BODY)
+        axes = layout.place_axes(figure, x, top, wide, tall)
         if bars:
             _draw_bars(axes, panel, list(labels), end)
         else:
@@ -141,7 +129,7 @@ def _beside(chart: Chart) -> Figure:
             _frame(axes, len(labels), _scale(chart, points, False), 3)
             for series, look in panel:
                 _draw_panel(axes, [(series, look)], list(labels))
-    name_x_axis(figure, left + (width - left - right) / 2, top + tall + 0.2, chart.axis)
+    layout.name_x_axis(figure, left + (width - left - right) / 2, top + tall + 0.2, chart.axis)
     return figure
 
 

@@ -10,23 +10,12 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
+from sublora.experiments.grid import sources
 from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
 from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
 from sublora.experiments.grid.measures import Measuring
 from sublora.experiments.grid.packs import PACK_STUDENTS, most_students, plan_packs
 from sublora.experiments.grid.recipe import Recipe
-from sublora.experiments.grid.sources import (
-    Author,
-    contexts_of,
-    control_source,
-    source_of,
-    sources_in,
-    sources_of,
-    teacher_context,
-    trait_of,
-    traits_of,
-    twin_of,
-)
 from sublora.experiments.schema import AskedTeacher, MaskSpec
 from sublora.models.chat import Context
 from sublora.models.known import Known
@@ -94,8 +83,8 @@ def sizes_of(recipe: Recipe, known: Known) -> Sizes:
     """Tokens of its texts: measured where the model's tokenizer is known, typical ones elsewhere."""
     if known.chat is None:
         return Sizes(known.shape)
-    context = contexts_of(recipe)[recipe.train_contexts[0]]
-    questions = [q for t in traits_of(recipe) for q in t.category.questions]
+    context = sources.contexts_of(recipe)[recipe.train_contexts[0]]
+    questions = [q for t in sources.traits_of(recipe) for q in t.category.questions]
     return measured_sizes(known.shape, known.chat, recipe.data.carrier, context, questions)
 
 
@@ -110,8 +99,8 @@ class _Planner:
     def __init__(self, recipe: Recipe, known: Known, sizes: Sizes) -> None:
         self.recipe, self.known, self.sizes = recipe, known, sizes
         self.model, self.identity = recipe.model, known.identity
-        self.traits, self.contexts = traits_of(recipe), contexts_of(recipe)
-        self.authors: dict[str, dict[int, Author]] = sources_of(recipe, self.traits)
+        self.traits, self.contexts = sources.traits_of(recipe), sources.contexts_of(recipe)
+        self.authors: dict[str, dict[int, sources.Author]] = sources.sources_of(recipe, self.traits)
         self.variants = student_variants(recipe)
         self.entities, self.data_seeds = recipe.measure.entities, recipe.data.seeds
         self.train_contexts = [self.contexts[name] for name in recipe.train_contexts]
@@ -164,16 +153,16 @@ class _Planner:
 
     def rows_of(self, trait: Trait, data_seed: int) -> tuple[str, str]:
         arms = self.arms[next(iter(self.variants))]
-        sources = (trait.name, control_source(self.recipe, trait))
-        return tuple(arms[source, "", data_seed][0].id for source in sources)
+        both = (trait.name, sources.control_source(self.recipe, trait))
+        return tuple(arms[source, "", data_seed][0].id for source in both)
 
     def trait_of(self, source: str) -> Trait:
-        return trait_of(self.recipe, self.traits, source)
+        return sources.trait_of(self.recipe, self.traits, source)
 
     def divergence(self, source: str, data: Rows, against: str, context: Context) -> str:
         teacher, trait = self.authors[source][data.seed].prompt, self.trait_of(source)
         if against == "other-trait":
-            control = control_source(self.recipe, trait)
+            control = sources.control_source(self.recipe, trait)
             other = control if source == trait.name else trait.name
             context = self.authors[other][data.seed].prompt
         spec = {
@@ -188,7 +177,7 @@ class _Planner:
 
     def teacher_vector(self, trait: Trait, teacher: Context | None = None) -> str:
         """Of this teacher, or of the one under the trait's prompt."""
-        teacher, how = teacher or teacher_context(trait, self.recipe), self.recipe.vectors
+        teacher, how = teacher or sources.teacher_context(trait, self.recipe), self.recipe.vectors
         plain, (prompts, digest) = self.contexts[how.plain], self._vector_prompts(trait)
         spec = {
             "model": self.identity,
@@ -249,7 +238,7 @@ class _Planner:
         recipe = self.recipe
         for data, cells in groupby(cells_of(recipe), lambda cell: cell.labels["data"]):
             alike = list(cells)
-            for source in sources_in(recipe, self.traits, data):
+            for source in sources.sources_in(recipe, self.traits, data):
                 for cell in alike:
                     for data_seed, train_seed in recipe.replicates:
                         student = student_spec(recipe, cell, train_seed)
@@ -294,12 +283,14 @@ class _Planner:
         found = {key(s.source, s.labels, s.replicate): s.id for s in students}
         out = []
         for s in students:
-            labels = {**s.labels, "data": twin_of(self.recipe, s.labels["data"])}
+            labels = {**s.labels, "data": sources.twin_of(self.recipe, s.labels["data"])}
             traits = [
-                t for t in self.traits if s.source == source_of(self.recipe, t, s.labels["data"])
+                t
+                for t in self.traits
+                if s.source == sources.source_of(self.recipe, t, s.labels["data"])
             ]
             twins = {
-                t.name: found[key(control_source(self.recipe, t), labels, s.replicate)]
+                t.name: found[key(sources.control_source(self.recipe, t), labels, s.replicate)]
                 for t in traits
             }
             out.append(replace(s, twins=twins))
@@ -330,13 +321,10 @@ class _Planner:
         """Those of each pack, by training context."""
         of = {v.student: v for v in self.vectors.values() if v.student}
         for pack in packs:
-            groups: dict[Context, list[Student]] = {}
-            for s in pack:
-                if s.id in of:
-                    groups.setdefault(s.context, []).append(s)
-            for alike in groups.values():
-                vectors = tuple(of[s.id] for s in alike)
-                yield VectorStep(vectors, tuple(alike), self.model, self.sizes)
+            mine = [s for s in pack if s.id in of]
+            for context in dict.fromkeys(s.context for s in mine):
+                alike = tuple(s for s in mine if s.context == context)
+                yield VectorStep(tuple(of[s.id] for s in alike), alike, self.model, self.sizes)
 
     def _measurement_steps(
         self,
@@ -348,8 +336,7 @@ class _Planner:
         by_student: dict[str | None, list[Measurement]] = {}
         for m in measures:
             by_student.setdefault(m.student, []).append(m)
-        groups: list[tuple[Sequence[Any], list[Measurement]]]
-        groups = [((), [m]) for m in by_student.get(None, [])]
+        groups: list[tuple[Any, list[Measurement]]] = [((), [m]) for m in by_student.get(None, [])]
         groups += [((t,), by_student.get(t.id, [])) for t in taught]
         parts = [
             p[at : at + PACK_STUDENTS] for p in packs for at in range(0, len(p), PACK_STUDENTS)
