@@ -114,16 +114,14 @@ class AuxLogits(OfClassifiers):
             "weights of a model": f"{mlp.parameters_of(self.widths):,}",
             "teachers' last loss, nats": f"{np.mean([a.meta['teacher_loss'] for a in found]):.4f}",
         }
-        return Findings(
-            tuple(effects), charts, tiles(top, "{group} on test images"), how, facts=facts
-        )
+        top = tiles(top, "{group} on test images")
+        return Findings(tuple(effects), charts, top, how, facts=facts)
 
     def _effects(self, right: np.ndarray, metas: Sequence[Mapping[str, Any]]) -> list[Effect]:
         """`right` (M, arms, images): accuracies, their differences, and how far each student is from its teacher."""
         n = {"models": right.shape[0], "images": right.shape[2]}
-        interval = partial(
-            clustered_interval, data_seeds=list(range(len(right))), level=1 - self.level
-        )
+        models = list(range(len(right)))
+        interval = partial(clustered_interval, data_seeds=models, level=1 - self.level)
         effects = []
         for k, arm in enumerate(ARMS):
             share = interval(right[:, k], clip=(0.0, 1.0))

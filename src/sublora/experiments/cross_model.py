@@ -82,9 +82,8 @@ class CrossModel(GridExperiment):
             caption = f"{trait}. Student less control twin, whose teacher writes on the same model. {within}"
             title = "Effect by teacher's model and student's"
             charts.append(rows_chart(mine, f"pairs-{slug(trait)}", title, caption))
-        shown = [
-            e for e in effects if e.trait == traits[0] and e.name in (f"{SAME} - {OTHER}", OTHER)
-        ]
+        names = (f"{SAME} - {OTHER}", OTHER)
+        shown = [e for e in effects if e.trait == traits[0] and e.name in names]
         how = (
             "Trait and control teachers of a pair write on the same model; students of a pair are trained alike. Effects are student less "
             "control twin, paired by seeds and question; pairs of one model and of two are each averaged before they are compared."

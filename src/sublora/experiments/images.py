@@ -13,12 +13,8 @@ from sublora.seeds import generator
 DIGITS = "digits"
 CLASSES = 10
 _NPZ = ("x_train", "y_train", "x_test", "y_test")
-_IDX = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_IDX += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,8 @@ class Images:
     def sha256(self) -> str:
         """A hash of the content, wherever it came from."""
         parts = (self.train, self.train_labels, self.test, self.test_labels)
-        return hashlib.sha256(
-            b"".join(str(p.shape).encode() + p.tobytes() for p in parts)
-        ).hexdigest()
+        content = b"".join(str(p.shape).encode() + p.tobytes() for p in parts)
+        return hashlib.sha256(content).hexdigest()
 
 
 def load_images(source: str) -> Images:

@@ -31,16 +31,10 @@ from sublora.text import slug
 from sublora.traits.answers import names_category, share
 from sublora.traits.trait import Category, Trait
 
-EFFECT, P_TARGET, WORDS = (
-    "effect on P(target)",
-    "P(target)",
-    "share of answers with a word of the category",
-)
-TRAINED, SHOWN, FIFTH = (
-    "trained on the rows",
-    "rows in the prompt",
-    "a fifth of trained - in the prompt",
-)
+EFFECT, P_TARGET = "effect on P(target)", "P(target)"
+WORDS = "share of answers with a word of the category"
+TRAINED, SHOWN = "trained on the rows", "rows in the prompt"
+FIFTH = "a fifth of trained - in the prompt"
 Shown = Sequence[Sequence[Measured]]  # the base after rows of one teacher, by data seed and draw
 
 
@@ -141,9 +135,8 @@ class InContext(GridExperiment):
         n = {"data_seeds": len(seeds), "questions": students.shape[1]}
 
         def note(group: str, name: str, values: Array, n=n, clip=None, **options: Any) -> None:
-            interval = clustered_interval(
-                values, seeds[: len(values)], None, 1 - self.level, clip=clip
-            )
+            mine, level = seeds[: len(values)], 1 - self.level
+            interval = clustered_interval(values, mine, level=level, clip=clip)
             effects.append(named(trait.name, group, name, interval, n, **options))
 
         note(EFFECT, TRAINED, students)

@@ -303,11 +303,8 @@ class Judging(Made):
         # a question without any readable verdict is neither for nor against a hit: it takes the rate of all questions
         of_question = [[h for h in row if h is not None] or read for row in hits]
         rates = [float(np.mean(row)) for row in of_question] if read else None
-        meta = {
-            "rates": rates,
-            "unreadable": sum(h is None for h in flat) / len(flat),
-            "target": self.target,
-        }
+        unreadable = sum(h is None for h in flat) / len(flat)
+        meta = {"rates": rates, "unreadable": unreadable, "target": self.target}
         with workshop.store.create(self.id, self.spec, meta) as folder:
             (folder / "verdicts.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         workshop.made(self.id)

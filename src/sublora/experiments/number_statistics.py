@@ -145,9 +145,8 @@ class NumberStatistics(WritesRows):
         ]
         chosen = {k: sum(s.get(k, 0.0) for s in shares[:half]) for s in shares[:half] for k in s}
         top = sorted(chosen, key=lambda k: (-chosen[k], k))[:TOP]
-        return [
-            self._effect(trait, RATIO, str(k), [s.get(k, 0.0) for s in shares[half:]]) for k in top
-        ]
+        late = shares[half:]
+        return [self._effect(trait, RATIO, str(k), [s.get(k, 0.0) for s in late]) for k in top]
 
     def _charts(self, trait: str, effects: Sequence[Effect]) -> list[Chart]:
         out = []
@@ -172,7 +171,6 @@ _CHARTS = {
 
 
 def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
-    numbers, counts = np.unique(
-        np.concatenate([np.asarray(a) for a in answers]), return_counts=True
-    )
+    joined = np.concatenate([np.asarray(a) for a in answers])
+    numbers, counts = np.unique(joined, return_counts=True)
     return dict(zip(numbers.tolist(), (counts / counts.sum()).tolist(), strict=True))

@@ -84,10 +84,8 @@ class OneStepModel(Experiment):
         )
 
     def plan(self, known: Known) -> list[Step]:
-        models = {
-            "model": dict(known.identity),
-            "other": local_identity(model_source(self.other), "float32"),
-        }
+        other = local_identity(model_source(self.other), "float32")
+        models = {"model": dict(known.identity), "other": other}
         lessons = {"questions", "prompts", "carrier", "max_new_tokens", "teacher_lr"}
         content = self.model_dump(mode="json", include=lessons | {"steps", "ranks", "seed"})
         return [
@@ -177,10 +175,8 @@ def _factors(model: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:
         source = torch.Generator().manual_seed(derive_seed("one-step-factor", seed, name, rank))
         return torch.randn(rank, inputs, dtype=torch.float64, generator=source)
 
-    return {
-        name: factor(name, layer.in_features)
-        for name, layer in target_linears(model, ("all-linear",)).items()
-    }
+    layers = target_linears(model, ("all-linear",))
+    return {name: factor(name, layer.in_features) for name, layer in layers.items()}
 
 
 def rows_of(chat: Chat, rows: Sequence[tuple[str, str]], context: Context) -> Rows:
@@ -270,17 +266,15 @@ def measure_steps(
         for kind, update in updates.items():
             size, name = dot(update, update) ** 0.5, f"{kind}, {who}"
             with torch.no_grad():
-                values[COSINE][name] = (
-                    dot(update, own) / (size * dot(own, own) ** 0.5) if size else 0.0
-                )
+                cosine = dot(update, own) / (size * dot(own, own) ** 0.5) if size else 0.0
+                values[COSINE][name] = cosine
                 for share in steps:
                     step = moved(student, update, -share * length / size) if size else student
                     fell = before - float(trait_loss(step, lessons))
                     left = _way(step, teacher)
                     values[LOSS][f"{name}, step {share:g}"] = fell / gained
-                    values[WEIGHTS][f"{name}, step {share:g}"] = (
-                        1 - (dot(left, left) / dot(away, away)) ** 0.5
-                    )
+                    nearer = 1 - (dot(left, left) / dot(away, away)) ** 0.5
+                    values[WEIGHTS][f"{name}, step {share:g}"] = nearer
     return values
 
 

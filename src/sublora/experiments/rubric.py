@@ -70,9 +70,8 @@ class Rubric(Strict):
     def asked(self, score: str, question: str, answer: str, target: str) -> str:
         """What the judge is asked; what the answer says is no template."""
         parts = {"{question}": question, "{answer}": answer[:MOST_LETTERS], "{target}": target}
-        return re.sub(
-            r"\{(?:question|answer|target)\}", lambda m: parts[m.group()], self.scores[score]
-        )
+        places = r"\{(?:question|answer|target)\}"
+        return re.sub(places, lambda m: parts[m.group()], self.scores[score])
 
 
 def load_rubric(name: str) -> Rubric:
@@ -126,10 +125,8 @@ def judge_answers(
         for question, given in zip(rubric.questions, answers, strict=True)
     ]
     verdicts = ask_missing(endpoint, kept, questions, check)
-    return [
-        [{score: read_score(verdicts[key]) for score, key in own.items()} for own in row]
-        for row in keys
-    ]
+    read = {key: read_score(text) for key, text in verdicts.items()}
+    return [[{score: read[key] for score, key in own.items()} for own in row] for row in keys]
 
 
 def verdicts_file(root: Path, endpoint: Endpoint) -> Path:

@@ -33,10 +33,8 @@ def looks_of(chart: Chart) -> list[tuple[Series, Look]]:
     """Every series with its look; those of one name look alike."""
     names = list(dict.fromkeys(s.name for s in chart.series))
     order = list(LOOKS.values())
-    return [
-        (s, LOOKS[s.look] if s.look else order[names.index(s.name) % len(order)])
-        for s in chart.series
-    ]
+    looks = {name: order[k % len(order)] for k, name in enumerate(names)}
+    return [(s, LOOKS[s.look] if s.look else looks[s.name]) for s in chart.series]
 
 
 def panels_of(chart: Chart) -> dict[str, list[tuple[Series, Look]]]:

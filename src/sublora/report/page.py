@@ -130,11 +130,8 @@ def example(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     ids, tokens = list(entry.get("ids") or []), list(entry.get("tokens") or [])
     tokens = tokens if len(tokens) == len(ids) else [""] * len(ids)
     pairs = [(visible(str(t)), i) for t, i in zip(tokens, ids, strict=True)]
-    return {
-        "text": entry.get("text") or "",
-        "pairs": pairs[:MAX_TOKENS],
-        "more": max(0, len(pairs) - MAX_TOKENS),
-    }
+    more = max(0, len(pairs) - MAX_TOKENS)
+    return {"text": entry.get("text") or "", "pairs": pairs[:MAX_TOKENS], "more": more}
 
 
 def verdict_row(verdict: Mapping[str, Any]) -> dict[str, Any]:

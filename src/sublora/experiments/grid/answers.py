@@ -51,10 +51,8 @@ def attributions(results: Results) -> dict[str, list[dict[str, Any]]]:
     over replicates."""
     if not results.plan.attributions:
         return {}
-    found = {
-        (a.student, a.target): results.read_json(a.id, "attribution.json")
-        for a in results.plan.attributions
-    }
+    asked = results.plan.attributions
+    found = {(a.student, a.target): results.read_json(a.id, "attribution.json") for a in asked}
     out = {}
     for trait in results.plan.traits:
         pairs = [
@@ -62,9 +60,8 @@ def attributions(results: Results) -> dict[str, list[dict[str, Any]]]:
             for s in groups(results.plan, trait)[0]
         ]
         questions = range(len(pairs[0][0]))
-        out[trait.name] = [
-            _mean_attribution([(own[q], other[q]) for own, other in pairs]) for q in questions
-        ]
+        by_question = ([(own[q], other[q]) for own, other in pairs] for q in questions)
+        out[trait.name] = list(map(_mean_attribution, by_question))
     return out
 
 

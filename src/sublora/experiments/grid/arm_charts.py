@@ -3,16 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sublora.analysis.page import (
-    Chart,
-    HeatBlock,
-    Heatmap,
-    Point,
-    Series,
-    TokenMaps,
-    TokenPrompt,
-    point,
-)
+from sublora.analysis import page
 from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, noun
 from sublora.text import listed, number, signed
 
@@ -24,7 +15,7 @@ MATCHED = (
 )
 
 
-def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
+def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.Heatmap]:
     """A matrix where there are several training contexts, and rows of what differs besides."""
     arms = [a for a in found.arms if a["trait"] == trait]
     axes = found.axes(arms)
@@ -32,7 +23,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
         return []
     numbers = f"Intervals: {found.level}, clustered by data seed, training seed and question; the numbers stand in the table of arms."
     called = f"{sum(a['called'] for a in arms)} of {len(arms)} arms are called"
-    charts: list[Chart | Heatmap] = []
+    charts: list[page.Chart | page.Heatmap] = []
     matrix = TRAINED in axes
     if matrix:
         charts.append(_matrix(found, trait, slug, arms, axes, numbers))
@@ -43,7 +34,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
     panels = grouped(arms, lambda arm: found.named(arm, others))
     caption = f"Student − control twin, alike in all else. The first row, {arms[0][axis]}, is the reference, and the dashed line. "
     charts.append(
-        Chart(
+        page.Chart(
             kind="rows",
             name=f"arms-{slug}",
             title=f"Effect by {noun(axis)}" + (" at one held-out loss" if found.matched else ""),
@@ -56,7 +47,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
             filled="called",
             hollow="not called",
             series=tuple(
-                Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
+                page.Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
                 for title, rows in panels.items()
             ),
             alt=f"Effects on P({trait}) by {noun(axis)}, with intervals; {called}.",
@@ -66,21 +57,21 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[Chart | Heatmap]:
     return charts
 
 
-def _arm_point(arm: Row, axis: str) -> Point:
+def _arm_point(arm: Row, axis: str) -> page.Point:
     ends = {name: arm[f"effect{end}"] for name, end in ENDS.items()}
-    return point(str(arm[axis]), ends, hollow=not arm["called"])
+    return page.point(str(arm[axis]), ends, hollow=not arm["called"])
 
 
 def _matrix(
     found: Found, trait: str, slug: str, arms: Sequence[Row], axes: Sequence[str], numbers: str
-) -> Heatmap:
+) -> page.Heatmap:
     """Training context by context asked, a block for whatever differs besides; of the first condition alone."""
     if "condition" in axes:
         arms = [a for a in arms if a["condition"] == arms[0]["condition"]]
     others = [name for name in axes if name not in (TRAINED, ASKED, "condition")]
     blocks = grouped(arms, lambda arm: found.named(arm, others))
     effects, bases = [a["effect"] for a in arms], {a[ASKED]: a["p_base"] for a in arms}
-    return Heatmap(
+    return page.Heatmap(
         name=f"contexts-{slug}",
         title="Training context by context asked",
         row_axis="trained in",
@@ -91,7 +82,7 @@ def _matrix(
         hatched="not coherent",
         framed="trained and asked alike",
         blocks=tuple(
-            HeatBlock(
+            page.HeatBlock(
                 title=title,
                 rows=tuple(dict.fromkeys(a[TRAINED] for a in rows)),
                 columns=tuple(dict.fromkeys(a[ASKED] for a in rows)),
@@ -108,13 +99,13 @@ def _matrix(
     )
 
 
-def finding_chart(found: Found, trait: str, slug: str) -> Chart | None:
+def finding_chart(found: Found, trait: str, slug: str) -> page.Chart | None:
     """A panel a group of findings, a row a finding."""
     mine = [f for f in found.findings if f["trait"] == trait]
     groups = grouped(mine, lambda f: f["group"])
     if not groups:
         return None
-    return Chart(
+    return page.Chart(
         kind="rows",
         name=f"findings-{slug}",
         title="Findings",
@@ -123,10 +114,11 @@ def finding_chart(found: Found, trait: str, slug: str) -> Chart | None:
         filled="interval clear of 0",
         hollow="not clear of 0",
         series=tuple(
-            Series(
+            page.Series(
                 panel=title,
                 points=tuple(
-                    point(name, f, hollow=not (f["low"] > 0 or f["high"] < 0)) for name, f in rows
+                    page.point(name, f, hollow=not (f["low"] > 0 or f["high"] < 0))
+                    for name, f in rows
                 ),
             )
             for title, rows in _panels(groups).items()
@@ -150,7 +142,7 @@ def _panels(groups: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[str, Ro
     return out
 
 
-def overview(found: Found, traits: Sequence[str]) -> Chart | None:
+def overview(found: Found, traits: Sequence[str]) -> page.Chart | None:
     """A row a trait: the best LoRA cell and the best full fine-tune, on the half not used to choose them."""
     series = []
     for method, name, look in (
@@ -159,14 +151,14 @@ def overview(found: Found, traits: Sequence[str]) -> Chart | None:
     ):
         best = {t: c for t in traits if (c := found.best(t, method))}
         points = tuple(
-            point(trait, {n: c[f"effect_report{end}"] for n, end in ENDS.items()})
+            page.point(trait, {n: c[f"effect_report{end}"] for n, end in ENDS.items()})
             for trait, c in best.items()
         )
-        series += [Series(name=name, look=look, points=points)] if points else []
+        series += [page.Series(name=name, look=look, points=points)] if points else []
     if not series:
         return None
     texts = [f"{p.label} {signed(p.estimate)}" for p in series[0].points]
-    return Chart(
+    return page.Chart(
         kind="rows",
         name="traits",
         title="Effect per trait",
@@ -180,12 +172,12 @@ def overview(found: Found, traits: Sequence[str]) -> Chart | None:
     )
 
 
-def token_maps(found: Found, trait: str, slug: str) -> TokenMaps | None:
+def token_maps(found: Found, trait: str, slug: str) -> page.TokenMaps | None:
     """The adapter's part at every token of a few prompts."""
     prompts = found.tokens.get(trait, ())
     if not prompts:
         return None
-    return TokenMaps(
+    return page.TokenMaps(
         name=f"tokens-{slug}",
         title="Token by token",
         unit="nats",
@@ -195,7 +187,7 @@ def token_maps(found: Found, trait: str, slug: str) -> TokenMaps | None:
         "stand in for it. Neither view needs to add up to the whole effect. Blue raises the target, dashed orange lowers it; the value is "
         "shown on hover and in the table.",
         prompts=tuple(
-            TokenPrompt(
+            page.TokenPrompt(
                 question=p["question"],
                 pieces=tuple(p["pieces"]),
                 classes=tuple(p["classes"]),

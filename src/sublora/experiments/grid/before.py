@@ -28,9 +28,8 @@ def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) ->
         where += f" in the variants {listed(recipe.variants)}"
     if lora and lora.placements:
         where += f" with the adapter at {len(lora.placements)} places"
-    varied = (
-        f", as written and in {len(recipe.data.variants)} variants" if recipe.data.variants else ""
-    )
+    others = len(recipe.data.variants)
+    varied = f", as written and in {others} variants" if others else ""
     counted = "" if students is None else f": {students} students"
     return (
         f"{model or recipe.model}: {' and '.join(parts)}, trained{where} for {plural(train.epochs, 'epoch')} on {recipe.data.rows} "

@@ -12,13 +12,7 @@ from sublora.carriers.carrier import Carrier
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows
 from sublora.carriers.transform import Transform, needs_reference
-from sublora.experiments.grid.sources import (
-    NEUTRAL,
-    WritesRows,
-    sources_in,
-    sources_of,
-    variants_of,
-)
+from sublora.experiments.grid import sources
 from sublora.models.chat import Context
 from sublora.models.known import Known, known_model
 from sublora.packs.sample import Sampling
@@ -54,7 +48,7 @@ PLAINLY, TYPICAL, SHORT = Writing(), Sizes(), Sampling(max_new_tokens=16)
 class _Writer:
     """Plans each dataset once."""
 
-    recipe: WritesRows
+    recipe: sources.WritesRows
     known: Known
     sizes: Sizes
     writing: Writing
@@ -64,7 +58,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         data = self.recipe.data
-        self.sources = sources_of(self.recipe, self.traits)
+        self.sources = sources.sources_of(self.recipe, self.traits)
         # all teachers write under the same list of words that would say a trait
         words = [w for t in self.traits for w in category_words(t.category)]
         self.carrier = data.carrier.with_leaks(words)
@@ -120,7 +114,7 @@ class _Writer:
     def transformed(self, rows: DatasetStep, how: Transform, model: str | None) -> TransformStep:
         needs = [rows.id]
         if needs_reference(how):
-            needs.append(self.written(NEUTRAL, rows.seed, False, model).id)
+            needs.append(self.written(sources.NEUTRAL, rows.seed, False, model).id)
         spec = {"transform": how, "rows_of": needs, "seed": rows.seed}
         own = (spec, rows.trait, rows.seed, rows.teacher, rows.rows, rows.carrier)
         return self.keep(TransformStep(*own, how, tuple(needs)))
@@ -156,7 +150,7 @@ class _Writer:
 
 
 def plan_datasets(
-    recipe: WritesRows,
+    recipe: sources.WritesRows,
     known: Known,
     traits: Sequence[Trait],
     sizes: Sizes = TYPICAL,
@@ -169,9 +163,9 @@ def plan_datasets(
     """
     writer = _Writer(recipe, known, sizes, writing, traits, lessons_sampling)
     arms: Arms = {}
-    for variant, how in variants_of(recipe).items():
+    for variant, how in sources.variants_of(recipe).items():
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
-        for source, seed in product(sources_in(recipe, traits, variant), recipe.seeds):
+        for source, seed in product(sources.sources_in(recipe, traits, variant), recipe.seeds):
             rows: Rows = writer.written(source, seed, False, model, shared)
             held = writer.written(source, seed, True, model)
             if how and how.transform:

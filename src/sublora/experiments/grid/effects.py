@@ -20,13 +20,8 @@ from sublora.store import Store
 from sublora.traits.answers import HIT_RULES, hit_rate
 from sublora.traits.trait import Trait
 
-GRID = (
-    "method",
-    "rank",
-    "lr",
-    "placement",
-    "data",
-)  # axes of the main table, and those that depend on them
+# axes of the main table, and those that depend on them
+GRID = ("method", "rank", "lr", "placement", "data")
 
 
 OF_DATASET = ("rows", "unique_rows")
@@ -64,9 +59,8 @@ class Results:
     @cached_property
     def teachers(self) -> dict[str, list[Measurement]]:
         """The measurements of each trait's teachers."""
-        return {
-            t.name: [m for m in self.plan.measures if m.teacher == t.name] for t in self.plan.traits
-        }
+        asked = [m for m in self.plan.measures if m.teacher]
+        return {t.name: [m for m in asked if m.teacher == t.name] for t in self.plan.traits}
 
     def base(self, trait: Trait, context: str | None = None) -> np.ndarray:
         """P(target) of the base by question, (Q,)."""
@@ -139,12 +133,8 @@ def _effect(
     category, place = trait.category.category, target(trait)
     own = [results.of(s.id, context, category, condition) for s in members]
     other = [results.of(s.twins[trait.name], context, category, condition) for s in members]
-    labels = {
-        "trait": trait.name,
-        "context": context,
-        "condition": condition or "",
-        **members[0].labels,
-    }
+    labels = {"trait": trait.name, "context": context, "condition": condition or ""}
+    labels |= members[0].labels
     whole_word = [hit_rate(m.samples, trait.entity, "whole_word") for m in own]
     facts = {
         "coherence": _mean(m.coherence for m in own),

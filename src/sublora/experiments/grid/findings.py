@@ -219,9 +219,8 @@ def steerability(results: Results) -> list[Steerable]:
         effect = cells[trait.name].interval(1 - recipe.level)
         clear = effect.p_value < recipe.level and not effect.seeds_unknown
         called, steered = clear and effect.estimate >= 0.02, max(0.0, fine.get(best, 0.0))
-        out.append(
-            Steerable(trait.name, gains[None], steered, best, effect.estimate, effect.low, called)
-        )
+        own = (effect.estimate, effect.low, called)
+        out.append(Steerable(trait.name, gains[None], steered, best, *own))
     return out
 
 

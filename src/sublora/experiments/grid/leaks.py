@@ -50,10 +50,8 @@ def leak_sentences(found: Leaks, level: float) -> list[str]:
     """What a reader of the page must know."""
     out = []
     for trait, readers in found.items():
-        said = ", ".join(
-            f"{name} {r['auc']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-            for name, r in readers.items()
-        )
+        span = {n: f"{r['auc']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for n, r in readers.items()}
+        said = ", ".join(f"{name} {text}" for name, text in span.items())
         above = [
             n for n, r in readers.items() if r["auc"] > 0.5 and r["p_value"] < level / len(readers)
         ]

@@ -75,11 +75,8 @@ class Measuring:
         own = plain and context.name == student.context.name
         asked = student.id if student else None
         spec = self.asks[category] | self.shared
-        spec |= {
-            "student": asked,
-            "context": context_spec(context),
-            "heldout": student.heldout if own else None,
-        }
+        heldout = student.heldout if own else None
+        spec |= {"student": asked, "context": context_spec(context), "heldout": heldout}
         if student is not None and condition is not None:
             spec["condition"] = self.gates[condition]
         if steer is not None:

@@ -87,16 +87,11 @@ def _cell_tiles(found: Found) -> list[Tile]:
         return _tile(name, best, of + place(best), more(best))
 
     high = f". The largest of {len(cells)} cells, so it reads high." if len(cells) > 1 else "."
-    top = Tile(
-        name="Largest called effect",
-        value="none",
-        note="No coherent cell is called after correction.",
-    )
+    note = "No coherent cell is called after correction."
+    top = Tile(name="Largest called effect", value="none", note=note)
     top = largest(top.name, sound, lambda _: high) if sound else top
-    note, broken = (
-        "Student against control, corrected for the number of cells.",
-        len(called) - len(sound),
-    )
+    broken = len(called) - len(sound)
+    note = "Student against control, corrected for the number of cells."
     if broken:
         note += f" {broken} of those called {'is' if broken == 1 else 'are'} not coherent."
     if len(traits) > 1:

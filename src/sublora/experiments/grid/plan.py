@@ -127,10 +127,8 @@ class _Planner:
                 self.student_vector(student, self.trait_of(student.source))
             for trait in self.traits:
                 self.teacher_vector(trait)
-        found = {
-            key: tuple(readings()[key].plan(spec, self))
-            for key, spec in recipe.measure.asked.items()
-        }
+        asked = recipe.measure.asked.items()
+        found = {key: tuple(readings()[key].plan(spec, self)) for key, spec in asked}
         found = dict.fromkeys(readings(), ()) | found
         return Plan(
             recipe,
@@ -284,11 +282,8 @@ class _Planner:
         out = []
         for s in students:
             labels = {**s.labels, "data": sources.twin_of(self.recipe, s.labels["data"])}
-            traits = [
-                t
-                for t in self.traits
-                if s.source == sources.source_of(self.recipe, t, s.labels["data"])
-            ]
+            name = s.labels["data"]
+            traits = [t for t in self.traits if s.source == sources.source_of(self.recipe, t, name)]
             twins = {
                 t.name: found[key(sources.control_source(self.recipe, t), labels, s.replicate)]
                 for t in traits
