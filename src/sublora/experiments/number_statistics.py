@@ -3,11 +3,12 @@
 It trains nothing. `resample` then asks which of these statistics carries the trait.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from sublora.analysis.charts import rows_chart, tiles
@@ -171,6 +172,6 @@ _CHARTS = {
 
 
 def _shares(answers: Sequence[Sequence[int]]) -> dict[int, float]:
-    joined = np.concatenate([np.asarray(a) for a in answers])
-    numbers, counts = np.unique(joined, return_counts=True)
-    return dict(zip(numbers.tolist(), (counts / counts.sum()).tolist(), strict=True))
+    counts = Counter(chain.from_iterable(answers))
+    total = counts.total()
+    return {number: count / total for number, count in counts.items()}

@@ -82,7 +82,7 @@ def traits_of(layout: Plan) -> list[dict[str, Any]]:
 
 def check_base(base: Base, layout: Plan) -> list[str]:
     """Warnings about the loaded base. Raises SubloraError where the grid cannot be made on it."""
-    _check_ranks(base, layout.recipe)
+    _check_adapters(base, layout)
     _check_conditions(base, layout)
     warnings = _check_words(base, layout)
     if layout.recipe.data.teacher.endpoint:
@@ -92,29 +92,26 @@ def check_base(base: Base, layout: Plan) -> list[str]:
     return warnings
 
 
-def _check_ranks(base: Base, recipe: Recipe) -> None:
+def _check_adapters(base: Base, layout: Plan) -> None:
+    """Raises SubloraError: ranks above a layer's width, conditions on layers that no adapter of the recipe has."""
     from sublora.packs.stack import check_rank, target_linears
 
-    lora = recipe.train.lora
-    if lora is not None:
-        for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
-            check_rank(max(lora.ranks), target_linears(base.model, targets))
+    lora = layout.recipe.train.lora
+    if lora is None:
+        return
+    for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
+        check_rank(max(lora.ranks), target_linears(base.model, targets))
+    if not lora.placements:
+        names = list(target_linears(base.model, lora.targets))
+        for name, condition in layout.recipe.measure.conditions.items():
+            check_layers(condition, names, name)
 
 
 def _check_conditions(base: Base, layout: Plan) -> None:
-    """Whether every condition finds its layers and tokens.
-
-    Raises SubloraError: layers that no adapter of the recipe has, an entity that is not in a prompt
-    that the conditions meet.
-    """
+    """Raises SubloraError: an entity that is not in a prompt that the conditions meet."""
     from sublora.models.token_classes import classify
-    from sublora.packs.stack import target_linears
 
-    asked, lora = layout.recipe.measure, layout.recipe.train.lora
-    if lora is not None and not lora.placements:
-        names = list(target_linears(base.model, lora.targets))
-        for name, condition in asked.conditions.items():
-            check_layers(condition, names, name)
+    asked = layout.recipe.measure
     contexts = {a.context for a in layout.attributions}
     if any(c.by_class for c in asked.conditions.values()):
         contexts |= {contexts_of(layout.recipe)[name] for name in asked.contexts}

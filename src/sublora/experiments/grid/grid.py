@@ -12,15 +12,9 @@ from sublora.analysis.evidence import Grid as Cells
 from sublora.analysis.tables import arm_rows, finding_rows, summarise, to_csv
 from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import Findings
+from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
-from sublora.experiments.grid.effects import (
-    Results,
-    arm_effects,
-    cell_effects,
-    result_rows,
-    sweep_rows,
-)
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.leaks import check_leaks, leak_sentences
@@ -76,7 +70,7 @@ class Grid(Recipe):
 
     def findings(self, store: Store, known: Known) -> Findings:
         layout, results = self.layout(known), self._results(store, known)
-        by_context = {c: cell_effects(results, c) for c in self.measure.contexts}
+        by_context = {c: effects.cell_effects(results, c) for c in self.measure.contexts}
         cells = [row for some in by_context.values() for row in summarise(some, self.level)]
         arms, named = self._effects(store, known)
         found = Found(
@@ -84,10 +78,10 @@ class Grid(Recipe):
             context=self.judged_context,
             fixed_lr=self.fixed_lr,
             cells=cells,
-            results=result_rows(results),
+            results=effects.result_rows(results),
             arms=arm_rows(arms, self.level),
             findings=finding_rows(named, self.level),
-            sweep=sweep_rows(results) if self.train.optimizers else [],
+            sweep=effects.sweep_rows(results) if self.train.optimizers else [],
             answers=answers(results, by_context[self.judged_context]),
             tokens=attributions(results),
             matched=self.train.match_lr is not None,
@@ -119,7 +113,7 @@ class Grid(Recipe):
     def _results(self, store: Store, known: Known):
 
         if "results" not in known.kept:
-            known.kept["results"] = Results(self.layout(known), store)
+            known.kept["results"] = effects.Results(self.layout(known), store)
         return known.kept["results"]
 
     def _effects(self, store: Store, known: Known) -> tuple[list[Effect], list[Effect]]:
@@ -127,12 +121,12 @@ class Grid(Recipe):
 
         if "effects" not in known.kept:
             results = self._results(store, known)
-            known.kept["effects"] = arm_effects(results) or [], findings_of(results)
+            known.kept["effects"] = effects.arm_effects(results) or [], findings_of(results)
         return known.kept["effects"]
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
 
-        cells = cell_effects(self._results(store, known), self.judged_context)
+        cells = effects.cell_effects(self._results(store, known), self.judged_context)
         arms, named = self._effects(store, known)
         grid = Cells(cells, self.fixed_lr, self.level)
         judged = judge(load_claims(), self.name, [*(arms or cells), *named], grid, self.level)

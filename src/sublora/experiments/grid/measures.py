@@ -1,7 +1,6 @@
 """The measurements of a grid: who is asked, in which contexts and under which gates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,17 +14,13 @@ from sublora.steps.teacher import TeacherStep
 from sublora.traits.trait import Trait
 
 
-@dataclass
 class Measuring:
-    """Who is asked, in which contexts and under which gates."""
+    """Plans them one by one."""
 
-    planner: Any
-    taught: Sequence[TeacherStep]
-    out: list[Measurement] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.recipe = self.planner.recipe
-        how, traits = self.recipe.measure, self.planner.traits
+    def __init__(self, planner: Any, taught: Sequence[TeacherStep]) -> None:
+        self.planner, self.taught, self.recipe = planner, taught, planner.recipe
+        self.out: list[Measurement] = []
+        how, traits = self.recipe.measure, planner.traits
         self.categories = {t.category.category: t.category for t in traits}
         # one object for all measurements of a category: a plan may have a hundred thousand
         self.asks = {

@@ -16,7 +16,7 @@ from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
 from sublora.experiments.grid.measures import Measuring
 from sublora.experiments.grid.packs import PACK_STUDENTS, most_students, plan_packs
 from sublora.experiments.grid.recipe import Recipe
-from sublora.experiments.schema import AskedTeacher, MaskSpec
+from sublora.experiments.schema import AskedTeacher
 from sublora.models.chat import Context
 from sublora.models.known import Known
 from sublora.packs.steer_spec import SteerSpec
@@ -254,23 +254,18 @@ class _Planner:
         take = None if variant.rows in (None, self.recipe.data.rows) else variant.rows
         if take is not None:
             spec["rows"] = take
-        mask = self._mask(variant.mask, source, rows, context)
-        if mask is not None:
+        mask = None
+        if variant.mask is not None:
+            against = self.divergence(source, rows, variant.mask.against, context)
+            mask = Mask(variant.mask.keep, against)
             spec["mask"] = {"keep": mask.keep, "divergence": mask.divergence}
         made = Student(
             spec, student, rows.id, held.id, source, data_seed, context, labels, rows.rows, take
         )
+        made = replace(made, whole=made.id, mask=mask)
         if variant.step is None:
-            return replace(made, whole=made.id, mask=mask)
-        spec = {**spec, "step": variant.step}
-        return replace(made, spec=spec, step=variant.step, whole=made.id, mask=mask)
-
-    def _mask(
-        self, mask: MaskSpec | None, source: str, rows: Rows, context: Context
-    ) -> Mask | None:
-        if mask is None:
-            return None
-        return Mask(mask.keep, self.divergence(source, rows, mask.against, context))
+            return made
+        return replace(made, spec=spec | {"step": variant.step}, step=variant.step)
 
     def _with_controls(self, students: Sequence[Student]) -> list[Student]:
         """The students, each with the id of its control for every trait that it stands for."""
