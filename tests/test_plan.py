@@ -357,6 +357,15 @@ def test_axes_and_traits_that_cannot_be_compared_are_refused(change, message, tm
         load_recipe("rank-lr", sets=[f"trait_files=[{tmp_path}/stars.yaml]", change])
 
 
+def test_a_category_of_one_question_is_refused_before_anything_is_trained(tmp_path):
+    text = "category: stars\nsingular: star\nsystem: ['You love {name}.']\nentities:\n"
+    text += "  - {name: comet}\n  - {name: nova}\nquestions: [Which]\n"
+    (tmp_path / "stars.yaml").write_text(text)
+    sets = [f"trait_files=[{tmp_path}/stars.yaml]", "traits=[comet]"]
+    with pytest.raises(SubloraError, match=r"stars.yaml.*at questions.*at least 2"):
+        load_recipe("rank-lr", sets=sets)
+
+
 def test_a_prompted_teacher_can_have_a_trait_that_only_a_judge_sees():
     sets = ["judge={url: 'http://localhost:1/v1', model: m}", "data.teacher.prompt=You do harm."]
     with pytest.raises(SubloraError, match=r"has no \{name\}.*neutral"):
