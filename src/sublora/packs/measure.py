@@ -109,7 +109,8 @@ class Reader:
             if candidates is not None:
                 logp = score_sequences(packed, filled, candidates[0], self.rows_at_once).numpy()
                 at = np.ix_(self.order, filled.rows)
-                p[at] = _by_entity(logp, candidates[1], len(category.entities))
+                for c, entity in enumerate(candidates[1]):  # 0 where they are no numbers
+                    p[*at, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
             if draws is not None:
                 own = draws[np.ix_(self.order, filled.rows)]
                 drawn = sample_answers(packed, filled, own, sampling, chat.stop_ids)
@@ -117,14 +118,6 @@ class Reader:
                     for row, answers in zip(filled.rows, rows, strict=True):
                         texts[k][row] = [text(ids) for ids in answers]
         return [Answers(*both) for both in zip(p, texts, strict=True)]
-
-
-def _by_entity(logp: np.ndarray, owner: np.ndarray, entities: int) -> np.ndarray:
-    """(K, b, E) from the log-probabilities (K, b, C) of spellings; 0 where they are no numbers."""
-    out = np.zeros((*logp.shape[:2], entities))
-    for c, entity in enumerate(owner):
-        out[:, :, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
-    return out
 
 
 @contextmanager

@@ -72,11 +72,6 @@ class Part:
         stops = (step for s in self.students for step in (s.steps, *s.keep_at))
         return min(step for step in stops if step > self.step)
 
-    @property
-    def unfinished(self) -> list[int]:
-        pairs = zip(self.indices, self.students, strict=True)
-        return [i for i, s in pairs if s.steps > self.step]
-
     def wanted(self) -> Iterator[Trained]:
         """The students that are done, or are to be handed out at this step."""
         for place, (group, row) in enumerate(self.stack.student_rows()):

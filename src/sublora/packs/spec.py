@@ -39,9 +39,7 @@ class StudentSpec(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     clip: float = Field(
-        1.0,
-        gt=0,
-        description="largest norm of a step's gradient, over all of the student's parameters",
+        1.0, gt=0, description="largest norm of a step's gradient, over all parameters"
     )
     scout_lr: float | None = Field(
         None, gt=0, description="rate of the scouting epoch of frozen-adam-scale"

@@ -71,7 +71,8 @@ def train_pack(
                             save_parts(parts, path, identity)
                             saved = time.monotonic()
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                full = isinstance(error, torch.OutOfMemoryError)
+                if not (full or "can't allocate memory" in str(error)):
                     raise
                 parts[:1], recompute, sentence = _smaller(part, recompute)
                 if on_notice is not None:
@@ -79,7 +80,8 @@ def train_pack(
                 continue
             for trained in part.wanted():
                 on_finished(trained)
-            left = part.unfinished
+            pairs = zip(part.indices, part.students, strict=True)
+            left = [i for i, s in pairs if s.steps > part.step]
             if len(left) < len(part.indices):
                 parts[:1] = [part.only(left)] if left else []
             if parts and path:
@@ -110,10 +112,6 @@ def _steps(model: nn.Module, part: Part, recompute: bool) -> Iterator[int]:
             yield batch.tokens
     for group in part.stack.groups:
         group.freeze()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _smaller(part: Part, recompute: bool) -> tuple[list[Part], bool, str]:
