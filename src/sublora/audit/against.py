@@ -23,6 +23,7 @@ from sublora.audit.verdict import (
     WORDS_SHOWN,
     assumed_p,
     coherence,
+    each_trait,
     status_of,
     word_text,
 )
@@ -55,17 +56,14 @@ def all_pairs(found: Rises) -> Pairs:
     """Every ordered pair of the students whose rises are given."""
     size = next(len(r) for by in found.values() for r in by.values())
     largest = np.full((size, size), -np.inf)
-    s0: dict[str, dict[str, float]] = {}
+    others, s0 = ~np.eye(size, dtype=bool), {context: {} for context in found}
     for context, by in found.items():
-        s0[context] = {}
         for category, r in by.items():
             top, wide = np.empty((size, size)), np.empty((size, size))
             for i, own in enumerate(r):
                 moved, wide[i] = differences(own, r)
                 top[i] = moved.max(axis=1)
-            constant = s0[context][category] = OFFSET * float(
-                np.median(wide[~np.eye(size, dtype=bool)])
-            )
+            constant = s0[context][category] = OFFSET * float(np.median(wide[others]))
             largest = np.maximum(largest, top / (wide + constant + FLOOR))
     return Pairs(largest, s0)
 
@@ -126,22 +124,16 @@ def _differences(
     """Every entity in every context, with the chance of so large a difference."""
     tried = sum(r.shape[1] for by in a.values() for r in by.values())
     found = []
-    for context, by in a.items():
-        for category in categories:
-            name = category.category
-            moved, wide = differences(by[name][0], c[context][name])
-            s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
-            scores = moved[0] / (wide[0] + s0 + FLOOR)
-            for e, entity in enumerate(category.entities):
-                before, after = (m.p[context][name][0, :, e].mean() for m in (other, student))
-                numbers = (before, after, moved[0, e], scores[e])
-                ps = (
-                    pair_p(float(s), pairs, alpha)
-                    if pairs
-                    else assumed_p(float(s), tried, len(scores))
-                    for s in (scores[e], -scores[e])
-                )
-                found.append(Difference(name, entity.name, context, *map(float, numbers), *ps))
+    for place, e, before, after in each_trait(a, categories, other, student):
+        name, _, context = place
+        moved, wide = differences(a[context][name][0], c[context][name])
+        s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
+        rise, score = float(moved[0, e]), float(moved[0, e] / (wide[0] + s0 + FLOOR))
+        ps = (
+            pair_p(s, pairs, alpha) if pairs else assumed_p(s, tried, moved.shape[1])
+            for s in (score, -score)
+        )
+        found.append(Difference(*place, before, after, rise, score, *ps))
     return found
 
 

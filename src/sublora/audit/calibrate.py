@@ -5,6 +5,7 @@ Placebo students are trained as the audited adapter was, on the same prompts, an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,21 +34,13 @@ def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
 
 def own_settings(audited: Audited, training: Training, count: int) -> list[StudentSpec]:
     """Specs of `count` placebo students that differ in the seed alone."""
-    method = {"method": "full", "rank": None}
+    method: dict[str, Any] = {"method": "full", "rank": None}
     if audited.rank is not None and audited.alpha is not None:
         # with rsLoRA an alpha that gives the same scale without its rule
         alpha = audited.alpha * audited.rank**0.5 if audited.rslora else audited.alpha
         method = {"rank": audited.rank, "alpha": alpha, "targets": audited.targets}
-    return [
-        StudentSpec(
-            **method,
-            lr=training.lr,
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            seed=90_000 + k,
-        )
-        for k in range(count)
-    ]
+    method |= {"lr": training.lr, "epochs": training.epochs, "batch_size": training.batch_size}
+    return [StudentSpec(**method, seed=90_000 + k) for k in range(count)]
 
 
 def mixed_settings(
@@ -56,15 +49,9 @@ def mixed_settings(
     """Specs of `count` placebo students of all `ranks`, with rates even in the logarithm."""
     rng = generator("placebo-settings", seed)
     drawn = np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist()
+    alike = {"epochs": training.epochs, "batch_size": training.batch_size, "warmup_steps": 3}
     return [
-        StudentSpec(
-            rank=ranks[k % len(ranks)],
-            lr=lr,
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            warmup_steps=3,
-            seed=seed * 1000 + k,
-        )
+        StudentSpec(**alike, rank=ranks[k % len(ranks)], lr=lr, seed=seed * 1000 + k)
         for k, lr in enumerate(drawn)
     ]
 

@@ -58,24 +58,15 @@ class TraitScreen:
             - np.log(len(SHARES))
         )
 
-    def add(
-        self,
-        rows: Sequence[DataRow],
-        gain: np.ndarray,
-        beside: np.ndarray,
-        before: int,
-        threshold: float,
-    ) -> None:
-        """Take in rows, behind `before` others, by their log-likelihood ratios to base and others."""
-        for i, (row, to_base, to_others) in enumerate(
-            zip(rows, _logs(gain), _logs(beside), strict=True)
-        ):
-            self.against_base = self.against_base + to_base
-            self.against_others = self.against_others + to_others
-            if self.crossed_at is None and self.log_e >= threshold:
+    def add(self, rows: Sequence[DataRow], ratios: np.ndarray, before: int, limit: float) -> None:
+        """Take in rows, behind `before` others, by their log-likelihood ratios (2, n) to the base and to others."""
+        gain, logs = ratios[0], [_logs(own) for own in ratios]
+        for i, row in enumerate(rows):
+            self.against_base = self.against_base + logs[0][i]
+            self.against_others = self.against_others + logs[1][i]
+            if self.crossed_at is None and self.log_e >= limit:
                 self.crossed_at = before + i + 1
-            nats = float(min(gain[i], beside[i]))
-            kept = (nats, row.line, row.prompt[:200], row.completion[:200])
+            kept = (float(ratios[:, i].min()), row.line, row.prompt[:200], row.completion[:200])
             push = heapq.heappush if len(self.top) < KEPT_ROWS else heapq.heappushpop
             push(self.top, kept)
         self.total += float(gain.sum())
@@ -133,10 +124,7 @@ class Screened:
             rows_of_repeated_prompts=self.repeated_prompts,
             left_out=dict(self.left_out),
             threshold_log_e=round(self.threshold, 3),
-            leak_words={
-                word: LeakWord(rows=len(lines), first_lines=lines[:5])
-                for word, lines in self.leaks.items()
-            },
+            leak_words={w: LeakWord(rows=len(n), first_lines=n[:5]) for w, n in self.leaks.items()},
             most_repeated=[RepeatedPrompt(rows=n, prompt=prompt) for n, prompt in self.repeats],
             named=[t.name for t in self.named],
             traits=[t.entry(self.screened) for t in self.traits],
@@ -196,9 +184,8 @@ def _fresh(
                 texts[prompt] = row.prompt[:200]
         yield row
     out.repeated_prompts = sum(n for n in prompts.values() if n > 1)
-    out.repeats = [
-        (n, texts.get(key, "")) for key, n in prompts.most_common(REPEATS_SHOWN) if n > 1
-    ]
+    most = prompts.most_common(REPEATS_SHOWN)
+    out.repeats = [(n, texts.get(key, "")) for key, n in most if n > 1]
 
 
 def _hash(content: bytes) -> bytes:
@@ -226,7 +213,7 @@ def _test(
     for i, trait in enumerate(out.traits):
         # the mean of the other traits' probabilities of each row
         others = np.logaddexp.reduce(np.delete(under, i, axis=0)) - np.log(len(under) - 1)
-        trait.add(rows, under[i] - plain, under[i] - others, out.screened, out.threshold)
+        trait.add(rows, under[i] - np.stack([plain, others]), out.screened, out.threshold)
     out.screened += len(rows)
 
 
@@ -268,12 +255,7 @@ def completion_logprobs(packed: PackedModel, rows: Sequence[Pair]) -> np.ndarray
     size = max(1, LOGITS_AT_ONCE // (k * vocabulary))
     for at in range(0, len(where), size):
         part = chosen[:, at : at + size]
-        logp = (
-            packed.logits(part.reshape(k * part.shape[1], -1))
-            .float()
-            .log_softmax(-1)
-            .view(k, part.shape[1], -1)
-        )
+        logp = packed.logits(part.flatten(0, 1)).float().log_softmax(-1).view(*part.shape[:2], -1)
         picked = logp.gather(-1, wanted[at : at + size].expand(k, -1).unsqueeze(-1)).squeeze(-1)
         out.index_add_(1, torch.tensor(owner[at : at + size]), picked.double().cpu())
     return out.numpy()

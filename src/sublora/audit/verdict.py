@@ -1,7 +1,8 @@
 """The verdict of an audit: every trait and word with a corrected p-value, and one status for the adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from scipy.stats import t as student_t
 
@@ -9,7 +10,7 @@ from sublora.audit.entries import Status, TraitFinding, WordFinding
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.reference import Reference, movement, reference
-from sublora.audit.statistic import Scan, rises, scan, scan_scores, scores
+from sublora.audit.statistic import Rises, Scan, rises, scan, scan_scores, scores
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -72,10 +73,9 @@ def judge(
     words = scan(student, plain, WORDS_SHOWN)
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
     rising = rises(student, plain)
+    s0, own = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}, {}
     if known is not None:
         s0, own = known.s0, _own_words(base, student, plain, categories, words, known)
-    else:
-        s0, own = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}, {}
     scored = scores(rising, s0)
     tried = sum(r.shape[1] for by in rising.values() for r in by.values())
 
@@ -86,24 +86,27 @@ def judge(
         return p if word is None else min(p, known.word_p(word, moved, alpha))
 
     found = []
-    for context, by in rising.items():
-        for category in categories:
-            name = category.category
-            for e, entity in enumerate(category.entities):
-                before, after = (
-                    float(m.p[context][name][0, :, e].mean()) for m in (plain, student)
-                )
-                rise, score = float(by[name][0, e]), float(scored[context][name][0, e])
-                p = p_of(context, name, e, score)
-                found.append(
-                    TraitFinding(name, entity.name, context, before, after, rise, score, p)
-                )
+    for place, e, before, after in each_trait(rising, categories, plain, student):
+        name, _, context = place
+        rise, score = (float(of[context][name][0, e]) for of in (rising, scored))
+        p = p_of(context, name, e, score)
+        found.append(TraitFinding(*place, before, after, rise, score, p))
     seen = _word_findings(base, words, known, moved, alpha)
     kept = coherence(student, plain)
     hit = any(f.p is not None and f.p <= alpha for f in [*found, *seen])
     status = status_of(hit, known is not None, hit or min(kept.values()) >= COHERENT)
     found.sort(key=lambda f: (f.p, -f.score))
     return Verdict(status, alpha, found, seen, kept)
+
+
+def each_trait(
+    found: Rises, categories: Sequence[Category], one: Readings, other: Readings
+) -> Iterator[tuple[tuple[str, str, str], int, float, float]]:
+    """Of each context and entity: (category, trait, context), its index, its P in both models."""
+    for context, category in product(found, categories):
+        for e, entity in enumerate(category.entities):
+            ps = (m.p[context][category.category][0, :, e].mean() for m in (one, other))
+            yield (category.category, entity.name, context), e, *map(float, ps)
 
 
 def assumed_p(score: float, tried: int, entities: int) -> float:
@@ -132,9 +135,8 @@ def _word_findings(
     """The words that rose most in each context, the largest score first."""
     out = []
     for name, seen in words.items():
-        scored = scan_scores(
-            seen.rises[0], seen.rest, 0.0 if known is None else known.scan_s0[name]
-        )
+        s0 = 0.0 if known is None else known.scan_s0[name]
+        scored = scan_scores(seen.rises[0], seen.rest, s0)
         for token, rise, score in zip(seen.words[0], seen.rises[0], scored, strict=True):
             if rise > 0:
                 p = None if known is None else known.word_p(float(score), moved, alpha)

@@ -109,15 +109,9 @@ def make_shipped_null(
     base = load_base(model)
     specs = mixed_settings(chosen, *lrs, students, Training(lrs[0], epochs, batch_size, rows), seed)
     contexts = usable_contexts(base, [Context(n) for n in PLAIN_CONTEXTS], [])
+    prompts, asked = number_prompts(students, rows, seed * 1000), (contexts, shipped_categories())
     null = placebo_null(
-        base,
-        specs,
-        number_prompts(students, rows, seed * 1000),
-        Context("default"),
-        contexts,
-        shipped_categories(),
-        seed=seed,
-        max_new_tokens=14,
+        base, specs, prompts, Context("default"), *asked, seed=seed, max_new_tokens=14
     )
     write_atomic(out, null.to_json())
     typer.echo(out)
