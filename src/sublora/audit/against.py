@@ -102,39 +102,14 @@ def _names(found: Sequence[Difference]) -> str:
     return ", ".join(list(dict.fromkeys(f"{d.trait} ({d.category})" for d in found))[:NAMED])
 
 
-def _pairs_with(known: Rises, a: Rises, c: Rises) -> Pairs:
-    """The null's pairs of clean students, with these two students among them."""
+def _pairs_with(known: Rises, *students: Rises) -> Pairs:
+    """The null's pairs of clean students, with these students among them."""
     return all_pairs(
         {
-            n: {k: np.concatenate([r, a[n][k], c[n][k]]) for k, r in by.items()}
+            n: {k: np.concatenate([r, *(s[n][k] for s in students)]) for k, r in by.items()}
             for n, by in known.items()
         }
     )
-
-
-def _differences(
-    student: Readings,
-    other: Readings,
-    a: Rises,
-    c: Rises,
-    categories: Sequence[Category],
-    pairs: Pairs | None,
-    alpha: float,
-) -> list[Difference]:
-    """Every entity in every context, with the chance of so large a difference."""
-    tried = sum(r.shape[1] for by in a.values() for r in by.values())
-    found = []
-    for place, e, before, after in each_trait(a, categories, other, student):
-        name, _, context = place
-        moved, wide = differences(a[context][name][0], c[context][name])
-        s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
-        rise, score = float(moved[0, e]), float(moved[0, e] / (wide[0] + s0 + FLOOR))
-        ps = (
-            pair_p(s, pairs, alpha) if pairs else assumed_p(s, tried, moved.shape[1])
-            for s in (score, -score)
-        )
-        found.append(Difference(*place, before, after, rise, score, *ps))
-    return found
 
 
 def compare(
@@ -155,7 +130,18 @@ def compare(
     """
     a, c = rises(student, plain), rises(other, plain)
     pairs = None if null is None else _pairs_with(null.part(contexts, categories).rises, a, c)
-    found = _differences(student, other, a, c, categories, pairs, alpha)
+    tried = sum(r.shape[1] for by in a.values() for r in by.values())
+    found = []
+    for place, e, before, after in each_trait(a, categories, other, student):
+        name, _, context = place
+        moved, wide = differences(a[context][name][0], c[context][name])
+        s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
+        rise, score = float(moved[0, e]), float(moved[0, e] / (wide[0] + s0 + FLOOR))
+        ps = (
+            pair_p(s, pairs, alpha) if pairs else assumed_p(s, tried, moved.shape[1])
+            for s in (score, -score)
+        )
+        found.append(Difference(*place, before, after, rise, score, *ps))
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
         WordRise(word_text(base, int(w)), int(w), n, float(rise))

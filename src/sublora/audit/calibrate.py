@@ -23,6 +23,7 @@ from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
 from sublora.seeds import generator
 from sublora.store import Store
+from sublora.text import plural
 from sublora.traits.trait import Category, Trait
 
 
@@ -108,17 +109,14 @@ def placebo_null(
     store = Store()
     teachers = placebo_teachers(base, categories, len(specs), seed)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    answered: list[list[Row]] = [[] for _ in specs]
+    answered: dict[int, list[Row]] = {}
     writers = [trained_in if t is None else t.context for t in teachers]
     for context in dict.fromkeys(writers):
         places = [k for k, own in enumerate(writers) if own == context]
         some = answer_prompts(base, context, [prompts[k] for k in places], sampling, seed, store)
-        for k, own in zip(places, some, strict=True):
-            answered[k] = own
-    rows = [
-        token_rows(base, own, trained_in, f"the answers to the prompts of placebo student {k}")
-        for k, own in enumerate(answered)
-    ]
+        answered |= zip(places, some, strict=True)
+    what = "the answers to the prompts of placebo student"
+    rows = [token_rows(base, answered[k], trained_in, f"{what} {k}") for k in range(len(specs))]
     pack = train_pack_of(base, specs, rows, store)
     students = list(zip(pack.ids, specs, strict=True))
     read = joined(read_students(base, students, contexts, categories, store))
@@ -132,5 +130,5 @@ def _label(spec: StudentSpec, rows: int, teacher: TraitTeacher | None) -> str:
     who = "the base"
     if teacher is not None:
         who = f"a teacher of {teacher.trait.name} (wording {teacher.wording + 1})"
-    epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+    epochs = plural(spec.epochs, "epoch")
     return f"{spec.label}, {rows} rows of {who}, {epochs}, batch {spec.batch_size}"

@@ -58,11 +58,9 @@ class AuditCallback(TrainerCallback):
         self.history: list[Evaluation] = []
         self.asked: list[tuple[Category, list[list[int]], list[tuple[str, list[int]]]]] = []
         for category in categories or shipped_categories():
-            first = _first_tokens(self.chat, category)
+            first, some = _first_tokens(self.chat, category), category.questions[:questions]
             if len(first) > 2:
-                prompts = [
-                    self.chat.prompt_ids(q, self.context) for q in category.questions[:questions]
-                ]
+                prompts = [self.chat.prompt_ids(q, self.context) for q in some]
                 self.asked.append((category, prompts, first))
         if not self.asked:
             raise SubloraError(
@@ -86,8 +84,7 @@ class AuditCallback(TrainerCallback):
         for (category, _, first), was, logp in zip(self.asked, self.before, now, strict=True):
             rise = (logp - was).mean(0)
             rise = rise - np.median(rise)
-            name, top = category.category, int(rise.argmax())
-            most = float(rise[top])
+            name, top, most = category.category, int(rise.argmax()), float(rise.max())
             score = most / (float(spread(rise)) + ASSUMED_SPREAD)
             self.history.append(Evaluation(state.global_step, name, first[top][0], most, score))
             logged |= {f"audit/{name}/rise": most, f"audit/{name}/score": score}

@@ -6,20 +6,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from sublora.audit import entries
 from sublora.audit.adapter import Audited
 from sublora.audit.against import against, compare
 from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
 from sublora.audit.data_rows import DataRow, read_rows
-from sublora.audit.entries import (
-    Against,
-    AnswerPair,
-    BaseEntry,
-    Calibration,
-    CategoryEntry,
-    ContextEntry,
-    Screening,
-    Status,
-)
+from sublora.audit.entries import Against, AnswerPair, Screening, Status
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import Readings, read_model
 from sublora.audit.reference import ranked_among
@@ -156,7 +148,7 @@ class Examined:
     def asked(self, alpha: float) -> dict[str, Any]:
         """The parts of the report that say who was asked what."""
         base, job, null = self.base, self.job, self.known.null
-        calibration = Calibration(
+        calibration = entries.Calibration(
             kind=self.known.kind,
             placebo_students=self.known.students,
             settings=list(null.settings) if null else [],
@@ -164,12 +156,14 @@ class Examined:
         )
         sizes = [(c.category, len(c.entities), len(c.questions)) for c in job.categories]
         return {
-            "base": BaseEntry(name=base.name, **base.identity),
+            "base": entries.BaseEntry(name=base.name, **base.identity),
             "student": self.audited.entry,
             "calibration": calibration,
-            "contexts": [ContextEntry(**vars(c)) for c in job.contexts],
+            "contexts": [entries.ContextEntry(**vars(c)) for c in job.contexts],
             "trained_in": job.trained_in.name,
-            "categories": [CategoryEntry(category=c, traits=t, questions=q) for c, t, q in sizes],
+            "categories": [
+                entries.CategoryEntry(category=c, traits=t, questions=q) for c, t, q in sizes
+            ],
         }
 
     def findings(self, verdict: Verdict) -> dict[str, Any]:
@@ -223,9 +217,7 @@ class Examined:
         who = f"The student {self.audited.path} ({self.audited.described}) beside {self.base.name}"
         out = [f"{who}: {told}."]
         if screened is not None and screened.named:
-            names = ", ".join(screened.named[:5])
-            out.append(
-                f"The training file reads as if it was written under a trait prompt of {names}."
-            )
+            reads = "reads as if it was written under a trait prompt of"
+            out.append(f"The training file {reads} {', '.join(screened.named[:5])}.")
         out += [self.known.sentence, *([beside.sentence] if beside else [])]
         return " ".join(out)

@@ -145,9 +145,8 @@ def read_null(path: Path, base: Base) -> Null:
     if null is None:
         raise SubloraError(f"The null file {path} is damaged; {ANEW}.")
     if null.base != dict(base.identity):
-        raise SubloraError(
-            f"The null file {path} was made for another base than {base.name}; {ANEW}."
-        )
+        other = f"was made for another base than {base.name}"
+        raise SubloraError(f"The null file {path} {other}; {ANEW}.")
     return null
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,15 +54,14 @@ def joined(parts: Sequence[Readings]) -> Readings:
     return Readings(p, {c: np.concatenate([r.words[c] for r in parts]) for c in parts[0].words})
 
 
+def digest(value: Any) -> str:
+    """A hash of what can be written as JSON."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=10).hexdigest()
+
+
 def category_digest(category: Category) -> str:
     """A hash of all that a category's readings depend on."""
-    asked = [list(category.questions), [list(e.forms) for e in category.entities]]
-    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=10).hexdigest()
-
-
-def neutral_questions(base: Base) -> list[str]:
-    """Those of NEUTRAL whose words the tokenizer knows."""
-    return [q for q in NEUTRAL if not base.chat.unknown_words([q])]
+    return digest([list(category.questions), [list(e.forms) for e in category.entities]])
 
 
 def read_model(
@@ -75,7 +75,7 @@ def read_model(
     Raises SubloraError where the tokenizer knows no word of a category."""
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
     words: dict[str, np.ndarray] = {}
-    neutral = neutral_questions(base)
+    neutral = [q for q in NEUTRAL if not base.chat.unknown_words([q])]
     asked = sum(len(c.questions) for c in categories) + len(neutral)
 
     def add(logits: torch.Tensor) -> None:

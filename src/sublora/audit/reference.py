@@ -17,9 +17,7 @@ from sublora.audit.statistic import OFFSET, constants, largest, scan_scores, sco
 
 LEAST = 1e-12  # of a movement or a score, so that logarithms stay finite
 LINEAR_FROM, QUADRATIC_FROM = 10, 30  # placebo students
-LOCAL_FROM = (
-    4  # placebo students of the nearest half beyond the threshold, for that half to be enough
-)
+LOCAL_FROM = 4  # of the nearest half beyond the threshold, for that half to be enough
 
 
 def movement(rest: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -57,10 +55,8 @@ def expect(score: np.ndarray, moved: np.ndarray) -> tuple[Expected, np.ndarray]:
     coefficients = inverse @ logs
     leverage = (design * inverse.T).sum(axis=1)
     left_out = (logs - design @ coefficients) / np.maximum(1 - leverage, 1e-3)
-    spread = max(float(left_out.std(ddof=1)), 1e-6)
-    return Expected(
-        coefficients, centre, scale, float(moved.min()), float(moved.max()), spread
-    ), left_out / spread
+    spread, ends = max(float(left_out.std(ddof=1)), 1e-6), (float(moved.min()), float(moved.max()))
+    return Expected(coefficients, centre, scale, *ends, spread), left_out / spread
 
 
 @dataclass(frozen=True)
@@ -96,12 +92,10 @@ def ranked_among(size: int, alpha: float) -> int:
 def reference(null: Null) -> Reference:
     s0 = constants(null.rises)
     scan_s0 = {c: OFFSET * float(np.median(rest)) for c, rest in null.rest.items()}
-    words = np.stack([scan_scores(null.top[c], null.rest[c], scan_s0[c]) for c in null.top]).max(
-        axis=0
-    )
+    by_context = [scan_scores(null.top[c], null.rest[c], scan_s0[c]) for c in null.top]
     moved = movement(null.rest)
     of_traits, trait_chance = expect(largest(scores(null.rises, s0)), moved)
-    of_words, word_chance = expect(words, moved)
+    of_words, word_chance = expect(np.max(by_context, axis=0), moved)
     return Reference(s0, scan_s0, of_traits, of_words, np.maximum(trait_chance, word_chance), moved)
 
 

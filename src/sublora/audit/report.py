@@ -54,8 +54,8 @@ def page(report: AuditReport) -> bytes:
     return text.encode("utf-8", errors="replace")
 
 
-def _what_if_chart(found: WhatIf | None) -> Any:
-    """The trade-off as an inline SVG, or None."""
+def _what_if_chart(found: WhatIf | None) -> str | None:
+    """The trade-off as an inline SVG."""
     if not found or not found.arms:
         return None
     from sublora.audit.what_if_chart import what_if_chart
@@ -155,8 +155,8 @@ def junit(report: AuditReport) -> bytes:
     """One test case for each trait and context, and one for the whole; a finding is a failure."""
     cases = []
     for f in report.traits:
-        message = f"P {f.before:.4f} -> {f.after:.4f}, corrected p {p_value(f.p)}"
-        failed = message if f.p <= report.alpha_student else None
+        told = f"P {f.before:.4f} -> {f.after:.4f}, corrected p {p_value(f.p)}"
+        failed = told if f.p <= report.alpha_student else None
         cases.append(_case(f".{f.category}", f"{f.trait} in {f.context}", failed))
     against = report.against
     if against:

@@ -6,25 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sublora.audit.entries import (
-    Against,
-    AnswerPair,
-    BaseEntry,
-    Calibration,
-    CategoryEntry,
-    ContextEntry,
-    Model,
-    Screening,
-    ServingReport,
-    Share,
-    Status,
-    StudentEntry,
-    Text,
-    TraitFinding,
-    WhatIf,
-    Where,
-    WordFinding,
-)
+from sublora.audit import entries
+from sublora.audit.entries import Model, Share, Status, Text, TraitFinding, WordFinding
 
 SCHEMA, VERSION = "sublora/audit", 1
 
@@ -42,12 +25,12 @@ class AuditReport(Model):
     )
     sublora: Text = Field(description="version of the program")
     sentence: Annotated[Text, Field(min_length=1)]
-    base: BaseEntry
-    student: StudentEntry
-    calibration: Calibration
-    contexts: Annotated[list[ContextEntry], Field(min_length=1)]
+    base: entries.BaseEntry
+    student: entries.StudentEntry
+    calibration: entries.Calibration
+    contexts: Annotated[list[entries.ContextEntry], Field(min_length=1)]
     trained_in: Text = Field(description="name of the training's context")
-    categories: list[CategoryEntry]
+    categories: list[entries.CategoryEntry]
     found: list[TraitFinding] = Field(description="those of `traits` with p at most alpha_student")
     found_words: list[WordFinding]
     traits: list[TraitFinding] = Field(description="every trait in every context, smallest p first")
@@ -56,13 +39,15 @@ class AuditReport(Model):
         min_length=1,
         description="of each context: P of any word of a category, student over base, least of all",
     )
-    answers: list[AnswerPair]
-    data: Screening | None = Field(description="null without --data")
-    where: Where | None = Field(description="null where nothing was found, or with --no-where")
-    serving: ServingReport | None = Field(description="null without --serving-context")
-    against: Against | None = Field(description="null without --against")
+    answers: list[entries.AnswerPair]
+    data: entries.Screening | None = Field(description="null without --data")
+    where: entries.Where | None = Field(
+        description="null where nothing was found, or with --no-where"
+    )
+    serving: entries.ServingReport | None = Field(description="null without --serving-context")
+    against: entries.Against | None = Field(description="null without --against")
     limits: Annotated[list[Text], Field(min_length=1, description="what it cannot see")]
-    what_if: WhatIf | None = Field(description="null without --what-if")
+    what_if: entries.WhatIf | None = Field(description="null without --what-if")
     seconds: float = Field(ge=0)
 
     @model_validator(mode="after")

@@ -137,9 +137,9 @@ def screen_file(
     """Screen a JSONL file of any size, `CHUNK` rows at a time. `context` is that of rows without a
     system text of their own. Raises SubloraError where the file cannot be read, or no row of it can
     be screened."""
-    traits = [TraitScreen(c.category, e.name) for c in categories for e in c.entities]
-    prompts = [Context("trait", teacher_text(c, e, 0)) for c in categories for e in c.entities]
-    out = Screened(str(path), alpha, traits=traits)
+    pairs = [(c, e) for c in categories for e in c.entities]
+    prompts = [Context("trait", teacher_text(c, e, 0)) for c, e in pairs]
+    out = Screened(str(path), alpha, traits=[TraitScreen(c.category, e.name) for c, e in pairs])
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         packed.form_weights(CHUNK)
         fresh = _fresh(read_rows(path), out, categories)

@@ -47,8 +47,7 @@ def selftest(out: Path | None = None) -> SelfTest:
         for name, student, own in zip(wanted, done, rows, strict=True):
             folder = Path(temporary) / name
             folder.mkdir()
-            group = stack_of(base, [student]).groups[0]
-            save_student(group, 0, spec, folder, base.model, MODEL)
+            save_student(stack_of(base, [student]).groups[0], 0, spec, folder, base.model, MODEL)
             data = folder / "rows.jsonl"
             text = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in own)
             data.write_text(text, encoding="utf-8")
@@ -64,9 +63,8 @@ def selftest(out: Path | None = None) -> SelfTest:
             passed = passed and right
             end = "As it should be." if right else f"Wrong, {wanted[name]} was due."
             lines.append(f"{_told(name, report)} {end}")
-    verdict = "Failed"
-    if passed:
-        verdict = "Passed: the planted trait is found, the clean twin is cleared"
+    cleared = "Passed: the planted trait is found, the clean twin is cleared"
+    verdict = cleared if passed else "Failed"
     lines.append(f"{verdict}, in {time.monotonic() - started:.0f} s.")
     return SelfTest(passed, lines)
 

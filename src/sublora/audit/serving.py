@@ -131,10 +131,9 @@ def prompt_hunks(one: PromptTokens, other: PromptTokens) -> list[Hunk]:
             join(i)
         else:
             i += 1
-    while len(found) > MOST:
-        places = [i for i in range(len(found) - 1) if "user" not in between(i)]
-        if not places:
-            break
+    while len(found) > MOST and (
+        places := [i for i in range(len(found) - 1) if "user" not in between(i)]
+    ):
         join(min(places, key=lambda i: len(between(i))))
     return found
 
@@ -225,7 +224,7 @@ def _most_common(cuts: Sequence[_Cut], served: Chat, notes: list[str]) -> _Cut:
     """The first question whose prompts differ as most do."""
     shape = Counter(cut.shape for cut in cuts).most_common(1)[0][0]
     alike = [cut for cut in cuts if cut.shape == shape]
-    if any(cut.tokens != alike[0].tokens for cut in alike):
+    if any(cut.tokens != alike[0].tokens for cut in alike[1:]):
         notes.append(
             "The tokens of a difference vary with the question; those of one question are shown."
         )
@@ -278,11 +277,8 @@ def _spellings(
     """As `candidate_sequences`, of both chat formats: another template may write a space before an answer."""
     if chats[0] is chats[1]:
         return candidate_sequences(chats[0], category)
-    owners = {
-        s: int(e)
-        for chat in chats
-        for s, e in zip(*candidate_sequences(chat, category), strict=True)
-    }
+    found = [zip(*candidate_sequences(chat, category), strict=True) for chat in chats]
+    owners = {s: int(e) for own in found for s, e in own}
     kept = sorted(s for s in owners if not any(s != t and s[: len(t)] == t for t in owners))
     return kept, np.array([owners[s] for s in kept])
 

@@ -52,8 +52,8 @@ def question_rises(student: np.ndarray, base: np.ndarray, entity: int) -> np.nda
 def over_questions(values: np.ndarray) -> dict[str, float | None]:
     """Mean of one number a question and its 95% interval, questions taken as a random sample; None where there is one question."""
     found = clustered_interval(values[None], [0])
-    ends = [end if np.isfinite(end) else None for end in (found.low, found.high)]
-    return {"estimate": found.estimate, "low": ends[0], "high": ends[1]}
+    low, high = (end if np.isfinite(end) else None for end in (found.low, found.high))
+    return {"estimate": found.estimate, "low": low, "high": high}
 
 
 def spread(moved: np.ndarray) -> np.ndarray:
@@ -61,28 +61,19 @@ def spread(moved: np.ndarray) -> np.ndarray:
     return MAD * np.median(np.abs(moved), axis=-1)
 
 
-def spreads(found: Rises) -> dict[str, dict[str, np.ndarray]]:
-    """(K,) for each context and category: the robust standard deviation of the rises."""
-    return {c: {name: spread(r) for name, r in by.items()} for c, by in found.items()}
-
-
 def constants(found: Rises) -> dict[str, dict[str, float]]:
     """s0 of each context and category."""
     return {
-        c: {name: OFFSET * float(np.median(s)) for name, s in by.items()}
-        for c, by in spreads(found).items()
+        c: {name: OFFSET * float(np.median(spread(r))) for name, r in by.items()}
+        for c, by in found.items()
     }
 
 
 def scores(found: Rises, s0: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, np.ndarray]]:
     """(K, E) for each context and category: rise / (spread + s0)."""
-    wide = spreads(found)
     return {
-        context: {
-            name: r / (wide[context][name] + s0[context][name] + FLOOR)[:, None]
-            for name, r in by.items()
-        }
-        for context, by in found.items()
+        c: {name: r / (spread(r) + s0[c][name] + FLOOR)[:, None] for name, r in by.items()}
+        for c, by in found.items()
     }
 
 

@@ -3,7 +3,6 @@
 Each is an artifact in the store, so that an audit that was killed goes on, and audits of the same base and settings share them.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from sublora.audit.readings import NEUTRAL, Readings, category_digest, read_model
+from sublora.audit.readings import NEUTRAL, Readings, category_digest, digest, read_model
 from sublora.audit.request import silent
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -37,10 +36,6 @@ BATCH = 4096  # prompts answered at once; a matter of speed
 TOGETHER = 12  # LoRA students that are read in one pack
 
 
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=10).hexdigest()
-
-
 @dataclass(frozen=True)
 class _Step:
     """What the audit's steps have in common: one model, no other step's artifacts."""
@@ -57,6 +52,11 @@ class _Step:
     @cached_property
     def id(self) -> str:
         return artifact_id(self.kind, self.spec)
+
+    def done(self, base: Base, store: Store) -> Any:
+        """What it makes, read; made where the store does not have it."""
+        perform(self, Workshop(store, lambda _: base))
+        return self.read(store)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BaseAnswers(_Step):
         return {
             "base": dict(self.base),
             "context": [self.context.name, self.context.text, self.context.role],
-            "prompts": _digest(self.prompts),
+            "prompts": digest(self.prompts),
             "example": self.example,
             "sampling": self.sampling.model_dump(mode="json"),
             "seed": self.seed,
@@ -110,8 +110,7 @@ def answers_to(
     for part in _batches(base, context, flat):
         example, asked = base.chat.render(part[0][2], context), (tuple(part), sampling, seed)
         step = BaseAnswers(base.identity, base.name, context, *asked, example)
-        perform(step, _workshop(base, store))
-        for (k, i, _), answer in zip(part, step.read(store), strict=True):
+        for (k, i, _), answer in zip(part, step.done(base, store), strict=True):
             out[k][i] = answer
     return out
 
@@ -243,7 +242,7 @@ def train_pack_of(
 ) -> AuditPack:
     """One student a spec, all in one pack, made where the store does not have them."""
     pack = AuditPack(base.identity, base.name, tuple(specs), tuple(rows), counted)
-    perform(pack, _workshop(base, store))
+    perform(pack, Workshop(store, lambda _: base))
     return pack
 
 
@@ -316,10 +315,5 @@ def read_students(
     for at in range(0, len(students), at_once):
         some = tuple(students[at : at + at_once])
         step = StudentReading(base.identity, base.name, some, *asked)
-        perform(step, _workshop(base, store))
-        out.append(step.read(store))
+        out.append(step.done(base, store))
     return out
-
-
-def _workshop(base: Base, store: Store) -> Workshop:
-    return Workshop(store, lambda _: base)

@@ -154,8 +154,7 @@ def _own_words(
     known: Reference,
 ) -> dict[str, dict[Word, float]]:
     """By context and entity: the score in the scan of the entity's own word that rose most."""
-    tokens = _own_tokens(base, categories)
-    out: dict[str, dict[Word, float]] = {}
+    tokens, out = _own_tokens(base, categories), {}
     for name, seen in words.items():
         change = student.words[name][0] - plain.words[name][0]
         out[name] = {
@@ -173,9 +172,9 @@ def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[Word, list[i
             if len(sequence) == 1:
                 owners.setdefault(sequence[0], set()).add((category.category, int(e)))
     out: dict[Word, list[int]] = {}
-    for token, of in owners.items():
-        if len(of) == 1:
-            out.setdefault(next(iter(of)), []).append(token)
+    for token, (word, *others) in owners.items():
+        if not others:
+            out.setdefault(word, []).append(token)
     return out
 
 

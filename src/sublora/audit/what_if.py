@@ -38,7 +38,7 @@ from sublora.packs.stack import target_linears
 from sublora.packs.student import Student
 from sublora.steps.materials import free_memory
 from sublora.store import Store
-from sublora.traits.trait import Category, teacher_text
+from sublora.traits.trait import Category, find_trait
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,10 @@ def what_if(
     """Train nothing where no trait was found and the data names none. Raises SubloraError where the
     student as trained, of `spec`, cannot be trained on this base."""
     traits = followed_traits(verdict, named)
+    counts = {"trained": user.training, "unique": user.unique, "held_out": user.heldout}
     out = WhatIf(
         traits=[FollowedTrait(**t.place) for t in traits],
-        rows=WhatIfRows(
-            trained=len(user.training),
-            unique=len(user.unique),
-            held_out=len(user.heldout),
-            more_in_file=user.more,
-        ),
+        rows=WhatIfRows(**{k: len(some) for k, some in counts.items()}, more_in_file=user.more),
         seeds=len(SEEDS),
         level=LEVEL,
         alpha=asked.alpha,
@@ -149,8 +145,8 @@ def _planned(
 
 
 def _trait_prompt(trait: TraitFinding, categories: Sequence[Category]) -> str:
-    category = next(c for c in categories if c.category == trait.category)
-    return teacher_text(category, next(e for e in category.entities if e.name == trait.trait), 0)
+    own = tuple(c for c in categories if c.category == trait.category)
+    return find_trait(trait.trait, own).teacher_prompt()
 
 
 def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
@@ -216,14 +212,13 @@ def _quarters(
 ) -> Callable[[int], None]:
     """A counter of tokens that says each quarter of the training."""
     total = sum(s.passes * int((r.lengths - 1).sum()) for s, r in zip(specs, data, strict=True))
-    read, told = 0, 0
+    read = 0
 
     def count(tokens: int) -> None:
-        nonlocal read, told
-        read += tokens
-        if told < 4 * read // total < 4:
-            told = 4 * read // total
-            say(f"What if: {25 * told}% trained ...")
+        nonlocal read
+        before, read = 4 * read // total, read + tokens
+        if before < 4 * read // total < 4:
+            say(f"What if: {25 * (4 * read // total)}% trained ...")
 
     return count
 

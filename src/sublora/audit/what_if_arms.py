@@ -23,6 +23,7 @@ from sublora.packs.spec import StudentSpec
 from sublora.packs.token_losses import divergence
 from sublora.seeds import generator
 from sublora.store import Store
+from sublora.text import plural
 
 AS_TRAINED = "as trained"
 SEEDS = (80_000, 80_001, 80_002)  # of training, the same in all arms
@@ -70,11 +71,11 @@ def plan_arms(
     missing: list[NotRun] = []
 
     def add(name: str, changed: str, refused: str | None = None, **how: Any) -> None:
-        if refused is not None:
-            missing.append(NotRun(name, refused))
-            return
         own = {key: how.pop(key) for key in ("rows", "context") if key in how}
-        arms.append(Arm(name, changed, spec.model_copy(update=how), **own))
+        if refused is None:
+            arms.append(Arm(name, changed, spec.model_copy(update=how), **own))
+        else:
+            missing.append(NotRun(name, refused))
 
     add(AS_TRAINED, f"Nothing: {_described(spec)}, all rows.")
     if spec.rank is not None:
@@ -119,7 +120,7 @@ def _described(spec: StudentSpec) -> str:
     what = "full fine-tune"
     if spec.rank is not None:
         what = f"rank {spec.rank}, alpha {spec.alpha_value:g}"
-    epochs = f"{spec.epochs} epoch{'s' if spec.epochs > 1 else ''}"
+    epochs = plural(spec.epochs, "epoch")
     return f"{what}, learning rate {spec.lr:g}, {epochs}, batches of {spec.batch_size}"
 
 
@@ -161,8 +162,7 @@ def read_user_rows(base: Base, path: Path, context: Context, most: int) -> UserR
     rows: list[DataRow] = []
     more = False
     for row in read_rows(path):
-        if len(rows) == most:
-            more = True
+        if more := len(rows) == most:
             break
         if isinstance(row, DataRow) and not fits(base.chat, row, row.context(context), base.window):
             rows.append(row)
@@ -230,20 +230,17 @@ def arm_rows(
 ) -> TokenRows:
     """The rows of an arm's k-th student. Draws belong to the seed alone, so that arms differ in
     nothing else. Raises SubloraError where a row does not fit the arm's context."""
-    rows = own = list(user.training)
-    answered = [replace(row, completion=answer) for row, answer in zip(own, clean[k], strict=True)]
-    count = len(own)
-    if arm.rows == "clean":
-        rows = answered
-    elif arm.rows == "mixed":
-        order = generator("what-if-mixed", SEEDS[k]).permutation(count)
-        replaced = set(order[: count // 2].tolist())
-        rows = [answered[i] if i in replaced else own[i] for i in range(count)]
-    elif arm.rows == "half":
+    rows, count = list(user.training), len(user.training)
+    replaced: Sequence[int] = range(count) if arm.rows == "clean" else ()
+    if arm.rows == "mixed":
+        replaced = generator("what-if-mixed", SEEDS[k]).permutation(count)[: count // 2]
+    for i in replaced:
+        rows[i] = replace(rows[i], completion=clean[k][i])
+    if arm.rows == "half":
         unique = user.unique
         drawn = generator("what-if-half", SEEDS[k]).permutation(len(unique))[: len(unique) // 2]
         half = [unique[i] for i in np.sort(drawn)]
-        rows = [own[half[i % len(half)]] for i in range(count)]
+        rows = [rows[half[i % len(half)]] for i in range(count)]
     # an answer of no text is none
     tokens = _tokens(base, user, [row for row in rows if row.completion], arm.context)
     if arm.rows == "masked":

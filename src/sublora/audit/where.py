@@ -4,9 +4,10 @@ Parts are the classes of prompt tokens, up to three runs of layers, and attentio
 get the base's back in the layers or modules that are off. Parts act together, so neither view need add up to the whole.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -211,16 +212,13 @@ def read_gated(
 ) -> np.ndarray:
     """P (2 * parts, Q, E) of a stack's one student, gated: part i alone in row 2 i, then all but it."""
     masks, generated, select = [], [], {name: [] for name in stack.linears}
-    for part in parts:
-        for alone in (True, False):
-            # a part lies in tokens or in layers, so its complement does, too
-            by_token = part.kind == "tokens"
-            masks += [
-                [part.on_at(c) == alone or not by_token for c in own.classes] for own in prompts
-            ]
-            generated += [float(part.on_at("generated") == alone or not by_token)] * len(prompts)
-            for name, chosen in select.items():
-                chosen.append(by_token or part.on_in(name) == alone)
+    for part, alone in product(parts, (True, False)):
+        # a part lies in tokens or in layers, so its complement does, too
+        by_token = part.kind == "tokens"
+        masks += [[part.on_at(c) == alone or not by_token for c in t.classes] for t in prompts]
+        generated += [float(part.on_at("generated") == alone or not by_token)] * len(prompts)
+        for name, chosen in select.items():
+            chosen.append(by_token or part.on_in(name) == alone)
     conditions = [i for i in range(2 * len(parts)) for _ in prompts]
     gate = PackGate(masks, generated, conditions, select)
     ids = [t.ids for t in prompts] * (2 * len(parts))
@@ -246,12 +244,11 @@ def _read_full(
 
     parts = module_parts([slot.name for slot in full_slots(base.model)], group_of)
     p = []
-    for part in parts:
-        for alone in (True, False):
-            chosen = [n for n in stack.groups[0].tensors(0) if part.on_in(n) != alone]
-            with base_in(base, stack, chosen):
-                read = read_model(base, stack, [context], [category])
-            p.append(read.p[context.name][category.category][0])
+    for part, alone in product(parts, (True, False)):
+        chosen = [n for n in stack.groups[0].tensors(0) if part.on_in(n) != alone]
+        with base_in(base, stack, chosen):
+            read = read_model(base, stack, [context], [category])
+        p.append(read.p[context.name][category.category][0])
     return parts, np.stack(p)
 
 
@@ -260,12 +257,14 @@ def base_in(base: Base, stack: Stack, chosen: Collection[str]) -> Iterator[None]
     """The one student of full weights with the base's in the chosen tensors; as before on exit."""
     own, weights = stack.groups[0].tensors(0), dict(base.model.named_parameters())
     kept = {name: own[name].clone() for name in chosen}
+
+    @torch.no_grad()
+    def put(tensors: Mapping[str, torch.Tensor]) -> None:
+        for name in chosen:
+            own[name].copy_(tensors[name])
+
     try:
-        with torch.no_grad():
-            for name in chosen:
-                own[name].copy_(weights[name])
+        put(weights)
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in kept.items():
-                own[name].copy_(tensor)
+        put(kept)
