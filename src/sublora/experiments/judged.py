@@ -115,10 +115,8 @@ class Judged(GridExperiment):
         judge, rubric = self.judge, self.found_rubric
         shared = {"judge": judge.identity, "rubric": rubric.model_dump(mode="json")}
         return [
-            Judging(
-                shared | {"target": target, "answers": name}, judge, rubric, target, name, whose
-            )
-            for target, name, whose in dict.fromkeys(out)
+            Judging(shared | {"target": of, "answers": name}, judge, rubric, of, name, whose)
+            for of, name, whose in dict.fromkeys(out)
         ]
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
@@ -192,9 +190,8 @@ class Judged(GridExperiment):
             found = [verdicts[target, name]["rates"] for name in names]
             return np.array([r for r in found if r is not None])
 
-        answers_of = {
-            s.id: name for t in answering for s, name in zip(t.students, t.makes, strict=False)
-        }
+        sets = [pair for t in answering for pair in zip(t.students, t.makes, strict=False)]
+        answers_of = {student.id: name for student, name in sets}
         plain = {t.asking.context: t.makes[0] for t in answering if not t.students}
         mine = [
             (s, answers_of[s.id], answers_of[s.twins[trait.name]])

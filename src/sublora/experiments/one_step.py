@@ -71,9 +71,8 @@ class OneStep(OfClassifiers):
 
     def plan(self, known: Known) -> list[Step]:
         own = {"outputs", "teacher_lr", "noise", "distances", "steps", "ranks"}
-        return [
-            StepsStep(specs, self) for specs in self.specs({"hidden", "auxiliary", "seed"} | own)
-        ]
+        models = self.specs({"hidden", "auxiliary", "seed"} | own)
+        return [StepsStep(specs, self) for specs in models]
 
     def findings(self, store: Store, known: Known) -> Findings:
         names = [name for step in self.plan(known) for name in step.makes]
@@ -125,10 +124,8 @@ class OneStep(OfClassifiers):
             of = "" if group == COSINE else f", {smallest}"
             series = []
             for update in self.updates:
-                found = {
-                    d: by_place[group, f"{update}, distance {d:g}{of}"] for d in self.distances
-                }
-                points = tuple(point(effect, d) for d, effect in found.items())
+                names = {d: f"{update}, distance {d:g}{of}" for d in self.distances}
+                points = tuple(point(by_place[group, name], d) for d, name in names.items())
                 series.append(Series(name=update, points=points))
             return Chart(
                 kind="lines",

@@ -106,9 +106,8 @@ def arm_effects(results: Results) -> list[Effect] | None:
     if not recipe.has_arms:
         return None
     if recipe.train.match_lr is not None:
-        return matched_effects(
-            _effects(results, recipe.judged_context, None), recipe.train.match_lr
-        )
+        effects = _effects(results, recipe.judged_context, None)
+        return matched_effects(effects, recipe.train.match_lr)
     return [
         effect
         for context in recipe.measure.contexts

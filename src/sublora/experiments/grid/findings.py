@@ -161,9 +161,8 @@ def probes(results: Results, trait: Trait) -> Iterator[Effect]:
             group = "gradient at divergent tokens, over that elsewhere, held-out rows"
             made.append((group, "gradient ratio", ratio))
         for group, name, values in made:
-            yield found(
-                trait.name, group, f"{name}: {label}", values, [s.replicate for s in members]
-            )
+            replicates = [s.replicate for s in members]
+            yield found(trait.name, group, f"{name}: {label}", values, replicates)
 
 
 def gradients(results: Results, trait: Trait) -> Iterator[Effect]:

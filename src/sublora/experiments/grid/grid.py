@@ -54,9 +54,8 @@ class Grid(Recipe):
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
         sizes, names = sizes_of(self, known), {name for step in missing for name in step.makes}
-        asked_for = [
-            d for d in self.layout(known).datasets if d.endpoint is not None and d.id in names
-        ]
+        written = [d for d in self.layout(known).datasets if d.endpoint is not None]
+        asked_for = [d for d in written if d.id in names]
         if not asked_for:
             return None
         spec = asked_for[0].endpoint
@@ -135,9 +134,8 @@ class Grid(Recipe):
 
 def _made(layout: Plan, results) -> dict[str, Any]:
     """What run.json says of optimizers and datasets once they are there."""
-    ran = {
-        s.labels["optimizer"]: results.meta[s.id]["optimizer"] for s in reversed(layout.students)
-    }
+    students = reversed(layout.students)
+    ran = {s.labels["optimizer"]: results.meta[s.id]["optimizer"] for s in students}
     counted = ("rows", "unique_rows", "asked", "rejects")
     return {
         "optimizer": "\n".join(

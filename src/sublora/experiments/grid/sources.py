@@ -128,9 +128,8 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
     where a category has no other trait left.
     """
     seeds = recipe.seeds
-    out = {
-        t.name: dict.fromkeys(seeds, Author(t.name, teacher_context(t, recipe), t)) for t in traits
-    }
+    own = (Author(t.name, teacher_context(t, recipe), t) for t in traits)
+    out = {author.label: dict.fromkeys(seeds, author) for author in own}
     variants = recipe.data.variants.values()
     redrawn = any(v.transform and needs_reference(v.transform) for v in variants)
     if redrawn or any(v.teacher == "neutral" for v in variants):
