@@ -293,7 +293,7 @@ class Judging(Made):
         answers = json.loads(file.read_text("utf-8"))
         endpoint = Endpoint(self.judge)
         kept = AnswersFile(verdicts_file(workshop.store.root, endpoint))
-        scores = judge_answers(endpoint, kept, self.rubric, self.target, answers)
+        scores = judge_answers(endpoint, kept, self.rubric, self.target, answers, workshop.check)
         hits = [[self.rubric.is_hit(s) for s in row] for row in scores]
         flat = [h for row in hits for h in row]
         read = [h for h in flat if h is not None]
