@@ -77,7 +77,7 @@ def _stacked(chart: Chart) -> Figure:
     shared = _scale(chart, list(points_of(chart)), True)
     for title, panel in panels.items():
         if title:
-            layout.write(figure, 0.05, top, short(title, 58), fontsize=BODY, fontweight="bold")
+            layout.write(figure, 0.05, top, short(title, 46), fontsize=BODY, fontweight="bold")
         top += head[title]
         points = [p for series, _ in panel for p in series.points]
         tall = step * len(rows[title])
