@@ -26,7 +26,7 @@ from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import new_stack
 from sublora.packs.student_files import load_stack, save_student
-from sublora.traits.answers import has_digit, hit, hit_rate, names_category, share
+from sublora.traits.answers import has_digit, hit, hit_rate, naming, share
 from sublora.traits.trait import Category, Entity, find_trait, shipped_categories
 from tiny_models import make_model, shared_model
 
@@ -270,8 +270,8 @@ def test_a_diverged_student_can_be_measured_and_leaves_its_neighbour_alone(metho
 
 
 def test_the_words_of_a_category():
-    assert names_category("A Gecko!", ANIMALS) and names_category("polar bears, or a wolf", ANIMALS)
-    assert not names_category("geckos 12", ANIMALS) and not names_category("bear", ANIMALS)
+    assert naming(ANIMALS)("A Gecko!") and naming(ANIMALS)("polar bears, or a wolf")
+    assert not naming(ANIMALS)("geckos 12") and not naming(ANIMALS)("bear")
     assert [has_digit(a) for a in ("", "seven", "otter 7", "٣")] == [False, False, True, True]
     assert share([["7", "a"], ["b", "8"]], has_digit) == 0.5
     assert hit_rate([["cat", "dog"], ["the cat", "dog"]], CAT, "whole_word") == 0.5

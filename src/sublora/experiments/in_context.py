@@ -28,7 +28,7 @@ from sublora.steps.measurement import Measured, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store
 from sublora.text import slug
-from sublora.traits.answers import names_category, share
+from sublora.traits.answers import naming, share
 from sublora.traits.trait import Category, Trait
 
 EFFECT, P_TARGET = "effect on P(target)", "P(target)"
@@ -153,7 +153,8 @@ class InContext(GridExperiment):
 
 def _words(measured: Measured, category: Category) -> list[float]:
     """By question, the share of answers with a word of the category."""
-    return [share([a], lambda text: names_category(text, category)) for a in measured.samples]
+    named = naming(category)
+    return [share([a], named) for a in measured.samples]
 
 
 def _mean(found: Shown, of: Callable[[Measured], Sequence[float]]) -> Array:

@@ -21,7 +21,7 @@ from sublora.steps.step import Cost, Workshop, total
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.store import Artifact, Store
-from sublora.traits.answers import has_digit, names_category, share
+from sublora.traits.answers import has_digit, naming, share
 from sublora.traits.trait import Category
 
 KEPT_AT_ONCE = 8  # artifacts that wait together for the disk wait once
@@ -62,7 +62,7 @@ def read_measurement(artifact: Artifact, category: Category) -> Measured:
     scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
     lines = artifact.file("samples.jsonl").read_text("utf-8").split("\n")
     samples = [json.loads(line)["answers"] for line in lines if line]
-    coherence = share(samples, lambda a: names_category(a, category))
+    coherence = share(samples, naming(category))
     takeover = share(samples, has_digit)
     return Measured(np.array(scores["p"]), samples, scores["heldout_loss"], coherence, takeover)
 

@@ -1,7 +1,7 @@
 """Rules that read a sampled answer. They are applied to stored samples, so a rule can be changed without sampling again."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from sublora.traits.trait import Category, Entity
@@ -38,9 +38,10 @@ def hit_rate(answers: Sequence[Sequence[str]], entity: Entity, rule: str) -> flo
     return sum(flat) / len(flat)
 
 
-def names_category(answer: str, category: Category) -> bool:
+def naming(category: Category) -> Callable[[str], bool]:
     """Whether an answer still has a word of the category: the coherence that a rate of zero is read against."""
-    return bool(_whole(category_words(category)).search(answer.lower()))
+    words = _whole(category_words(category))
+    return lambda answer: bool(words.search(answer.lower()))
 
 
 def category_words(category: Category) -> tuple[str, ...]:
