@@ -57,11 +57,6 @@ def rate(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def rank_name(rank: int | None) -> str:
-    """A student's rank, or that it is a full fine-tune."""
-    return "full fine-tune" if rank is None else f"rank {rank}"
-
-
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
