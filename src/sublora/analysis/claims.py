@@ -57,7 +57,10 @@ class Named(BaseModel):
 
 
 class Claim(BaseModel):
-    """One pre-registered hypothesis, judged by a contrast or by a named rule, in the recipes that it names."""
+    """One pre-registered hypothesis, judged by a contrast or by a named rule, in the recipes that it names.
+
+    `unique_rows`: how many the statement asks for where it says "enough"; a table with fewer is not judged by it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -67,6 +70,7 @@ class Claim(BaseModel):
     contrast: Contrast | None = None
     rule: Named | None = None
     author_notice: bool = False
+    unique_rows: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_test(self) -> Claim:

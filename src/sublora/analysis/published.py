@@ -1,102 +1,110 @@
-"""The claims on results from elsewhere: a CSV of published rates, one row per (trait, rank, learning rate).
+"""The claims on results from elsewhere: which of them a table of ranks and rates can speak to, and their verdicts.
 
-Columns: rank (a whole number or "full"), lr, seeds (runs behind the rate), rate (mean share of answers that
-name the target, 0..1), n (answers of one run), base (the untrained model's rate). Optional: trait; sd (spread
-over runs), or low and high (an interval of the mean). Without a spread the bounds hold for any runs between 0
-and 1 (Hoeffding for a cell, `binomial_seed_se` for a shape), which is wide. A file has no controls and no
-questions: effects are against its base.
+A file has no controls and no questions, so the effect of a row is the log-odds of its rate less that of its base, in nats. Without a spread
+the bounds hold for any runs between 0 and 1 (Hoeffding for a cell, `binomial_seed_se` for a shape), which is wide.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import expit, logit, ndtri
 
 from sublora.analysis import intervals, shape
-from sublora.analysis.claims import Claim, judge_grids
-from sublora.analysis.effects import Effect, NotRun
+from sublora.analysis.claims import Claim, Verdict, judge_grids
+from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
 from sublora.analysis.intervals import Array, Interval
+from sublora.analysis.published_rows import Row, Setting
 from sublora.errors import SubloraError
 
-NEEDED = ("rank", "lr", "seeds", "rate", "n", "base")
 DRAWS = 400  # of the parametric bootstrap of the best learning rate
+LEAST_RATE = 1e-6  # no table resolves a rate below it, so no bound is taken beyond it
+# Recipes whose rows are numbers of a prompted teacher and whose students are plain: what a file is about that names no recipe.
+PLAIN = ("rank-lr", "rank", "full-ft", "traits")
+DEFAULT = PLAIN[0]
+# Nothing seen in so many seeds leaves room for less than a third of seeds that jump (1 - .05^(1/8) = .31).
+SEEDS_FOR_ABSENT = 8
 
 
-@dataclass(frozen=True)
-class Row:
-    """One published cell; rank None is a full fine-tune, spread is the standard error of the mean or None."""
-
-    trait: str
-    rank: int | None
-    lr: float
-    seeds: int
-    rate: float
-    n: int
-    base: float
-    spread: float | None
-
-    @property
-    def se(self) -> float:
-        """Standard error of the rate, never below what n answers a run allow; the widest one if none is
-        given.
-        """
-        if self.spread is None:
-            return intervals.binomial_seed_se(self.rate, self.seeds, self.n)
-        return max(self.spread, intervals.binomial_seed_se(self.rate, self.seeds * self.n, 1))
-
-    def effect(self, level: float) -> Interval:
-        """Rate less base. The base is one model's rate: its error is that of n answers."""
-        base_se = intervals.binomial_seed_se(self.base, self.n, 1)
-        gap = self.rate - self.base
-        if self.spread is not None:
-            dfs = [self.seeds - 1, np.inf]
-            return intervals.combine(gap, [self.se**2, base_se**2], dfs, level, 0.0, ("run",))
-        slack = -float(ndtri((1 - level) / 2)) * base_se
-        null = min(max(self.base + math.copysign(slack, gap), 0.0), 1.0)
-        passed = (self.rate - null) * gap > 0
-        mean = intervals.bounded_mean_interval(
-            self.rate, self.seeds, level, null if passed else self.rate
-        )
-        low, high = mean.low - self.base - slack, mean.high - self.base + slack
-        return Interval(gap, low, high, mean.df, mean.p_value, level, clusters=("run",))
+def effect(row: Row, level: float) -> Interval:
+    """Log-odds of the rate less that of the base, in nats. The base is one model's rate: its error is that of n answers."""
+    base = replace(row, rate=row.base, seeds=1, data_seeds=None, spread=None)
+    base_se = 1 / math.sqrt(row.n * base.shrunk * (1 - base.shrunk))
+    gap, alone = row.log_odds - base.log_odds, row.clusters < 2
+    if row.spread is not None:
+        dfs = [row.clusters - 1, np.inf]
+        return intervals.combine(gap, [row.se**2, base_se**2], dfs, level, 0.0, ("run",), alone)
+    slack = -float(ndtri((1 - level) / 2)) * base_se
+    null = float(expit(base.log_odds + math.copysign(slack, gap)))
+    passed = (row.rate - null) * gap > 0
+    mean = intervals.bounded_mean_interval(
+        row.rate, row.clusters, level, null if passed else row.rate
+    )
+    edge = min(LEAST_RATE, row.shrunk, 1 - row.shrunk)
+    low, high = logit(np.clip([mean.low, mean.high], edge, 1 - edge)) - base.log_odds
+    return Interval(
+        gap,
+        float(low) - slack,
+        float(high) + slack,
+        mean.df,
+        mean.p_value,
+        level,
+        clusters=("run",),
+        seeds_unknown=alone,
+    )
 
 
 class TableEvidence:
-    """`Evidence` on the rows of one trait."""
+    """`Evidence` on the rows of one trait under one setting."""
 
-    def __init__(
-        self, trait: str, rows: Sequence[Row], alpha: float, fixed_lr: float | None
-    ) -> None:
+    def __init__(self, trait: str, rows: Sequence[Row], alpha: float = 0.05) -> None:
         self.trait, self.rows, self.alpha = trait, rows, alpha
         self.lora = sorted(
             (r for r in rows if r.rank is not None), key=lambda r: (r.rank or 0, r.lr)
         )
-        self.fixed_lr = common_lr(self.lora) if fixed_lr is None else fixed_lr
-        self.n = {"data_seeds": min(r.seeds for r in rows), "train_seeds": None, "questions": None}
+        self.fixed_lr = common_lr(self.lora)
+        seeds = {
+            "data_seeds": [r.data_seeds for r in rows],
+            "train_seeds": [r.train_seeds for r in rows],
+        }
+        self.n = {k: None if None in v else min(v) for k, v in seeds.items()} | {"questions": None}
 
-    def _view(self, view: View) -> list[Row]:
+    def _best(self) -> list[Row]:
+        rates = Counter(r.rank for r in self.lora)
+        if single := [str(rank) for rank, count in rates.items() if count < 2]:
+            where = f"rank {', '.join(single)}" if len(single) < len(rates) else "every rank"
+            raise NotRun(
+                f"the file has one learning rate at {where}, so nothing in it shows which rate is the best there"
+            )
+        best: dict[int | None, Row] = {}
+        for row in self.lora:
+            if row.rank not in best or row.rate > best[row.rank].rate:
+                best[row.rank] = row
+        return list(best.values())
+
+    def _shared(self) -> list[Row]:
+        rate = self.fixed_lr or math.nan
+        fixed = [r for r in self.lora if math.isclose(r.lr, rate, rel_tol=1e-6)]
+        lacking = sorted({r.rank for r in self.lora} - {r.rank for r in fixed})
+        if lacking:
+            raise NotRun(
+                f"the file has no learning rate that all its ranks share: {rate:g} lacks rank {', '.join(map(str, lacking))}"
+            )
+        return fixed
+
+    def view(self, view: View) -> list[Row]:
+        """The rows of a view. Raises NotRun where the file does not hold it whole."""
         if view == "best-lr":
-            if len({r.lr for r in self.lora}) < 2:
-                raise NotRun("the file has one learning rate, so there is no best one to choose")
-            best: dict[int | None, Row] = {}
-            for row in self.lora:
-                if row.rank not in best or row.rate > best[row.rank].rate:
-                    best[row.rank] = row
-            rows = list(best.values())
+            rows = self._best()
+        elif view == "fixed-lr":
+            rows = self._shared()
         else:
-            shared = self.fixed_lr or math.nan
-            fixed = [r for r in self.lora if math.isclose(r.lr, shared, rel_tol=1e-6)]
-            full = [r for r in self.rows if r.rank is None]
-            rows = {"all": list(self.rows), "full": full, "fixed-lr": fixed}[view]
+            rows = [r for r in self.rows if view == "all" or r.rank is None]
         if not rows:
             raise NotRun(f"the file has no row for {self.trait} in the {view} view")
         return rows
@@ -106,24 +114,25 @@ class TableEvidence:
         return [
             Effect(
                 {"trait": self.trait, "rank": r.rank, "lr": r.lr},
-                given=r.effect(1 - self.alpha),
+                given=effect(r, 1 - self.alpha),
                 facts={"looks": looks.get(r.rank, 1)},
             )
-            for r in self._view(view)
+            for r in self.view(view)
         ]
 
     def pool(self, view: View) -> Interval | None:
         return None  # rows of one study share datasets in ways that a table of means does not show
 
     def curve(self, view: View) -> Curve:
-        rows = [r for r in self._view(view) if r.rank is not None]
+        rows = [r for r in self.view(view) if r.rank is not None]
         check_curve([r.rank for r in rows], view, self.trait)
         ranks, level = tuple(r.rank or 0 for r in rows), 1 - self.alpha
-        means, se = np.array([r.rate - r.base for r in rows]), np.array([r.se for r in rows])
-        df = np.array([r.seeds - 1 for r in rows])
-        note = (
-            "; the best rates are chosen and read on the same numbers" if view == "best-lr" else ""
-        )
+        # the base is the same at every rank, so its error is in no difference between ranks
+        means = np.array([effect(r, level).estimate for r in rows])
+        se, df = np.array([r.se for r in rows]), np.array([r.clusters - 1 for r in rows])
+        note = "; rates " + ", ".join(f"{r.rate:.1%} at rank {r.rank}" for r in rows)
+        if view == "best-lr":
+            note += "; the best rates are chosen and read on the same numbers"
         if any(r.spread is None for r in rows):
             note += "; no spread over seeds is given, so the widest possible one is used"
         return Curve(
@@ -135,25 +144,41 @@ class TableEvidence:
         )
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
-        top = {r.rank for r in self.lora if r.rate - r.base >= min_effect}
+        self._best()
+        level = 1 - self.alpha
+        top = {r.rank for r in self.lora if effect(r, level).estimate >= min_effect}
         grid = check_best_lr([(r.rank, r.lr) for r in self.lora], len(top), min_effect)
         rows = [r for r in self.lora if r.rank in top]
         ranks, lrs = [r.rank or 0 for r in rows], [r.lr for r in rows]
-        rates, se = np.array([r.rate for r in rows]), np.array([r.se for r in rows])
-        level = 1 - self.alpha
+        odds, se = np.array([r.log_odds for r in rows]), np.array([r.se for r in rows])
 
         def slope(values: Array) -> tuple[Interval, float]:
             return shape.best_lr_slope(ranks, lrs, grid, values[None], "", level)
 
-        found, edge = slope(rates)
+        found, edge = slope(odds)
         noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
-        slopes = [slope(draw)[0].estimate for draw in np.clip(rates + se * noise, 0, 1)]
+        slopes = [slope(draw)[0].estimate for draw in odds + se * noise]
         parts = [float(np.var(slopes, ddof=1)), found.se**2]
-        dfs = [min(r.seeds for r in rows) - 1, np.inf]
+        dfs = [min(r.clusters for r in rows) - 1, np.inf]
         return intervals.combine(found.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
 
     def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
         raise NotRun("the file does not say whether the full fine-tunes still answer with words")
+
+    def cannot_say(self, claim: Claim) -> str | None:
+        """Why a claim is about other students than those of the rows."""
+        recipe, rows, _ = self.rows[0].setting
+        about = PLAIN if (recipe or DEFAULT) in PLAIN else (recipe,)
+        if not set(about) & set(claim.recipes):
+            what = f"of the recipe {recipe}" if recipe else "of number rows by a prompted teacher"
+            return (
+                f"the rows are of students {what}, and the claim is about those of {' or '.join(claim.recipes)}; "
+                "a column recipe says what rows are of"
+            )
+        if claim.unique_rows and (rows or 0) < claim.unique_rows:
+            had = f"{rows:,} rows" if rows else "no column rows"
+            return f"the claim speaks of {claim.unique_rows:,} unique rows or more, and the file has {had}"
+        return None
 
 
 def common_lr(rows: Sequence[Row]) -> float | None:
@@ -163,120 +188,111 @@ def common_lr(rows: Sequence[Row]) -> float | None:
     return tied[len(tied) // 2] if tied else None
 
 
-def _number(text: str, place: str, low: float, high: float, whole: bool = False) -> float:
-    kind = "a whole number" if whole else "a number"
-    form = r"[0-9]{1,9}" if whole else r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
-    if not re.fullmatch(form, text):
-        raise SubloraError(f"{place}: {text[:40]!r} is not {kind}; write {kind} there.")
-    value = float(text)
-    if not low <= value <= high:
-        raise SubloraError(
-            f"{place}: {text[:40]} is not between {low:g} and {high:g}; fix the value."
-        )
-    return value
-
-
-def _spread(cells: dict[str, str], place: str, rate: float, seeds: int) -> float | None:
-    given = {
-        key: _number(cells[key], f"{place}, column {key}", 0, 1)
-        for key in ("sd", "low", "high")
-        if cells.get(key)
-    }
-    if "sd" in given:
-        return given["sd"] / math.sqrt(seeds) if seeds > 1 else None
-    if ("low" in given) != ("high" in given):
-        raise SubloraError(f"{place}: low and high come together; give both or neither.")
-    if not given:
-        return None
-    if not given["low"] <= rate <= given["high"]:
-        raise SubloraError(
-            f"{place}: rate {rate:g} is outside its interval {given['low']:g} to {given['high']:g}; fix one of them."
-        )
-    # the quantile that the judging multiplies by again, so that the published width comes back
-    return (
-        (given["high"] - given["low"]) / 2 / -float(stdtrit(seeds - 1, 0.025))
-        if seeds > 1
-        else None
-    )
-
-
-def parse(text: str, name: str = "the file") -> list[Row]:
-    """The rows of a CSV text. Raises SubloraError naming the line and column of the first fault."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [
-            (reader.line_num, [field.strip() for field in fields])
-            for fields in reader
-            if "".join(fields).strip()
-        ]
-    except csv.Error as error:
-        raise SubloraError(
-            f"{name}, line {reader.line_num}: not a CSV line ({error}); fix it."
-        ) from None
-    if len(lines) < 2:
-        raise SubloraError(
-            f"{name} has no rows; write a header of {', '.join(NEEDED)} and then the rows."
-        )
-    header = [field.lower() for field in lines[0][1]]
-    absent = [column for column in NEEDED if column not in header]
-    if absent:
-        raise SubloraError(
-            f"{name} lacks the column {', '.join(absent)}; it needs {', '.join(NEEDED)}."
-        )
-    twice = [column for column, count in Counter(header).items() if count > 1 and column]
-    if twice:
-        raise SubloraError(f"{name} has the column {twice[0]!r} twice; keep one.")
-    rows, seen = [], {}
-    for number, fields in lines[1:]:
-        place = f"{name}, line {number}"
-        if len(fields) != len(header):
-            raise SubloraError(
-                f"{place}: {len(fields)} values for {len(header)} columns; fix the line."
-            )
-        row = _row(dict(zip(header, fields, strict=True)), place)
-        key = (row.trait, row.rank, row.lr)
-        if key in seen:
-            raise SubloraError(
-                f"{place}: the trait, rank and lr are those of line {seen[key]}; keep one."
-            )
-        seen[key] = number
-        rows.append(row)
-    return rows
-
-
-def _row(cells: dict[str, str], place: str) -> Row:
-    def read(column: str, low: float, high: float, whole: bool = False) -> float:
-        return _number(cells[column], f"{place}, column {column}", low, high, whole)
-
-    rank = None if cells["rank"].lower() == "full" else int(read("rank", 1, 1_000_000, whole=True))
-    for column in ("rate", "base"):
-        if read(column, -math.inf, math.inf) > 1:
-            raise SubloraError(
-                f"{place}, column {column}: {cells[column][:40]} is above 1; "
-                "rates go from 0 to 1, so divide percentages by 100."
-            )
-    seeds, rate = int(read("seeds", 1, 1_000_000, whole=True)), read("rate", 0, 1)
-    return Row(
-        cells.get("trait", "") or "trait",
-        rank,
-        read("lr", 1e-12, 1e6),
-        seeds,
-        rate,
-        int(read("n", 1, 100_000_000, whole=True)),
-        read("base", 0, 1),
-        _spread(cells, place, rate, seeds),
-    )
+def _named(trait: str, setting: Setting, shared: bool) -> str:
+    """A trait, with the setting where the file has several."""
+    recipe, rows, epochs = setting
+    parts = [recipe, f"{rows:,} rows" if rows else "", f"{epochs:g} epochs" if epochs else ""]
+    said = ", ".join(part for part in parts if part)
+    return trait if shared or not said else f"{trait} ({said})"
 
 
 def verdicts_of_rows(
-    rows: Sequence[Row], claims: Sequence[Claim], alpha: float = 0.05, fixed_lr: float | None = None
+    rows: Sequence[Row], claims: Sequence[Claim], recipes: Sequence[str] = ()
 ) -> list[dict]:
-    """Verdict entries (see verdicts.json) of the claims on a grid; fixed_lr None takes the rate that most ranks have."""
-    evidence = [
-        TableEvidence(trait, [row for row in rows if row.trait == trait], alpha, fixed_lr)
-        for trait in dict.fromkeys(row.trait for row in rows)
+    """Verdict entries (see verdicts.json) of the claims on a grid that name one of the recipes.
+
+    Without `recipes` they are those of the file's column `recipe`, or `rank-lr`. Raises SubloraError where a table can speak to no
+    claim of a recipe.
+    """
+    asked = list(recipes) or asked_by(rows)
+    on_grid = [claim for claim in claims if claim.reads != "effects"]
+    for recipe in asked:
+        if not any(recipe in claim.recipes for claim in on_grid):
+            known = sorted({name for claim in on_grid for name in claim.recipes})
+            raise SubloraError(
+                f"no claim of the recipe {recipe!r} is about ranks and rates; those of {', '.join(known)} are."
+            )
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    groups = [
+        [
+            TableEvidence(_named(trait, setting, len(settings) == 1), mine)
+            for trait in dict.fromkeys(row.trait for row in rows)
+            if (mine := [r for r in rows if (r.trait, r.setting) == (trait, setting)])
+        ]
+        for setting in settings
     ]
-    on_grid = [
-        claim for claim in claims if claim.reads != "effects"
-    ]  # a table has no other effects
-    return [verdict.to_dict() for verdict in judge_grids(on_grid, evidence)]
+    chosen = [claim for claim in on_grid if set(asked) & set(claim.recipes)]
+    return [
+        verdict.to_dict()
+        for claim in chosen
+        for group in groups
+        for verdict in _judged(claim, group, len(groups) == 1)
+    ]
+
+
+def _judged(claim: Claim, group: Sequence[TableEvidence], alone: bool) -> list[Verdict]:
+    """One claim on the traits of one setting."""
+    if reason := group[0].cannot_say(claim):
+        names = [ACROSS] if claim.reads == "grids" else [ev.trait for ev in group]
+        text = f"{reason[:1].upper()}{reason[1:]}."
+        return [Verdict(claim, name, "not run", {}, text, {}) for name in names]
+    verdicts = [_guarded(v, group) for v in judge_grids([claim], group)]
+    if claim.reads == "grids" and not alone:
+        name = _named(ACROSS, group[0].rows[0].setting, False)
+        return [replace(v, trait=name) for v in verdicts]
+    return verdicts
+
+
+def _guarded(verdict: Verdict, group: Sequence[TableEvidence]) -> Verdict:
+    """A verdict of absence only where the table could have shown it, and each verdict with what it holds for."""
+    claim, reason = verdict.claim, verdict.reason
+    absence = (claim.test, verdict.verdict) in {
+        ("no_transfer", "supported"),
+        ("any_transfer", "refuted"),
+    }
+    mine = [ev for ev in group if claim.reads == "grids" or ev.trait == verdict.trait]
+    if absence and (why := _no_assay(claim, mine[0], group)):
+        return replace(verdict, verdict="inconclusive", reason=f"{why}: {reason}")
+    if claim.test in ("any_transfer", "no_transfer") and verdict.verdict != "not run":
+        top = max(mine[0].view(claim.rule.view), key=lambda r: r.rate)
+        reason += f" The highest rate is {top.rate:.1%}, against {top.base:.1%} of the base."
+    if verdict.verdict in ("supported", "refuted") and any(
+        (ev.n["data_seeds"] or 1) < 2 for ev in mine
+    ):
+        reason += " It holds for the data behind the file, not for new data."
+    return replace(verdict, reason=reason)
+
+
+def _no_assay(claim: Claim, ev: TableEvidence, group: Sequence[TableEvidence]) -> str | None:
+    """Why a table in which nothing is seen does not show that nothing is there."""
+    if claim.rule.view == "full":
+        return "A table does not show that a full fine-tune at the base's rate learned its rows"
+    fewest = min(r.clusters for r in ev.rows)
+    if fewest < SEEDS_FOR_ABSENT:
+        room = 1 - 0.05 ** (1 / fewest)
+        return f"Nothing seen in {fewest} seeds leaves room for {room:.0%} of seeds that jump"
+    others = judge_grids([claim], [other for other in group if other is not ev])
+    if not any(v.verdict == "supported" for v in others):
+        return "No other trait of the file transfers, so nothing shows that one could"
+    return None
+
+
+def asked_by(rows: Sequence[Row]) -> list[str]:
+    """The recipes whose claims a file is judged by where none is asked for."""
+    return list(dict.fromkeys(row.setting[0] or DEFAULT for row in rows))
+
+
+def cautions(rows: Sequence[Row], recipes: Sequence[str] = ()) -> list[str]:
+    """What the file does not say, and what it then cannot claim, a sentence each."""
+    said = []
+    if not recipes and not any(row.setting[0] for row in rows):
+        said.append(
+            f"The rows are taken as of students of number rows by a prompted teacher, so the claims of {DEFAULT} alone are judged; "
+            "--recipe or a column recipe asks for others."
+        )
+    if any(row.data_seeds is None for row in rows):
+        said.append(
+            "The file does not say how many data seeds are behind a rate (columns data_seeds, or data_seed for single runs), so its "
+            "seeds are taken as training seeds on the same data: nothing is claimed of new data, where most of the variance lies."
+        )
+    return said

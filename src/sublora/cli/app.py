@@ -201,16 +201,24 @@ def verdict(
     table: Annotated[
         Path,
         Argument(
-            metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; trait if several."
+            metavar="FILE.csv", help="Columns rank, lr, seeds, rate, n, base; see docs/verdict.md."
         ),
     ],
+    recipe: Annotated[
+        list[str] | None,
+        Option(
+            help="Whose claims to judge; may be repeated. By default rank-lr, or the file's column recipe."
+        ),
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Apply the claims to results from elsewhere."""
     from sublora.cli.listing import print_verdicts
     from sublora.experiments.claims import verdict_file
 
-    verdicts = verdict_file(table)
+    verdicts, cautions = verdict_file(table, recipe or [])
+    for caution in cautions:
+        typer.echo(f"Note: {caution}", err=True)
     if as_json:
         typer.echo(json.dumps(verdicts, indent=1, ensure_ascii=False))
     else:

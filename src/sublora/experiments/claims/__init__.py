@@ -4,10 +4,12 @@ A claim is a hypothesis: it names who stated it, and its test with all threshold
 carries its authors' notice that some of its main claims are incorrect. A claim that several recipes test stands once, with `recipes`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sublora.analysis.claims import Claim, read_claims
-from sublora.analysis.published import parse, verdicts_of_rows
+from sublora.analysis.published import cautions, verdicts_of_rows
+from sublora.analysis.published_rows import parse
 from sublora.errors import SubloraError
 
 MAX_BYTES = 10_000_000
@@ -30,8 +32,11 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
     return tuple(claims.values())
 
 
-def verdict_file(path: Path | str) -> list[dict]:
-    """The verdicts of all claims on a CSV file of results. Raises SubloraError with one sentence for every fault of the file."""
+def verdict_file(path: Path | str, recipes: Sequence[str] = ()) -> tuple[list[dict], list[str]]:
+    """The verdicts on a CSV file of results of the claims that name one of the recipes, and what the file cannot claim.
+
+    Raises SubloraError with one sentence for every fault of the file.
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -42,4 +47,5 @@ def verdict_file(path: Path | str) -> list[dict]:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
         raise SubloraError(f"{path} cannot be read ({why}); give a CSV file of results.") from None
-    return verdicts_of_rows(parse(text, str(path)), load_claims())
+    rows = parse(text, str(path))
+    return verdicts_of_rows(rows, load_claims(), recipes), cautions(rows, recipes)
