@@ -20,6 +20,7 @@ PAGES = [
     "docs/experiments.md",
     "docs/vectors.md",
     "docs/audit.md",
+    "docs/verdict.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
 FEW = [*SMALL, "--set", "data.rows=24", "--set", "train.pairing=paired", "--set", "vectors.count=8"]

@@ -58,10 +58,11 @@ NIEF = {
         "three data sets at the base leave room for 63% of data sets that jump",
     ),
 }
+NO_SPREAD = "three runs a rank, and no spread of them is printed"
 FENG_SHARED = {
     **NOT_RUN,
     "cloud-transfer-exists": ("inconclusive", THREE_RUNS),
-    "nief-inverted-u": ("inconclusive", "three runs a rank, and no spread of them is printed"),
+    "nief-inverted-u": ("inconclusive", NO_SPREAD),
     "nief-full-ft-null": (
         "inconclusive",
         "no hit at a rate that may have destroyed the model says nothing",
@@ -74,12 +75,11 @@ FENG_BEST = {
         "a mean of 84.9% leaves each of three runs at 54.7% or more, beside a base of 1.4%",
     ),
     "nief-inverted-u": ("not run", "each rank has its own rate, and three of eight share one"),
+    "nief-inverted-u-best-lr": ("inconclusive", NO_SPREAD),
+    "feng-decline-at-best-lr": ("inconclusive", NO_SPREAD),
     "nief-full-ft-null": ("inconclusive", "4.0% beside 1.4% may be one run of three that jumps"),
 }
-FENG_BOTH = {
-    **FENG_BEST,
-    "nief-inverted-u": ("inconclusive", "three runs a rank, and no spread of them is printed"),
-}
+FENG_BOTH = {**FENG_BEST, "nief-inverted-u": ("inconclusive", NO_SPREAD)}
 FENG_207K = {
     **NOT_RUN,
     "cloud-transfer-exists": ("inconclusive", ONE_JUMPS),

@@ -216,6 +216,10 @@ def test_a_shared_rate_covers_every_rank_and_a_best_one_has_rivals():
     rest = judged(with_sd({2: 0.06, 4: 0.35}) + best)
     assert pick(rest, "nief-inverted-u") != "not run"
     assert "one learning rate at rank 16, 32, 64" in reason(rest, "feng-best-lr-falls")
+    said = (with_sd({}) + best).replace("sd\n", "sd,best\n").replace("0.03\n", "0.03,yes\n")
+    told = judged(said)
+    assert pick(told, "nief-inverted-u-best-lr") != "not run"
+    assert pick(told, "feng-best-lr-falls") == "not run"
 
 
 def test_a_file_says_what_it_cannot_claim(tmp_path):
@@ -280,6 +284,10 @@ def test_a_file_says_what_it_cannot_claim(tmp_path):
             "line 3: .*two bases",
         ),
         (HEAD.replace("base", "base,rows") + "8,1e-4,3,0.5,100,0.01,10k\n", "column rows: '10k'"),
+        (
+            HEAD.replace("base", "base,best") + "8,1e-4,3,0.5,100,0.01,so\n",
+            "'so' is neither yes nor",
+        ),
     ],
 )
 def test_a_wrong_table_is_one_sentence_with_its_place(text, words):
@@ -335,7 +343,7 @@ FIELD = st.one_of(st.sampled_from(ODD), st.text(max_size=6))
 
 
 OPTIONAL = (
-    "trait sd low high note data_seeds train_seeds data_seed train_seed rows epochs recipe"
+    "trait sd low high note data_seeds train_seeds data_seed train_seed rows epochs recipe best"
 ).split()
 
 

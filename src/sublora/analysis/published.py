@@ -75,17 +75,26 @@ class TableEvidence:
         self.n = {k: None if None in v else min(v) for k, v in seeds.items()} | {"questions": None}
 
     def _best(self) -> list[Row]:
-        rates = Counter(r.rank for r in self.lora)
+        """The row of each rank that the file calls the best, or the highest of several."""
+        best: dict[int | None, Row] = {}
+        for row in self.lora:
+            if row.rank not in best or (row.best, row.rate) > (
+                best[row.rank].best,
+                best[row.rank].rate,
+            ):
+                best[row.rank] = row
+        self._check_rivals([row for row in self.lora if not best[row.rank].best])
+        return list(best.values())
+
+    @staticmethod
+    def _check_rivals(rows: Sequence[Row]) -> None:
+        """Raises NotRun where a rank has one rate, beside which none is the best."""
+        rates = Counter(r.rank for r in rows)
         if single := [str(rank) for rank, count in rates.items() if count < 2]:
             where = f"rank {', '.join(single)}" if len(single) < len(rates) else "every rank"
             raise NotRun(
                 f"the file has one learning rate at {where}, so nothing in it shows which rate is the best there"
             )
-        best: dict[int | None, Row] = {}
-        for row in self.lora:
-            if row.rank not in best or row.rate > best[row.rank].rate:
-                best[row.rank] = row
-        return list(best.values())
 
     def _shared(self) -> list[Row]:
         rate = self.fixed_lr or math.nan
@@ -131,7 +140,9 @@ class TableEvidence:
         means = np.array([effect(r, level).estimate for r in rows])
         se, df = np.array([r.se for r in rows]), np.array([r.clusters - 1 for r in rows])
         note = "; rates " + ", ".join(f"{r.rate:.1%} at rank {r.rank}" for r in rows)
-        if view == "best-lr":
+        if any(r.best for r in rows) and view == "best-lr":
+            note += "; the best rates are those that the file calls so"
+        elif view == "best-lr":
             note += "; the best rates are chosen and read on the same numbers"
         if any(r.spread is None for r in rows):
             note += "; no spread over seeds is given, so the widest possible one is used"
@@ -144,7 +155,7 @@ class TableEvidence:
         )
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
-        self._best()
+        self._check_rivals(self.lora)
         level = 1 - self.alpha
         top = {r.rank for r in self.lora if effect(r, level).estimate >= min_effect}
         grid = check_best_lr([(r.rank, r.lr) for r in self.lora], len(top), min_effect)

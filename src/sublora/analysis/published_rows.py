@@ -45,6 +45,7 @@ class Row:
     spread: float | None
     data_seeds: int | None = None
     train_seeds: int | None = None
+    best: bool = False  # whether the file calls lr the best of its rank
 
     @property
     def clusters(self) -> int:
@@ -142,6 +143,12 @@ def _number(text: str, place: str, low: float, high: float, whole: bool = False)
     return value
 
 
+def _said(text: str, place: str) -> bool:
+    if text.lower() not in ("", "yes", "no"):
+        raise SubloraError(f"{place}: {text[:40]!r} is neither yes nor no; write one of them.")
+    return text.lower() == "yes"
+
+
 def _row(cells: Mapping[str, str], place: str, run: bool) -> Row:
     def read(column: str, low: float, high: float, whole: bool = False) -> float:
         return _number(cells[column], f"{place}, column {column}", low, high, whole)
@@ -170,6 +177,7 @@ def _row(cells: Mapping[str, str], place: str, run: bool) -> Row:
         None,
         count("data_seeds", 1_000_000),
         count("train_seeds", 1_000_000),
+        _said(cells.get("best", ""), f"{place}, column best"),
     )
     if run:
         barred = [c for c in ("sd", "low", "high", "data_seeds", "train_seeds") if cells.get(c)]
