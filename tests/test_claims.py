@@ -290,7 +290,7 @@ def test_verdicts_are_json_with_the_keys_of_the_format(rng):
     claims, cells = load_claims(), grid(rng, FALL)
     results = [v.to_dict() for v in judge(claims, "rank-lr", cells, Grid(cells, 2e-4))]
     json.dumps(results, allow_nan=False)
-    keys = "id,n,reason,source,statement,statistic,test,threshold,trait,verdict,view"
+    keys = "id,n,q,reason,source,stability,statement,statistic,test,threshold,trait,verdict,view"
     assert {",".join(sorted(r)) for r in results} == {keys}
     assert {r["id"] for r in results} == {c.id for c in load_claims() if "rank-lr" in c.recipes}
     assert all(
@@ -319,6 +319,45 @@ def test_thresholds_of_a_claim_change_its_verdict(rng):
     (high,) = verdict("any_transfer", cells, min_effect=0.5)
     assert (plain["verdict"], high["verdict"]) == ("supported", "refuted")
     assert (plain["threshold"], high["threshold"]) == ({"min_effect": 0.02}, {"min_effect": 0.5})
+
+
+def test_every_verdict_says_what_it_would_be_at_half_and_twice_its_bar(rng):
+    cells = [cell(rng, 0.2, noise=0.3)]
+
+    def stability(bar):
+        (found,) = verdict("any_transfer", cells, min_effect=bar)
+        return found["verdict"], found["stability"]
+
+    assert stability(0.02) == ("supported", {"half": "supported", "twice": "supported"})
+    assert stability(0.16) == ("supported", {"half": "supported", "twice": "refuted"})
+    assert stability(0.32) == ("refuted", {"half": "supported", "twice": "refuted"})
+    (not_run,) = verdict("any_transfer", cells, "best-lr")
+    assert (not_run["verdict"], not_run["stability"], not_run["q"]) == ("not run", {}, None)
+
+
+def test_what_moves_of_a_claim_is_its_bar():
+    rule = {"test": "incoherent_at_lora_lr", "view": "full", "min_coherence": 0.6}
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), rule=rule)
+    twice = {"min_coherence": 1.0, "max_takeover": 0.5, "margin": 0.05, "lr_factor": 1.5}
+    assert claim.at(2).thresholds == twice and claim.at(1).thresholds == claim.thresholds
+    contrast = {"of": {}, "against": {"rank": 8}, "says": "above", "share": 0.2}
+    claim = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    assert claim.at(0.5).thresholds["share"] == 0.1
+    plain = Claim(
+        id="x", statement="s", source="p", recipes=("r",), contrast=contrast | {"share": 1}
+    )
+    assert plain.at(2) == plain  # a difference that is above 0 has no bar to move
+
+
+def test_q_values_count_all_claims_of_a_run(rng):
+    claims, cells = load_claims(), grid(rng, HILL)
+    judged = judge(claims, "rank-lr", cells, Grid(cells, 2e-4))
+    known = [v for v in judged if v.q is not None]
+    assert len(known) >= 4 and all(v.q >= v.p for v in known)
+    assert max(v.q for v in known) == max(v.p for v in known)
+    alone = judge([known[0].claim], "rank-lr", cells, Grid(cells, 2e-4))
+    assert alone[0].q == alone[0].p == known[0].p
+    assert all(v.p < 0.05 for v in known if v.verdict in ("supported", "refuted"))
 
 
 ENTRY = "- {{id: {id}, statement: s, source: p, rule: {{test: {test}, view: all{more}}}}}\n"

@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 
 from sublora.analysis import intervals as stats
-from sublora.analysis import shape
+from sublora.analysis import multiplicity, shape
 from sublora.errors import SubloraError
 
 RANKS = [1, 2, 4, 8, 16, 32, 64]
@@ -141,14 +141,45 @@ def test_contrast_is_paired_and_takes_the_base():
 @given(st.lists(st.floats(0, 1), max_size=30))
 def test_corrections_are_monotone_and_never_below_raw(p):
     order = np.argsort(p, kind="stable")
-    corrected = stats.holm(p)
+    corrected = multiplicity.holm(p)
     assert (corrected >= np.array(p) - 1e-12).all() and (corrected <= 1).all()
     assert (np.diff(corrected[order]) >= -1e-12).all()
-    assert not p or stats.holm(p).min() == pytest.approx(min(1, min(p) * len(p)))
+    assert not p or multiplicity.holm(p).min() == pytest.approx(min(1, min(p) * len(p)))
 
 
 def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert multiplicity.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@settings(max_examples=100)
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_q_values_are_monotone_and_between_the_raw_and_holms(p):
+    q = multiplicity.benjamini_hochberg(p)
+    assert (q >= np.array(p) - 1e-12).all() and (q <= multiplicity.holm(p) + 1e-12).all()
+    assert (np.diff(q[np.argsort(p, kind="stable")]) >= -1e-12).all()
+    with_gaps = multiplicity.q_values([None, *p, None])
+    assert with_gaps == [None, *q, None]
+
+
+def test_q_values_by_hand_and_their_share_of_chance_finds():
+    assert multiplicity.benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.02, 0.04, 0.04, 0.02]
+    )
+    rng, shares = np.random.default_rng(5), []
+    for _ in range(400):
+        p = np.concatenate([rng.random(40), rng.beta(0.05, 20, 10)])  # 40 of chance, 10 true
+        called = multiplicity.benjamini_hochberg(p) <= 0.1
+        shares.append(called[:40].sum() / max(called.sum(), 1))
+    assert 0.05 < np.mean(shares) < 0.1  # 0.1 * 40 / 50
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_p_against_a_bar_inverts_the_interval(level):
+    values = np.random.default_rng(2).normal(0.3, 0.1, (4, 20))
+    i = stats.clustered_interval(values, range(4), level=level)
+    assert i.p_against(i.low) == pytest.approx(1 - level)
+    assert i.p_against(i.low - 0.01) < 1 - level < i.p_against(i.low + 0.01)
+    assert np.isnan(stats.clustered_interval([[0.1]], [0]).p_against(0.0))
 
 
 def curves(rng, truth, seeds, questions=20):
@@ -287,7 +318,7 @@ def test_select_and_report_takes_coherent_bests_and_the_smaller_lr_of_equals():
         lambda: stats.clustered_interval([0.1, 0.2], [0, 1]),
         lambda: stats.clustered_interval([[0.1], [0.2]], [0]),
         lambda: stats.combine(0.1, [0.1], [3], level=95),
-        lambda: stats.holm([0.5, 1.5]),
+        lambda: multiplicity.holm([0.5, 1.5]),
         lambda: shape.slope_weights([0, 1, 2]),
         lambda: stats.bounded_mean_interval(2, 3),
     ],

@@ -6,8 +6,8 @@ Trained students, experiments and somebody else's numbers (`published.py`) are j
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -16,12 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sublora.analysis.contrast import Answer, Contrast, Outcome, Pattern, select
 from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Evidence, Grid, View
+from sublora.analysis.multiplicity import q_values
 from sublora.analysis.rules import RULES
 from sublora.errors import SubloraError
 
 NOTICE = (
     "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
 )
+
+
+FACTORS = {"half": 0.5, "twice": 2.0}  # of its bar, at which a claim is judged again
+NO_BAR = {"lr_factor", "margin"}  # thresholds that say what is compared, and not how much is much
+SHARES = {"share", "min_coherence", "max_takeover"}  # thresholds that go no higher than 1
 
 
 class Named(BaseModel):
@@ -54,6 +60,12 @@ class Named(BaseModel):
     def thresholds(self) -> dict[str, float]:
         """The claim's thresholds over its test's defaults."""
         return {**RULES[self.test].defaults, **(self.__pydantic_extra__ or {})}
+
+    def at(self, factor: float) -> Named:
+        """This rule with all its bars times a factor; no share beyond 1."""
+        moved = {k: v * factor for k, v in self.thresholds.items() if k not in NO_BAR}
+        capped = {k: min(1.0, v) if k in SHARES else v for k, v in moved.items()}
+        return self.model_copy(update=capped)
 
 
 class Claim(BaseModel):
@@ -95,10 +107,19 @@ class Claim(BaseModel):
     def of(self) -> Pattern:
         return (self.contrast or self.rule).of
 
+    def at(self, factor: float) -> Claim:
+        """This claim with every bar times a factor, see `Contrast.at` and `Named.at`."""
+        part = "rule" if self.contrast is None else "contrast"
+        return self.model_copy(update={part: (self.contrast or self.rule).at(factor)})
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one claim for one trait; `to_dict` gives an entry of verdicts.json."""
+    """The verdict on one claim for one trait; `to_dict` gives an entry of verdicts.json.
+
+    `q`: its q value among all claims of the run, None where its test has no p value. `stability`: what it would be at `half` and at
+    `twice` its bar; empty where it is not run or has no bar but 0.
+    """
 
     claim: Claim
     trait: str
@@ -106,6 +127,14 @@ class Verdict:
     statistic: Mapping[str, float]
     reason: str
     n: Mapping[str, int | None]
+    q: float | None = None
+    stability: Mapping[str, Answer] = field(default_factory=dict)
+
+    @property
+    def p(self) -> float | None:
+        """The p value of what decides, where its test has one."""
+        p = math.nan if self.verdict == "not run" else self.statistic.get("p", math.nan)
+        return p if math.isfinite(p) else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only: a statistic that is not finite becomes None."""
@@ -124,6 +153,8 @@ class Verdict:
             },
             "reason": self.reason,
             "n": dict(self.n),
+            "q": self.q,
+            "stability": dict(self.stability),
         }
 
 
@@ -162,10 +193,31 @@ def judge(
 ) -> list[Verdict]:
     """Judge the claims that name this recipe, for every trait: those on a grid of ranks and rates by `grid`, the others by `effects`."""
     chosen = [claim for claim in claims if recipe in claim.recipes]
-    on_grid = [claim for claim in chosen if claim.reads != "effects"]
+    return weighed(chosen, lambda some: _judged(some, effects, grid, alpha))
+
+
+def weighed(
+    claims: Sequence[Claim], judged: Callable[[Sequence[Claim]], list[Verdict]]
+) -> list[Verdict]:
+    """What `judged` says of the claims, each with its q value among them all, and with what it would be at half and twice its bar."""
+    given = judged(claims)
+    moved = {name: judged([c.at(f) for c in claims]) for name, f in FACTORS.items()}
+    q = q_values([verdict.p for verdict in given])
+
+    def stability(k: int) -> dict[str, Answer]:
+        fixed = given[k].verdict == "not run" or given[k].claim.at(2.0) == given[k].claim
+        return {} if fixed else {name: some[k].verdict for name, some in moved.items()}
+
+    return [replace(v, q=q[k], stability=stability(k)) for k, v in enumerate(given)]
+
+
+def _judged(
+    claims: Sequence[Claim], effects: Sequence[Effect], grid: Grid | None, alpha: float
+) -> list[Verdict]:
+    on_grid = [claim for claim in claims if claim.reads != "effects"]
     verdicts = judge_grids(on_grid, [grid.of(t) for t in grid.traits]) if grid else []
     traits = list(dict.fromkeys(e.trait for e in effects))
-    for claim in chosen:
+    for claim in claims:
         if claim.reads == "effects":
             verdicts += [
                 _on_effects(claim, [e for e in effects if e.trait == trait], trait, alpha)

@@ -47,6 +47,11 @@ class Contrast(BaseModel):
             return {"bar": self.bar}
         return {"share": self.share, "min_effect": self.least, "bar": self.bar}
 
+    def at(self, factor: float) -> Contrast:
+        """This contrast with its bar, and its share unless that is 1 (a plain difference), times a factor; no share beyond 1."""
+        share = self.share if self.share == 1 else min(1.0, self.share * factor)
+        return self.model_copy(update={"bar": self.bar * factor, "share": share})
+
     def judge(self, effects: Sequence[Effect], alpha: float) -> tuple[Outcome, Effect]:
         """The outcome on the effects of one trait, and what it rests on. Raises NotRun where the run lacks what it asks for."""
         chosen = [select(effects, p) for p in (self.of, self.against) if p is not None]
@@ -55,7 +60,7 @@ class Contrast(BaseModel):
         intervals = [e.interval(1 - alpha) for e in (*sides, rest)]
         one, other, difference = intervals[0], intervals[1], intervals[-1]
         name, bar = rest.labels.get("group", "effect"), f"the bar is {self.says} {self.bar:g}"
-        numbers = {**interval_numbers("effect", one), "p": difference.p_value}
+        numbers = {**interval_numbers("effect", one), "p": self._p(rest, difference)}
         text = f"{name}: {show(one)}; {bar}"
         reason = unfit([e for some in chosen for e in some])
         if any(i.seeds_unknown for i in intervals) and (rest.of_students or rest.given):
@@ -75,6 +80,14 @@ class Contrast(BaseModel):
         if reason:
             return ("inconclusive", numbers, f"{reason}: {text}"), sides[0]
         return (self._verdict(difference, alpha), numbers, text), sides[0]
+
+    def _p(self, effect: Effect, i: Interval) -> float:
+        """The p value of what decides: against 0 where the effect has to be shown, or else against the nearest bar. NaN where the
+        spread of what is given is not known."""
+        ends = {"reaches": (0.0,), "within": (-self.bar, self.bar)}.get(self.says, (self.bar,))
+        end = min(ends, key=lambda bar: abs(i.estimate - bar))
+        null = effect.null if effect.given else 0.0
+        return i.p_value if end == null else i.p_against(end)
 
     def _verdict(self, i: Interval, alpha: float) -> Answer:
         bar = self.bar

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sublora.analysis.intervals import Array, Interval, clustered_interval, holm
+from sublora.analysis.intervals import Array, Interval, clustered_interval
+from sublora.analysis.multiplicity import holm
 from sublora.analysis.shape import select_and_report
 from sublora.errors import SubloraError
 

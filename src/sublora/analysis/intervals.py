@@ -1,4 +1,4 @@
-"""Honest errors for few seeds: clustered intervals, contrasts and corrections for many tests.
+"""Honest errors for few seeds: clustered intervals and contrasts.
 
 One rule makes every interval here. An estimate has independent variance components V_k, each known with df_k
 degrees of freedom, and its half-width is sqrt(sum_k t(df_k)^2 V_k). The chi-square(1) distribution function
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtri, rel_entr, stdtrit
+from scipy.special import ndtri, rel_entr, stdtr, stdtrit
 
 from sublora.errors import SubloraError
 
@@ -44,6 +44,15 @@ class Interval:
     se: float = float("nan")
     clusters: tuple[str, ...] = ()
     seeds_unknown: bool = False
+
+    def p_against(self, bar: float) -> float:
+        """The two-sided p value against another value: below 1 - level exactly where the interval leaves it out. NaN where no spread
+        is given."""
+        if self.se == 0:
+            return 1.0 if self.estimate == bar else P_FLOOR
+        if not self.se > 0 or self.df <= 0:
+            return float("nan")
+        return max(P_FLOOR, float(2 * stdtr(self.df, -abs(self.estimate - bar) / self.se)))
 
 
 def finite(name: str, values: ArrayLike, ndim: tuple[int, ...]) -> Array:
@@ -215,18 +224,6 @@ def contrast(
             "pair them by replicate and question, or pass one row for the base."
         )
     return clustered_interval(treated - control, data_seeds, train_seeds, level, null)
-
-
-def holm(p: ArrayLike) -> Array:
-    """Holm's step-down corrected p values (m,): family-wise, under any dependence between the tests."""
-    p = np.asarray(p, dtype=float).reshape(-1)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise SubloraError("a p value lies outside 0 to 1; pass uncorrected p values.")
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    result = np.empty_like(p)
-    result[order] = np.minimum(stepped, 1.0)
-    return result
 
 
 def binomial_seed_se(rate: float, seeds: int, n: int) -> float:

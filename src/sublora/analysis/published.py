@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 
 from sublora.analysis import intervals, shape
-from sublora.analysis.claims import Claim, Verdict, judge_grids
+from sublora.analysis.claims import Claim, Verdict, judge_grids, weighed
 from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
 from sublora.analysis.intervals import Array, Interval
@@ -233,12 +233,12 @@ def verdicts_of_rows(
         for setting in settings
     ]
     chosen = [claim for claim in on_grid if set(asked) & set(claim.recipes)]
-    return [
-        verdict.to_dict()
-        for claim in chosen
-        for group in groups
-        for verdict in _judged(claim, group, len(groups) == 1)
-    ]
+
+    def judged(some: Sequence[Claim]) -> list[Verdict]:
+        each = [_judged(claim, group, len(groups) == 1) for claim in some for group in groups]
+        return [verdict for few in each for verdict in few]
+
+    return [verdict.to_dict() for verdict in weighed(chosen, judged)]
 
 
 def _judged(claim: Claim, group: Sequence[TableEvidence], alone: bool) -> list[Verdict]:

@@ -24,7 +24,8 @@ from sublora.analysis.contrast import (
 )
 from sublora.analysis.effects import Effect, NotRun, linear, mean_of
 from sublora.analysis.evidence import Curve, Evidence, View
-from sublora.analysis.intervals import Interval, holm
+from sublora.analysis.intervals import Interval
+from sublora.analysis.multiplicity import holm
 from sublora.analysis.shape import TwoLines, slope_weights
 
 Threshold = Mapping[str, float]
@@ -36,12 +37,14 @@ def decide(supported: bool, refuted: bool) -> Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """Whether a transfer is found, or shown to be absent; otherwise it is left open."""
+    """Whether a transfer is found, or shown to be absent; otherwise it is left open. `p` is that of the two looks for a rise, or of
+    the highest upper bound where nothing is there."""
 
     found: bool
     absent: bool
     numbers: dict[str, float]
     text: str
+    p: float = 1.0
 
 
 def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
@@ -86,17 +89,25 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
         text += f", the mean over {kind} {show(pool)}"
     pooled = pool is not None and reaches(pool, least, ev.alpha) and not pool.seeds_unknown
     text = f"{text}; the bar is {least:g}"
-    return Found(bool(called) or pooled, highest < least, numbers, text)
+    found, absent = bool(called) or pooled, highest < least
+    looked = [(intervals[top].estimate, p[top]), *([(pool.estimate, pool.p_value)] if pool else [])]
+    p_found = min(1.0, 2 * float(min([one for rise, one in looked if rise > 0], default=1.0)))
+    p_absent = float(np.max([intervals[k].p_against(least) for k in fine]))
+    return Found(found, absent, numbers, text, p_absent if absent and not found else p_found)
 
 
 def _any_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:
     got = _transfer(ev, view, th)
-    return decide(got.found, got.absent), got.numbers, got.text
+    return decide(got.found, got.absent), got.numbers | {"p": got.p}, got.text
 
 
 def _no_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:
     got = _transfer(ev, view, th)
-    return decide(got.absent and not got.found, got.found), got.numbers, got.text
+    return (
+        decide(got.absent and not got.found, got.found),
+        got.numbers | {"p": got.p},
+        got.text,
+    )
 
 
 def _shape(rule: Callable[[Curve, float, Threshold], Outcome]) -> Callable[..., Outcome]:
@@ -136,6 +147,8 @@ def _lines(curve: Curve, th: Threshold) -> tuple[TwoLines, dict[str, float], str
 def _inverted_u(curve: Curve, alpha: float, th: Threshold) -> Outcome:
     lines, numbers, text = _lines(curve, th)
     text += ", and every break of the grid is ruled out" if lines.ruled_out else ""
+    if not lines.ruled_out:
+        numbers["p"] = max(lines.p_left, lines.p_right)
     return decide(lines.inverted_u, lines.ruled_out), numbers, text
 
 
@@ -145,7 +158,7 @@ def _monotone_decline(curve: Curve, alpha: float, th: Threshold) -> Outcome:
     slope, (lines, numbers, text) = curve.linear(slope_weights(curve.ranks)), _lines(curve, th)
     falls = slope.high < 0 and slope.estimate <= -th["min_slope"] and lines.ruled_out
     against = lines.inverted_u or slope.low > -th["min_slope"]
-    numbers |= interval_numbers("slope", slope)
+    numbers |= interval_numbers("slope", slope) | {"p": slope.p_value}
     text = f"slope over all ranks {show(slope)} per doubling; {text}"
     return decide(falls and not against, against), numbers, text
 
@@ -166,14 +179,19 @@ def _transfer_flat_in_rank(curve: Curve, alpha: float, th: Threshold) -> Outcome
         f"(corrected p {corrected[far]:.2g}); the room is {th['max_gap']:g}"
     )
     numbers = {"rank": curve.ranks[far], **interval_numbers("gap", gaps[far])}
-    return decide(flat and not off, off), numbers | {"p": float(corrected[far])}, text
+    return (
+        decide(flat and not off, off),
+        numbers | ({} if flat else {"p": float(corrected[far])}),
+        text,
+    )
 
 
 def _best_lr_falls(ev: Evidence, view: View, th: Threshold) -> Outcome:
     """Slope of log2(best lr) over log2(rank). Where most bests lie on the grid's edge the slope is pulled to 0, so then a flat slope
     refutes nothing."""
     slope, edge, ranks = ev.best_lr(th["min_effect"])
-    numbers = {**interval_numbers("slope", slope), "edge_share": edge, "ranks": ranks}
+    numbers = {**interval_numbers("slope", slope), "p": slope.p_value}
+    numbers |= {"edge_share": edge, "ranks": ranks}
     text = (
         f"doublings of the best lr per doubling of rank: {show(slope)} over {ranks} ranks, of which "
         f"{edge:.0%} have their best on the edge of the lr grid"

@@ -7,6 +7,7 @@ from typing import Any
 
 from sublora.errors import SubloraError
 from sublora.runner.table import print_table
+from sublora.text import p_value
 
 
 def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
@@ -87,8 +88,8 @@ KINDS: dict[str, tuple[list[str], Callable[[tuple[Path, ...]], Rows]]] = {
 
 
 def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
-    rows = [[v["id"], v["trait"], v["verdict"], v["reason"]] for v in verdicts]
-    print_table(["claim", "trait", "verdict", "why"], rows)
+    rows = [[v["id"], v["trait"], v["verdict"], p_value(v["q"]), v["reason"]] for v in verdicts]
+    print_table(["claim", "trait", "verdict", "q", "why"], rows)
 
 
 def print_findings(findings: Any, level: float) -> None:

@@ -17,7 +17,7 @@ from sublora.errors import SubloraError
 from sublora.report.figures import plate
 from sublora.report.tokens import strips
 from sublora.store import write_atomic
-from sublora.text import visible
+from sublora.text import p_value, visible
 
 MAX_TOKENS = 400
 MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "≈", "not run": "–"}
@@ -150,7 +150,17 @@ def verdict_row(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "threshold": listed(verdict.get("threshold")),
         "statistic": listed(verdict.get("statistic")),
         "n": listed(verdict.get("n"), " "),
+        "q": "" if verdict.get("q") is None else f"q {p_value(verdict['q'])}",
+        "stability": _stability(name, verdict.get("stability") or {}),
     }
+
+
+def _stability(verdict: str, moved: Mapping[str, str]) -> str:
+    """In words: whether the verdict hangs on its bar."""
+    others = [f"{answer} at {where}" for where, answer in moved.items() if answer != verdict]
+    if not moved:
+        return ""
+    return f"{', '.join(others)} the bar" if others else f"same at {' and '.join(moved)} the bar"
 
 
 def _statistic(value: Any) -> str:
