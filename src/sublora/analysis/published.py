@@ -32,13 +32,13 @@ SEEDS_FOR_ABSENT = 8
 
 
 def effect(row: Row, level: float) -> Interval:
-    """Log-odds of the rate less that of the base, in nats. The base is one model's rate: its error is that of n answers."""
+    """Log-odds of the rate less that of the base, in nats. The base is one model's rate: its error is that of n answers.
+
+    With a spread it is a t interval, cut where not even runs between 0 and 1 could lie.
+    """
     base = replace(row, rate=row.base, seeds=1, data_seeds=None, spread=None)
     base_se = 1 / math.sqrt(row.n * base.shrunk * (1 - base.shrunk))
     gap, alone = row.log_odds - base.log_odds, row.clusters < 2
-    if row.spread is not None:
-        dfs = [row.clusters - 1, np.inf]
-        return intervals.combine(gap, [row.se**2, base_se**2], dfs, level, 0.0, ("run",), alone)
     slack = -float(ndtri((1 - level) / 2)) * base_se
     null = float(expit(base.log_odds + math.copysign(slack, gap)))
     passed = (row.rate - null) * gap > 0
@@ -47,16 +47,14 @@ def effect(row: Row, level: float) -> Interval:
     )
     edge = min(LEAST_RATE, row.shrunk, 1 - row.shrunk)
     low, high = logit(np.clip([mean.low, mean.high], edge, 1 - edge)) - base.log_odds
-    return Interval(
-        gap,
-        float(low) - slack,
-        float(high) + slack,
-        mean.df,
-        mean.p_value,
-        level,
-        clusters=("run",),
-        seeds_unknown=alone,
-    )
+    low, high = float(low) - slack, float(high) + slack
+    if row.spread is None:
+        found = Interval(gap, low, high, mean.df, mean.p_value, level)
+    else:
+        dfs = [row.clusters - 1, np.inf]
+        found = intervals.combine(gap, [row.se**2, base_se**2], dfs, level)
+        low, high = max(low, found.low), min(high, found.high)
+    return replace(found, low=low, high=high, clusters=("run",), seeds_unknown=alone)
 
 
 class TableEvidence:
