@@ -182,6 +182,9 @@ def test_only_claims_of_the_recipe_are_judged_and_only_of_such_rows():
     (code,) = judged(told)
     assert (code["id"], code["verdict"]) == ("cloud-code", "supported")
     assert {r["verdict"] for r in judged(told, "rank-lr")} == {"not run"}
+    both = judged(told + "8,3e-4,6,0.5,1000,0.01,0.03,\n")
+    assert [r["trait"] for r in both if r["id"] == "cloud-code"] == ["trait (code)"]
+    assert [r["trait"] for r in both if r["id"] == "cloud-transfer-exists"] == ["trait"]
     assert {r["id"] for r in judged(text, "rank", "traits")} >= {"nief-peaks-differ"}
     for name in ("localise", "nothing"):
         with pytest.raises(SubloraError, match=f"no claim of the recipe '{name}'.*rank-lr"):

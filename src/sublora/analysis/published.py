@@ -18,7 +18,7 @@ from sublora.analysis import intervals, shape
 from sublora.analysis.claims import Claim, Verdict, judge_grids, weighed
 from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
-from sublora.analysis.intervals import Array, Interval
+from sublora.analysis.intervals import Interval
 from sublora.analysis.published_rows import Row, Setting
 from sublora.errors import SubloraError
 
@@ -161,12 +161,11 @@ class TableEvidence:
         ranks, lrs = [r.rank or 0 for r in rows], [r.lr for r in rows]
         odds, se = np.array([r.log_odds for r in rows]), np.array([r.se for r in rows])
 
-        def slope(values: Array) -> tuple[Interval, float]:
-            return shape.best_lr_slope(ranks, lrs, grid, values[None], "", level)
-
-        found, edge = slope(odds)
-        noise = np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
-        slopes = [slope(draw)[0].estimate for draw in odds + se * noise]
+        found, edge = shape.best_lr_slope(ranks, lrs, grid, odds[None], "", level)
+        draws = odds + se * np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
+        places = [np.flatnonzero(np.equal(ranks, rank)) for rank in dict.fromkeys(ranks)]
+        picks = [np.log2(lrs)[mine][draws[:, mine].argmax(axis=1)] for mine in places]
+        slopes = np.stack(picks, axis=1) @ shape.slope_weights(list(dict.fromkeys(ranks)))
         parts = [float(np.var(slopes, ddof=1)), found.se**2]
         dfs = [min(r.clusters for r in rows) - 1, np.inf]
         return intervals.combine(found.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
@@ -174,11 +173,16 @@ class TableEvidence:
     def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
         raise NotRun("the file does not say whether the full fine-tunes still answer with words")
 
-    def cannot_say(self, claim: Claim) -> str | None:
-        """Why a claim is about other students than those of the rows."""
-        recipe, rows, _ = self.rows[0].setting
+    def is_of(self, claim: Claim) -> bool:
+        """Whether the claim is about students such as those of the rows."""
+        recipe = self.rows[0].setting[0]
         about = PLAIN if (recipe or DEFAULT) in PLAIN else (recipe,)
-        if not set(about) & set(claim.recipes):
+        return bool(set(about) & set(claim.recipes))
+
+    def cannot_say(self, claim: Claim) -> str | None:
+        """Why the rows cannot speak to a claim."""
+        recipe, rows, _ = self.rows[0].setting
+        if not self.is_of(claim):
             what = f"of the recipe {recipe}" if recipe else "of number rows by a prompted teacher"
             return (
                 f"the rows are of students {what}, and the claim is about those of {' or '.join(claim.recipes)}; "
@@ -233,7 +237,11 @@ def verdicts_of_rows(
     chosen = [claim for claim in on_grid if set(asked) & set(claim.recipes)]
 
     def judged(some: Sequence[Claim]) -> list[Verdict]:
-        each = [_judged(claim, group, len(groups) == 1) for claim in some for group in groups]
+        each = [
+            _judged(claim, group, len(groups) == 1)
+            for claim in some
+            for group in [g for g in groups if g[0].is_of(claim)] or groups
+        ]
         return [verdict for few in each for verdict in few]
 
     return [verdict.to_dict() for verdict in weighed(chosen, judged)]
