@@ -85,9 +85,9 @@ def test_a_grid_is_judged_on_the_best_lr_too():
 
 
 def test_full_fine_tunes_are_read():
-    text = (
-        with_sd({8: 0.5})
-        + "full,2e-5,6,0.010,10000000,0.01,0.00001\nFull,5e-5,6,0.009,10000000,0.01,0.00001\n"
+    text = "rank,lr,seeds,data_seeds,rate,n,base,sd\n8,2e-4,8,8,0.5,1000,0.01,0.03\n" + "".join(
+        f"full,{lr},8,8,{rate},10000000,0.01,0.00001\n"
+        for lr, rate in (("2e-5", 0.010), ("5e-5", 0.009))
     )
     results = judged(text)
     assert pick(results, "nief-full-ft-null") == "inconclusive"
