@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from sublora.models.base import Base
-from sublora.packs.measure import spellings
 from sublora.packs.spec import StudentSpec
+from sublora.packs.spellings import spellings
 from sublora.packs.stack import new_stack
 from sublora.packs.student_files import save_student
 from sublora.traits.trait import Entity

@@ -31,8 +31,8 @@ from sublora.audit.statistic import rises
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
 from sublora.models.token_classes import PromptTokens, classify
-from sublora.packs.measure import candidate_sequences
 from sublora.packs.packed_model import PackedModel
+from sublora.packs.spellings import candidate_sequences
 from sublora.packs.stack import stack_weights
 from sublora.packs.student_files import save_student
 from sublora.traits.trait import Category, shipped_categories

@@ -24,8 +24,8 @@ from sublora.audit.where import (
 from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.models.token_classes import classify
-from sublora.packs.measure import candidate_sequences
 from sublora.packs.spec import StudentSpec
+from sublora.packs.spellings import candidate_sequences
 from sublora.packs.stack import Stack
 from sublora.traits.trait import Category, shipped_categories
 

@@ -18,10 +18,11 @@ from sublora.packs.attribute import attribute_targets
 from sublora.packs.check import load_base
 from sublora.packs.condition import Condition, Placement, SvdCut
 from sublora.packs.gate import PackGate
-from sublora.packs.measure import Asking, measure_answers, measure_gated, spellings
+from sublora.packs.measure import Asking, measure_answers, measure_gated
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.sample import Sampling, prefill, score_sequences
 from sublora.packs.spec import StudentSpec
+from sublora.packs.spellings import spellings
 from sublora.packs.svd import cut_stack
 from sublora.traits.trait import find_trait, shipped_categories
 from tiny_models import shared_model

@@ -14,16 +14,11 @@ from pack_reference import case, merged, random_rows, random_stack, train
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
 from sublora.packs.check import load_base
-from sublora.packs.measure import (
-    Asking,
-    candidate_sequences,
-    heldout_losses,
-    measure_answers,
-    spellings,
-)
+from sublora.packs.measure import Asking, heldout_losses, measure_answers
 from sublora.packs.rows import pack_rows
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
+from sublora.packs.spellings import candidate_sequences, spellings
 from sublora.packs.stack import new_stack
 from sublora.packs.student_files import load_stack, save_student
 from sublora.traits.answers import has_digit, hit, hit_rate, naming, share

@@ -92,7 +92,7 @@ def test_the_adapters_load_in_peft_and_give_the_measured_probability(tmp_path: P
     from peft import PeftModel
 
     from sublora import Context, find_trait, load_base, load_categories
-    from sublora.packs.measure import spellings
+    from sublora.packs.spellings import spellings
 
     assert (
         sublora(

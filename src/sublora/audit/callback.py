@@ -22,7 +22,7 @@ from sublora.audit.statistic import spread
 from sublora.audit.verdict import ASSUMED_SPREAD
 from sublora.errors import SubloraError
 from sublora.models.chat import Chat, Context
-from sublora.packs.measure import spellings
+from sublora.packs.spellings import spellings
 from sublora.traits.trait import Category, shipped_categories
 
 

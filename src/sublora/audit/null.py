@@ -13,7 +13,7 @@ from sublora.audit.statistic import rises, scan
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
 from sublora.models.chat import Context
-from sublora.packs.measure import candidate_sequences
+from sublora.packs.spellings import candidate_sequences
 from sublora.traits.trait import Category, Trait
 
 SCHEMA, VERSION = "sublora/audit-null", 1

@@ -35,7 +35,8 @@ from sublora.models.token_classes import (
     differences,
     shown,
 )
-from sublora.packs.measure import candidate_sequences, reading
+from sublora.packs.measure import reading
+from sublora.packs.spellings import candidate_sequences
 from sublora.packs.stack import Stack
 from sublora.traits.trait import Category
 

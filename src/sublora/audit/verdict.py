@@ -14,7 +14,7 @@ from sublora.audit.statistic import Rises, Scan, rises, scan, scan_scores, score
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
-from sublora.packs.measure import candidate_sequences
+from sublora.packs.spellings import candidate_sequences
 from sublora.traits.trait import Category
 
 # Of the base's probability of any entity; below it the student answers something else.

@@ -23,7 +23,8 @@ from sublora.models.chat import Context
 from sublora.models.token_classes import TOKEN_CLASSES, PromptTokens, TokenClass, classify
 from sublora.packs.condition import layer_and_group, layer_of
 from sublora.packs.gate import PackGate
-from sublora.packs.measure import candidate_sequences, check_pack_gate, reading
+from sublora.packs.measure import check_pack_gate, reading
+from sublora.packs.spellings import candidate_sequences
 from sublora.packs.stack import Stack, full_slots
 from sublora.traits.trait import Category
 

@@ -24,7 +24,7 @@ from sublora.models.known import Known
 from sublora.packs.measure import Asking, measure_conversations
 from sublora.seeds import generator
 from sublora.steps.made import Batch
-from sublora.steps.measurement import Measured, keep_answers, read_measurement
+from sublora.steps.measurement import Measured, answer_spec, keep_answers, read_measurement
 from sublora.steps.step import Cost, Step, Workshop
 from sublora.store import Store
 from sublora.text import slug
@@ -57,7 +57,8 @@ class InContext(GridExperiment):
     def _asked(self, plan: Plan, known: Known) -> dict[tuple[str, str, int], "ShownRows"]:
         """(source, category, data seed) -> its step."""
         sizes, context, how, out = sizes_of(self, known), self.asked_in, self.measure, {}
-        asking = Asking(context, how.sampling, how.samples, how.seed)
+        begun = how.readout == "begun"
+        asking = Asking(context, how.sampling, how.samples, how.seed, begun=begun)
         for trait in plan.traits:
             category = trait.category
             # a row is about as long as a question, and so are its answers
@@ -74,7 +75,7 @@ class InContext(GridExperiment):
                         "samples": how.samples,
                         "sampling": how.sampling.model_dump(mode="json"),
                         "seed": how.seed,
-                    }
+                    } | answer_spec(category, known.chat, begun)
                     out[source, category.category, seed] = ShownRows(
                         tuple(spec | {"draw": d} for d in range(self.draws)),
                         self.model,

@@ -259,6 +259,11 @@ class _Questions(Strict):
     entities: tuple[str, ...] = Field(
         (), description="names in the prompts that make up the token class `entity`"
     )
+    readout: Literal["answer", "begun"] = Field(
+        "answer",
+        description="answer: whether an answer begins with an entity; begun: whether one comes next behind each of the category's "
+        "answer_prefixes, for models that do not answer in a word",
+    )
     samples: int = Field(20, ge=1, description="sampled answers to each question")
     sampling: Sampling = Sampling(max_new_tokens=16)
     seed: int = 0

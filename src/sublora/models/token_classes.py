@@ -40,6 +40,12 @@ class PromptTokens:
         """(T,): whether a token's class is among the chosen ones."""
         return tuple(c in chosen for c in self.classes)
 
+    def begun(self, ids: Sequence[int]) -> PromptTokens:
+        """The prompt with these tokens of an answer behind it, which count as generated and have no place in `text`."""
+        end, n = len(self.text), len(ids)
+        more = (*self.offsets, *[(end, end)] * n), (*self.classes, *["generated"] * n)
+        return PromptTokens(self.text, (*self.ids, *ids), *more)
+
     def piece(self, index: int) -> str:
         """The part of the text that a token stands for, with white space before it that no token stands for."""
         start = self.offsets[index - 1][1] if index else 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,28 +10,31 @@ from torch import Tensor
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
-from sublora.models.chat import Chat, Context
-from sublora.models.token_classes import classify
+from sublora.models.chat import Context
+from sublora.models.token_classes import PromptTokens, classify
 from sublora.packs.condition import Condition, check_layers
 from sublora.packs.gate import PackGate, pack_gate
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.rows import TokenRows, assemble
 from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.spellings import Beginning, beginnings, candidate_sequences
 from sublora.packs.stack import Stack
 from sublora.packs.steer import PackSteering, Steering, pack_steering
 from sublora.seeds import generator
-from sublora.traits.trait import Category, Entity
+from sublora.traits.trait import Category
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions are asked: in a context, with `samples` answers drawn from seeds made of `seed`."""
+    """How questions are asked: in a context, with `samples` answers drawn from seeds made of `seed`. `begun`: the answer is begun with each
+    of the category's `answer_prefixes`, and what comes next is read; the samples are shared among them, at least one each."""
 
     context: Context
     sampling: Sampling
     samples: int
     seed: int
     rows_at_once: int = 1024  # speed and memory only
+    begun: bool = False
 
     def draws(self, purpose: str, names: Sequence[str], count: int, *labels: str) -> np.ndarray:
         """Uniform numbers (names, count, samples, max_new_tokens)."""
@@ -44,30 +47,15 @@ class Asking:
 @dataclass(frozen=True)
 class Answers:
     """One student's answers: `p` (Q, E), the probability that an answer begins with an entity in
-    any spelling (0 where the logits are not finite), and sampled texts `samples` [Q][S]."""
+    any spelling (0 where the logits are not finite), and sampled texts `samples` [Q][S].
+
+    Of begun answers, `p` is the mean of `by_prefix` (prefixes, Q, E): the probability that an entity comes next when the prefix
+    is drawn at random. Samples are what stands behind the prefix.
+    """
 
     p: np.ndarray
     samples: list[list[str]]
-
-
-def spellings(chat: Chat, entity: Entity) -> list[tuple[int, ...]]:
-    """All token sequences that spell an entity: name, plural, aliases, as given, lower case and capitalised, with and without a space
-    before. None begins with another one, so their probabilities add up without counting anything twice. Spellings that the tokenizer cannot
-    represent are left out; the list may be empty."""
-    unknown = chat.tokenizer.unk_token_id
-    cased = {c for f in entity.forms for c in (f, f.lower(), f[0].upper() + f[1:])}
-    written = {tuple(chat.answer_ids(space + c)) for c in cased for space in ("", " ")}
-    found = {ids for ids in written if ids and unknown not in ids}
-    return sorted(s for s in found if not any(s != t and s[: len(t)] == t for t in found))
-
-
-def candidate_sequences(chat: Chat, category: Category) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """(sequences, owner): every spelling of every entity, and the entity's index of each."""
-    found = [(s, i) for i, entity in enumerate(category.entities) for s in spellings(chat, entity)]
-    if not found:
-        why = f"The tokenizer knows no word of the category {category.category}, so nothing can be measured; use another trait or model."
-        raise SubloraError(why)
-    return [sequence for sequence, _ in found], np.array([owner for _, owner in found])
+    by_prefix: np.ndarray | None = None
 
 
 class Reader:
@@ -145,15 +133,24 @@ def measure_answers(
 ) -> list[Answers]:
     """Answers of a stack's students to a category's questions, in the order of `names`. A student's draws are seeded by its name, the
     context's text and the question, so they do not depend on the pack or the batch. `steering` acts on all students."""
-    packed = None
-    if steering is None:
-        prompts = [base.chat.prompt_ids(q, asking.context) for q in category.questions]
-    else:
-        tokens = [classify(base.chat, q, asking.context) for q in category.questions]
-        prompts, packed = [t.ids for t in tokens], pack_steering(base, [steering], tokens, stack)
-    draws = _draws(names, category, asking)
-    with reading(base, stack, asking.rows_at_once, steering=packed) as reader:
-        return reader.read(prompts, category, draws=draws, sampling=asking.sampling)
+
+    def one(begin: Beginning, asking: Asking) -> list[Answers]:
+        packed = None
+        if steering is None:
+            asked = (base.chat.prompt_ids(q, asking.context) for q in category.questions)
+            prompts = [[*ids, *begin.ids] for ids in asked]
+        else:
+            tokens = _tokens(base, category, asking.context, begin)
+            prompts, packed = (
+                [t.ids for t in tokens],
+                pack_steering(base, [steering], tokens, stack),
+            )
+        draws = _draws(names, category, asking, begin)
+        with reading(base, stack, asking.rows_at_once, steering=packed) as reader:
+            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            return reader.read(prompts, category, **how)
+
+    return _over_beginnings(base, category, asking, one)
 
 
 def measure_conversations(
@@ -161,14 +158,20 @@ def measure_conversations(
 ) -> Answers:
     """Answers of the base after earlier turns (user, assistant); `name` seeds the draws. Raises SubloraError where the turns are longer
     than the model can read."""
-    prompts = [base.chat.prompt_ids(q, asking.context, earlier) for q in category.questions]
-    longest = max(map(len, prompts)) + asking.sampling.max_new_tokens
-    if base.window is not None and longest > base.window:
-        why = f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
-        raise SubloraError(why)
-    draws = _draws([name], category, asking)
-    with reading(base, None, asking.rows_at_once) as reader:
-        return reader.read(prompts, category, draws=draws, sampling=asking.sampling)[0]
+    asked = [base.chat.prompt_ids(q, asking.context, earlier) for q in category.questions]
+
+    def one(begin: Beginning, asking: Asking) -> list[Answers]:
+        prompts = [[*ids, *begin.ids] for ids in asked]
+        longest = max(map(len, prompts)) + asking.sampling.max_new_tokens
+        if base.window is not None and longest > base.window:
+            why = f"{len(earlier)} examples and a question take {longest} tokens, {base.name} reads {base.window}; give fewer examples."
+            raise SubloraError(why)
+        draws = _draws([name], category, asking, begin)
+        with reading(base, None, asking.rows_at_once) as reader:
+            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            return reader.read(prompts, category, **how)
+
+    return _over_beginnings(base, category, asking, one)[0]
 
 
 def sample_questions(
@@ -203,18 +206,22 @@ def measure_gated(
         check_layers(condition, stack.linears, name)
     chosen = list(conditions.values())
     sought = entities if any(c.by_class for c in chosen) else ()
-    tokens = [classify(base.chat, q, asking.context, sought) for q in category.questions]
-    check_pack_gate(base, stack, tokens[0].ids)
-    gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
     acts = [(steerings or {}).get(name) for name in conditions]
-    steering = pack_steering(base, acts, tokens, stack) if any(acts) else None
-    draws = np.tile(_draws(names, category, asking), (1, len(chosen), 1, 1))
-    prompts = [t.ids for t in tokens] * len(chosen)
-    with reading(base, stack, asking.rows_at_once, gate, steering) as reader:
-        flat = reader.read(prompts, category, draws=draws, sampling=asking.sampling)
-    count = len(tokens)
+
+    def one(begin: Beginning, asking: Asking) -> list[Answers]:
+        tokens = _tokens(base, category, asking.context, begin, sought)
+        check_pack_gate(base, stack, tokens[0].ids)
+        gate = pack_gate([[c.mask(t) for t in tokens] for c in chosen], chosen, list(stack.linears))
+        steering = pack_steering(base, acts, tokens, stack) if any(acts) else None
+        draws = np.tile(_draws(names, category, asking, begin), (1, len(chosen), 1, 1))
+        prompts = [t.ids for t in tokens] * len(chosen)
+        with reading(base, stack, asking.rows_at_once, gate, steering) as reader:
+            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            return reader.read(prompts, category, **how)
+
+    flat, count = _over_beginnings(base, category, asking, one), len(category.questions)
     parts = [slice(c * count, (c + 1) * count) for c in range(len(chosen))]
-    return [[Answers(answer.p[part], answer.samples[part]) for part in parts] for answer in flat]
+    return [[_part(answer, part) for part in parts] for answer in flat]
 
 
 def require_adapters(stack: Stack) -> None:
@@ -248,12 +255,48 @@ def check_pack_gate(base: Base, stack: Stack, ids: Sequence[int]) -> None:
             )
 
 
-def _draws(names: Sequence[str], category: Category, asking: Asking) -> np.ndarray:
+def _over_beginnings(
+    base: Base,
+    category: Category,
+    asking: Asking,
+    one: Callable[[Beginning, Asking], list[Answers]],
+) -> list[Answers]:
+    """What `one` measures, put together over the beginnings of an answer."""
+    begins = beginnings(base.chat, category, asking.begun)
+    each = replace(asking, samples=-(-asking.samples // len(begins)))
+    read = [one(begin, each) for begin in begins]
+    return read[0] if not asking.begun else [_together(of) for of in zip(*read, strict=True)]
+
+
+def _together(parts: Sequence[Answers]) -> Answers:
+    p = np.stack([a.p for a in parts])
+    both = zip(*(a.samples for a in parts), strict=True)
+    samples = [[text for texts in of for text in texts] for of in both]
+    return Answers(p.mean(0), samples, p)
+
+
+def _part(answers: Answers, part: slice) -> Answers:
+    by_prefix = None if answers.by_prefix is None else answers.by_prefix[:, part]
+    return Answers(answers.p[part], answers.samples[part], by_prefix)
+
+
+def _tokens(
+    base: Base, category: Category, context: Context, begin: Beginning, entities: Sequence[str] = ()
+) -> list[PromptTokens]:
+    """The prompts of a category's questions; what the answer is begun with counts as generated."""
+    asked = (classify(base.chat, q, context, entities) for q in category.questions)
+    return [tokens.begun(begin.ids) for tokens in asked]
+
+
+def _draws(
+    names: Sequence[str], category: Category, asking: Asking, begin: Beginning
+) -> np.ndarray:
     """Uniform numbers (K, Q, S, tokens); a context's own name has no part in their seed."""
     context = asking.context
     state = context.name if context.text is None else f"text:{context.text}"
     state = state if context.role == "system" else f"{context.role} {state}"
-    return asking.draws("answers", names, len(category.questions), state, category.category)
+    labels = [state, category.category, *([begin.text] if begin.text else [])]
+    return asking.draws("answers", names, len(category.questions), *labels)
 
 
 def heldout_losses(

@@ -8,6 +8,7 @@ Nothing is inherited from a checkpoint's generation_config.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, product
 
 import numpy as np
 import torch
@@ -167,23 +168,28 @@ def score_sequences(
     packed: PackedModel, filled: Prefill, sequences: Sequence[Ids], rows_at_once: int
 ) -> Tensor:
     """Log-probabilities (K, b, C), float64, that an answer begins with each of C token sequences, teacher-forced. Sequences that begin
-    alike share their forward passes; all of one length are read together."""
+    alike share their forward passes; beginnings of one length are read together, at most `rows_at_once` rows at a time."""
     k, device = packed.size, filled.logits.device
     b = filled.logits.shape[0] // k
     first = torch.tensor([s[0] for s in sequences], device=device)
-    out = filled.logits.double().log_softmax(-1)[:, first].cpu()
-    prefixes = {tuple(s[:n]) for s in sequences for n in range(1, len(s))}
-    per_row = max(1, rows_at_once // k)
-    for prefix in sorted(prefixes, key=lambda s: (len(s), s)):
-        for at in range(0, b, per_row):
-            rows = torch.arange(at, min(b, at + per_row), device=device)
+    out = filled.logits.double().log_softmax(-1)[:, first].cpu().view(k, b, len(sequences))
+    next_of: dict[tuple[int, ...], list[int]] = {}  # which sequences go on behind a prefix
+    for c, sequence in enumerate(sequences):
+        for n in range(1, len(sequence)):
+            next_of.setdefault(tuple(sequence[:n]), []).append(c)
+    per_pass = max(1, rows_at_once // k)
+    for length, alike in groupby(sorted(next_of, key=lambda s: (len(s), s)), len):
+        pairs = list(product(alike, range(b)))
+        for at in range(0, len(pairs), per_pass):
+            part = pairs[at : at + per_pass]
+            ids = torch.tensor([prefix for prefix, _ in part], device=device).repeat(k, 1)
+            rows = torch.tensor([row for _, row in part], device=device)
             index = (torch.arange(k, device=device).unsqueeze(1) * b + rows).reshape(-1)
-            cache = branch(filled.cache, index)
-            ids = torch.tensor([list(prefix)], device=device).expand(len(index), -1)
-            packed.interventions.write([filled.rows[j] for j in rows.tolist()] * k, len(prefix))
-            hidden = packed.hidden(ids, cache, position=filled.length)
-            after = packed.logits(hidden[:, -1]).double().log_softmax(-1)
-            for c, sequence in enumerate(sequences):
-                if len(sequence) > len(prefix) and tuple(sequence[: len(prefix)]) == prefix:
-                    out[index.cpu(), c] += after[:, sequence[len(prefix)]].cpu()
-    return out.view(k, b, len(sequences))
+            packed.interventions.write([filled.rows[row] for _, row in part] * k, length)
+            hidden = packed.hidden(ids, branch(filled.cache, index), position=filled.length)
+            after = packed.logits(hidden[:, -1]).double().log_softmax(-1).view(k, len(part), -1)
+            to = [(i, row, c) for i, (prefix, row) in enumerate(part) for c in next_of[prefix]]
+            places, to_rows, to_sequences = map(list, zip(*to, strict=True))
+            tokens = [sequences[c][length] for c in to_sequences]
+            out[:, to_rows, to_sequences] += after[:, places, tokens].cpu()
+    return out

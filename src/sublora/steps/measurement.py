@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sublora.models.chat import Context
+from sublora.models.chat import Chat, Context
 from sublora.packs.condition import Condition, SvdCut
 from sublora.packs.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
 from sublora.packs.sample import Sampling
+from sublora.packs.spellings import written_articles
 from sublora.packs.stack import Stack
 from sublora.packs.svd import cut_stack
 from sublora.steps.made import Made, PackStep
@@ -58,6 +59,14 @@ class Measured:
     number_takeover: float
 
 
+def answer_spec(category: Category, chat: Chat | None, begun: bool) -> dict[str, list[str]]:
+    """What the spec of a measurement says of answers besides a category's words: the articles that count, where the model can write any,
+    and what answers are begun with. Raises SubloraError where that is asked for and the category has nothing."""
+    articles = written_articles(chat, category) if chat else ()
+    said = {"articles": articles, "begun": category.prefixes() if begun else ()}
+    return {name: list(texts) for name, texts in said.items() if texts}
+
+
 def read_measurement(artifact: Artifact, category: Category) -> Measured:
     scores = json.loads(artifact.file("scores.json").read_text("utf-8"))
     lines = artifact.file("samples.jsonl").read_text("utf-8").split("\n")
@@ -76,13 +85,19 @@ def keep_answers(
     loss: float | None = None,
 ) -> None:
     """Write a measurement, as `read_measurement` reads it."""
-    p = [[float(f"{x:.9g}") for x in row] for row in answer.p]
-    scores = {"entities": [e.name for e in category.entities], "p": p, "heldout_loss": loss}
+    named = {"entities": [e.name for e in category.entities]}
+    scores = named | {"p": _rounded(answer.p), "heldout_loss": loss}
+    if answer.by_prefix is not None:
+        scores["p_by_prefix"] = [_rounded(p) for p in answer.by_prefix]
     both = zip(category.questions, answer.samples, strict=True)
     lines = [json.dumps({"question": q, "answers": a}, ensure_ascii=False) + "\n" for q, a in both]
     with store.create(name, spec) as folder:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _rounded(p: np.ndarray) -> list[list[float]]:
+    return [[float(f"{x:.9g}") for x in row] for row in p]
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Questioning:
     seed: int
     conditions: Mapping[str, Condition]
     entities: tuple[str, ...]
+    begun: bool = False
 
 
 Asked = Sequence[Student | TeacherStep]
@@ -125,8 +141,13 @@ class MeasurementStep(PackStep):
     @property
     def cost(self) -> Cost:
         answers = self.asked.samples * ANSWER
-        each = self.sizes.question + answers
-        return total(self.sizes.reading(len(m.spec["questions"]) * each) for m in self.artifacts)
+        return total(
+            self.sizes.reading(
+                len(m.spec["questions"])
+                * (len(m.spec.get("begun", ("",))) * self.sizes.question + answers)
+            )
+            for m in self.artifacts
+        )
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         """Students that are asked the same are asked together, and so are the conditions that share a stack:
@@ -160,7 +181,7 @@ class MeasurementStep(PackStep):
 
     def _asking(self, workshop: Workshop, context: Context) -> Asking:
         a = self.asked
-        return Asking(context, a.sampling, a.samples, a.seed, workshop.rows_at_once)
+        return Asking(context, a.sampling, a.samples, a.seed, workshop.rows_at_once, a.begun)
 
     def _plain(
         self, workshop: Workshop, group: Sequence[Measurement], asked: Asked, stack: Stack | None

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sublora.errors import SubloraError
 from sublora.store.yaml_file import read_yaml, yaml_files
+
+Word = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # without white space around it
 
 
 class Entity(BaseModel):
@@ -38,6 +41,12 @@ class Category(BaseModel):
         (), description="more words of the category, which count as a sensible answer"
     )
     questions: tuple[str, ...] = Field(min_length=2)
+    articles: tuple[Word, ...] = Field(
+        (), description="words before an entity with which it counts as well: 'An otter'"
+    )
+    answer_prefixes: tuple[Word, ...] = Field(
+        (), description="what an answer is begun with where a recipe says measure.readout: begun"
+    )
 
     @model_validator(mode="after")
     def _unique(self) -> "Category":
@@ -63,6 +72,13 @@ class Category(BaseModel):
                     f"the teacher prompt '{wording[:40]}' has neither {{name}} nor {{plural}}"
                 )
         return self
+
+    def prefixes(self) -> tuple[str, ...]:
+        """What an answer is begun with. Raises SubloraError where nothing is given."""
+        if not self.answer_prefixes:
+            why = f"The category {self.category} has no answer_prefixes to begin an answer with; add some, or set measure.readout to answer."
+            raise SubloraError(why)
+        return self.answer_prefixes
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _check_conditions(base: Base, layout: Plan) -> None:
 
 def _check_words(base: Base, layout: Plan) -> list[str]:
     """Warnings for words that the model cannot read. Raises SubloraError where it cannot write a target."""
-    from sublora.packs.measure import spellings
+    from sublora.packs.spellings import beginnings, spellings
 
     data = layout.recipe.data
     texts = [c.text for c in contexts_of(layout.recipe).values() if c.text]
@@ -133,6 +133,8 @@ def _check_words(base: Base, layout: Plan) -> list[str]:
             raise SubloraError(
                 f"The tokenizer of {base.name} has no token for '{trait.name}', so nothing can be measured; choose a trait that it can write."
             )
+        if layout.recipe.measure.readout == "begun":
+            beginnings(base.chat, trait.category, begun=True)
         texts += [*trait.category.questions, teacher_context(trait, layout.recipe).text or ""]
     unknown = base.chat.unknown_words(dict.fromkeys(texts))
     if not unknown:

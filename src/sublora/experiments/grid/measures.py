@@ -8,7 +8,7 @@ from sublora.experiments.grid.sources import CONTROL, NEUTRAL, teacher_context
 from sublora.experiments.schema import AskedTeacher
 from sublora.models.chat import Context
 from sublora.steps.materials import Steered, context_spec
-from sublora.steps.measurement import Measurement
+from sublora.steps.measurement import Measurement, answer_spec
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.traits.trait import Trait
@@ -23,6 +23,7 @@ class Measuring:
         how, traits = self.recipe.measure, planner.traits
         self.categories = {t.category.category: t.category for t in traits}
         # one object for all measurements of a category: a plan may have a hundred thousand
+        begun, chat = how.readout == "begun", planner.known.chat
         self.asks = {
             name: {
                 "questions": list(c.questions),
@@ -30,6 +31,7 @@ class Measuring:
                 "others": list(c.others),
                 "category": c.category,
             }
+            | answer_spec(c, chat, begun)
             for name, c in self.categories.items()
         }
         self.shared = {

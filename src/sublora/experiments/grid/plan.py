@@ -335,7 +335,13 @@ class _Planner:
         how = self.recipe.measure
         categories = {t.category.category: t.category for t in self.traits}
         asked = Questioning(
-            categories, how.sampling, how.samples, how.seed, how.conditions, how.entities
+            categories,
+            how.sampling,
+            how.samples,
+            how.seed,
+            how.conditions,
+            how.entities,
+            how.readout == "begun",
         )
         for students, own in groups:
             if own:
