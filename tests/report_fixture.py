@@ -62,6 +62,8 @@ def _cell(
         "number_takeover": takeover,
         "heldout_loss": 5.3 + draw.gauss(0, 0.02),
         "train_loss": math.nan,
+        "p_given_category": p,
+        **{f"icc_{name}": 0.25 for name in ("data", "train", "seeds", "question")},
         "selected": 0,
     }
 

@@ -7,11 +7,13 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sublora.analysis.effects import Effect, best_rates, corrected, select_half
 from sublora.analysis.intervals import Interval
 from sublora.analysis.page import finite
+from sublora.analysis.variance import Shares, variance_shares
 
 PLAIN_CONDITION = "plain"  # how the plain adapter is called beside the conditions
 AS_WRITTEN = "as written"  # how the rows as the teacher wrote them are called beside the variants
@@ -41,6 +43,11 @@ class Row:
         half = select_half(values.shape[1])
         return float(values[:, ~half if reported else half].mean())
 
+    @cached_property
+    def shares(self) -> Shares:
+        effect = self.effect
+        return variance_shares(effect.values, effect.data_seeds, effect.train_seeds)
+
     @property
     def report(self) -> Interval:
         """The interval on the half of the questions that selects no learning rate."""
@@ -65,6 +72,10 @@ def _fact(name: str) -> Callable[[Row], Any]:
 
 def _interval(name: str) -> Callable[[Row], Any]:
     return lambda row: getattr(row.interval, name)
+
+
+def _share(name: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row.shares, name)
 
 
 _SEEDS: Columns = {
@@ -102,6 +113,8 @@ CELLS: Columns = {
     **_ANSWERS,
     "heldout_loss": _fact("heldout_loss"),
     "train_loss": _fact("train_loss"),
+    "p_given_category": _fact("p_given_category"),
+    **{f"icc_{name}": _share(name) for name in ("data", "train", "seeds", "question")},
     "selected": lambda row: int(row.selected),
 }
 ARMS: Columns = {

@@ -139,12 +139,20 @@ def _effect(
         "coherence": _mean(m.coherence for m in own),
         "number_takeover": _mean(m.number_takeover for m in own),
         "rate_whole_word": _mean(whole_word),
+        "p_given_category": _mean(given_category(m.p, place) for m in own),
         "heldout_loss": _mean(m.heldout_loss for m in own),
         "train_loss": _mean(results.meta[s.id]["train_loss"] for s in members),
     }
     student, control = (np.stack([m.p[:, place] for m in side]) for side in (own, other))
     replicates = [s.replicate for s in members]
     return transfer(labels, student, control, results.base(trait, context), replicates, facts)
+
+
+def given_category(p: np.ndarray, place: int) -> float:
+    """P(target) over that of all words of the category, p (Q, E), mean over the questions at which there are any."""
+    total = p.sum(1)
+    shares = p[total > 0, place] / total[total > 0]
+    return float(shares.mean()) if len(shares) else math.nan
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -241,6 +249,7 @@ def _result_row(
         "data": labels["data"],
         "question_set": step.category,
         "p_target": float(p.mean()),
+        "p_given_category": given_category(measured.p, target(trait)),
         "p_target_low": interval.low,
         "p_target_high": interval.high,
         **{f"rate_{rule}": hit_rate(measured.samples, trait.entity, rule) for rule in HIT_RULES},

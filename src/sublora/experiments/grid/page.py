@@ -5,6 +5,7 @@ from typing import Any
 
 from sublora.analysis.effects import ACROSS
 from sublora.analysis.page import Section, Tile, finite
+from sublora.analysis.variance import spread_sentence
 from sublora.experiments.grid import arm_charts, charts, tables
 from sublora.experiments.grid.found import Found, Row, coherent, place
 from sublora.text import interval, number, signed, slugs
@@ -30,10 +31,15 @@ def shown(
         f"intervals clustered by data seed, training seed and question; training context “{found.context}”.",
         "sections": (*_overview(found, names), *(_trait(found, t, of[t["name"]]) for t in traits)),
         "appendix": (
-            Section(name="cells", title="Cells", text=CELLS, parts=tuple(cells)),
+            Section(name="cells", title="Cells", text=_cells_text(found), parts=tuple(cells)),
             Section(name="data", title="Data and what was rejected", nav="Data", parts=(data,)),
         ),
     }
+
+
+def _cells_text(found: Found) -> str:
+    spread = spread_sentence([c for c in found.cells if c["context"] == found.context])
+    return CELLS if spread is None else f"{CELLS} {spread}"
 
 
 def _overview(found: Found, traits: Sequence[str]) -> list[Section]:
