@@ -33,7 +33,13 @@ SMALL = (
 
 
 def test_every_reading_is_found_by_its_key():
-    assert set(readings()) == {"attribution", "first_token_entropy", "gradients", "probe"}
+    assert set(readings()) == {
+        "attribution",
+        "first_token_entropy",
+        "gradients",
+        "probe",
+        "specificity",
+    }
     with pytest.raises(SubloraError, match=r"first_token_entropy\.questions"):
         open_recipe("rank", sets=["measure.first_token_entropy={questions: 0}"])
     with pytest.raises(SubloraError, match="did you mean 'first_token_entropy'"):
