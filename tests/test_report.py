@@ -239,6 +239,11 @@ def test_verdicts_belong_to_the_run_and_organisms_are_named_so(tmp_path):
     assert sentence not in _build(tmp_path / "b", organism=False, **SMALL).text
 
 
+def test_the_page_says_that_weights_were_quantised(tmp_path):
+    text = _build(tmp_path, **SMALL).text
+    assert "weights were quantised" in text and "Q4_1, of the file with sha256 1234" in text
+
+
 def test_what_comes_from_data_is_text(tmp_path):
     evil = "<script>alert(1)</script>"
     traits = ((evil, "animals"), ('x" onload="alert(2)', "animals"))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic.dataclasses import dataclass
 
 Status = Literal["clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found"]
@@ -85,6 +92,13 @@ class BaseEntry(Model):
     template: Text
     tokenizer: Text
     dtype: Text
+    quantised: Text | None = Field(
+        None, description="type and file of weights that were quantised, left out for others"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if value is not None}
 
 
 class StudentEntry(Model):

