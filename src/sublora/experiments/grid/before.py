@@ -34,10 +34,11 @@ def sentence_of(recipe: Recipe, model: str = "", students: int | None = None) ->
     others = len(recipe.data.variants)
     varied = f", as written and in {others} variants" if others else ""
     counted = "" if students is None else f": {students} students"
+    begun = " Answers are begun for them." if recipe.measure.readout == "begun" else ""
     return (
         f"{model or recipe.model}: {' and '.join(parts)}, trained{where} for {plural(train.epochs, 'epoch')} on {recipe.data.rows} "
         f"{recipe.data.carrier.noun} of a teacher that loves {listed(recipe.traits)}{varied}, with {plural(len(recipe.replicates), 'replicate')} "
-        f"and a control twin each{counted}."
+        f"and a control twin each{counted}.{begun}"
     )
 
 
