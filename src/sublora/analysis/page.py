@@ -164,15 +164,41 @@ class Tile(_Strict):
     note: str = ""
 
 
+class Registration(_Strict):
+    """How a run stands to the file that fixed it beforehand: `planned` students (or artifacts, `what`), `before` of them made before it
+    was written. Times are UTC."""
+
+    file: str
+    sha256: str
+    written: str
+    what: str
+    planned: int
+    before: int
+    first_made: str | None
+
+    @property
+    def sentence(self) -> str:
+        """What the page says of it."""
+        file = f"`{self.file}`, written {self.written} (sha256 {self.sha256[:16]}…)"
+        if self.before:
+            return (
+                f"This is no pre-registration: {self.before} of {self.planned} {self.what}s were made before {file}, the first at "
+                f"{self.first_made}."
+            )
+        first = f"; the first {self.what} was made at {self.first_made}" if self.first_made else ""
+        return f"Recipe, claims, thresholds and model are those of {file}{first}."
+
+
 class Page(_Strict):
     """All that a page shows; the verdicts stand between `sections` and `appendix`.
 
-    `manifest` is run.json; `note` stands below the tiles; `verdicts` None: none was reached.
+    `manifest` is run.json; `registration`: of a run that a file fixed beforehand; `note` stands below the tiles; `verdicts` None: none was reached.
     """
 
     schema_version: Literal[1] = 1
     title: str
     manifest: dict[str, Any]
+    registration: Registration | None = None
     tiles: tuple[Tile, ...] = ()
     note: str = ""
     sections: tuple[Section, ...] = ()

@@ -5,7 +5,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -55,7 +55,9 @@ SetOpt = Annotated[
 
 @app.command()
 def run(
-    recipe: RecipeArg,
+    recipe: Annotated[
+        str | None, Argument(help="A recipe as for `plan`; with --prereg it may be left out.")
+    ] = None,
     model: ModelOpt = None,
     trait: TraitOpt = None,
     preset: PresetOpt = None,
@@ -79,6 +81,10 @@ def run(
             help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."
         ),
     ] = None,
+    prereg: Annotated[
+        Path | None,
+        Option(help="Run what this file of `sublora prereg` fixes, and nothing that differs."),
+    ] = None,
     fresh: Annotated[
         bool,
         Option(
@@ -89,7 +95,6 @@ def run(
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_findings, print_verdicts
-    from sublora.experiments.kinds import open_recipe
     from sublora.models.base import chosen_device
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
@@ -97,19 +102,63 @@ def run(
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
     machine.end_cleanly_when_asked_to_stop()
-    resolved = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
-    if resolved.caveat:
-        typer.echo(f"Note: {resolved.caveat}", err=True)
+    resolved, registered = _opened(_asked(recipe, model, trait, preset, sets), prereg)
     folder = out or default_out(resolved)
     if fresh:
         folder = _fresh(folder)
     here = device if executor == "ray" else chosen_device(device)
     options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
-    result = run_recipe(resolved, folder, options, command=machine.command_line())
+    words = machine.command_line()
+    result = run_recipe(resolved, folder, options, command=words, prereg=registered)
     print_findings(result.findings, resolved.level)
     print_verdicts(result.verdicts)
     seconds = ", ".join(f"{what} {s:.0f} s" for what, s in result.seconds.items())
     typer.echo(f"Time: {seconds}.\nPage: {result.page}")
+
+
+def _asked(
+    recipe: str | None,
+    model: str | None,
+    trait: list[str] | None,
+    preset: str | None,
+    sets: list[str] | None,
+) -> dict[str, Any]:
+    """The words of a command as `open_recipe` takes them."""
+    flags = {"preset": preset, "sets": sets or [], "model": model, "traits": trait or []}
+    return {"name": recipe, **flags}
+
+
+def _opened(asked: dict[str, Any], file: Path | None):
+    """The recipe that a command asks for, or that of a prereg file, which is given too."""
+    from sublora.experiments.kinds import open_recipe
+    from sublora.runner.prereg import read_prereg, registered_recipe
+
+    if file is None and asked["name"] is None:
+        raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
+    registered = None if file is None else read_prereg(file)
+    recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
+    if recipe.caveat:
+        typer.echo(f"Note: {recipe.caveat}", err=True)
+    return recipe, registered
+
+
+@app.command()
+def prereg(
+    recipe: RecipeArg,
+    model: ModelOpt = None,
+    trait: TraitOpt = None,
+    preset: PresetOpt = None,
+    sets: SetOpt = None,
+    out: Annotated[
+        Path | None, Option("--out", "-o", help="The file; prereg-RECIPE.yaml by default.")
+    ] = None,
+) -> None:
+    """Write a file that fixes a run before it is made: recipe, claims, thresholds, model and what will be made."""
+    from sublora.runner.prereg import write_prereg
+    from sublora.store import Store
+
+    path = write_prereg(_asked(recipe, model, trait, preset, sets), out, Store())
+    typer.echo(f"{path}\nCommit it, then: sublora run --prereg {path}")
 
 
 def _fresh(asked: Path) -> Path:
@@ -142,7 +191,7 @@ def plan(
     from sublora.experiments.kinds import open_recipe
     from sublora.runner.plan_report import print_plan
 
-    opened = open_recipe(recipe, preset=preset, sets=sets or [], model=model, traits=trait or [])
+    opened = open_recipe(**_asked(recipe, model, trait, preset, sets))
     print_plan(opened, tflops, gpus)
 
 

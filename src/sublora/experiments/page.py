@@ -20,6 +20,7 @@ def page_of(
     return Page(
         title=recipe["title"],
         manifest=dict(manifest),
+        registration=manifest.get("prereg"),
         tiles=findings.tiles,
         note=findings.note,
         sections=findings.sections or (figures,),

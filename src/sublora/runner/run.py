@@ -6,9 +6,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from sublora.analysis.page import Registration
 from sublora.analysis.tables import estimate_rows, to_csv
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
 from sublora.experiments.page import page_of
@@ -20,6 +22,7 @@ from sublora.runner.execution import Execution
 from sublora.runner.folder import RunRecord, guard_other_recipe, old_manifest, only_one, recorded
 from sublora.runner.local import local_executor
 from sublora.runner.manifest import manifest_of, now
+from sublora.runner.prereg import Prereg, check_run, registration
 from sublora.runner.rates import keep_rates, rates_of
 from sublora.runner.worker import Setup, token_of
 from sublora.steps.step import ROWS_AT_ONCE
@@ -61,12 +64,13 @@ def run(
     base: Base | None = None,
     command: str = "",
     report: Callable[[Path], Path] | None = None,
+    prereg: Prereg | None = None,
 ) -> RunResult:
     """Run a recipe, or go on with it; the folder then holds run.json, its tables and the page.
 
-    `base` is the main model where it is loaded already. Where another process works on the same
-    folder, this one helps with what is left and then waits for it. Raises SubloraError for whatever
-    a user can fix; a run that is interrupted keeps what was finished.
+    `base` is the main model where it is loaded already, `prereg` the file that fixed the run. Where
+    another process works on the same folder, this one helps with what is left and then waits for it.
+    Raises SubloraError for whatever a user can fix; a run that is interrupted keeps what was finished.
     """
     import torch
 
@@ -80,6 +84,7 @@ def run(
         known = NOTHING if base is None else known_base(base, cluster and cluster.device)
         steps = recipe.plan(known)
         warnings = [] if base is None else recipe.checks(base, known)
+        warnings += [] if prereg is None else check_run(prereg, known, steps)
         manifest = manifest_of(recipe, out, base, known, steps) | {
             "command": command,
             "warnings": warnings,
@@ -91,8 +96,8 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         note_run(store, out, [n for s in steps for n in s.makes], [s.id for s in steps])
         display = stack.enter_context(Display())
-        for sentence in (*(f"Warning: {w}" for w in warnings), manifest["sentence"]):
-            display.say(sentence)
+        cite = None if prereg is None else partial(registration, prereg, steps, store)
+        _announce(display, manifest, cite)
         setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
         executor = (
             cluster.executor(steps, setup, store)
@@ -109,7 +114,18 @@ def run(
         current.run(steps)
         rates = rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
         keep_rates(store, rates)
-        return _finish(recipe, known, store, record, report or draw)
+        return _finish(recipe, known, store, record, report or draw, cite)
+
+
+def _announce(
+    display: Display, manifest: dict[str, Any], cite: Callable[[], Registration] | None
+) -> None:
+    """What is said before the work."""
+    for warning in manifest["warnings"]:
+        display.say(f"Warning: {warning}")
+    display.say(manifest["sentence"])
+    if cite is not None:
+        display.say(cite().sentence)
 
 
 def _cluster(stack: contextlib.ExitStack, options: RunOptions, threads: int):
@@ -127,11 +143,15 @@ def _finish(
     store: Store,
     record: RunRecord,
     report: Callable[[Path], Path],
+    cite: Callable[[], Registration] | None,
 ) -> RunResult:
     """The tables, the verdicts and the page of a run whose steps are made."""
     out, manifest, started = record.path.parent, record.manifest, time.monotonic()
     findings = recipe.findings(store, known)
     verdicts = recipe.verdicts(findings, store, known)
+    if cite is not None:
+        manifest["prereg"] = cite().model_dump()
+        verdicts = [v | {"prereg": manifest["prereg"]} for v in verdicts]
     manifest |= findings.manifest
     manifest["warnings"] = manifest["warnings"] + list(findings.warnings)
     rows = estimate_rows(findings.effects, recipe.level) if findings.effects else []

@@ -134,6 +134,12 @@ class Store:
             _verified.add(key)
         return artifact
 
+    def created(self, artifact_id: str) -> str | None:
+        """When the artifact was finished (ISO 8601, UTC, whole seconds) by its manifest alone; None where it is not done."""
+        if not self.has(artifact_id):
+            return None
+        return str(json.loads((self.path(artifact_id) / MANIFEST).read_bytes())["created"])
+
     def discard(self, artifact_id: str) -> Path | None:
         """Move an artifact to `corrupt/`, so that it counts as not done. Returns its new place, if any."""
         return self.move_away(self.path(artifact_id))
