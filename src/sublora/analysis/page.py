@@ -179,13 +179,17 @@ class Registration(_Strict):
     @property
     def sentence(self) -> str:
         """What the page says of it."""
-        file = f"`{self.file}`, written {self.written} (sha256 {self.sha256[:16]}…)"
+        written, made = (
+            (when or "").replace("T", " ").replace("+00:00", " UTC")
+            for when in (self.written, self.first_made)
+        )
+        file = f"`{self.file}`, written {written} (sha256 {self.sha256[:16]}…)"
         if self.before:
             return (
                 f"This is no pre-registration: {self.before} of {self.planned} {self.what}s were made before {file}, the first at "
-                f"{self.first_made}."
+                f"{made}."
             )
-        first = f"; the first {self.what} was made at {self.first_made}" if self.first_made else ""
+        first = f"; the first {self.what} was made at {made}" if made else ""
         return f"Recipe, claims, thresholds and model are those of {file}{first}."
 
 
