@@ -52,7 +52,6 @@ def _cell(
         "p_value": p_value,
         "p_corrected": min(1.0, p_value * cells),
         "called": int(p_value * cells < 0.05),
-        "p_target_select": p + draw.gauss(0, 0.012),
         "p_target_report": reported,
         "effect_report": reported - p_control,
         "effect_report_low": reported - p_control - 1.2 * half,
@@ -73,7 +72,7 @@ def _select(cells: list[dict[str, Any]]) -> None:
         sound = [c for c in cells if c["rank"] == rank and c["coherence"] >= 0.5]
         sound = [c for c in sound if c["number_takeover"] <= 0.25]
         if sound:
-            max(sound, key=lambda c: c["p_target_select"])["selected"] = 1
+            max(sound, key=lambda c: c["effect_report"])["selected"] = 1
 
 
 def _answers(name: str, category: str, base: float, best: dict[str, Any] | None) -> dict[str, Any]:

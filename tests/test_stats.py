@@ -301,16 +301,6 @@ def test_bounded_mean_bounds_enclose_the_rate(rate, seeds, null):
         assert (result.p_value < 0.05) == (not result.low <= null <= result.high)
 
 
-def test_select_and_report_takes_coherent_bests_and_the_smaller_lr_of_equals():
-    best = shape.select_and_report(
-        [0.9, 0.5, 0.5, 0.2, 0.1],
-        [False, True, True, True, False],
-        [8, 8, 8, 4, 2],
-        [3e-3, 2e-3, 1e-3, 1e-3, 1e-3],
-    )
-    assert best == {8: 2, 4: 3}
-
-
 @pytest.mark.parametrize(
     "call",
     [

@@ -15,11 +15,12 @@ from sublora.experiments.claims import load_claims, verdict_file
 
 HEAD = "rank,lr,seeds,rate,n,base\n"
 # Rates by rank and lr in the manner of the counter-evidence: the best lr and its rate fall with rank.
+LRS = (1e-5, 5e-5, 2e-4, 8e-4, 3e-3)
 GRID = {
-    2: (0.06, 0.35, 0.85),
-    8: (0.48, 0.71, 0.30),
-    32: (0.37, 0.20, 0.02),
-    128: (0.05, 0.01, 0.01),
+    2: (0.02, 0.06, 0.35, 0.85, 0.40),
+    8: (0.10, 0.48, 0.71, 0.30, 0.02),
+    32: (0.20, 0.37, 0.20, 0.02, 0.01),
+    128: (0.04, 0.05, 0.01, 0.01, 0.01),
 }
 
 
@@ -69,19 +70,33 @@ def test_low_and_high_are_the_published_width():
     assert parse(text.replace("0.3,0.7", ","))[0].spread is None
 
 
-def test_a_grid_is_judged_on_the_best_lr_too():
-    lrs = (5e-5, 2e-4, 8e-4)
-    text = "rank,lr,seeds,rate,n,base,sd\n" + "".join(
+def swept(lrs):
+    """The grid, cut to some of its rates."""
+    return "rank,lr,seeds,rate,n,base,sd\n" + "".join(
         f"{rank},{lr},5,{rate},1000,0.01,0.01\n"
         for rank, rates in GRID.items()
-        for lr, rate in zip(reversed(lrs), reversed(rates), strict=True)
+        for lr, rate in zip(LRS, rates, strict=True)
+        if lr in lrs
     )
-    results = judged(text)
+
+
+def test_a_grid_is_judged_on_the_best_lr_too():
+    results = judged(swept(LRS))
     assert pick(results, "feng-decline-at-best-lr") == "supported"
     assert pick(results, "nief-inverted-u-best-lr") == "refuted"
     assert pick(results, "feng-best-lr-falls") == "supported"
     reason = next(r["reason"] for r in results if r["id"] == "feng-decline-at-best-lr")
     assert "chosen and read on the same numbers" in reason
+
+
+def test_a_grid_cut_below_the_best_rates_has_no_shape():
+    """Up to 2e-4, ranks 2 and 8 have their best at the last rate: .35 and .71 look like a rise."""
+    results = judged(swept(LRS[:3]))
+    shapes = ("feng-decline-at-best-lr", "nief-inverted-u-best-lr", "feng-flat-with-unique-rows")
+    assert [pick(results, claim) for claim in shapes[:2]] == ["inconclusive"] * 2
+    reason = next(r["reason"] for r in results if r["id"] == shapes[1])
+    assert "the best rate of ranks 2 and 8 is the highest of the grid, 2e-4" in reason
+    assert pick(results, "feng-best-lr-falls") == "supported", "they can only be higher still"
 
 
 def test_full_fine_tunes_are_read():

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.multiplicity import holm
-from sublora.analysis.shape import select_and_report
 from sublora.errors import SubloraError
 
 Label = str | int | float | None
@@ -195,27 +194,6 @@ def linear(effects: Sequence[Effect], weights: Sequence[float]) -> Effect:
 
 def mean_of(effects: Sequence[Effect]) -> Effect:
     return linear(effects, [1 / len(effects)] * len(effects))
-
-
-def select_half(questions: int) -> Mask:
-    """Marks every other question: best learning rates are chosen on these and reported on the rest."""
-    if questions < 2:
-        raise SubloraError(
-            f"{questions} question cannot be halved to select learning rates; give a category two or more."
-        )
-    return np.arange(questions) % 2 == 0
-
-
-def best_rates(effects: Sequence[Effect]) -> list[int]:
-    """Places of the best-lr effect of each (method, rank) among the transfers of one trait and context."""
-    mask = select_half(effects[0].values.shape[1]) if effects else np.zeros(0, dtype=bool)
-    best = select_and_report(
-        [e.parts["student"][:, mask].mean() for e in effects],
-        [e.coherent for e in effects],
-        [(e.labels["method"], e.rank) for e in effects],
-        [e.lr for e in effects],
-    )
-    return sorted(best.values())
 
 
 def corrected(p_values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:

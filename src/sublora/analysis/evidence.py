@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Literal, Protocol
 
+import numpy as np
+
 from sublora.analysis import shape
-from sublora.analysis.effects import Effect, Mask, NotRun, best_rates, mean_of, select_half, stack
-from sublora.analysis.intervals import Array, Interval, cluster_means
-from sublora.analysis.shape import TwoLines
+from sublora.analysis.best_rate import FOLDS, Best, best_rates
+from sublora.analysis.curve import Curve
+from sublora.analysis.effects import Effect, NotRun, mean_of, stack
+from sublora.analysis.intervals import Array, Interval, cluster_means, hull
+from sublora.analysis.shape import TwoLines, both
 
 View = Literal["all", "fixed-lr", "best-lr", "full"]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Transfer over ranks (C,): any linear combination of it with its interval, and the two-lines test on it."""
-
-    ranks: tuple[int, ...]
-    means: Array
-    linear: Callable[[Array], Interval]
-    two_lines: Callable[[float], TwoLines]
-    note: str = ""
 
 
 class Evidence(Protocol):
@@ -35,7 +28,7 @@ class Evidence(Protocol):
     n: Mapping[str, int | None]
 
     def effects(self, view: View) -> list[Effect]:
-        """The cells of a view; the fact `looks` says of how many cells one was picked as the best."""
+        """The cells of a view; the fact `looks` says of how many cells one was picked as the best on its own seeds."""
 
     def pool(self, view: View) -> Interval | None: ...
     def curve(self, view: View) -> Curve: ...
@@ -55,6 +48,8 @@ def check_best_lr(
 ) -> list[float]:
     """The learning rates of (rank, lr) cells, where they are enough for the best one over rank to be told."""
     grid = sorted({lr for _, lr in lora})
+    if len(set(lora)) == len({rank for rank, _ in lora}):
+        raise NotRun("no rank has two learning rates, so none is shown to be its best one")
     if len({rank for rank, _ in lora}) < 3 or len(grid) < 3:
         raise NotRun("the best learning rate over rank needs at least 3 ranks and 3 learning rates")
     if fit < 3:
@@ -87,10 +82,10 @@ class GridEvidence:
         self.lora = [c for c in self.cells if c.labels["method"] == "lora"]
         sizes = [c.sizes for c in self.cells]
         self.n = {name: min(s[name] for s in sizes) for name in sizes[0]}
+        self._kept: dict[View, list[Effect]] = {}
 
-    def _view(self, view: View) -> tuple[list[Effect], Mask | None]:
-        """The cells of a view, and the questions (Q,) that they are read on."""
-        cells, asked, lacking = self.cells, None, "cell"
+    def _view(self, view: View) -> list[Effect]:
+        cells, lacking = self.cells, "cell"
         if view == "full":
             cells, lacking = [c for c in cells if c.labels["method"] == "full"], "full fine-tune"
         elif view == "fixed-lr":
@@ -100,25 +95,27 @@ class GridEvidence:
         elif view == "best-lr":
             if len({c.lr for c in self.lora}) < 2:
                 raise NotRun("there are fewer than two learning rates, so none is the best one")
-            asked = ~select_half(cells[0].values.shape[1])
-            cells, lacking = [self.lora[k] for k in best_rates(self.lora)], "coherent LoRA cell"
+            cells = [replace(b.effect, given=b.interval(1 - self.alpha)) for b in self.bests]
+            lacking = "coherent LoRA cell"
         if not cells:
             raise NotRun(f"the results hold no {lacking} for {self.trait}")
-        return cells, asked
+        return cells
+
+    @cached_property
+    def bests(self) -> list[Best]:
+        """Of every LoRA rank, smaller ranks first."""
+        return sorted(best_rates(self.lora).values(), key=lambda b: b.chosen.rank or 0)
 
     def effects(self, view: View) -> list[Effect]:
-        cells, asked = self._view(view)
-        if asked is None:
-            return cells
-        looks = Counter(c.rank for c in self.lora if c.coherent)
-        return [
-            replace(c, values=c.values[:, asked], facts={**c.facts, "looks": looks[c.rank]})
-            for c in cells
-        ]
+        """With their intervals, made once for all rules."""
+        if view not in self._kept:
+            level = 1 - self.alpha
+            self._kept[view] = [replace(c, given=c.interval(level)) for c in self._view(view)]
+        return self._kept[view]
 
     def pool(self, view: View) -> Interval | None:
         # the mean over what was picked as the best would profit from the picking
-        cells = self.lora if view == "best-lr" else self._view(view)[0]
+        cells = self.lora if view == "best-lr" else self._view(view)
         fine = [c for c in cells if c.coherent]
         return mean_of(fine).interval(1 - self.alpha) if fine else None
 
@@ -129,15 +126,31 @@ class GridEvidence:
         )
         ranks, level = tuple(c.rank or 0 for c in cells), 1 - self.alpha
         check_curve(ranks, view, self.trait)
-        values, data, train = stack(cells)
+        # at the best rates every test is made twice, see `Best.interval`
+        twice = view == "best-lr" and any(b.crossed for b in self.bests)
+        stacks = [stack(cells), *([stack([b.chosen for b in self.bests])] if twice else [])]
+
+        def contrast(weights: Array, room: Array) -> Interval:
+            return reduce(hull, (shape.linear(weights, *s, level, room) for s in stacks))
+
+        def ends(weights: Array, at: float, room: Array) -> tuple[Array, Array]:
+            low, high = zip(*(shape.bounds(weights, *s, at, room) for s in stacks), strict=True)
+            return np.minimum.reduce(low), np.maximum.reduce(high)
+
+        def lines(slope: float, room: Array) -> TwoLines:
+            return reduce(both, (shape.two_lines(ranks, *s, level, slope, room) for s in stacks))
+
+        edges = tuple(b.edge for b in self.bests if b.edge) if view == "best-lr" else ()
+        means = stacks[0][0].mean(axis=(0, 2))
+        return Curve(ranks, means, contrast, ends, lines, self._note(view, cells), edges)
+
+    def _note(self, view: View, cells: Sequence[Effect]) -> str:
+        """What a reader of the curve has to know besides."""
         broken = sum(not c.coherent for c in cells)
-        return Curve(
-            ranks,
-            values.mean(axis=(0, 2)),
-            lambda w: shape.linear(w, values, data, train, level),
-            lambda slope: shape.two_lines(ranks, values, data, train, level, slope),
-            f"; {broken} of the {len(cells)} cells no longer answer with words" if broken else "",
-        )
+        note = f"; {broken} of the {len(cells)} cells no longer answer with words" if broken else ""
+        if view == "best-lr" and not all(b.crossed for b in self.bests):
+            note += f"; with fewer than {FOLDS} seeds the best rates are chosen and read on the same ones, and read high"
+        return note
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
         cells = [c for c in self.lora if c.coherent]

@@ -12,6 +12,7 @@ narrower is known to be true.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -83,6 +84,28 @@ def half_width(variances: ArrayLike, dfs: Sequence[float], alpha: float) -> Arra
     return np.sqrt(np.where(unknown.any(), np.inf, terms.sum(axis=-1)))
 
 
+def _width(variances: Sequence[float], dfs: Sequence[float], alpha: float) -> float:
+    """`half_width` of one estimate, on plain floats: the root search of a p value calls it often."""
+    terms = [
+        float(ndtri(alpha / 2) if df == math.inf else stdtrit(df, alpha / 2)) ** 2 * variance
+        for variance, df in zip(variances, dfs, strict=True)
+        if variance > 0
+    ]
+    return math.sqrt(sum(terms))
+
+
+def hull(one: Interval, other: Interval) -> Interval:
+    """The first estimate, with an interval that holds both and a p value that neither is above; null 0."""
+    apart = (one.estimate > 0) != (other.estimate > 0)
+    return replace(
+        one,
+        low=min(one.low, other.low),
+        high=max(one.high, other.high),
+        p_value=1.0 if apart else max(one.p_value, other.p_value),
+        seeds_unknown=one.seeds_unknown or other.seeds_unknown,
+    )
+
+
 def combine(
     estimate: float,
     variances: Sequence[float],
@@ -91,28 +114,32 @@ def combine(
     null: float = 0.0,
     clusters: tuple[str, ...] = (),
     seeds_unknown: bool = False,
+    room: tuple[float, float] = (0.0, 0.0),
 ) -> Interval:
     """The interval of an estimate with independent variance components, each known with its df.
 
     df = inf: a known variance; df <= 0 (or no component): nothing known, infinite. The p value inverts the
-    interval.
+    interval. `room`: how far below and above the estimate the quantity may lie for reasons other than
+    chance, such as censoring; the interval is wider by it, and holds for every place in that range.
     """
     if not 0 < level < 1:
         raise SubloraError(f"level {level} is not between 0 and 1; pass for example 0.95.")
     if not variances or min(dfs) <= 0:
         return Interval(estimate, -np.inf, np.inf, 0.0, 1.0, level, float("nan"), clusters, True)
-    half = float(half_width(variances, dfs, 1 - level))
-    se, gap = float(np.sqrt(sum(variances))), abs(estimate - null)
+    (down, up), se = room, math.sqrt(sum(variances))
+    gap = max(0.0, estimate - down - null, null - estimate - up)
+
+    half = _width(variances, dfs, 1 - level)
 
     def beyond(log_alpha: float) -> float:
-        return float(half_width(variances, dfs, np.exp(log_alpha))) - gap
+        return _width(variances, dfs, math.exp(log_alpha)) - gap
 
     if gap == 0:
         p_value = 1.0
-    elif beyond(np.log(P_FLOOR)) <= 0:
+    elif beyond(math.log(P_FLOOR)) <= 0:
         p_value = P_FLOOR
     else:
-        p_value = float(np.exp(brentq(beyond, np.log(P_FLOOR), 0.0, xtol=1e-10)))
+        p_value = math.exp(brentq(beyond, math.log(P_FLOOR), 0.0, xtol=1e-10))
     df = max(dfs)
     if se > 0 and min(dfs) < df:
         top = min(df, 1e6)
@@ -123,8 +150,8 @@ def combine(
             df = least
     return Interval(
         estimate,
-        estimate - half,
-        estimate + half,
+        estimate - down - half,
+        estimate + up + half,
         float(df),
         min(p_value, 1.0),
         level,
@@ -174,14 +201,18 @@ def crossed_components(means: ArrayLike) -> Array:
     return np.stack(np.broadcast_arrays(seeds, questions), axis=-1)
 
 
-def interval_of_means(means: Array, name: str, level: float = 0.95, null: float = 0.0) -> Interval:
+def interval_of_means(
+    means: Array,
+    name: str,
+    level: float = 0.95,
+    null: float = 0.0,
+    room: tuple[float, float] = (0.0, 0.0),
+) -> Interval:
     """Mean of the means (D, Q) that `cluster_means` gives, with the factor's name as it gives it."""
     components = zip((name, "question"), crossed_components(means), means.shape, strict=True)
     parts = [(factor, variance, size - 1) for factor, variance, size in components if size > 1]
     factors, variances, dfs = zip(*parts, strict=True) if parts else ((), (), ())
-    return combine(
-        float(means.mean()), variances, dfs, level, null, factors, seeds_unknown=not name
-    )
+    return combine(float(means.mean()), variances, dfs, level, null, factors, not name, room)
 
 
 def clustered_interval(

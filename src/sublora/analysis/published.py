@@ -15,9 +15,11 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 
 from sublora.analysis import intervals, shape
+from sublora.analysis.best_rate import Edge, edge_of
 from sublora.analysis.claims import Claim, Verdict, judge_grids, weighed
+from sublora.analysis.curve import Curve
 from sublora.analysis.effects import ACROSS, Effect, NotRun
-from sublora.analysis.evidence import Curve, View, check_best_lr, check_curve
+from sublora.analysis.evidence import View, check_best_lr, check_curve
 from sublora.analysis.intervals import Interval
 from sublora.analysis.published_rows import Row, Setting
 from sublora.errors import SubloraError
@@ -147,10 +149,23 @@ class TableEvidence:
         return Curve(
             ranks,
             means,
-            lambda w: shape.linear_points(w, means, se, df, level),
-            lambda slope: shape.two_lines_points(ranks, means, se, df, level, slope),
+            lambda w, room: shape.linear_points(w, means, se, df, level, room),
+            lambda w, at, room: shape.bounds_points(w, means, se, df, at, room),
+            lambda slope, room: shape.two_lines_points(ranks, means, se, df, level, slope, room),
             note,
+            self._edges() if view == "best-lr" else (),
         )
+
+    def _edges(self) -> tuple[Edge, ...]:
+        """Of the ranks whose best rate is not marked as such by the file."""
+        found, level = [], 1 - self.alpha
+        for rank in dict.fromkeys(r.rank or 0 for r in self.lora):
+            mine = [r for r in self.lora if r.rank == rank]
+            if any(r.best for r in mine):
+                continue
+            lrs = [r.lr for r in mine]
+            found.append(edge_of(rank, lrs, [effect(r, level).estimate for r in mine], lrs))
+        return tuple(edge for edge in found if edge is not None)
 
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]:
         self._check_rivals(self.lora)
@@ -162,13 +177,15 @@ class TableEvidence:
         odds, se = np.array([r.log_odds for r in rows]), np.array([r.se for r in rows])
 
         found, edge = shape.best_lr_slope(ranks, lrs, grid, odds[None], "", level)
+        room, _ = shape.best_lr_room(ranks, lrs, grid, odds)
         draws = odds + se * np.random.default_rng(0).standard_normal((DRAWS, len(rows)))
         places = [np.flatnonzero(np.equal(ranks, rank)) for rank in dict.fromkeys(ranks)]
         picks = [np.log2(lrs)[mine][draws[:, mine].argmax(axis=1)] for mine in places]
         slopes = np.stack(picks, axis=1) @ shape.slope_weights(list(dict.fromkeys(ranks)))
         parts = [float(np.var(slopes, ddof=1)), found.se**2]
         dfs = [min(r.clusters for r in rows) - 1, np.inf]
-        return intervals.combine(found.estimate, parts, dfs, level, 0.0, ("run",)), edge, len(top)
+        slope = intervals.combine(found.estimate, parts, dfs, level, clusters=("run",), room=room)
+        return slope, edge, len(top)
 
     def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
         raise NotRun("the file does not say whether the full fine-tunes still answer with words")

@@ -22,11 +22,11 @@ from sublora.analysis.contrast import (
     select,
     show,
 )
+from sublora.analysis.curve import SAID, Curve, Shape, read_shape
 from sublora.analysis.effects import Effect, NotRun, linear, mean_of
-from sublora.analysis.evidence import Curve, Evidence, View
+from sublora.analysis.evidence import Evidence, View
 from sublora.analysis.intervals import Interval
 from sublora.analysis.multiplicity import holm
-from sublora.analysis.shape import TwoLines, slope_weights
 
 Threshold = Mapping[str, float]
 
@@ -110,10 +110,21 @@ def _no_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:
     )
 
 
-def _shape(rule: Callable[[Curve, float, Threshold], Outcome]) -> Callable[..., Outcome]:
-    """A rule on the curve over rank: only with 3 ranks or more, and only where something is found to transfer."""
+def _shape(shape: Shape) -> Callable[..., Outcome]:
+    """A rule on the curve over rank: only with 3 ranks or more, and only where something is found to transfer.
 
-    def wrapped(ev: Evidence, view: View, th: Threshold) -> Outcome:
+    Supported where the curve is shown to have this shape, refuted where it is shown to have another one or not to have this one, for
+    every transfer that the ranks at an edge of the learning rates may have.
+    """
+
+    def judged(curve: Curve, alpha: float, th: Threshold) -> Outcome:
+        got = read_shape(curve, alpha, th)
+        answer = decide(got.shown == shape, shape in got.excluded)
+        other = got.shown not in (shape, None)
+        text = got.texts[shape] + (f"; {SAID[got.shown]} is shown" if other else "")
+        return answer, got.numbers[shape], text
+
+    def rule(ev: Evidence, view: View, th: Threshold) -> Outcome:
         curve = ev.curve(view)
         count = len(curve.ranks)
         if count < 3:
@@ -122,84 +133,29 @@ def _shape(rule: Callable[[Curve, float, Threshold], Outcome]) -> Callable[..., 
         if not got.found:
             text = f"nothing is shown to transfer, so there is no shape: {got.text}"
             return "inconclusive", got.numbers, text
-        verdict, numbers, text = rule(curve, ev.alpha, th)
-        return verdict, numbers, text + curve.note
+        answer, numbers, text = judged(curve, ev.alpha, th)
+        if curve.edges:
+            text += f"; {curve.edge_text}"
+            alone = judged(curve.bare, ev.alpha, th)[0]
+            text += f": without that it would be {alone}" if alone != answer else ""
+        return answer, numbers, text + curve.note
 
-    return wrapped
-
-
-def _lines(curve: Curve, th: Threshold) -> tuple[TwoLines, dict[str, float], str]:
-    lines = curve.two_lines(th["min_slope"])
-    numbers = {
-        "break_rank": lines.break_x,
-        "slope_left": lines.left.estimate,
-        "slope_right": lines.right.estimate,
-        "p_left": lines.p_left,
-        "p_right": lines.p_right,
-    }
-    text = (
-        f"per doubling of rank {show(lines.left)} up to rank {lines.break_x:g} and {show(lines.right)} "
-        f"after (one-sided p {lines.p_left:.2g}, {lines.p_right:.2g})"
-    )
-    return lines, numbers, text
-
-
-def _inverted_u(curve: Curve, alpha: float, th: Threshold) -> Outcome:
-    lines, numbers, text = _lines(curve, th)
-    text += ", and every break of the grid is ruled out" if lines.ruled_out else ""
-    if not lines.ruled_out:
-        numbers["p"] = max(lines.p_left, lines.p_right)
-    return decide(lines.inverted_u, lines.ruled_out), numbers, text
-
-
-def _monotone_decline(curve: Curve, alpha: float, th: Threshold) -> Outcome:
-    """Supported: the slope over all ranks is below 0 and a rise before the fall is ruled out. Refuted: an inverted U is found, or the
-    slope is shown to be above -min_slope."""
-    slope, (lines, numbers, text) = curve.linear(slope_weights(curve.ranks)), _lines(curve, th)
-    falls = slope.high < 0 and slope.estimate <= -th["min_slope"] and lines.ruled_out
-    against = lines.inverted_u or slope.low > -th["min_slope"]
-    numbers |= interval_numbers("slope", slope) | {"p": slope.p_value}
-    text = f"slope over all ranks {show(slope)} per doubling; {text}"
-    return decide(falls and not against, against), numbers, text
-
-
-def _transfer_flat_in_rank(curve: Curve, alpha: float, th: Threshold) -> Outcome:
-    """Supported: every rank's distance from the mean over ranks lies within max_gap with its whole interval. Refuted: a distance of
-    max_gap or more is clear of 0 after Holm's correction over ranks."""
-    count = len(curve.ranks)
-    gaps = [curve.linear(np.eye(count)[k] - 1 / count) for k in range(count)]
-    corrected = holm([gap.p_value for gap in gaps])
-    far = max(range(count), key=lambda k: abs(gaps[k].estimate))
-    flat = all(max(-gap.low, gap.high) <= th["max_gap"] for gap in gaps)
-    off = any(
-        p < alpha and abs(g.estimate) >= th["max_gap"] for g, p in zip(gaps, corrected, strict=True)
-    )
-    text = (
-        f"rank {curve.ranks[far]} lies farthest from the mean over ranks, by {show(gaps[far])} "
-        f"(corrected p {corrected[far]:.2g}); the room is {th['max_gap']:g}"
-    )
-    numbers = {"rank": curve.ranks[far], **interval_numbers("gap", gaps[far])}
-    return (
-        decide(flat and not off, off),
-        numbers | ({} if flat else {"p": float(corrected[far])}),
-        text,
-    )
+    return rule
 
 
 def _best_lr_falls(ev: Evidence, view: View, th: Threshold) -> Outcome:
-    """Slope of log2(best lr) over log2(rank). Where most bests lie on the grid's edge the slope is pulled to 0, so then a flat slope
-    refutes nothing."""
+    """Slope of log2(best lr) over log2(rank), for every place that the bests on the grid's edge may have beyond it."""
     slope, edge, ranks = ev.best_lr(th["min_effect"])
     numbers = {**interval_numbers("slope", slope), "p": slope.p_value}
     numbers |= {"edge_share": edge, "ranks": ranks}
     text = (
         f"doublings of the best lr per doubling of rank: {show(slope)} over {ranks} ranks, of which "
-        f"{edge:.0%} have their best on the edge of the lr grid"
+        f"{edge:.0%} have their best on the edge of their rates, beyond which it may lie"
     )
     if slope.seeds_unknown:
         return "inconclusive", numbers, text + "; one replicate does not give the spread over seeds"
     falls = slope.high < 0 and slope.estimate <= -th["min_slope"]
-    return decide(falls, slope.low > -th["min_slope"] and edge <= 0.5), numbers, text
+    return decide(falls, slope.low > -th["min_slope"]), numbers, text
 
 
 def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
@@ -226,14 +182,17 @@ def _peaks_differ(evidence: Sequence[Evidence], view: View, th: Threshold) -> Ou
         text = f"{len(moved)} of {len(evidence)} traits are shown to transfer, and peaks need two"
         return "inconclusive", numbers, text
     peaks: dict[str, set[int]] = {}
+    edges: dict[str, str] = {}
     for ev in moved:
         curve = ev.curve(view)
         if len(curve.ranks) < 2:
             raise NotRun(f"the {view} view has fewer than 2 ranks for {ev.trait}")
         peaks[ev.trait] = _unbeaten(curve, ev.alpha / len(moved))
+        edges |= {ev.trait: curve.edge_text} if curve.edges else {}
         numbers[f"peak {ev.trait}"] = curve.ranks[int(np.argmax(curve.means))]
     apart = [pair for pair in itertools.combinations(peaks.values(), 2) if not pair[0] & pair[1]]
     said = "; ".join(f"{trait} {sorted(ranks)}" for trait, ranks in peaks.items())
+    said += "".join(f"; {trait}: {text}" for trait, text in edges.items())
     numbers["pairs_apart"] = len(apart)
     same = len(set.union(*peaks.values())) == 1
     return decide(bool(apart), same), numbers, f"ranks that may be the peak: {said}"
@@ -303,12 +262,15 @@ class Rule:
 
 
 _TRANSFER = {"min_effect": MIN_EFFECT}
+# all ours: nats per doubling of rank; from which share of the whole way on a step back is a turn; which share of the mean over ranks
+# a rank of a flat curve may lie away from it
+_SHAPE = {"min_slope": 0.05, "min_turn": 0.2, "max_gap": 0.5} | _TRANSFER
 RULES: dict[str, Rule] = {
     "any_transfer": Rule(_any_transfer, _TRANSFER),
     "no_transfer": Rule(_no_transfer, _TRANSFER),
-    "inverted_u": Rule(_shape(_inverted_u), {"min_slope": 0.005} | _TRANSFER),
-    "monotone_decline": Rule(_shape(_monotone_decline), {"min_slope": 0.005} | _TRANSFER),
-    "transfer_flat_in_rank": Rule(_shape(_transfer_flat_in_rank), {"max_gap": 0.1} | _TRANSFER),
+    "inverted_u": Rule(_shape("inverted_u"), _SHAPE),
+    "monotone_decline": Rule(_shape("monotone_decline"), _SHAPE),
+    "transfer_flat_in_rank": Rule(_shape("flat"), _SHAPE),
     "best_lr_falls_with_rank": Rule(_best_lr_falls, {"min_slope": 0.1} | _TRANSFER),
     "incoherent_at_lora_lr": Rule(
         _incoherent_at_lora_lr,

@@ -1,12 +1,13 @@
-"""The shape of transfer over rank: trend, two-lines test, and the best learning rate of each rank.
+"""Tests of the shape of transfer over rank: linear contrasts, the two-lines test, and the trend of the best learning rate.
 
-Every interval comes from the rule of `intervals`. Ranks enter as log2, so slopes are per doubling.
+Every interval comes from the rule of `intervals`. Ranks enter as log2, so slopes are per doubling. `room` (C,) says by how much
+the true value of each rank may lie above the measured one, see `best_rate.py`; what is found holds for every value in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +16,9 @@ from sublora.analysis.intervals import (
     Array,
     Interval,
     cluster_means,
-    clustered_interval,
     combine,
     finite,
+    half_width,
     interval_of_means,
 )
 from sublora.errors import SubloraError
@@ -42,6 +43,13 @@ class TwoLines:
     ruled_out: bool
 
 
+def both(one: TwoLines, other: TwoLines) -> TwoLines:
+    """What two tests of one curve agree on."""
+    found, out = one.inverted_u and other.inverted_u, one.ruled_out and other.ruled_out
+    p_left, p_right = max(one.p_left, other.p_left), max(one.p_right, other.p_right)
+    return replace(one, p_left=p_left, p_right=p_right, inverted_u=found, ruled_out=out)
+
+
 def slope_weights(x: ArrayLike) -> Array:
     """Weights w (C,) with sum(w * y) = least-squares slope of y over log2(x), per doubling."""
     x = finite("x", x, (1,))
@@ -58,17 +66,25 @@ def _by_question(values: ArrayLike) -> Array:
     return values if values.ndim == 3 else values[:, :, None]
 
 
+def _range(weights: Array, room: ArrayLike) -> tuple[float, float]:
+    """How far below and above its estimate a contrast (C,) may lie where each value may be higher by its room."""
+    moved = weights * np.asarray(room, dtype=float)
+    return -float(np.minimum(moved, 0).sum()), float(np.maximum(moved, 0).sum())
+
+
 def linear(
     weights: ArrayLike,
     values: ArrayLike,
     data_seeds: ArrayLike,
     train_seeds: ArrayLike | None = None,
     level: float = 0.95,
-    null: float = 0.0,
+    room: ArrayLike = 0.0,
 ) -> Interval:
     """sum_c w_c values[:, c] for values (R, C) or (R, C, Q): clustered by seed and, with Q, by question."""
-    combined = np.einsum("c,rcq->rq", np.asarray(weights, dtype=float), _by_question(values))
-    return clustered_interval(combined, data_seeds, train_seeds, level, null)
+    weights = np.asarray(weights, dtype=float)
+    combined = np.einsum("c,rcq->rq", weights, _by_question(values))
+    means, name = cluster_means(combined, data_seeds, train_seeds)
+    return interval_of_means(means, name, level, 0.0, _range(weights, room))
 
 
 def linear_points(
@@ -77,7 +93,7 @@ def linear_points(
     se: ArrayLike,
     df: ArrayLike = np.inf,
     level: float = 0.95,
-    null: float = 0.0,
+    room: ArrayLike = 0.0,
 ) -> Interval:
     """sum_c w_c estimate_c for results (C,) with independent standard errors, each known with `df`."""
     weights, estimate = np.asarray(weights, dtype=float), finite("estimate", estimate, (1,))
@@ -88,9 +104,49 @@ def linear_points(
         variances[used].tolist(),
         np.broadcast_to(np.asarray(df, dtype=float), estimate.shape)[used].tolist(),
         level,
-        null,
-        ("point",),
+        clusters=("point",),
+        room=_range(weights, room),
     )
+
+
+def bounds(
+    weights: Array,
+    values: ArrayLike,
+    data_seeds: ArrayLike,
+    train_seeds: ArrayLike | None = None,
+    level: float = 0.95,
+    room: ArrayLike = 0.0,
+) -> tuple[Array, Array]:
+    """The ends of the intervals that `linear` gives for many weights (K, C) at once: low and high (K,)."""
+    means, _ = cluster_means(_by_question(values), data_seeds, train_seeds)
+    sides = means.mean(axis=2) @ weights.T, (weights @ means.mean(axis=0)).T  # by seed, by question
+    parts = [side.var(axis=0, ddof=1) / len(side) for side in sides if len(side) > 1]
+    dfs = [len(side) - 1 for side in sides if len(side) > 1]
+    half = half_width(np.stack(parts, axis=-1), dfs, 1 - level) if parts else np.inf
+    return _ends(sides[0].mean(axis=0), half, weights, room)
+
+
+def bounds_points(
+    weights: Array,
+    estimate: Array,
+    se: ArrayLike,
+    df: ArrayLike = np.inf,
+    level: float = 0.95,
+    room: ArrayLike = 0.0,
+) -> tuple[Array, Array]:
+    """As `bounds`, of the intervals that `linear_points` gives."""
+    df = np.broadcast_to(np.asarray(df, dtype=float), estimate.shape)
+    half = half_width(
+        np.square(weights * np.asarray(se, dtype=float)), np.maximum(df, 1).tolist(), 1 - level
+    )
+    unknown = ((weights != 0) & (df <= 0)).any(axis=1)
+    return _ends(weights @ estimate, np.where(unknown, np.inf, half), weights, room)
+
+
+def _ends(estimate: Array, half: ArrayLike, weights: Array, room: ArrayLike) -> tuple[Array, Array]:
+    moved = weights * np.asarray(room, dtype=float)
+    down, up = np.minimum(moved, 0).sum(axis=1), np.maximum(moved, 0).sum(axis=1)
+    return estimate + down - half, estimate + up + half
 
 
 def _sides(x: Array, at: int) -> tuple[Array, Array]:
@@ -114,12 +170,19 @@ def _towards(interval: Interval, sign: int) -> float:
 
 
 def _two_lines(
-    break_x: float, left: Interval, right: Interval, looks: int, ruled_out: bool, min_slope: float
+    break_x: float,
+    left: Interval,
+    right: Interval,
+    looks: int,
+    ruled_out: bool,
+    min_slope: float,
+    room: tuple[float, float],
 ) -> TwoLines:
-    """`looks`: how many breaks were tried, 0 where nothing can be settled."""
+    """`looks`: how many breaks were tried, 0 where nothing can be settled; `room`: by how much less the left slope, and more the right
+    one, may be than estimated."""
     sides = ((left, 1), (right, -1))
     p_left, p_right = (min(1.0, max(looks, 1) * _towards(side, sign)) for side, sign in sides)
-    steep = min(left.estimate, -right.estimate) >= min_slope
+    steep = min(left.estimate - room[0], -right.estimate - room[1]) >= min_slope
     found = steep and max(p_left, p_right) < (1 - left.level) / 2
     settled = looks > 0
     inverted_u = bool(found and settled and not ruled_out)
@@ -134,6 +197,7 @@ def two_lines(
     train_seeds: ArrayLike | None = None,
     level: float = 0.95,
     min_slope: float = 0.0,
+    room: ArrayLike = 0.0,
 ) -> TwoLines:
     """Two-lines test (Simonsohn 2018) of an inverted U in values (R, C) or (R, C, Q) over ranks x (C,).
 
@@ -147,13 +211,12 @@ def two_lines(
     means, name = cluster_means(_by_question(values)[:, order], data_seeds, train_seeds)
     curve = means.mean(axis=-1)
     last, clusters = len(x) - 2, len(means)
+    room = np.broadcast_to(np.asarray(room, dtype=float), x.shape)[order]
 
     def interval(rows: Sequence[Array]) -> Interval:
-        return interval_of_means(np.einsum("dc,dcq->dq", np.stack(rows), means), name, level)
-
-    def against(at: int) -> bool:
-        left, right = (interval([side] * clusters) for side in _sides(x, at))
-        return left.high < min_slope or right.low > -min_slope
+        lines = np.stack(rows)
+        combined = np.einsum("dc,dcq->dq", lines, means)
+        return interval_of_means(combined, name, level, 0.0, _range(lines.mean(axis=0), room))
 
     others = [
         np.delete(curve, d, axis=0).mean(axis=0) if clusters > 1 else curve[0]
@@ -161,9 +224,13 @@ def two_lines(
     ]
     folds = [_sides(x, int(np.clip(np.argmax(mean), 1, last))) for mean in others]
     left, right = (interval([fold[side] for fold in folds]) for side in (0, 1))
+    mean = [np.mean([fold[side] for fold in folds], axis=0) for side in (0, 1)]
+    free = (_range(mean[0], room)[0], _range(mean[1], room)[1])
     at = int(np.clip(np.argmax(curve.mean(axis=0)), 1, last))
-    ruled_out = all(against(k) for k in range(1, last + 1))
-    return _two_lines(x[at], left, right, int(clusters > 1), ruled_out, min_slope)
+    lines = np.stack([side for k in range(1, last + 1) for side in _sides(x, k)])
+    low, high = bounds(lines, means, range(clusters), None, level, room)
+    ruled_out = bool(((high[::2] < min_slope) | (low[1::2] > -min_slope)).all())
+    return _two_lines(x[at], left, right, int(clusters > 1), ruled_out, min_slope, free)
 
 
 def two_lines_points(
@@ -173,36 +240,22 @@ def two_lines_points(
     df: ArrayLike = np.inf,
     level: float = 0.95,
     min_slope: float = 0.0,
+    room: ArrayLike = 0.0,
 ) -> TwoLines:
     """`two_lines` of results (C,) with independent errors: tries every interior break, Bonferroni."""
     x, order = _sorted_ranks(x)
     estimate = finite("estimate", estimate, (1,))[order]
-    se, df = (np.broadcast_to(np.asarray(v, dtype=float), x.shape)[order] for v in (se, df))
-    pairs = [
-        tuple(linear_points(w, estimate, se, df, level) for w in _sides(x, k))
-        for k in range(1, len(x) - 1)
-    ]
+    se, df, room = (
+        np.broadcast_to(np.asarray(v, dtype=float), x.shape)[order] for v in (se, df, room)
+    )
+    sides = [_sides(x, k) for k in range(1, len(x) - 1)]
+    pairs = [tuple(linear_points(w, estimate, se, df, level, room) for w in both) for both in sides]
     worse = [max(_towards(left, 1), _towards(right, -1)) for left, right in pairs]
     peak = int(np.argmax(estimate)) - 1
     best = min(range(len(pairs)), key=lambda k: (worse[k], abs(k - peak)))
     ruled_out = all(left.high < min_slope or right.low > -min_slope for left, right in pairs)
-    return _two_lines(x[best + 1], *pairs[best], len(pairs), ruled_out, min_slope)
-
-
-def select_and_report(
-    p_select: ArrayLike, coherent: Sequence[bool], rank: Sequence[Hashable], lr: ArrayLike
-) -> dict[Hashable, int]:
-    """Index of the best cell of each rank by p_select (C,), among coherent (C,) ones; ties: smaller lr.
-
-    `p_select` comes from one half of the questions and the result is read on the other half. This takes out
-    the luck of the questions; the luck of the seeds stays in both halves. Ranks without a coherent cell are
-    absent.
-    """
-    best: dict[Hashable, int] = {}
-    for index in np.lexsort((np.asarray(lr), -np.asarray(p_select, dtype=float))):
-        if coherent[index]:
-            best.setdefault(rank[index], int(index))
-    return best
+    free = (_range(sides[best][0], room)[0], _range(sides[best][1], room)[1])
+    return _two_lines(x[best + 1], *pairs[best], len(pairs), ruled_out, min_slope, free)
 
 
 def best_lr_slope(
@@ -213,12 +266,12 @@ def best_lr_slope(
     name: str,
     level: float,
 ) -> tuple[Interval, float]:
-    """Slope of log2(best lr) over log2(rank) from means (D, C) of C cells, and the share of bests on the
-    grid's edge.
+    """Slope of log2(best lr) over log2(rank) from means (D, C) of C cells, and the share of ranks whose best is the first or the last
+    of their rates.
 
     Each seed picks its own bests. A grid rounds the best lr by up to half a step, alike for all seeds; that
     (uniform) rounding is added as a known variance, so that seeds which agree on a coarse grid do not look
-    certain.
+    certain. The interval holds for all that `best_lr_room` leaves open.
     """
     unique, rank_of = sorted(set(ranks)), np.asarray(ranks)
     log_lr = np.log2(np.asarray(lrs, dtype=float))
@@ -233,6 +286,24 @@ def best_lr_slope(
     if known:
         variances = [float(slopes.var(ddof=1) / len(slopes)), rounding]
         dfs = [len(slopes) - 1, np.inf]
-    edge = float(np.mean(np.isin(bests(means.mean(axis=0)), np.log2([grid[0], grid[-1]]))))
-    found = combine(float(slopes.mean()), variances, dfs, level, 0.0, (name or "grid",), not known)
+    room, edge = best_lr_room(ranks, lrs, grid, means.mean(axis=0))
+    factors = (name or "grid",)
+    found = combine(float(slopes.mean()), variances, dfs, level, 0.0, factors, not known, room)
     return found, edge
+
+
+def best_lr_room(
+    ranks: Sequence[int], lrs: Sequence[float], grid: Sequence[float], means: Array
+) -> tuple[tuple[float, float], float]:
+    """By how much the slope of the best lr may be smaller and larger than estimated from means (C,), and the share of ranks at an edge.
+
+    Beyond the first or last rate of a rank the best may lie anywhere, here as far out as the grid is wide.
+    """
+    unique, log_lr, width = sorted(set(ranks)), np.log2(lrs), float(np.log2(grid[-1] / grid[0]))
+    mine = [np.equal(ranks, rank) for rank in unique]
+    best = [log_lr[of][np.argmax(means[of])] for of in mine]
+    last = np.array([log_lr[of].max() for of in mine]) == best
+    first = np.array([log_lr[of].min() for of in mine]) == best
+    weights = slope_weights(unique)
+    (down, up), (above, below) = _range(weights, last * width), _range(weights, first * width)
+    return (down + below, up + above), float(np.mean(last | first))

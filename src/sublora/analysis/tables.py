@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sublora.analysis.effects import Effect, best_rates, corrected, select_half
+from sublora.analysis.best_rate import Best, best_rates
+from sublora.analysis.effects import Effect, corrected
 from sublora.analysis.intervals import Interval
 from sublora.analysis.page import finite
 from sublora.analysis.variance import Shares, variance_shares
@@ -27,7 +28,7 @@ class Row:
     interval: Interval
     p_corrected: float | None
     level: float  # of false calls
-    selected: bool = False
+    best: Best | None = None  # where this is the best rate of its rank, see `best_rate.py`
 
     @property
     def called(self) -> bool:
@@ -35,24 +36,17 @@ class Row:
         p, i = self.p_corrected, self.interval
         return p is not None and p < self.level and i.estimate > 0 and not i.seeds_unknown
 
-    def mean(self, part: str, reported: bool | None = None) -> float:
-        """Of a part over all questions, or over the half that learning rates are reported or selected on."""
-        values = self.effect.parts[part]
-        if reported is None:
-            return float(values.mean())
-        half = select_half(values.shape[1])
-        return float(values[:, ~half if reported else half].mean())
+    def mean(self, part: str) -> float:
+        return float(self.effect.parts[part].mean())
 
     @cached_property
     def shares(self) -> Shares:
         effect = self.effect
         return variance_shares(effect.values, effect.data_seeds, effect.train_seeds)
 
-    @property
-    def report(self) -> Interval:
-        """The interval on the half of the questions that selects no learning rate."""
-        half = select_half(self.effect.values.shape[1])
-        return self.effect.interval(1 - self.level, ~half)
+    def best_interval(self, end: str) -> float | None:
+        """An end of the interval of the rank's best, or its estimate; None where another rate is its best."""
+        return None if self.best is None else getattr(self.best.interval(1 - self.level), end)
 
 
 Columns = Mapping[str, Callable[[Row], Any]]
@@ -105,17 +99,16 @@ CELLS: Columns = {
     **_CELL,
     "df": _interval("df"),
     **_CALLED,
-    "p_target_select": lambda row: row.mean("student", reported=False),
-    "p_target_report": lambda row: row.mean("student", reported=True),
-    "effect_report": lambda row: row.report.estimate,
-    "effect_report_low": lambda row: row.report.low,
-    "effect_report_high": lambda row: row.report.high,
+    "p_target_report": lambda row: row.best and float(row.best.effect.parts["student"].mean()),
+    "effect_report": lambda row: row.best_interval("estimate"),
+    "effect_report_low": lambda row: row.best_interval("low"),
+    "effect_report_high": lambda row: row.best_interval("high"),
     **_ANSWERS,
     "heldout_loss": _fact("heldout_loss"),
     "train_loss": _fact("train_loss"),
     "p_given_category": _fact("p_given_category"),
     **{f"icc_{name}": _share(name) for name in ("data", "train", "seeds", "question")},
-    "selected": lambda row: int(row.selected),
+    "selected": lambda row: int(row.best is not None),
 }
 ARMS: Columns = {
     "trait": _label("trait"),
@@ -174,13 +167,17 @@ def _table(rows: Sequence[Row], columns: Columns) -> list[dict[str, Any]]:
 
 
 def summarise(effects: Sequence[Effect], level: float = 0.05) -> list[dict[str, Any]]:
-    """The rows of cells.csv: p_corrected is Holm's over all cells of a trait and context, `selected` the best rates."""
+    """The rows of cells.csv: p_corrected is Holm's over all cells of a trait and context.
+
+    `selected` is 1 at the best rate of each method and rank, and there the columns `_report` hold its best: each seed is read at the
+    rate that the other seeds choose.
+    """
     out = []
     for trait, context in dict.fromkeys((e.trait, e.labels["context"]) for e in effects):
         mine = [e for e in effects if (e.trait, e.labels["context"]) == (trait, context)]
-        best = set(best_rates(mine))
+        best = {b.place: b for b in best_rates(mine).values()}
         out += [
-            Row(row.effect, row.interval, row.p_corrected, level, k in best)
+            Row(row.effect, row.interval, row.p_corrected, level, best.get(k))
             for k, row in enumerate(_rows(mine, level, "trait"))
         ]
     return _table(out, CELLS)

@@ -77,19 +77,19 @@ def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
 
 
 def _curve(
-    cells: Sequence[Row], x: str | None, name: str, look: str, panel: str = "", half: bool = False
+    cells: Sequence[Row], x: str | None, name: str, look: str, panel: str = "", best: bool = False
 ) -> list[Series]:
     """The students over `x` (None: in a slot called full) and their controls.
 
-    Ends of bars are the control plus the effect's interval; `half`: on the questions that report.
+    Ends of bars are the control plus the effect's interval; `best`: of each rank at its best rate.
     """
-    end = "_report" if half else ""
+    end = "_report" if best else ""
     students, controls = [], []
     for c in cells:
         p, control = c[f"p_target{end}"], c[f"p_target{end}"] - c[f"effect{end}"]
         low, high = (finite(control + c[f"effect{end}_{name}"]) for name in ("low", "high"))
         at = {"label": "full"} if x is None else {"x": c[x]}
-        note = rate(c["lr"]) if half else ""
+        note = rate(c["lr"]) if best else ""
         students.append(
             Point(**at, estimate=p, low=low, high=high, hollow=not coherent(c), note=note)
         )
@@ -150,9 +150,7 @@ def _fixed_rates(found: Found, trait: str, slug: str) -> Chart | None:
     caption += f"The claims’ fixed-rate view is lr {rate(fixed)}. " if fixed is not None else ""
     caption += _bars(found)
     if best:
-        caption += (
-            f" Full fine-tune: the coherent one best on the choosing half (lr {rate(best['lr'])})."
-        )
+        caption += f" Full fine-tune: the best coherent one (lr {rate(best['lr'])})."
     elif found.of(trait, "full"):
         caption += " No full fine-tune stayed coherent, so none is drawn."
     if not found.best(trait, "lora"):
@@ -173,10 +171,10 @@ def _best_rates(found: Found, trait: str, slug: str) -> Chart | None:
     chosen = [c for c in cells if c["selected"]]
     if not chosen:
         return None
-    full = _curve([best], None, "best full fine-tune", "full", half=True) if best else []
+    full = _curve([best], None, "best full fine-tune", "full", best=True) if best else []
     caption = (
-        "The rate of each rank (row “lr”) is chosen among coherent cells on one half of the questions; shown is the other half. The base line "
-        "is over all questions. Bars as in the fixed-rate view."
+        "The rate of each rank (row “lr”) is the best coherent one over all seeds; shown is each seed at the rate that the other seeds "
+        "choose. Bars as in the fixed-rate view."
     )
     without = sorted({c["rank"] for c in cells} - {c["rank"] for c in chosen})
     caption += f" No rate of rank {listed(without)} is coherent." if without else ""
@@ -186,7 +184,7 @@ def _best_rates(found: Found, trait: str, slug: str) -> Chart | None:
         name=f"rank-best-lr-{slug}",
         title=f"P(“{short(trait)}”) at each rank’s best rate",
         notes="lr",
-        series=tuple(_with_full(_curve(chosen, "rank", "student", "student", half=True), full)),
+        series=tuple(_with_full(_curve(chosen, "rank", "student", "student", best=True), full)),
         alt=f"P({trait}) over the LoRA rank at each rank's best learning rate. {_numbers(chosen, 'p_target_report')}.",
         caption=caption,
     )

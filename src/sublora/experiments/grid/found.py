@@ -60,9 +60,9 @@ class Found:
         return sorted(found, key=lambda c: (c["method"] != "lora", c["rank"] or 0, c["lr"]))
 
     def best(self, trait: str, method: str) -> Row | None:
-        """The best selected cell of a method on the half of the questions that selects."""
+        """The best selected cell of a method."""
         chosen = [c for c in self.of(trait, method) if c["selected"]]
-        return max(chosen, key=lambda c: c["p_target_select"], default=None)
+        return max(chosen, key=lambda c: c["effect_report"], default=None)
 
     def axes(self, rows: Sequence[Row]) -> list[str]:
         """The axes, besides rank and rate, on which these arms differ: training context and context last."""

@@ -11,9 +11,9 @@ from sublora.experiments.grid.found import Found, Row, coherent, place
 from sublora.text import interval, number, signed, slugs
 
 CELLS = (
-    "● called after correction; “best” marks the learning rate chosen for its rank on one half of the questions, “effect, other half” is "
-    "measured on the rest; † not coherent. Coherence and numbers are shares of sampled answers with a word of the category and with a digit. "
-    "n is data seeds × training seeds × questions. The same numbers are in `cells.csv`."
+    "● called after correction; “best” marks the best learning rate of its rank, “effect at the best rate” is the mean over seeds, each at "
+    "the rate that the other seeds choose; † not coherent. Coherence and numbers are shares of sampled answers with a word of the category "
+    "and with a digit. n is data seeds × training seeds × questions. The same numbers are in `cells.csv`."
 )
 
 
