@@ -132,7 +132,7 @@ def read_shape(curve: Curve, alpha: float, th: Mapping[str, float]) -> Reading:
     return Reading(
         shown,
         excluded,
-        {"inverted_u": sides, "monotone_decline": whole, "flat": numbers},
+        {"inverted_u": sides, "monotone_decline": whole, "monotone_rise": whole, "flat": numbers},
         {"inverted_u": said + every, "monotone_decline": fall, "flat": text},
     )
 

@@ -122,7 +122,12 @@ def _shape(shape: Shape) -> Callable[..., Outcome]:
         answer = decide(got.shown == shape, shape in got.excluded)
         other = got.shown not in (shape, None)
         text = got.texts[shape] + (f"; {SAID[got.shown]} is shown" if other else "")
-        return answer, got.numbers[shape], text
+        # the p value is that of what decides: of the shape that is shown; a bound that excludes a shape has none
+        numbers = {k: v for k, v in got.numbers[shape].items() if k != "p"}
+        decides = got.shown or shape
+        if (got.shown or answer == "inconclusive") and "p" in got.numbers[decides]:
+            numbers["p"] = got.numbers[decides]["p"]
+        return answer, numbers, text
 
     def rule(ev: Evidence, view: View, th: Threshold) -> Outcome:
         curve = ev.curve(view)
