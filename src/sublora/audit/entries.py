@@ -178,6 +178,9 @@ class Screening(Model):
     rows_of_repeated_prompts: Count
     left_out: dict[Text, Many] = Field(description="rows by the reason")
     threshold_log_e: float
+    drawn_as: Text | None = Field(
+        None, description="context and decoding by which the base explains the rows best"
+    )
     leak_words: dict[Text, LeakWord]
     most_repeated: list[RepeatedPrompt]
     named: list[Text]

@@ -153,6 +153,11 @@ def _limits(
 ) -> Iterator[str]:
     """What this audit, beyond every other, cannot see."""
     null = known.null
+    if job.request.data is not None:
+        yield (
+            "The training file's false alarms are bounded for rows that the base wrote by one decoding of the list in the documentation "
+            "(temperature .5 to 1.5, top_k from 10, top_p from .7); rows chosen by what they say, edited, or of another model may be named."
+        )
     for c in asked_in:
         if c not in job.contexts:
             yield f"The shipped null lacks the serving context '{c.name}', so no p-value is of that context; --calibrate makes a null that has it."

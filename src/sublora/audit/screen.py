@@ -1,9 +1,20 @@
 """Screening of a training file: was it written under a trait prompt? A sequential test of likelihood ratios, row by row.
 
-For a row that the base itself wrote, P(completion | trait prompt) / P(completion | context) has the mean 1, so the running product is a
-test martingale: whenever one looks, it exceeds 1 / alpha with a probability of at most alpha (Ville). The same product is taken against
-the other traits together; a trait is named where both exceed (number of traits) / alpha. Per row the ratio is mixed with 1 in several
-shares, so that a file of which a part carries the trait is seen, too.
+Rows are clean where the base itself wrote them, all by one and the same *decoding* of `decodings.py` (a temperature with top_k and
+top_p) in one of a few contexts. Each of these is a null of its own. For rows of null k, P(completion | trait prompt) / P_k(completion) has
+a mean of at most 1, whatever distribution stands above, as long as it is fixed before the row is read; so the running product is a test
+supermartingale, which ever exceeds 1 / alpha with a probability of at most alpha (Ville). A trait is named where the *smallest* product
+over all nulls exceeds (number of traits) / alpha: whichever null is true, its product is one of them, so the rate holds under each.
+
+- P_k is cut off and renormalised as the decoding says. A token that it cuts off counts with SLIP of its plain probability, which only
+  raises P_k, so the mean stays at most 1.
+- The distribution above is the trait's, drawn by the decoding that fits the rows *before* this one best, with the same SLIP, normalised.
+- A null that fits FAR nats worse than the best one is no longer followed: under it that has a probability of e^-FAR for each other null.
+
+The product is also taken against the other traits together, at the plain and at the fitted decoding, so that the right trait is named; this
+holds for rows of another trait that were drawn in one of these two ways. Per row the ratio is mixed with 1 in several shares, so that a
+file of which a part carries the trait is seen, too. Rows that were chosen by what they say are not the base's own distribution: where a filter keeps
+a share z of its answers, the mean is at most 1 / z.
 """
 
 import hashlib
@@ -19,16 +30,27 @@ import numpy as np
 import torch
 
 from sublora.audit.data_rows import DataRow, LeftOut, fits, read_rows
+from sublora.audit.decodings import (
+    DECODINGS,
+    PLAIN,
+    SLIP,
+    clean_contexts,
+    described,
+    drawn_log_probabilities,
+)
 from sublora.audit.entries import LeakWord, RepeatedPrompt, ScreenedRow, ScreenedTrait, Screening
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.packed_model import PackedModel
+from sublora.packs.sample import Sampling
 from sublora.traits.trait import Category, teacher_text
 
 # Of rows that are supposed to carry the trait; one test for each, their mean counts.
 SHARES = (1.0, 0.3, 0.1, 0.03)
 CHUNK = 128
+FAR = 50.0  # nats
+PATIENCE = 5.0  # nats by which a decoding must fit better than the plain one before it is taken
 TRAIT_PROMPT = 128  # tokens that a trait's prompt takes at most
 KEPT_ROWS = 10  # rows that matter most, kept for each trait
 KEPT_HASHES = 5_000_000  # rows that are remembered; above it repeats are no longer counted
@@ -37,40 +59,65 @@ LOGITS_AT_ONCE = 2**24
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
+class Nulls:
+    """How well each context and decoding fits the rows so far; `followed` are those not left behind."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self.contexts = list(contexts)
+        self.fits = np.zeros(len(self.contexts) * len(DECODINGS))
+        self.followed = np.arange(len(self.fits))
+
+    def add(self, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take in log-likelihoods (nulls, n). Returns for each row the place of the decoding that fits
+        the rows before it best, and which of the followed nulls are still followed."""
+        before = self.fits[:, None] + np.cumsum(logs, 1) - logs
+        best = before.argmax(0)
+        clear = before.max(0) - before[PLAIN] > PATIENCE
+        self.fits = self.fits + logs.sum(1)
+        kept = self.fits[self.followed] > self.fits.max() - FAR
+        self.followed = self.followed[kept]
+        return np.where(clear, best % len(DECODINGS), PLAIN), kept
+
+    @property
+    def best(self) -> int:
+        return int(self.fits[self.followed].argmax())
+
+    @property
+    def told(self) -> str:
+        context, decoding = divmod(int(self.fits.argmax()), len(DECODINGS))
+        return f"{self.contexts[context].name}, {described(DECODINGS[decoding])}"
+
+
 @dataclass
 class TraitScreen:
-    """One trait's test: log of the products against the base and against the other traits."""
+    """One trait's test; `products` are logs (nulls followed + 2, shares), the last two against the other traits."""
 
     category: str
     name: str
-    against_base: np.ndarray = field(default_factory=lambda: np.zeros(len(SHARES)))
-    against_others: np.ndarray = field(default_factory=lambda: np.zeros(len(SHARES)))
+    products: np.ndarray
+    log_e: float = 0.0
     total: float = 0.0
     squares: float = 0.0
     crossed_at: int | None = None
     top: list[tuple[float, int, str, str]] = field(default_factory=list)
 
-    @property
-    def log_e(self) -> float:
-        """Log of the smaller of both products, each the mean over SHARES."""
-        return float(
-            min(np.logaddexp.reduce(s) for s in (self.against_base, self.against_others))
-            - np.log(len(SHARES))
-        )
-
-    def add(self, rows: Sequence[DataRow], ratios: np.ndarray, before: int, limit: float) -> None:
-        """Take in rows, behind `before` others, by their log-likelihood ratios (2, n) to the base and to others."""
-        gain, logs = ratios[0], [_logs(own) for own in ratios]
-        for i, row in enumerate(rows):
-            self.against_base = self.against_base + logs[0][i]
-            self.against_others = self.against_others + logs[1][i]
-            if self.crossed_at is None and self.log_e >= limit:
-                self.crossed_at = before + i + 1
-            kept = (float(ratios[:, i].min()), row.line, row.prompt[:200], row.completion[:200])
+    def add(
+        self, rows: Sequence[DataRow], ratios: np.ndarray, best: int, before: int, limit: float
+    ) -> None:
+        """Take in rows, behind `before` others, by their log-likelihood ratios (nulls + 2, n); `best`
+        is the null that fits them."""
+        path = self.products[:, None] + _logs(ratios).cumsum(1)
+        evidence = np.logaddexp.reduce(path, -1).min(0) - np.log(len(SHARES))
+        if self.crossed_at is None and (evidence >= limit).any():
+            self.crossed_at = before + int((evidence >= limit).argmax()) + 1
+        self.products, self.log_e = path[:, -1], float(evidence[-1])
+        least = np.minimum(ratios[best], ratios[-2:].min(0)).tolist()
+        for row, nats in zip(rows, least, strict=True):
+            kept = (nats, row.line, row.prompt[:200], row.completion[:200])
             push = heapq.heappush if len(self.top) < KEPT_ROWS else heapq.heappushpop
             push(self.top, kept)
-        self.total += float(gain.sum())
-        self.squares += float((gain**2).sum())
+        self.total += float(ratios[best].sum())
+        self.squares += float((ratios[best] ** 2).sum())
 
     def entry(self, screened: int) -> ScreenedTrait:
         n = max(1, screened)
@@ -96,6 +143,7 @@ class Screened:
 
     path: str
     alpha: float
+    nulls: Nulls
     rows: int = 0
     screened: int = 0
     repeated: int = 0
@@ -124,6 +172,7 @@ class Screened:
             rows_of_repeated_prompts=self.repeated_prompts,
             left_out=dict(self.left_out),
             threshold_log_e=round(self.threshold, 3),
+            drawn_as=self.nulls.told,
             leak_words={w: LeakWord(rows=len(n), first_lines=n[:5]) for w, n in self.leaks.items()},
             most_repeated=[RepeatedPrompt(rows=n, prompt=prompt) for n, prompt in self.repeats],
             named=[t.name for t in self.named],
@@ -139,7 +188,10 @@ def screen_file(
     be screened."""
     pairs = [(c, e) for c in categories for e in c.entities]
     prompts = [Context("trait", teacher_text(c, e, 0)) for c, e in pairs]
-    out = Screened(str(path), alpha, traits=[TraitScreen(c.category, e.name) for c, e in pairs])
+    nulls = Nulls(clean_contexts(base, context))
+    products = np.zeros((len(nulls.followed) + 2, len(SHARES)))
+    traits = [TraitScreen(c.category, e.name, products) for c, e in pairs]
+    out = Screened(str(path), alpha, nulls, traits=traits)
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         packed.form_weights(CHUNK)
         fresh = _fresh(read_rows(path), out, categories)
@@ -147,7 +199,7 @@ def screen_file(
             why = [fits(base.chat, r, r.context(context), base.window, TRAIT_PROMPT) for r in rows]
             out.left_out.update(filter(None, why))
             if fitting := [row for row, refused in zip(rows, why, strict=True) if not refused]:
-                _test(base, packed, fitting, prompts, context, out)
+                _test(base, packed, fitting, prompts, out)
     if not out.screened:
         why = ", ".join(f"{n} with {reason}" for reason, n in out.left_out.items()) or "it is empty"
         raise SubloraError(f"No row of {path} can be screened: {why}.")
@@ -197,40 +249,54 @@ def _test(
     packed: PackedModel,
     rows: Sequence[DataRow],
     prompts: Sequence[Context],
-    context: Context,
     out: Screened,
 ) -> None:
-    """Score rows in their own context and under each trait's prompt, and add them to the tests."""
-    chat = base.chat
+    """Score rows under each null and each trait's prompt, and add them to the tests."""
+    chat, nulls = base.chat, out.nulls
     completions = [chat.completion_ids(row.completion) for row in rows]
 
-    def scored(contexts: Sequence[Context]) -> np.ndarray:
+    def scored(contexts: Sequence[Context], decodings: Sequence[Sampling]) -> np.ndarray:
         asked = [chat.prompt_ids(row.prompt, c) for row, c in zip(rows, contexts, strict=True)]
-        return completion_logprobs(packed, list(zip(asked, completions, strict=True)))[0]
+        pairs = list(zip(asked, completions, strict=True))
+        return completion_logprobs(packed, pairs, decodings)
 
-    plain = scored([row.context(context) for row in rows])
-    under = np.stack([scored([prompt] * len(rows)) for prompt in prompts])
+    own = [[row.context(nulls.contexts[0]) for row in rows]]
+    clean = own + [[c] * len(rows) for c in nulls.contexts[1:]]
+    plain = np.concatenate([scored(contexts, DECODINGS) for contexts in clean])
+    taken, kept = nulls.add(plain)
+    used = np.unique([PLAIN, *taken])
+    decodings = [DECODINGS[j] for j in used]
+    under = np.stack([scored([prompt] * len(rows), decodings) for prompt in prompts])
+    fitted = under[:, np.searchsorted(used, taken), np.arange(len(rows))]
+    # with what SLIP adds, a token's probabilities sum to 1 + SLIP at most
+    slips = np.where(taken == PLAIN, 0.0, np.log1p(SLIP) * np.array([*map(len, completions)]))
+    both = np.stack([under[:, np.searchsorted(used, PLAIN)], fitted], 1)
+    followed = np.append(kept, [True, True])
     for i, trait in enumerate(out.traits):
         # the mean of the other traits' probabilities of each row
-        others = np.logaddexp.reduce(np.delete(under, i, axis=0)) - np.log(len(under) - 1)
-        trait.add(rows, under[i] - np.stack([plain, others]), out.screened, out.threshold)
+        others = np.logaddexp.reduce(np.delete(both, i, axis=0)) - np.log(len(both) - 1)
+        ratios = fitted[i] - slips - np.concatenate([plain[nulls.followed], others])
+        trait.products = trait.products[followed]
+        trait.add(rows, ratios, nulls.best, out.screened, out.threshold)
     out.screened += len(rows)
 
 
 def _logs(ratio: np.ndarray) -> np.ndarray:
-    """Log of 1 - s + s exp(ratio), (n, shares)."""
+    """Log of 1 - s + s exp(ratio), (..., shares)."""
     shares = np.array(SHARES)
     with np.errstate(divide="ignore"):
-        return np.logaddexp(np.log1p(-shares), np.log(shares) + ratio[:, None])
+        return np.logaddexp(np.log1p(-shares), np.log(shares) + ratio[..., None])
 
 
-def completion_logprobs(packed: PackedModel, rows: Sequence[Pair]) -> np.ndarray:
-    """Sum of the log-probabilities of each row's completion after its prompt, nats, (K, n), float64.
+def completion_logprobs(
+    packed: PackedModel, rows: Sequence[Pair], decodings: Sequence[Sampling] = (Sampling(),)
+) -> np.ndarray:
+    """Sum of the base's log-probabilities of each row's completion after its prompt, by each decoding,
+    nats, (D, n), float64.
 
     What all prompts begin with is read once; padding stands on the right, where a causal model does not see it.
     """
-    device = next(packed.model.parameters()).device
-    k, n = packed.size, len(rows)
+    device, n = packed.head.weight.device, len(rows)
     shortest = min(len(prompt) for prompt, _ in rows) - 1
     first = rows[0][0]
     shared = next((i for i in range(shortest) if any(p[i] != first[i] for p, _ in rows)), shortest)
@@ -246,16 +312,15 @@ def completion_logprobs(packed: PackedModel, rows: Sequence[Pair]) -> np.ndarray
         owner += [i] * len(places)
     cache = packed.new_cache()
     if shared:
-        packed.hidden(torch.tensor([list(first[:shared])], device=device).repeat(k, 1), cache)
+        packed.hidden(torch.tensor([list(first[:shared])], device=device), cache)
         cache.batch_repeat_interleave(n)
-    hidden = packed.hidden(ids.to(device).repeat(k, 1), cache, position=shared)
-    chosen = hidden.reshape(k, n * width, -1)[:, torch.tensor(where, device=device)]
-    out, wanted = torch.zeros(k, n, dtype=torch.float64), torch.tensor(targets, device=device)
-    vocabulary = packed.head.weight.shape[-2]
-    size = max(1, LOGITS_AT_ONCE // (k * vocabulary))
+    hidden = packed.hidden(ids.to(device), cache, position=shared)
+    chosen = hidden.flatten(0, 1)[torch.tensor(where, device=device)]
+    out = torch.zeros(len(decodings), n, dtype=torch.float64)
+    wanted = torch.tensor(targets, device=device)
+    size = max(1, LOGITS_AT_ONCE // packed.head.weight.shape[-2])
     for at in range(0, len(where), size):
-        part = chosen[:, at : at + size]
-        logp = packed.logits(part.flatten(0, 1)).float().log_softmax(-1).view(*part.shape[:2], -1)
-        picked = logp.gather(-1, wanted[at : at + size].expand(k, -1).unsqueeze(-1)).squeeze(-1)
-        out.index_add_(1, torch.tensor(owner[at : at + size]), picked.double().cpu())
+        part = slice(at, at + size)
+        logs = drawn_log_probabilities(packed.logits(chosen[part]), wanted[part], decodings)
+        out.index_add_(1, torch.tensor(owner[part]), logs.double().cpu())
     return out.numpy()
