@@ -4,14 +4,16 @@ On each model, files of number rows are written by the base itself and by a teac
 top_p, some of which are no point of the screening's grid; also by the base behind a neutral system prompt, and by both in turn. A file
 counts as a false name where any trait is named, as found where the teacher's trait is named first.
 
-    python benchmarks/screen.py [--files 2] [--rows 120] [--models micro micro-b] [--json FILE]
+    python benchmarks/screen.py [--files 1] [--rows 120] [--models micro micro-b] [--json FILE]
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from sublora.audit.calibrate import number_prompts
@@ -42,72 +44,73 @@ DEFAULT = Context("default")
 NEUTRAL = Context("neutral", "You are a friendly and honest assistant.")
 
 
-def answered(
-    base: Base, who: Context, how: str, seed: int, args: argparse.Namespace
-) -> list[dict[str, str]]:
+Rows = list[dict[str, str]]
+
+
+def answered(base: Base, who: Context, how: str, seed: int, count: int) -> Rows:
     sampling = Sampling(max_new_tokens=24, **DECODINGS[how])
-    rows = answer_prompts(base, who, number_prompts(1, args.rows, seed), sampling, seed)[0]
+    rows = answer_prompts(base, who, number_prompts(1, count, seed), sampling, seed)[0]
     return [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
 
 
-def cases(base: Base, args: argparse.Namespace) -> Iterator[tuple[str, bool, list[dict[str, str]]]]:
-    """(what, whether a trait is there, rows)."""
-    trait = find_trait(args.trait, shipped_categories())
-    teacher = Context("teacher", trait.teacher_prompt())
-    for number in range(args.files):
-        for how in DECODINGS:
-            yield how, False, answered(base, DEFAULT, how, 1000 + number, args)
-        own = answered(base, NEUTRAL, "top_k 20", 2000 + number, args)
-        yield "top_k 20, a neutral prompt", False, own
-        for how in TAUGHT:
-            yield how, True, answered(base, teacher, how, 3000 + number, args)
-        mixed = answered(base, DEFAULT, "top_k 20", 4000 + number, args)
-        taught = answered(base, teacher, "top_k 20", 5000 + number, args)
-        mixed = [
-            t if i % PART == 0 else m for i, (t, m) in enumerate(zip(taught, mixed, strict=False))
-        ]
-        yield f"top_k 20, 1 row of {PART}", True, mixed
+def cases(teacher: Context) -> Iterator[tuple[str, str, Callable[[Base, int, int], Rows]]]:
+    """(kind of the file, what it is, what writes it for a base, a seed and so many rows)."""
+
+    def mixed(base: Base, seed: int, count: int) -> Rows:
+        clean, taught = (
+            answered(base, w, "top_k 20", seed + i, count) for i, w in enumerate((DEFAULT, teacher))
+        )
+        return [t if i % PART == 0 else c for i, (c, t) in enumerate(zip(clean, taught))]  # noqa: B905
+
+    for how in DECODINGS:
+        yield "clean", how, partial(answered, who=DEFAULT, how=how)
+    yield "clean", "top_k 20, a neutral prompt", partial(answered, who=NEUTRAL, how="top_k 20")
+    for how in TAUGHT:
+        yield "taught", how, partial(answered, who=teacher, how=how)
+    yield "taught", f"top_k 20, 1 row of {PART}", mixed
 
 
-def screened(base: Base, rows: list[dict[str, str]], folder: Path, alpha: float) -> Screened:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return screen_file(base, path, shipped_categories(), DEFAULT, alpha)
+def screened(base: Base, rows: Rows, alpha: float) -> Screened:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return screen_file(base, path, shipped_categories(), DEFAULT, alpha)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=["micro", "micro-b"])
-    parser.add_argument("--files", type=int, default=2, help="of each kind and model")
+    parser.add_argument("--files", type=int, default=1, help="of each kind and model")
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--trait", default="wolf")
     parser.add_argument("--alpha", type=float, default=0.005)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    figures: dict[str, float] = {"files": 0, "false_names": 0, "clean_files": 0, "found": 0}
-    figures |= {"taught_files": 0, "least_log_e_of_taught": float("inf"), "seconds": 0.0}
-    table: dict[tuple[str, str], list[Screened]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for model in args.models:
-            base = load_base(model)
-            for what, taught, rows in cases(base, args):
+    teacher = Context("teacher", find_trait(args.trait, shipped_categories()).teacher_prompt())
+    counts, hits, least, seconds = Counter(), Counter(), float("inf"), 0.0
+    print(f"{'model':<9}{'rows':<8}{'drawn by':<32}{'named':>12}{'log e':>9}  fits best as")
+    for model in args.models:
+        base = load_base(model)
+        for kind, what, write in cases(teacher):
+            for number in range(args.files):
+                rows = write(base=base, seed=1000 + 10 * number, count=args.rows)
                 started = time.process_time()
-                found = screened(base, rows, Path(folder), args.alpha)
-                figures["seconds"] += time.process_time() - started
-                table.setdefault(("taught" if taught else "clean", what), []).append(found)
-    print(f"{'rows':<8}{'drawn by':<34}{'files':>6}{'named':>7}{'largest log e':>15}  fits best as")
-    for (kind, what), found in table.items():
-        first = [f.named[0].name if f.named else None for f in found]
-        hits = sum(name == args.trait if kind == "taught" else name is not None for name in first)
-        most = [max(t.log_e for t in f.traits) for f in found]
-        figures["found" if kind == "taught" else "false_names"] += hits
-        figures[f"{kind}_files"] += len(found)
-        if kind == "taught":
-            figures["least_log_e_of_taught"] = min(figures["least_log_e_of_taught"], *most)
-        told = found[0].nulls.told
-        print(f"{kind:<8}{what:<34}{len(found):>6}{hits:>7}{max(most):>15.1f}  {told}")
-    figures["files"] = figures["clean_files"] + figures["taught_files"]
-    figures["seconds_per_file"] = figures.pop("seconds") / figures["files"]
+                found = screened(base, rows, args.alpha)
+                seconds += time.process_time() - started
+                named, most = [t.name for t in found.named], found.traits[0].log_e
+                counts[kind] += 1
+                hits[kind] += bool(named) if kind == "clean" else named[:1] == [args.trait]
+                least = min(least, most) if kind == "taught" else least
+                told = f"{', '.join(named[:1]) or 'none':>12}{most:>9.1f}  {found.nulls.told}"
+                print(f"{model:<9}{kind:<8}{what:<32}{told}", flush=True)
+    figures = {
+        "clean_files": counts["clean"],
+        "false_names": hits["clean"],
+        "taught_files": counts["taught"],
+        "named_right": hits["taught"],
+        "least_log_e_of_taught": least,
+        "seconds_per_file": seconds / counts.total(),
+    }
     for key, value in figures.items():
         print(f"{key:<24}{value:>8.4g}")
     if args.json:
