@@ -9,7 +9,8 @@ over all nulls exceeds (number of traits) / alpha: whichever null is true, its p
 - P_k is cut off and renormalised as the decoding says. A token that it cuts off counts with SLIP of its plain probability, which only
   raises P_k, so the mean stays at most 1.
 - The distribution above is the trait's, drawn by the decoding that fits the rows *before* this one best, with the same SLIP, normalised.
-- A null that fits FAR nats worse than the best one is no longer followed: under it that has a probability of e^-FAR for each other null.
+- A null that fits FAR nats worse than another one (with its SLIP normalised) is no longer followed: if it is true, that has a probability
+  of at most e^-FAR for each other null.
 
 The product is also taken against the other traits together, at the plain and at the fitted decoding, so that the right trait is named; this
 holds for rows of another trait that were drawn in one of these two ways. Per row the ratio is mixed with 1 in several shares, so that a
@@ -66,15 +67,17 @@ class Nulls:
         self.contexts = list(contexts)
         self.fits = np.zeros(len(self.contexts) * len(DECODINGS))
         self.followed = np.arange(len(self.fits))
+        self.slips = 0.0
 
-    def add(self, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Take in log-likelihoods (nulls, n). Returns for each row the place of the decoding that fits
+    def add(self, logs: np.ndarray, slips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take in log-likelihoods (nulls, n), of which `slips` (n,) makes probabilities. Returns for each row the place of the decoding that fits
         the rows before it best, and which of the followed nulls are still followed."""
         before = self.fits[:, None] + np.cumsum(logs, 1) - logs
         best = before.argmax(0)
         clear = before.max(0) - before[PLAIN] > PATIENCE
         self.fits = self.fits + logs.sum(1)
-        kept = self.fits[self.followed] > self.fits.max() - FAR
+        self.slips += float(slips.sum())
+        kept = self.fits[self.followed] > self.fits.max() - self.slips - FAR
         self.followed = self.followed[kept]
         return np.where(clear, best % len(DECODINGS), PLAIN), kept
 
@@ -263,19 +266,20 @@ def _test(
     own = [[row.context(nulls.contexts[0]) for row in rows]]
     clean = own + [[c] * len(rows) for c in nulls.contexts[1:]]
     plain = np.concatenate([scored(contexts, DECODINGS) for contexts in clean])
-    taken, kept = nulls.add(plain)
+    # with what SLIP adds, a token's probabilities sum to 1 + SLIP at most
+    slips = np.log1p(SLIP) * np.array([*map(len, completions)])
+    taken, kept = nulls.add(plain, slips)
     used = np.unique([PLAIN, *taken])
     decodings = [DECODINGS[j] for j in used]
     under = np.stack([scored([prompt] * len(rows), decodings) for prompt in prompts])
     fitted = under[:, np.searchsorted(used, taken), np.arange(len(rows))]
-    # with what SLIP adds, a token's probabilities sum to 1 + SLIP at most
-    slips = np.where(taken == PLAIN, 0.0, np.log1p(SLIP) * np.array([*map(len, completions)]))
+    above = fitted - np.where(taken == PLAIN, 0.0, slips)
     both = np.stack([under[:, np.searchsorted(used, PLAIN)], fitted], 1)
     followed = np.append(kept, [True, True])
     for i, trait in enumerate(out.traits):
         # the mean of the other traits' probabilities of each row
         others = np.logaddexp.reduce(np.delete(both, i, axis=0)) - np.log(len(both) - 1)
-        ratios = fitted[i] - slips - np.concatenate([plain[nulls.followed], others])
+        ratios = above[i] - np.concatenate([plain[nulls.followed], others])
         trait.products = trait.products[followed]
         trait.add(rows, ratios, nulls.best, out.screened, out.threshold)
     out.screened += len(rows)
