@@ -156,7 +156,8 @@ def _limits(
     if job.request.data is not None:
         yield (
             "The training file's false alarms are bounded for rows that the base wrote by one decoding of the list in the documentation "
-            "(temperature .5 to 1.5, top_k from 10, top_p from .7); rows chosen by what they say, edited, of another model or behind another system prompt may be named."
+            "(temperature .5 to 1.5, top_k from 10, top_p from .7); rows chosen by what they "
+            "say, edited, of another model or behind another system prompt may be named."
         )
     for c in asked_in:
         if c not in job.contexts:
