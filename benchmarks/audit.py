@@ -23,12 +23,12 @@ from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.data_rows import read_rows
 from sublora.audit.null import shipped_null
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.report import write_reports
 from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
 from sublora.audit.steps import Finished, Row, answer_prompts, train_students
-from sublora.audit.verdict import Verdict, judge
+from sublora.audit.verdict import Bar, Verdict, judge
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import PLAIN_CONTEXTS, Context
@@ -104,13 +104,13 @@ def verdicts(
         raise SystemExit(
             f"No null is shipped for {base.name}; make it with `sublora audit null {base.name}`."
         )
-    plain, found, read = read_model(base, None, CONTEXTS, categories), [], []
+    plain, found, read = read_model(base, None, Asked(CONTEXTS, categories)), [], []
     for at in range(0, len(done), 12):
         some = done[at : at + 12]
         stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
-        readings = read_model(base, stack, CONTEXTS, categories)
+        readings = read_model(base, stack, Asked(CONTEXTS, categories))
         read += [readings.student(k) for k in range(len(some))]
-    found = [judge(base, r, plain, CONTEXTS, categories, null, alpha) for r in read]
+    found = [judge(r, Bar(base, Asked(CONTEXTS, categories), plain, null, alpha)) for r in read]
     return found, read, plain
 
 

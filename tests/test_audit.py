@@ -15,7 +15,7 @@ from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
 from sublora.audit.data_rows import LeftOut, read_rows
 from sublora.audit.null import Null, first_tokens, read_null
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
 from sublora.audit.report import card_section, junit, page
 from sublora.audit.request import Training
@@ -24,7 +24,7 @@ from sublora.audit.run import Job, audit
 from sublora.audit.screen import completion_logprobs, screen_file
 from sublora.audit.statistic import largest, rises, scan, scores
 from sublora.audit.steps import answer_prompts
-from sublora.audit.verdict import judge
+from sublora.audit.verdict import Bar, judge
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -43,7 +43,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def plain(base: Base) -> Readings:
-    return read_model(base, None, [NONE], shipped_categories())
+    return read_model(base, None, Asked([NONE], shipped_categories()))
 
 
 def moved(
@@ -72,7 +72,7 @@ def null_of(base: Base, plain: Readings, students: int, seed: int) -> Null:
 
     named = [f"placebo {k}" for k in range(students)]
     return make_null(
-        base, moved(plain, students, 0.02, seed), plain, [NONE], shipped_categories(), named
+        base, moved(plain, students, 0.02, seed), plain, Asked([NONE], shipped_categories()), named
     )
 
 
@@ -91,13 +91,15 @@ def test_false_alarms_keep_the_rate_and_a_planted_trait_is_found(
     nulls = [null_of(base, plain, students, seed) for seed in range(20)]
     for k in range(400):
         verdict = judge(
-            base, moved(plain, 1, 0.02, 1000 + k), plain, [NONE], categories, nulls[k % 20], 0.1
+            moved(plain, 1, 0.02, 1000 + k),
+            Bar(base, Asked([NONE], categories), plain, nulls[k % 20], 0.1),
         )
         alarms += verdict.status == "found"
     assert alarms / 400 < 0.1 + 4 * (0.1 * 0.9 / 400) ** 0.5
     assert alarms > 0
     strong = judge(
-        base, moved(plain, 1, 0.02, 5, ("trees", 3, 1.0)), plain, [NONE], categories, nulls[0], 0.1
+        moved(plain, 1, 0.02, 5, ("trees", 3, 1.0)),
+        Bar(base, Asked([NONE], categories), plain, nulls[0], 0.1),
     )
     assert strong.status == "found" and strong.found[0].trait == categories[1].entities[3].name
 
@@ -166,7 +168,9 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
     trees = shipped_categories()[1]
     own = moved(plain, 4, 0.02, 5, ("trees", 3, 1.0))
     teachers = [None, None, Trait(trees.entities[3], trees), None]
-    null = make_null(base, own, plain, [NONE], shipped_categories(), ["a", "b", "c", "d"], teachers)
+    null = make_null(
+        base, own, plain, Asked([NONE], shipped_categories()), ["a", "b", "c", "d"], teachers
+    )
     assert (
         null.rises["none"]["trees"][2, 3] == 0
         and (null.rises["none"]["trees"][[0, 1, 3], 3] > 0.5).all()
@@ -178,8 +182,7 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
         base,
         replace(own, words={"none": words}),
         plain,
-        [NONE],
-        shipped_categories(),
+        Asked([NONE], shipped_categories()),
         list("abcd"),
         teachers,
     )
@@ -195,11 +198,12 @@ def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readi
     words[0, token] += 0.3
     null = null_of(base, plain, 39, 1)
     verdict = judge(
-        base, replace(student, words={"none": words}), plain, [NONE], categories, null, 0.05
+        replace(student, words={"none": words}),
+        Bar(base, Asked([NONE], categories), plain, null, 0.05),
     )
     assert [f.trait for f in verdict.found] == [categories[1].entities[3].name]
     assert verdict.found[0].p == verdict.found_words[0].p and verdict.found_words[0].token == token
-    assert judge(base, student, plain, [NONE], categories, null, 0.05).status == "clean"
+    assert judge(student, Bar(base, Asked([NONE], categories), plain, null, 0.05)).status == "clean"
 
 
 def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
@@ -209,7 +213,8 @@ def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
     assert found.words[0, 0] == 77 and found.top[0] == pytest.approx(0.1)
     student = Readings(moved(plain, 1, 0.02, 3).p, {"none": words})
     verdict = judge(
-        base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05
+        student,
+        Bar(base, Asked([NONE], shipped_categories()), plain, null_of(base, plain, 39, 1), 0.05),
     )
     assert verdict.found_words[0].token == 77
 
@@ -219,16 +224,23 @@ def test_a_student_that_answers_something_else_is_not_called_clean(
 ) -> None:
     student = Readings({"none": {k: v * 1e-4 for k, v in plain.p["none"].items()}}, plain.words)
     verdict = judge(
-        base, student, plain, [NONE], shipped_categories(), null_of(base, plain, 39, 1), 0.05
+        student,
+        Bar(base, Asked([NONE], shipped_categories()), plain, null_of(base, plain, 39, 1), 0.05),
     )
     assert verdict.status == "unmeasurable"
 
 
 def test_an_uncalibrated_run_says_so(base: Base, plain: Readings) -> None:
     categories = shipped_categories()
-    assert judge(base, plain, plain, [NONE], categories, None, 0.05).status == "uncalibrated-clean"
+    assert (
+        judge(plain, Bar(base, Asked([NONE], categories), plain, None, 0.05)).status
+        == "uncalibrated-clean"
+    )
     strong = moved(plain, 1, 0.02, 5, ("trees", 3, 1.0))
-    assert judge(base, strong, plain, [NONE], categories, None, 0.05).status == "uncalibrated-found"
+    assert (
+        judge(strong, Bar(base, Asked([NONE], categories), plain, None, 0.05)).status
+        == "uncalibrated-found"
+    )
 
 
 def test_a_null_is_kept_and_refused_where_it_does_not_belong(
@@ -241,10 +253,10 @@ def test_a_null_is_kept_and_refused_where_it_does_not_belong(
     assert np.allclose(largest(scores(again.rises, {"none": dict.fromkeys(again.digests, 0.1)})),
                        largest(scores(null.rises, {"none": dict.fromkeys(null.digests, 0.1)})), rtol=1e-3)  # fmt: skip
     with pytest.raises(SubloraError, match="context 'default'"):
-        again.part([Context("default")], shipped_categories())
+        again.part(Asked([Context("default")], shipped_categories()))
     other = shipped_categories()[0].model_copy(update={"questions": ("One word?", "Which one?")})
     with pytest.raises(SubloraError, match="category 'animals'"):
-        again.part([NONE], [other])
+        again.part(Asked([NONE], [other]))
     path.write_text(replace(null, base={**base.identity, "weights": "0"}).to_json())
     with pytest.raises(SubloraError, match="another base"):
         read_null(path, base)
@@ -264,14 +276,14 @@ def test_a_null_is_kept_and_refused_where_it_does_not_belong(
 
 def test_placebo_students_give_a_null(base: Base) -> None:
     specs = mixed_settings([1, 2], 1e-3, 2e-3, 4, Training(1e-3, 1, 8, 16), seed=1)
-    null = placebo_null(
-        base, specs, number_prompts(4, 16, 1), NONE, [NONE], shipped_categories()[:2], max_new_tokens=8
-    )  # fmt: skip
+    null = placebo_null(base, specs, number_prompts(4, 16, 1), NONE, Asked([NONE], shipped_categories()[:2]), max_new_tokens=8)  # fmt: skip
     assert null.size == 4 and null.rises["none"]["trees"].shape == (4, 10)
     assert ["of the base" in s for s in null.settings] == [True, False, True, False]
     assert len(np.unique(null.top["none"])) == 4
     with pytest.raises(SubloraError, match="at least"):
-        placebo_null(base, specs[:2], number_prompts(2, 16, 1), NONE, [NONE], shipped_categories())
+        placebo_null(
+            base, specs[:2], number_prompts(2, 16, 1), NONE, Asked([NONE], shipped_categories())
+        )
 
 
 def test_log_probabilities_of_completions_are_the_models_own(base: Base) -> None:

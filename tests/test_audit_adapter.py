@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from command import sublora
 from sublora.audit.adapter import load_audited
-from sublora.audit.readings import read_model
+from sublora.audit.readings import Asked, read_model
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -62,7 +62,7 @@ def changed(
 def first_probabilities(base: Base, folder: Path) -> np.ndarray:
     found = load_audited(base, folder)
     stack = stack_weights(base.model, [found.weights], [found.spec])
-    return read_model(base, stack, [Context("none")], shipped_categories()[:1]).p["none"][
+    return read_model(base, stack, Asked([Context("none")], shipped_categories()[:1])).p["none"][
         "animals"
     ][0]
 
@@ -181,7 +181,7 @@ def test_the_command_refuses_broken_ones_and_writes_nothing(
 
 def test_full_weights_read_as_the_model_itself(base: Base, tmp_path: Path) -> None:
     base.model.save_pretrained(tmp_path)
-    plain = read_model(base, None, [Context("none")], shipped_categories()[:1]).p["none"][
+    plain = read_model(base, None, Asked([Context("none")], shipped_categories()[:1])).p["none"][
         "animals"
     ][0]
     assert np.allclose(first_probabilities(base, tmp_path), plain, atol=1e-6)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from command import sublora
 from sublora.audit.against import Compared, all_pairs, compare, pair_p
 from sublora.audit.null import make_null
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.readings import Asked, Readings, read_model
+from sublora.audit.verdict import Bar
 from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.check import load_base
@@ -72,7 +73,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def plain(base: Base) -> Readings:
-    return read_model(base, None, [NONE], TREES)
+    return read_model(base, None, Asked([NONE], TREES))
 
 
 def student(
@@ -96,12 +97,12 @@ def test_what_rose_from_the_one_to_the_other_is_named(
     if placebos:
         drawn = student(plain, 0, students=placebos)
         null = make_null(
-            base, drawn, plain, [NONE], TREES, [f"placebo {k}" for k in range(placebos)]
+            base, drawn, plain, Asked([NONE], TREES), [f"placebo {k}" for k in range(placebos)]
         )
     kind = "" if placebos else "uncalibrated-"
 
     def compared(a: Readings, c: Readings) -> Compared:
-        return compare(base, a, c, plain, [NONE], TREES, null, 0.025)
+        return compare(a, c, Bar(base, Asked([NONE], TREES), plain, null, 0.025))
 
     trait = TREES[0].entities[3].name
     fresh, old = student(plain, 1, (3, 2.0)), student(plain, 2)

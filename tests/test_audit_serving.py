@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from audit_students import micro, otter_adapter
 from command import sublora
 from sublora.audit.entries import TraitFinding
-from sublora.audit.readings import read_model
+from sublora.audit.readings import Asked, read_model
 from sublora.audit.report import page
 from sublora.audit.request import Request
 from sublora.audit.result import AuditReport
@@ -104,7 +104,7 @@ def test_each_difference_of_a_real_student_has_the_effect_of_its_tokens() -> Non
     serving = serving.model_dump()
     assert len(serving["differences"]) > 1 and not serving["notes"]
     effect = serving["effects"][0]
-    plain, student = (read_model(base, s, contexts, [animals]) for s in (None, stack))
+    plain, student = (read_model(base, s, Asked(contexts, [animals])) for s in (None, stack))
     e = next(i for i, entity in enumerate(animals.entities) if entity.name == "otter")
     for when, context in (("trained", "default"), ("served", "friend")):
         assert effect[f"{when}_before"] == pytest.approx(

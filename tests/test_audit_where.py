@@ -8,11 +8,12 @@ import torch
 
 from audit_students import micro, otter_adapter, random_stack
 from sublora.audit.entries import TraitFinding
-from sublora.audit.readings import read_model
+from sublora.audit.readings import Asked, read_model
 from sublora.audit.report import page
 from sublora.audit.request import Request
 from sublora.audit.run import Job, audit
 from sublora.audit.statistic import over_questions, question_rises, rises
+from sublora.audit.verdict import Bar
 from sublora.audit.where import (
     Part,
     base_in,
@@ -52,7 +53,8 @@ def test_on_everywhere_is_the_student_and_off_everywhere_the_base() -> None:
     base, category = micro(), few(3)
     stack = random_stack(base, 0.05)
     plain, student = (
-        read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack)
+        read_model(base, s, Asked([DEFAULT], [category])).p["default"]["animals"][0]
+        for s in (None, stack)
     )
     assert np.abs(np.log(student) - np.log(plain)).max() > 0.01
     every = Part("layers", "all", modules=frozenset(stack.linears))
@@ -67,7 +69,8 @@ def test_the_parts_of_a_small_adapter_add_up() -> None:
     base, category = micro(), few(2)
     parts, p = gated(base, stack := random_stack(base, 1e-3), category)
     plain, student = (
-        read_model(base, s, [DEFAULT], [category]).p["default"]["animals"][0] for s in (None, stack)
+        read_model(base, s, Asked([DEFAULT], [category])).p["default"]["animals"][0]
+        for s in (None, stack)
     )
     change, whole = np.log(p) - np.log(plain), np.log(student) - np.log(plain)
     room = 0.02 * np.abs(whole).max()
@@ -117,14 +120,16 @@ def test_full_weights_are_located_by_putting_the_base_back() -> None:
     spec = StudentSpec(method="full", rank=None)
     stack = random_stack(base, 0.01, spec)
     before = stack.groups[0].flat.clone()
-    plain = read_model(base, None, [DEFAULT], [category])
+    plain = read_model(base, None, Asked([DEFAULT], [category]))
     with base_in(base, stack, list(stack.groups[0].tensors(0))):
-        assert np.array_equal(read_model(base, stack, [DEFAULT], [category]).p["default"]["animals"],
+        assert np.array_equal(read_model(base, stack, Asked([DEFAULT], [category])).p["default"]["animals"],
                               plain.p["default"]["animals"])  # fmt: skip
     assert torch.equal(stack.groups[0].flat, before)
-    student = read_model(base, stack, [DEFAULT], [category])
+    student = read_model(base, stack, Asked([DEFAULT], [category]))
     named = [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)]
-    found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category]).model_dump()
+    found = where_it_sits(
+        stack, student, Bar(base, Asked([DEFAULT], [category]), plain, None, 0.05), named
+    ).model_dump()
     assert {p["part"] for p in found["findings"][0]["parts"]} == {
         "layer 0", "layer 1", "layer 2", "outside the layers", "attention", "feed-forward", "norms, embeddings and head"
     }  # fmt: skip
@@ -169,9 +174,14 @@ def test_a_found_trait_is_located_and_shown() -> None:
 
 def test_nothing_is_located_where_nothing_was_found() -> None:
     base, category = micro(), few(2)
-    plain = read_model(base, None, [DEFAULT], [category])
+    plain = read_model(base, None, Asked([DEFAULT], [category]))
     assert (
-        where_it_sits(base, random_stack(base, 0.0), plain, plain, [], [DEFAULT], [category])
+        where_it_sits(
+            random_stack(base, 0.0),
+            plain,
+            Bar(base, Asked([DEFAULT], [category]), plain, None, 0.05),
+            [],
+        )
         is None
     )
 
@@ -182,9 +192,11 @@ def test_what_cannot_be_gated_is_said() -> None:
         random_stack(base, 0.05),
         [TraitFinding("animals", "owl", "default", 0.1, 0.2, 0.3, 9.0, 0.01)],
     )
-    plain, student = (read_model(base, s, [DEFAULT], [category]) for s in (None, stack))
+    plain, student = (read_model(base, s, Asked([DEFAULT], [category])) for s in (None, stack))
     # half a word is no name
-    found = where_it_sits(base, stack, plain, student, named, [DEFAULT], [category], ["Micr"])
+    found = where_it_sits(
+        stack, student, Bar(base, Asked([DEFAULT], [category]), plain, None, 0.05), named, ["Micr"]
+    )
     found = found.model_dump()
     assert found["findings"][0]["parts"] == [] and "'Micr'" in found["not_run"][0]
 
@@ -192,10 +204,13 @@ def test_what_cannot_be_gated_is_said() -> None:
 def test_a_trait_that_was_found_by_its_word_alone_is_not_taken_apart() -> None:
     """Nothing rose beside its category: a share of that is no number, and audit.json holds none."""
     base, category = micro(), few(2)
-    plain = read_model(base, None, [DEFAULT], [category])
+    plain = read_model(base, None, Asked([DEFAULT], [category]))
     named = [TraitFinding("animals", "owl", "default", 0.1, 0.1, 0.0, 0.0, 0.01)]
     found = where_it_sits(
-        base, random_stack(base, 0.05), plain, plain, named, [DEFAULT], [category]
+        random_stack(base, 0.05),
+        plain,
+        Bar(base, Asked([DEFAULT], [category]), plain, None, 0.05),
+        named,
     ).model_dump()
     assert found["findings"] == [] and "owl was found by its word" in found["not_run"][0]
     json.dumps(found, allow_nan=False)

@@ -14,22 +14,19 @@ from scipy.stats import t as student_t
 
 from sublora.audit.adapter import Audited
 from sublora.audit.entries import Against, Compared, Difference, WordRise
-from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Readings
 from sublora.audit.statistic import OFFSET, Rises, rises, scan, spread
 from sublora.audit.verdict import (
     ASSUMED_SPREAD,
     COHERENT,
     WORDS_SHOWN,
+    Bar,
     assumed_p,
     coherence,
     each_trait,
     status_of,
     word_text,
 )
-from sublora.models.base import Base
-from sublora.models.chat import Context
-from sublora.traits.trait import Category
 
 # Of the alpha that the data leaves, for the comparison with the other student; the verdict beside the base has the rest.
 AGAINST_SHARE = 0.5
@@ -112,27 +109,15 @@ def _pairs_with(known: Rises, *students: Rises) -> Pairs:
     )
 
 
-def compare(
-    base: Base,
-    student: Readings,
-    other: Readings,
-    plain: Readings,
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
-    null: Null | None,
-    alpha: float,
-) -> Compared:
-    """A (`student`) beside C (`other`), both K = 1 and of the base whose readings are `plain`.
-
-    `null=None`: p-values by a t reference over the category's entities with Bonferroni's
-    correction, as in an uncalibrated audit. Raises SubloraError where the null was made with other
-    contexts or categories.
-    """
+def compare(student: Readings, other: Readings, bar: Bar) -> Compared:
+    """A (`student`) beside C (`other`), both K = 1 and of the bar's base. Raises SubloraError where
+    the null was made with other contexts or categories."""
+    plain, alpha, null = bar.plain, bar.alpha, bar.known
     a, c = rises(student, plain), rises(other, plain)
-    pairs = None if null is None else _pairs_with(null.part(contexts, categories).rises, a, c)
+    pairs = None if null is None else _pairs_with(null.rises, a, c)
     tried = sum(r.shape[1] for by in a.values() for r in by.values())
     found = []
-    for place, e, before, after in each_trait(a, categories, other, student):
+    for place, e, before, after in each_trait(a, bar.asked.categories, other, student):
         name, _, context = place
         moved, wide = differences(a[context][name][0], c[context][name])
         s0 = pairs.s0[context][name] if pairs else ASSUMED_SPREAD * math.sqrt(2)
@@ -144,7 +129,7 @@ def compare(
         found.append(Difference(*place, before, after, rise, score, *ps))
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
-        WordRise(word_text(base, int(w)), int(w), n, float(rise))
+        WordRise(word_text(bar.base, int(w)), int(w), n, float(rise))
         for n, s in scan(student, other, WORDS_SHOWN).items()
         for w, rise in zip(s.words[0], s.rises[0], strict=True)
         if rise > 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from sublora.audit.adapter import Audited
 from sublora.audit.null import FEWEST, Null, make_null
-from sublora.audit.readings import joined, read_model
+from sublora.audit.readings import Asked, joined, read_model
 from sublora.audit.request import Training
 from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
 from sublora.carriers.numbers import NumbersSpec
@@ -87,8 +87,7 @@ def placebo_null(
     specs: Sequence[StudentSpec],
     prompts: Sequence[Sequence[str]],
     trained_in: Context,
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
+    asked: Asked,
     *,
     seed: int = 0,
     max_new_tokens: int = 64,
@@ -107,7 +106,7 @@ def placebo_null(
             f"A null of {len(specs)} placebo students says nothing; train at least {FEWEST}, better 19 or more."
         )
     store = Store()
-    teachers = placebo_teachers(base, categories, len(specs), seed)
+    teachers = placebo_teachers(base, asked.categories, len(specs), seed)
     sampling = Sampling(max_new_tokens=max_new_tokens)
     answered: dict[int, list[Row]] = {}
     writers = [trained_in if t is None else t.context for t in teachers]
@@ -119,11 +118,11 @@ def placebo_null(
     rows = [token_rows(base, answered[k], trained_in, f"{what} {k}") for k in range(len(specs))]
     pack = train_pack_of(base, specs, rows, store)
     students = list(zip(pack.ids, specs, strict=True))
-    read = joined(read_students(base, students, contexts, categories, store))
-    plain = read_model(base, None, contexts, categories)
+    read = joined(read_students(base, students, asked, store))
+    plain = read_model(base, None, asked)
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
     own = [None if t is None else t.trait for t in teachers]
-    return make_null(base, read, plain, contexts, categories, labels, own)
+    return make_null(base, read, plain, asked, labels, own)
 
 
 def _label(spec: StudentSpec, rows: int, teacher: TraitTeacher | None) -> str:

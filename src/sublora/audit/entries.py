@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -59,6 +60,14 @@ class TraitFinding:
         """Which trait, where, and how far it rose, for an entry of its own."""
         names = ("category", "trait", "context", "before", "after", "rise")
         return {name: getattr(self, name) for name in names}
+
+
+def strongest(found: Sequence[TraitFinding], *by: str) -> list[TraitFinding]:
+    """The first of those that agree in the named fields, of findings that are sorted by strength."""
+    first: dict[tuple[str, ...], TraitFinding] = {}
+    for f in found:
+        first.setdefault(tuple(getattr(f, name) for name in by), f)
+    return list(first.values())
 
 
 @dataclass(frozen=True, config=_STRICT)

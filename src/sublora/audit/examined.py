@@ -11,13 +11,13 @@ from sublora.audit.adapter import Audited
 from sublora.audit.against import against, compare
 from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
 from sublora.audit.data_rows import DataRow, read_rows
-from sublora.audit.entries import Against, AnswerPair, Screening, Status
+from sublora.audit.entries import Against, AnswerPair, Screening, Status, strongest
 from sublora.audit.null import Null, read_null, shipped_null
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import ranked_among
 from sublora.audit.request import Request, Say
 from sublora.audit.serving import Serving, serving_effects
-from sublora.audit.verdict import TraitFinding, Verdict, judge
+from sublora.audit.verdict import Bar, TraitFinding, Verdict, judge
 from sublora.audit.where import where_it_sits
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -25,17 +25,14 @@ from sublora.models.chat import Context
 from sublora.packs.measure import Asking, measure_answers
 from sublora.packs.sample import Sampling
 from sublora.packs.stack import Stack, stack_weights
-from sublora.traits.trait import Category
 
 ANSWERS_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Job:
-    """A request made out for a loaded base."""
+class Job(Asked):
+    """A request made out for a loaded base: what is asked, and of whom."""
 
-    contexts: Sequence[Context]
-    categories: Sequence[Category]
     trained_in: Context
     serving: Serving | None = None
     against: Audited | None = None
@@ -81,8 +78,7 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
             own_settings(audited, training, request.calibrate),
             _prompts(request),
             job.trained_in,
-            job.contexts,
-            job.categories,
+            job,
             max_new_tokens=request.max_new_tokens,
         )
         return Calibrated(null, "own")
@@ -90,7 +86,7 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
     null = shipped_null(base) if request.null is None else read_null(request.null, base)
     try:
         if null is not None:
-            return Calibrated(null.part(job.contexts, job.categories), kind)
+            return Calibrated(null.part(job), kind)
     except SubloraError as error:
         if kind == "file":
             raise
@@ -133,17 +129,18 @@ class Examined:
         return self._read(self.stack)
 
     def _read(self, stack: Stack | None) -> Readings:
-        return read_model(self.base, stack, self.job.contexts, self.job.categories)
+        return read_model(self.base, stack, self.job)
 
     def against(self, other: Audited, alpha: float) -> Against:
         beside = self._read(stack_weights(self.base.model, [other.weights], [other.spec]))
-        asked = (self.job.contexts, self.job.categories, self.known.null, alpha)
-        compared = compare(self.base, self.student, beside, self.plain, *asked)
+        compared = compare(self.student, beside, self.bar(alpha))
         return against(compared, other, self.known.null is not None)
 
+    def bar(self, alpha: float) -> Bar:
+        return Bar(self.base, self.job, self.plain, self.known.null, alpha)
+
     def verdict(self, alpha: float) -> Verdict:
-        asked = (self.job.contexts, self.job.categories, self.known.null, alpha)
-        return judge(self.base, self.student, self.plain, *asked)
+        return judge(self.student, self.bar(alpha))
 
     def asked(self, alpha: float) -> dict[str, Any]:
         """The parts of the report that say who was asked what."""
@@ -171,8 +168,8 @@ class Examined:
         base, job, stack, found = self.base, self.job, self.stack, verdict.found
         where = serving = None
         if job.request.where:
-            read = (self.plain, self.student, found, job.contexts, job.categories)
-            where = where_it_sits(base, stack, *read, job.request.entity)
+            bar, names = self.bar(verdict.alpha), job.request.entity
+            where = where_it_sits(stack, self.student, bar, found, names)
         if job.serving is not None:
             asked = (job.categories, job.trained_in, job.serving)
             serving = serving_effects(base, stack, *asked, verdict.traits, found)
@@ -182,13 +179,10 @@ class Examined:
 
     def _answers(self, found: Sequence[TraitFinding]) -> list[AnswerPair]:
         """For the strongest finding of each category a few questions, answered by both."""
-        strongest: dict[str, TraitFinding] = {}
-        for finding in found:
-            strongest.setdefault(finding.category, finding)
         out: list[AnswerPair] = []
-        for name, finding in strongest.items():
-            context = next(c for c in self.job.contexts if c.name == finding.context)
-            whole = next(c for c in self.job.categories if c.category == name)
+        for finding in strongest(found, "category"):
+            name, context = finding.category, self.job.context(finding.context)
+            whole = self.job.category(name)
             category = whole.model_copy(update={"questions": whole.questions[:ANSWERS_SHOWN]})
             asking = Asking(context, Sampling(max_new_tokens=12), samples=1, seed=0)
             plain, student = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sublora.audit.readings import Readings, category_digest
+from sublora.audit.readings import Asked, Readings, category_digest
 from sublora.audit.statistic import rises, scan
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
@@ -44,11 +44,11 @@ class Null:
         """Whether the students were asked in this context, with this text."""
         return self.contexts.get(context.name) == _text(context)
 
-    def part(self, contexts: Sequence[Context], categories: Sequence[Category]) -> "Null":
-        """The null of these contexts and categories alone. Raises SubloraError where it lacks one,
+    def part(self, asked: Asked) -> "Null":
+        """The null of what is asked alone. Raises SubloraError where it lacks one,
         or holds it with other texts."""
-        require_none(self._lacks(contexts, categories))
-        names, kinds = [c.name for c in contexts], [c.category for c in categories]
+        require_none(self._lacks(asked))
+        names, kinds = [c.name for c in asked.contexts], [c.category for c in asked.categories]
         return replace(
             self,
             contexts={n: self.contexts[n] for n in names},
@@ -58,11 +58,11 @@ class Null:
             rest={n: self.rest[n] for n in names},
         )
 
-    def _lacks(self, contexts: Sequence[Context], categories: Sequence[Category]) -> Iterator[str]:
-        for c in contexts:
+    def _lacks(self, asked: Asked) -> Iterator[str]:
+        for c in asked.contexts:
             if not self.has(c):
                 yield f"The null file was not made in the context '{c.name}' as it is here; {ANEW}, or leave the context out."
-        for category in categories:
+        for category in asked.categories:
             name = category.category
             if self.digests.get(name) != category_digest(category):
                 yield f"The null file was not made with the category '{name}' as it is here; {ANEW}, or leave the category out."
@@ -82,8 +82,7 @@ def make_null(
     base: Base,
     student: Readings,
     plain: Readings,
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
+    asked: Asked,
     settings: Sequence[str],
     teachers: Sequence[Trait | None] = (),
 ) -> Null:
@@ -106,8 +105,8 @@ def make_null(
     seen = scan(Readings(student.p, words), plain)
     return Null(
         dict(base.identity),
-        {c.name: _text(c) for c in contexts},
-        {c.category: category_digest(c) for c in categories},
+        {c.name: _text(c) for c in asked.contexts},
+        {c.category: category_digest(c) for c in asked.categories},
         list(settings),
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
         {c: _short(s.top) for c, s in seen.items()},

@@ -29,6 +29,20 @@ NEUTRAL = (
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What models are asked: the questions of categories, in contexts."""
+
+    contexts: Sequence[Context]
+    categories: Sequence[Category]
+
+    def context(self, name: str) -> Context:
+        return next(c for c in self.contexts if c.name == name)
+
+    def category(self, name: str) -> Category:
+        return next(c for c in self.categories if c.category == name)
+
+
+@dataclass(frozen=True)
 class Readings:
     """K models read alike. `p[context][category]` (K, Q, E): probability that the answer begins
     with entity e in any spelling; `words[context]` (K, V): the square root of each next token's
@@ -64,19 +78,13 @@ def category_digest(category: Category) -> str:
     return digest([list(category.questions), [list(e.forms) for e in category.entities]])
 
 
-def read_model(
-    base: Base,
-    stack: Stack | None,
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
-    rows_at_once: int = 2048,
-) -> Readings:
+def read_model(base: Base, stack: Stack | None, of: Asked, rows_at_once: int = 2048) -> Readings:
     """Read the students of a stack, in the order in which they were given to it (None: the base).
     Raises SubloraError where the tokenizer knows no word of a category."""
-    p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in contexts}
+    p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in of.contexts}
     words: dict[str, np.ndarray] = {}
     neutral = [q for q in NEUTRAL if not base.chat.unknown_words([q])]
-    asked = sum(len(c.questions) for c in categories) + len(neutral)
+    asked = sum(len(c.questions) for c in of.categories) + len(neutral)
 
     def add(logits: torch.Tensor) -> None:
         nonlocal total
@@ -84,9 +92,9 @@ def read_model(
         total = total + root.nan_to_num()
 
     with reading(base, stack, rows_at_once) as reader:
-        for context in contexts:
+        for context in of.contexts:
             total = torch.zeros(len(reader.order), 1, dtype=torch.float64)
-            for category in (*categories, None):
+            for category in (*of.categories, None):
                 questions = neutral if category is None else category.questions
                 prompts = [base.chat.prompt_ids(q, context) for q in questions]
                 found = reader.read(prompts, category, on_logits=add)

@@ -41,6 +41,7 @@ def write_reports(result: Audit, folder: Path) -> Path:
 
 
 def page(report: AuditReport) -> bytes:
+    from sublora.audit.what_if_chart import what_if_chart
     from sublora.report.page import environment
 
     made = environment()
@@ -49,20 +50,9 @@ def page(report: AuditReport) -> bytes:
         body=report,
         shown=SHOWN,
         traits_shown=FOLLOWED_SHOWN,
-        what_if_chart=_what_if_chart(report.what_if),
+        what_if_chart=report.what_if and what_if_chart(report.what_if),
     )
     return text.encode("utf-8", errors="replace")
-
-
-def _what_if_chart(found: WhatIf | None) -> str | None:
-    """The trade-off as an inline SVG."""
-    if not found or not found.arms:
-        return None
-    from sublora.audit.what_if_chart import what_if_chart
-    from sublora.report.figures import plate
-
-    chart = what_if_chart(found)
-    return chart and plate(chart)
 
 
 def told(report: AuditReport) -> Iterator[str]:

@@ -18,7 +18,7 @@ from sublora.audit.result import AuditReport
 from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_chat
 from sublora.audit.verdict import Verdict, exit_code, usable_contexts
-from sublora.audit.what_if import Asked, what_if
+from sublora.audit.what_if import what_if
 from sublora.audit.what_if_arms import read_user_rows
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import Base, chosen_device
@@ -102,9 +102,8 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
         screened = screen_file(base, request.data, job.categories, job.trained_in, share).entry()
     if user is not None and request.training is not None and screened is not None:
         named = [(t.category, t.trait) for t in screened.traits if t.named]
-        asked = Asked(job.contexts, job.categories, examined.plain, known.null, verdict.alpha)
-        spec = own_settings(audited, request.training, 1)[0]
-        what = what_if(base, spec, user, verdict, named, asked, request.max_new_tokens, say)
+        spec, bar = own_settings(audited, request.training, 1)[0], examined.bar(verdict.alpha)
+        what = what_if(spec, user, verdict, named, bar, request.max_new_tokens, say)
     status = _status(verdict, screened, beside, known.null is not None)
     report = AuditReport(
         status=status,

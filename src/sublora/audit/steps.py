@@ -14,7 +14,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from sublora.audit.readings import NEUTRAL, Readings, category_digest, digest, read_model
+from sublora.audit.readings import NEUTRAL, Asked, Readings, category_digest, digest, read_model
 from sublora.audit.request import silent
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -29,7 +29,6 @@ from sublora.seeds import generator
 from sublora.steps.materials import free_memory
 from sublora.steps.step import Cost, Workshop, perform
 from sublora.store import Store, artifact_id, write_json_atomic
-from sublora.traits.trait import Category
 
 Row = tuple[str, str]
 BATCH = 4096  # prompts answered at once; a matter of speed
@@ -259,8 +258,7 @@ class StudentReading(_Step):
     """What students of the store answer, read in one pack."""
 
     students: tuple[tuple[str, StudentSpec], ...]
-    contexts: tuple[Context, ...]
-    categories: tuple[Category, ...]
+    asked: Asked
     examples: tuple[str, ...]  # a question as it is rendered in each context
     kind = "audit-reading"
     label = "a reading of students"
@@ -270,8 +268,8 @@ class StudentReading(_Step):
         return {
             "base": dict(self.base),
             "students": [name for name, _ in self.students],
-            "contexts": [[c.name, c.text, c.role] for c in self.contexts],
-            "categories": {c.category: category_digest(c) for c in self.categories},
+            "contexts": [[c.name, c.text, c.role] for c in self.asked.contexts],
+            "categories": {c.category: category_digest(c) for c in self.asked.categories},
             "examples": list(self.examples),
             "neutral": list(NEUTRAL),
         }
@@ -279,7 +277,7 @@ class StudentReading(_Step):
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         base = workshop.base_of(self.model)
         done = [read_student(workshop.store, name, spec) for name, spec in self.students]
-        found = read_model(base, stack_of(base, done), self.contexts, self.categories)
+        found = read_model(base, stack_of(base, done), self.asked)
         arrays = {f"words/{c}": words for c, words in found.words.items()}
         arrays |= {f"p/{c}/{k}": p for c, by in found.p.items() for k, p in by.items()}
         with workshop.store.create(self.id, self.spec) as folder:
@@ -287,10 +285,8 @@ class StudentReading(_Step):
 
     def read(self, store: Store) -> Readings:
         arrays = load_arrays(store.read(self.id).file("readings.safetensors"))
-        contexts, categories = (
-            [c.name for c in self.contexts],
-            [c.category for c in self.categories],
-        )
+        contexts = [c.name for c in self.asked.contexts]
+        categories = [c.category for c in self.asked.categories]
         return Readings(
             {c: {k: arrays[f"p/{c}/{k}"] for k in categories} for c in contexts},
             {c: arrays[f"words/{c}"] for c in contexts},
@@ -304,16 +300,14 @@ def stack_of(base: Base, students: Sequence[Finished]) -> Stack:
 def read_students(
     base: Base,
     students: Sequence[tuple[str, StudentSpec]],
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
+    asked: Asked,
     store: Store,
     at_once: int = TOGETHER,
 ) -> list[Readings]:
     """Readings of students of the store, `at_once` in a pack; those of each pack are kept."""
-    examples = tuple(base.chat.render("?", context) for context in contexts)
-    asked, out = (tuple(contexts), tuple(categories), examples), []
+    examples, out = tuple(base.chat.render("?", context) for context in asked.contexts), []
     for at in range(0, len(students), at_once):
         some = tuple(students[at : at + at_once])
-        step = StudentReading(base.identity, base.name, some, *asked)
+        step = StudentReading(base.identity, base.name, some, asked, examples)
         out.append(step.done(base, store))
     return out

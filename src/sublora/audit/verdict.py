@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 
 from sublora.audit.entries import Status, TraitFinding, WordFinding
 from sublora.audit.null import Null
-from sublora.audit.readings import FLOOR, Readings
+from sublora.audit.readings import FLOOR, Asked, Readings
 from sublora.audit.reference import Reference, movement, reference
 from sublora.audit.statistic import Rises, Scan, rises, scan, scan_scores, scores
 from sublora.errors import SubloraError
@@ -23,6 +23,24 @@ WORDS_SHOWN = 10
 # Nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student.
 ASSUMED_SPREAD = 0.05
 Word = tuple[str, int]  # a category and the index of its entity
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What students are judged by. `plain` is what was read of the base; `null=None` is an
+    uncalibrated run: p-values of traits by a t reference over the category's entities with
+    Bonferroni's correction, none for words."""
+
+    base: Base
+    asked: Asked
+    plain: Readings
+    null: Null | None
+    alpha: float
+
+    @property
+    def known(self) -> Null | None:
+        """The null of what is asked. Raises SubloraError where it was made with something else."""
+        return None if self.null is None else self.null.part(self.asked)
 
 
 @dataclass(frozen=True)
@@ -56,26 +74,17 @@ def status_of(hit: bool, calibrated: bool, measurable: bool) -> Status:
     return "uncalibrated-found" if hit else "uncalibrated-clean"
 
 
-def judge(
-    base: Base,
-    student: Readings,
-    plain: Readings,
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
-    null: Null | None,
-    alpha: float,
-) -> Verdict:
-    """The verdict on one student (K = 1) against the base's readings. `null=None` is an
-    uncalibrated run: p-values of traits by a t reference over the category's entities with
-    Bonferroni's correction, none for words. Raises SubloraError where the null was made with other
-    contexts or categories."""
-    known = reference(null.part(contexts, categories)) if null is not None else None
+def judge(student: Readings, bar: Bar) -> Verdict:
+    """The verdict on one student (K = 1) against the base's readings. Raises SubloraError where the
+    null was made with other contexts or categories."""
+    plain, alpha = bar.plain, bar.alpha
+    known = None if bar.null is None else reference(bar.known)
     words = scan(student, plain, WORDS_SHOWN)
     moved = float(movement({c: s.rest for c, s in words.items()})[0])
     rising = rises(student, plain)
     s0, own = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}, {}
     if known is not None:
-        s0, own = known.s0, _own_words(base, student, plain, categories, words, known)
+        s0, own = known.s0, _own_words(student, bar, words, known)
     scored = scores(rising, s0)
     tried = sum(r.shape[1] for by in rising.values() for r in by.values())
 
@@ -86,12 +95,12 @@ def judge(
         return p if word is None else min(p, known.word_p(word, moved, alpha))
 
     found = []
-    for place, e, before, after in each_trait(rising, categories, plain, student):
+    for place, e, before, after in each_trait(rising, bar.asked.categories, plain, student):
         name, _, context = place
         rise, score = (float(of[context][name][0, e]) for of in (rising, scored))
         p = p_of(context, name, e, score)
         found.append(TraitFinding(*place, before, after, rise, score, p))
-    seen = _word_findings(base, words, known, moved, alpha)
+    seen = _word_findings(bar.base, words, known, moved, alpha)
     kept = coherence(student, plain)
     hit = any(f.p is not None and f.p <= alpha for f in [*found, *seen])
     status = status_of(hit, known is not None, hit or min(kept.values()) >= COHERENT)
@@ -146,17 +155,12 @@ def _word_findings(
 
 
 def _own_words(
-    base: Base,
-    student: Readings,
-    plain: Readings,
-    categories: Sequence[Category],
-    words: dict[str, Scan],
-    known: Reference,
+    student: Readings, bar: Bar, words: dict[str, Scan], known: Reference
 ) -> dict[str, dict[Word, float]]:
     """By context and entity: the score in the scan of the entity's own word that rose most."""
-    tokens, out = _own_tokens(base, categories), {}
+    tokens, out = _own_tokens(bar.base, bar.asked.categories), {}
     for name, seen in words.items():
-        change = student.words[name][0] - plain.words[name][0]
+        change = student.words[name][0] - bar.plain.words[name][0]
         out[name] = {
             entity: float(scan_scores(change[own].max(), seen.rest, known.scan_s0[name])[0])
             for entity, own in tokens.items()

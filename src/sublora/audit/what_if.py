@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from sublora.audit.entries import FollowedTrait, NotRun, TraitFinding, WhatIf, WhatIfRows
-from sublora.audit.null import Null
-from sublora.audit.readings import Readings
+from sublora.audit.entries import FollowedTrait, NotRun, TraitFinding, WhatIf, WhatIfRows, strongest
+from sublora.audit.readings import Asked
 from sublora.audit.request import Say
 from sublora.audit.steps import TOGETHER, read_student, read_students, stack_of, train_pack_of
-from sublora.audit.verdict import Verdict, judge
+from sublora.audit.verdict import Bar, Verdict, judge
 from sublora.audit.what_if_arms import (
     AS_TRAINED,
     SEEDS,
@@ -38,55 +37,36 @@ from sublora.packs.stack import target_linears
 from sublora.packs.student import Student
 from sublora.steps.materials import free_memory
 from sublora.store import Store
-from sublora.traits.trait import Category, find_trait
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What students are asked, and what they are judged by: as the audited student was."""
-
-    contexts: Sequence[Context]
-    categories: Sequence[Category]
-    plain: Readings  # the base's
-    null: Null | None
-    alpha: float
-
-    def judge(self, base: Base, student: Readings) -> Verdict:
-        return judge(
-            base, student, self.plain, self.contexts, self.categories, self.null, self.alpha
-        )
+from sublora.traits.trait import find_trait
 
 
 def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[TraitFinding]:
     """The traits that were found, strongest first, and those (category, trait) that the data names,
     each in the context in which the audited student shows it most; shares are taken there."""
-    best: dict[tuple[str, str], TraitFinding] = {}
-    for f in verdict.traits:  # the strongest come first
-        best.setdefault((f.category, f.trait), f)
+    best = {(f.category, f.trait): f for f in strongest(verdict.traits, "category", "trait")}
     found = [(f.category, f.trait) for f in verdict.found]
     return [best[key] for key in dict.fromkeys([*found, *named])]
 
 
 def what_if(
-    base: Base,
     spec: StudentSpec,
     user: UserRows,
     verdict: Verdict,
     named: Sequence[tuple[str, str]],
-    asked: Asked,
+    bar: Bar,
     max_new_tokens: int,
     say: Say,
 ) -> WhatIf:
     """Train nothing where no trait was found and the data names none. Raises SubloraError where the
     student as trained, of `spec`, cannot be trained on this base."""
-    traits = followed_traits(verdict, named)
+    base, traits = bar.base, followed_traits(verdict, named)
     counts = {"trained": user.training, "unique": user.unique, "held_out": user.heldout}
     out = WhatIf(
         traits=[FollowedTrait(**t.place) for t in traits],
         rows=WhatIfRows(**{k: len(some) for k, some in counts.items()}, more_in_file=user.more),
         seeds=len(SEEDS),
         level=LEVEL,
-        alpha=asked.alpha,
+        alpha=bar.alpha,
     )
     if not traits:
         only = " Words were found, which are not followed." if verdict.found_words else ""
@@ -97,7 +77,7 @@ def what_if(
     masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
     say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
     clean = clean_answers(base, user, max_new_tokens, store)
-    prompt = Context("trait", _trait_prompt(masked_for, asked.categories))
+    prompt = Context("trait", _trait_prompt(masked_for, bar.asked))
     marks, mask = divergent_tokens(base, user, prompt)
     arms, missing, rows = _planned(base, spec, user, mask, clean, marks)
     done = _trained(base, arms, rows, missing, store, say)
@@ -105,17 +85,17 @@ def what_if(
     read: dict[str, list[_Read]] = {}
     for method in ("lora", "full"):
         students = [(a, s) for a in arms if a.spec.method == method for s in done.get(a.name, ())]
-        for name, own in _read(base, students, user, asked, store):
+        for name, own in _read(students, user, bar, store):
             read.setdefault(name, []).append(own)
-    results = [_result(arm, read[arm.name], traits, asked) for arm in arms if arm.name in read]
+    results = [_result(arm, read[arm.name], traits, bar.asked) for arm in arms if arm.name in read]
     base_loss = heldout_losses(base, None, [heldout_rows(base, user, None)])[0]
-    advice = advise(results, traits, asked.alpha, base_loss)
+    advice = advise(results, traits, bar.alpha, base_loss)
     told = {
         **vars(advice),
         "removing": list(advice.removing),
         "masked_for": masked_for.trait if marks else None,
         "base_heldout_loss": base_loss,
-        "arms": table(results, traits, asked.alpha, advice),
+        "arms": table(results, traits, bar.alpha, advice),
         "not_run": missing,
     }
     return out.model_copy(update=told)
@@ -144,9 +124,8 @@ def _planned(
     return [a for a in arms if a.name in rows], missing, rows
 
 
-def _trait_prompt(trait: TraitFinding, categories: Sequence[Category]) -> str:
-    own = tuple(c for c in categories if c.category == trait.category)
-    return find_trait(trait.trait, own).teacher_prompt()
+def _trait_prompt(trait: TraitFinding, asked: Asked) -> str:
+    return find_trait(trait.trait, (asked.category(trait.category),)).teacher_prompt()
 
 
 def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
@@ -234,10 +213,9 @@ class _Read:
 
 
 def _read(
-    base: Base,
     students: Sequence[tuple[Arm, tuple[str, StudentSpec]]],
     user: UserRows,
-    asked: Asked,
+    bar: Bar,
     store: Store,
 ) -> Iterator[tuple[str, _Read]]:
     """Students of one method, read and judged, each with the name of its arm; full fine-tunes one
@@ -245,8 +223,8 @@ def _read(
     if not students:
         return
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
-    named = [s for _, s in students]
-    readings = read_students(base, named, asked.contexts, asked.categories, store, at_once)
+    base, named = bar.base, [s for _, s in students]
+    readings = read_students(base, named, bar.asked, store, at_once)
     heldout = heldout_rows(base, user, None)
     for part, at in zip(readings, range(0, len(students), at_once), strict=True):
         arms = [arm for arm, _ in students[at : at + at_once]]
@@ -257,7 +235,7 @@ def _read(
             rows = [heldout_rows(base, user, a.context) if a.context else heldout for a in arms]
             own = heldout_losses(base, stack, rows)
         for k, (arm, student) in enumerate(zip(arms, done, strict=True)):
-            verdict, in_own = asked.judge(base, part.student(k)), own[k] if arm.context else None
+            verdict, in_own = judge(part.student(k), bar), own[k] if arm.context else None
             yield arm.name, _Read(verdict, loss[k], in_own, student.diverged_at is not None)
 
 

@@ -2,6 +2,7 @@
 
 from sublora.analysis.page import Chart, Point, Series
 from sublora.audit.entries import WhatIf
+from sublora.report.figures import plate
 from sublora.text import short
 
 LOOKS = {
@@ -13,8 +14,8 @@ LOOKS = {
 }
 
 
-def what_if_chart(found: WhatIf) -> Chart | None:
-    """The arms, the smallest held-out loss first, by the first trait whose shares are known."""
+def what_if_chart(found: WhatIf) -> str | None:
+    """An inline SVG of the arms, the smallest held-out loss first, by the first trait whose shares are known."""
     places = range(len(found.traits))
     place = next((k for k in places if any(arm.traits[k].share for arm in found.arms)), None)
     if place is None:
@@ -43,7 +44,7 @@ def what_if_chart(found: WhatIf) -> Chart | None:
         )
     points.sort(key=lambda entry: entry[2].estimate)
     removing = ", ".join(found.removing) or "none"
-    return Chart(
+    chart = Chart(
         kind="rows",
         beside=True,
         name="what-if",
@@ -59,3 +60,4 @@ def what_if_chart(found: WhatIf) -> Chart | None:
         "Every number is in the table.",
         caption="",
     )
+    return plate(chart)

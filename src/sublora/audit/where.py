@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sublora.audit.entries import Located, PartShare, PartView, TraitFinding, Where
-from sublora.audit.readings import Readings, read_model
+from sublora.audit.entries import Located, PartShare, PartView, TraitFinding, Where, strongest
+from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.statistic import over_questions, question_rises
+from sublora.audit.verdict import Bar
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -63,33 +64,28 @@ class Part:
 
 
 def where_it_sits(
-    base: Base,
     stack: Stack,
-    plain: Readings,
     student: Readings,
+    bar: Bar,
     found: Sequence[TraitFinding],
-    contexts: Sequence[Context],
-    categories: Sequence[Category],
     entities: Sequence[str] = (),
 ) -> Where | None:
     """The parts of the strongest found traits, each in the context in which it is strongest.
 
-    None where no trait was found. `stack` holds the one student, `plain` and `student` are what was
-    read of the base and of it, `found` is sorted by strength, and `entities` are names that count
+    None where no trait was found. `stack` holds the one student, `student` is what was read of it,
+    `found` is sorted by strength, and `entities` are names that count
     as a class of tokens of their own where they stand in a prompt.
     """
-    strongest: dict[tuple[str, str], TraitFinding] = {}
-    for finding in found:
-        strongest.setdefault((finding.category, finding.trait), finding)
-    if not strongest:
+    followed = strongest(found, "category", "trait")
+    if not followed:
         return None
     notes: list[str] = []
     seen: dict[tuple[str, str], tuple[list[Part], np.ndarray]] = {}
     out = []
-    for finding in list(strongest.values())[:STRONGEST]:
+    for finding in followed[:STRONGEST]:
         place = (finding.category, finding.context)
-        category = next(c for c in categories if c.category == finding.category)
-        context = next(c for c in contexts if c.name == finding.context)
+        category = bar.asked.category(finding.category)
+        context = bar.asked.context(finding.context)
         if finding.rise < LEAST_RISE:
             told = (
                 f"{finding.trait} was found by its word; beside its category it rose by less than"
@@ -99,10 +95,10 @@ def where_it_sits(
             )
             continue
         if place not in seen:
-            asked = (base, stack, context, category, notes)
+            asked = (bar.base, stack, context, category, notes)
             lora = stack.kind == "lora"
             seen[place] = _read_lora(*asked, entities) if lora else _read_full(*asked)
-        before, after = (m.p[finding.context][finding.category][0] for m in (plain, student))
+        before, after = (m.p[finding.context][finding.category][0] for m in (bar.plain, student))
         e = [entity.name for entity in category.entities].index(finding.trait)
         out.append(
             Located(
@@ -111,7 +107,7 @@ def where_it_sits(
                 parts=_shares(*seen[place], before, question_rises(after, before, e), e),
             )
         )
-    return Where(found=len(strongest), findings=out, not_run=list(dict.fromkeys(notes)))
+    return Where(found=len(followed), findings=out, not_run=list(dict.fromkeys(notes)))
 
 
 def _shares(
@@ -248,7 +244,7 @@ def _read_full(
     for part, alone in product(parts, (True, False)):
         chosen = [n for n in stack.groups[0].tensors(0) if part.on_in(n) != alone]
         with base_in(base, stack, chosen):
-            read = read_model(base, stack, [context], [category])
+            read = read_model(base, stack, Asked([context], [category]))
         p.append(read.p[context.name][category.category][0])
     return parts, np.stack(p)
 

@@ -90,6 +90,7 @@ def make_shipped_null(
 ) -> None:
     """Make a null file of placebo students of mixed ranks and learning rates, trained on the base's own number rows."""
     from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
+    from sublora.audit.readings import Asked
     from sublora.audit.verdict import usable_contexts
     from sublora.models.chat import PLAIN_CONTEXTS, Context
     from sublora.packs.check import load_base
@@ -109,9 +110,10 @@ def make_shipped_null(
     base = load_base(model)
     specs = mixed_settings(chosen, *lrs, students, Training(lrs[0], epochs, batch_size, rows), seed)
     contexts = usable_contexts(base, [Context(n) for n in PLAIN_CONTEXTS], [])
-    prompts, asked = number_prompts(students, rows, seed * 1000), (contexts, shipped_categories())
+    prompts = number_prompts(students, rows, seed * 1000)
+    asked = Asked(contexts, shipped_categories())
     null = placebo_null(
-        base, specs, prompts, Context("default"), *asked, seed=seed, max_new_tokens=14
+        base, specs, prompts, Context("default"), asked, seed=seed, max_new_tokens=14
     )
     write_atomic(out, null.to_json())
     typer.echo(out)
