@@ -47,6 +47,15 @@ PresetOpt = Annotated[
         help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi."
     ),
 ]
+ExtendOpt = Annotated[
+    bool, Option("--extend-lrs", help="Add the learning rates that the finished run asks for.")
+]
+FreshOpt = Annotated[
+    bool,
+    Option(
+        "--fresh", help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted."
+    ),
+]
 Executor = Literal["local", "ray"]
 SetOpt = Annotated[
     list[str] | None, Option("--set", help="Override one value, such as --set train.epochs=2.")
@@ -85,13 +94,8 @@ def run(
         Path | None,
         Option(help="Run what this file of `sublora prereg` fixes, and nothing that differs."),
     ] = None,
-    fresh: Annotated[
-        bool,
-        Option(
-            "--fresh",
-            help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted.",
-        ),
-    ] = False,
+    extend_lrs: ExtendOpt = False,
+    fresh: FreshOpt = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_findings, print_verdicts
@@ -104,8 +108,9 @@ def run(
     machine.end_cleanly_when_asked_to_stop()
     resolved, registered = _opened(_asked(recipe, model, trait, preset, sets), prereg)
     folder = out or default_out(resolved)
-    if fresh:
+    if fresh and not extend_lrs:
         folder = _fresh(folder)
+    resolved = _with_added_rates(resolved, folder, extend_lrs, bool(fresh or prereg))
     here = device if executor == "ray" else chosen_device(device)
     options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
     words = machine.command_line()
@@ -159,6 +164,19 @@ def prereg(
 
     path = write_prereg(_asked(recipe, model, trait, preset, sets), out, Store())
     typer.echo(f"{path}\nCommit it, then: sublora run --prereg {path}")
+
+
+def _with_added_rates(recipe: Any, folder: Path, more: bool, fixed: bool):
+    """The recipe with the learning rates that were added to its run, and with `more` those that the run asks for; a `fixed` one as it is."""
+    from sublora.runner.extend import continued, extended
+
+    if more and fixed:
+        raise SubloraError("--extend-lrs changes a finished run; leave out --fresh and --prereg.")
+    if not more:
+        return recipe if fixed else continued(recipe, folder)
+    recipe, said = extended(recipe, folder)
+    typer.echo(said, err=True)
+    return recipe
 
 
 def _fresh(asked: Path) -> Path:

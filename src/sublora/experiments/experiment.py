@@ -69,6 +69,10 @@ class Experiment(BaseModel):
         `place` gives the line or flag that says a value, by the keys that lead to it.
         """
 
+    def goes_on(self, before: Experiment) -> bool:
+        """Whether the folder of a run of the recipe `before` can go on as one of this."""
+        return before == self
+
     @property
     def out_words(self) -> list[str]:
         """What tells its runs apart, for the default folder."""

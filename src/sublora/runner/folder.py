@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sublora.errors import SubloraError
+from sublora.experiments.experiment import Experiment
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution, StepsFailed
 from sublora.runner.manifest import now
@@ -28,14 +29,14 @@ def old_manifest(out: Path) -> dict[str, Any]:
     return old if isinstance(old, dict) else {}
 
 
-def guard_other_recipe(out: Path, recipe: BaseModel) -> None:
+def guard_other_recipe(out: Path, recipe: Experiment) -> None:
     """The folder of one recipe is not overwritten by another. What an older version did not say has its default."""
     old = old_manifest(out)
     if not old:
         return
     before = {"kind": "grid"} | (old.get("recipe") or {})  # runs of 0.1 name no kind for a grid
     with contextlib.suppress(ValidationError):
-        if type(recipe).model_validate(before) == recipe:
+        if recipe.goes_on(type(recipe).model_validate(before)):
             return
     raise SubloraError(
         f"The folder {out} holds a run of another recipe, other settings or another version of "
@@ -116,7 +117,7 @@ class RunRecord:
 @contextlib.contextmanager
 def recorded(
     out: Path,
-    recipe: BaseModel,
+    recipe: Experiment,
     manifest: dict[str, Any],
     execution: Callable[[Callable[[], None]], Execution],
 ) -> Iterator[tuple[RunRecord, Execution]]:

@@ -44,6 +44,8 @@ def _lists(recipe) -> Misfits:
     if train.pairing == "paired" and len(recipe.data.seeds) != len(train.seeds):
         fix = "paired seeds need as many train.seeds as data.seeds, or set train.pairing to crossed"
         yield "train.seeds", fix
+    if set(recipe.added_lrs) - set(lora.lrs if lora else ()):
+        yield "added_lrs", "name rates that are not among train.lora.lrs; leave them out"
     if recipe.fixed_lr is not None and (lora is None or recipe.fixed_lr not in lora.lrs):
         fix = "is not among train.lora.lrs, set it to one of them or to null"
         yield "fixed_lr", f"{recipe.fixed_lr:g} {fix}"

@@ -15,6 +15,7 @@ from sublora.experiments.experiment import Findings
 from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
+from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.leaks import check_leaks, leak_sentences
@@ -96,17 +97,21 @@ class Grid(Recipe):
         if found.tokens:
             files["attribution.json"] = found.tokens
         warnings = _result_warnings(layout, results)
+        edges, more = at_the_edge(self, by_context[self.judged_context])
+        warnings += [*added_sentence(self), *edges]
         # numbers have a recipe of their own, `number-statistics`
         if self.data.carrier.kind != "numbers":
             files["leaks.json"] = check_leaks(layout, store)
             warnings += leak_sentences(files["leaks.json"], self.level)
-        called, made = sum(c["called"] for c in cells), _made(layout, results)
+        called = sum(c["called"] for c in cells)
+        made = _made(layout, results) | {"rates_to_add": more}
         return Findings(
             **shown(found, traits_of(layout), made["datasets"]),
             warnings=tuple(warnings),
             files=files,
             manifest=made,
-            said=f"{called} of {len(cells)} cells show transfer after correction.",
+            said=f"{called} of {len(cells)} cells show transfer after correction."
+            + "".join(f"\n{sentence}" for sentence in edges),
         )
 
     def _results(self, store: Store, known: Known):

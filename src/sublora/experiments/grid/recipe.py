@@ -36,6 +36,10 @@ class Recipe(WritesRows):
         None, description="the one rate of the fixed-lr view; must be in the grid"
     )
 
+    added_lrs: tuple[float, ...] = Field(
+        (), description="those of train.lora.lrs that --extend-lrs added after a first look"
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         checks.check(self)
@@ -67,6 +71,19 @@ class Recipe(WritesRows):
                     f"{place(('train', 'lora', 'ranks', index))}: rank {rank} is above the width "
                     f"{width} of a layer of {self.model}; choose ranks up to {width}."
                 )
+
+    def goes_on(self, before: "Recipe") -> bool:
+        """Whether a run of another recipe goes on as one of this: it is the same, or has fewer added rates."""
+        return before._as_asked() == self._as_asked() and set(before.added_lrs) <= set(
+            self.added_lrs
+        )
+
+    def _as_asked(self) -> dict:
+        """The values without the rates that were added."""
+        values = self.model_dump(mode="json", exclude={"added_lrs"})
+        if lora := values["train"]["lora"]:
+            lora["lrs"] = [lr for lr in lora["lrs"] if lr not in self.added_lrs]
+        return values
 
     def loading(self) -> dict[str, str | None]:
         return {"dtype": self.dtype, "revision": self.revision}
