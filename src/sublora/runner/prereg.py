@@ -197,7 +197,8 @@ def _known(recipe: Experiment, store: Store) -> Known:
     identity = known_identity(read_rates(store), name, recipe.loading()["dtype"])
     if identity is None:
         raise SubloraError(
-            f"The model {name} is not on this machine and no run has loaded it, so its hash is not known; fetch it (`sublora fetch`), or give a folder with its files."
+            f"The model {name} is not on this machine and no run has loaded it, so its hash is not known; "
+            "fetch it (`sublora fetch`), or give a folder with its files."
         )
     return recipe.known(identity)
 
