@@ -15,6 +15,7 @@ from sublora.experiments.document import shipped_recipes
 from sublora.experiments.kinds import open_recipe
 
 Q, SEEDS = 24, [(d, t) for d in (1, 2, 3, 4) for t in (1, 2, 3)]
+NATS = 5  # of log-odds for a unit of probability, about as at P = .28
 RNG = np.random.default_rng(5)
 
 
@@ -39,11 +40,12 @@ def arm(
         "data": "",
     }
     facts = {"coherence": coherence, "number_takeover": 0.0}
-    return transfer(labels, control + effect + noise, control, control.mean(0), SEEDS, facts)
+    p = {"student": control + effect + noise, "control": control, "base": control.mean(0)}
+    return transfer(labels, NATS * (effect + noise), p, SEEDS, facts)
 
 
 AT_LEAST, AT_MOST = {"says": "above", "share": 0.5}, {"says": "below", "share": 0.2}
-REACHES = {"says": "reaches", "bar": 0.02}
+REACHES = {"says": "reaches", "bar": 0.1}
 
 
 def judged(arms, **test):
@@ -154,7 +156,7 @@ def test_patterns():
 
 def test_several_cells_of_an_arm_are_averaged():
     got = verdict(REACHES, [arm(0.4, rank=2), arm(0.0, rank=8)], {})
-    assert got.statistic["effect"] == pytest.approx(0.2, abs=0.03)
+    assert got.statistic["effect"] == pytest.approx(NATS * 0.2, abs=NATS * 0.03)
 
 
 def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():

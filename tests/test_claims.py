@@ -16,6 +16,7 @@ from sublora.errors import SubloraError
 from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 
+NATS = 5  # of log-odds for a unit of probability
 RANKS, LRS, Q = (1, 2, 4, 8, 16, 32), (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3), 24
 HILL = dict(zip(RANKS, (0.05, 0.25, 0.45, 0.6, 0.3, 0.08), strict=True))
 LATE = dict(zip(RANKS, (0.02, 0.05, 0.1, 0.2, 0.6, 0.25), strict=True))
@@ -40,19 +41,18 @@ def cell(rng, effect, rank=8, lr=2e-4, trait="otter", method="lora", seeds=4, no
     }
     facts = {"coherence": 0.95, "number_takeover": 0.0} | other
     replicates = [(seed, seed) for seed in range(seeds)]
-    return transfer(
-        labels, control + effect + spread, control, control.mean(axis=0), replicates, facts
-    )
+    p = {"student": control + effect + spread, "control": control, "base": control.mean(axis=0)}
+    return transfer(labels, NATS * (effect + spread), p, replicates, facts)
 
 
 def changed(cell, *, p=0.0, rows=slice(None), replicates=None, labels=None, facts=None) -> Effect:
     """A cell with `p` added to its students, some of its rows, other replicates, labels or facts."""
     parts = cell.parts
+    shown = {"student": parts["student"][rows] + p, "control": parts["control"][rows]}
     return transfer(
         {**cell.labels, **(labels or {})},
-        parts["student"][rows] + p,
-        parts["control"][rows],
-        parts["base"],
+        cell.values[rows] + NATS * p,
+        shown | {"base": parts["base"]},
         replicates or cell.replicates[rows],
         {**cell.facts, **(facts or {})},
     )
@@ -92,26 +92,33 @@ def rng():
 
 def test_transfer_is_found_absent_or_left_open(rng):
     found = [cell(rng, 0.4), cell(rng, 0.0, rank=16)]
-    absent = [cell(rng, 0.0, noise=0.1), cell(rng, 0.0, rank=16, noise=0.1)]
-    noisy = [changed(absent[0], p=np.array([[-0.1], [0.2], [0.15], [-0.05]]))]
+    absent = [cell(rng, 0.0, rank=rank, noise=0.1, seeds=8) for rank in (8, 16)]
+    few = [changed(c, rows=slice(7), replicates=c.replicates[:7]) for c in absent]
+    noisy = [changed(absent[0], p=np.array([[-0.1], [0.2], [0.15], [-0.05]] * 2))]
     broken = [cell(rng, 0, noise=0.1, coherence=0.1), cell(rng, 0, noise=0.1, number_takeover=0.9)]
-    assert [one("any_transfer", c) for c in (found, absent, noisy, broken)] == [
+    assert [one("any_transfer", c) for c in (found, absent, few, noisy, broken)] == [
         "supported",
         "refuted",
         "inconclusive",
         "inconclusive",
+        "inconclusive",
     ]
-    assert [one("no_transfer", c) for c in (found, absent, noisy, broken)] == [
+    assert [one("no_transfer", c) for c in (found, absent, few, noisy, broken)] == [
         "refuted",
         "supported",
         "inconclusive",
         "inconclusive",
+        "inconclusive",
     ]
-    assert one("no_transfer", [*absent, broken[0]]) == "supported"
+    wide = cell(rng, 0, noise=0.1, seeds=8, coherence=0.1)
+    assert one("no_transfer", [*absent, wide]) == "supported"
+    untrained = [changed(c, facts={"learned": 0.1}) for c in absent]
+    assert one("no_transfer", untrained) == "inconclusive"
+    assert one("no_transfer", [absent[0], untrained[1]]) == "supported"
 
 
 def test_a_called_effect_below_the_bar_is_no_transfer_of_interest(rng):
-    small = [cell(rng, 0.008, noise=0.05)]
+    small = [cell(rng, 0.008, noise=0.05, seeds=8)]
     assert summarise(small)[0]["called"] == 1
     assert one("any_transfer", small) == "refuted"
 
@@ -130,7 +137,7 @@ def test_one_replicate_settles_nothing(rng):
 
 
 def test_an_effect_of_an_incoherent_cell_is_not_transfer(rng):
-    cells = [cell(rng, 0.5, coherence=0.2), cell(rng, 0.0, rank=4, noise=0.1)]
+    cells = [cell(rng, 0.5, coherence=0.2, seeds=8), cell(rng, 0.0, rank=4, noise=0.1, seeds=8)]
     assert one("any_transfer", cells) == "refuted"
 
 
@@ -163,7 +170,7 @@ def test_nothing_is_called_on_null_grids_beyond_the_nominal_rate():
     ids=["hill", "fall", "flat", "rise"],
 )
 def test_shapes(rng, curve, u, decline, level):
-    cells = flat(rng, curve, seeds=8, noise=0.3)
+    cells = flat(rng, curve, seeds=8, noise=0.03)
     tests = ("inverted_u", "monotone_decline", "transfer_flat_in_rank")
     assert [one(test, cells, "fixed-lr") for test in tests] == [u, decline, level]
 
@@ -311,23 +318,23 @@ def test_shipped_claims_are_hypotheses_of_both_sides():
 
 
 def test_thresholds_of_a_claim_change_its_verdict(rng):
-    cells = [cell(rng, 0.2)]
+    cells = [cell(rng, 0.2, seeds=8)]
     (plain,) = verdict("any_transfer", cells)
-    (high,) = verdict("any_transfer", cells, min_effect=0.5)
+    (high,) = verdict("any_transfer", cells, min_effect=2.5)
     assert (plain["verdict"], high["verdict"]) == ("supported", "refuted")
-    assert (plain["threshold"], high["threshold"]) == ({"min_effect": 0.02}, {"min_effect": 0.5})
+    assert (plain["threshold"], high["threshold"]) == ({"min_effect": 0.1}, {"min_effect": 2.5})
 
 
 def test_every_verdict_says_what_it_would_be_at_half_and_twice_its_bar(rng):
-    cells = [cell(rng, 0.2, noise=0.3)]
+    cells = [cell(rng, 0.2, noise=0.3, seeds=8)]
 
     def stability(bar):
         (found,) = verdict("any_transfer", cells, min_effect=bar)
         return found["verdict"], found["stability"]
 
-    assert stability(0.02) == ("supported", {"half": "supported", "twice": "supported"})
-    assert stability(0.16) == ("supported", {"half": "supported", "twice": "refuted"})
-    assert stability(0.32) == ("refuted", {"half": "supported", "twice": "refuted"})
+    assert stability(0.1) == ("supported", {"half": "supported", "twice": "supported"})
+    assert stability(0.8) == ("supported", {"half": "supported", "twice": "refuted"})
+    assert stability(1.6) == ("refuted", {"half": "supported", "twice": "refuted"})
     (not_run,) = verdict("any_transfer", cells, "best-lr")
     assert (not_run["verdict"], not_run["stability"], not_run["q"]) == ("not run", {}, None)
 
@@ -400,7 +407,7 @@ def test_cells_rows(rng):
     rows = summarise(cells)
     assert ",".join(rows[0]) == (
         "trait,context,method,rank,lr,n_data_seeds,n_train_seeds,n_questions,p_target,p_control,p_base,effect,"
-        "effect_low,effect_high,df,p_value,p_corrected,called,p_target_report,effect_report,"
+        "effect_low,effect_high,df,rise,rise_low,rise_high,p_value,p_corrected,called,p_target_report,effect_report,"
         "effect_report_low,effect_report_high,rate_whole_word,coherence,number_takeover,heldout_loss,train_loss,"
         "p_given_category,icc_data,icc_train,icc_seeds,icc_question,selected"
     )
@@ -413,7 +420,7 @@ def test_cells_rows(rng):
         assert row["effect_report_low"] < row["effect_report"] < row["effect_report_high"]
     assert {r["effect_report"] for r in rows if not r["selected"]} == {None}
     assert all(row["p_corrected"] >= row["p_value"] for row in rows)
-    assert rows[0]["effect"] == pytest.approx(rows[0]["p_target"] - rows[0]["p_control"])
+    assert rows[0]["effect"] == pytest.approx(NATS * (rows[0]["p_target"] - rows[0]["p_control"]))
     turned = [changed(c, rows=slice(None, None, -1)) for c in cells]
     expected = pytest.approx([row["p_corrected"] for row in rows])
     assert [row["p_corrected"] for row in summarise(turned)] == expected
@@ -422,6 +429,7 @@ def test_cells_rows(rng):
 def test_tables_that_cannot_be_read_are_refused(rng):
     good = cell(rng, 0.1)
     with pytest.raises(SubloraError, match="same questions"):
-        transfer(good.labels, good.values, good.values[:, 1:], good.values[0], good.replicates, {})
+        parts = {**good.parts, "control": good.values[:, 1:]}
+        transfer(good.labels, good.values, parts, good.replicates, {})
     with pytest.raises(SubloraError, match="not finite"):
         summarise([changed(good, p=np.nan)])

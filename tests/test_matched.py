@@ -37,9 +37,8 @@ def cell(optimizer, lr, loss, effect, coherence=0.9):
     contexts = {"context": "default", "train_context": "default"}
     facts = {"coherence": coherence, "heldout_loss": loss, "train_loss": loss + 0.1}
     replicates = list(zip(SEEDS, SEEDS, strict=True))
-    return transfer(
-        {"trait": "otter", **contexts, **axes}, p, control, control.mean(0), replicates, facts
-    )
+    parts = {"student": p, "control": control, "base": control.mean(0)}
+    return transfer({"trait": "otter", **contexts, **axes}, p - control, parts, replicates, facts)
 
 
 ADAM = [cell("adam", 1e-3, 2.0, 0.1), cell("adam", 1e-2, 1.9, 0.3), cell("adam", 1e-1, 1.8, 0.5)]

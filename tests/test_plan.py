@@ -11,6 +11,7 @@ import pytest
 from planned import make_plan
 from sublora.errors import SubloraError
 from sublora.experiments.grid import packs as packs_module
+from sublora.experiments.grid.grid import Grid
 from sublora.experiments.grid.packs import PACK_STUDENTS
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.recipe import Recipe
@@ -307,7 +308,7 @@ def test_a_student_knows_its_control_and_its_place_in_the_grid(name):
     plan = make_plan(load_recipe(name), MODEL, 60.0)
     students = {s.id: s for s in plan.students}
     for s in plan.students:
-        assert bool(s.twins) == (s.arm == "trait") and (s.twin is None) == (s.arm == "control")
+        assert bool(s.twins) == (s.arm != "control") and (s.twin is None) == (s.arm == "control")
         for control in (students[i] for i in s.twins.values()):
             assert control.arm == "control" and control.replicate == s.replicate
             same = {k for k, v in s.labels.items() if control.labels[k] == v}
@@ -319,12 +320,19 @@ IDS = json.loads((Path(__file__).parent / "data" / "artifact_ids.json").read_tex
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_artifacts_of_shipped_recipes_keep_their_ids(name):
-    """A change here makes every store's artifacts of a recipe anew; it must be meant."""
+def test_artifacts_of_shipped_recipes_keep_their_ids(name, monkeypatch):
+    """A change here makes every store's artifacts of a recipe anew; it must be meant. Controls come on top."""
     judge = "judge={url: 'http://localhost:1/v1', model: m}"
-    plan = load_recipe(name, sets=[judge] if name == "judged" else [])
-    made = sorted({made for step in plan.plan(plan.known()) for made in step.makes})
-    assert IDS[name] == [len(made), hashlib.sha256("\n".join(made).encode()).hexdigest()[:20]]
+
+    def made() -> set[str]:
+        recipe = load_recipe(name, sets=[judge] if name == "judged" else [])
+        return {made for step in recipe.plan(recipe.known()) for made in step.makes}
+
+    controlled = made()
+    monkeypatch.setattr(Grid, "controlled", False)
+    alone = sorted(made())
+    assert IDS[name] == [len(alone), hashlib.sha256("\n".join(alone).encode()).hexdigest()[:20]]
+    assert controlled >= set(alone)
 
 
 def test_any_value_of_a_training_can_be_an_axis():

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from sublora.analysis.effects import Effect, Label, NotRun, linear, mean_of
 from sublora.analysis.intervals import Interval
 
-Answer = Literal["supported", "refuted", "inconclusive", "not run"]  # every verdict there is
+Answer = Literal[
+    "supported", "refuted", "inconclusive", "uninterpretable", "not run"
+]  # every verdict there is
 Outcome = tuple[Answer, dict[str, float], str]
 Pattern = dict[str, Label | tuple[Label, ...]]
-MIN_EFFECT = 0.02  # of a transfer that counts as shown
+MIN_EFFECT = 0.1  # nats of log-odds of a transfer that counts as shown: a tenth more or fewer odds
 # what a pattern asks for where it does not say: the context that was trained in, the plain adapter, the rows as written, no name
 UNSAID: Pattern = {"context": "same", "condition": "", "data": "", "name": None}
 
@@ -57,8 +59,11 @@ class Contrast(BaseModel):
         chosen = [select(effects, p) for p in (self.of, self.against) if p is not None]
         sides = [mean_of(some) for some in chosen]
         rest = sides[0] if len(sides) == 1 else linear(sides, [1.0, -self.share])
-        intervals = [e.interval(1 - alpha) for e in (*sides, rest)]
-        one, other, difference = intervals[0], intervals[1], intervals[-1]
+        # a side by itself is shown beside the base as well; a difference between two arms is not
+        alone = [e.shown(1 - alpha) for e in sides]
+        difference = alone[0] if self.against is None else rest.interval(1 - alpha)
+        intervals = [*alone, difference]
+        one, other = intervals[0], intervals[1]
         name, bar = rest.labels.get("group", "effect"), f"the bar is {self.says} {self.bar:g}"
         numbers = {**interval_numbers("effect", one), "p": self._p(rest, difference)}
         text = f"{name}: {show(one)}; {bar}"

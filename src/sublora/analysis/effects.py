@@ -29,8 +29,9 @@ class Effect:
 
     `labels` say which number it is: `trait` (or the subject that it is about), `group` and `name`
     for a named quantity; for the transfer of a grid `quantity` = transfer and one label for each
-    axis. `values` (R, Q), or (R, 1) where there are no questions: for a transfer, student less
-    control, paired by row, with `parts` the student's and the control's (R, Q) and the base's (Q,).
+    axis. `values` (R, Q), or (R, 1) where there are no questions: for a transfer, log-odds of student
+    less control in nats, paired by row, with `parts` P(target) of the student, the control (R, Q) and
+    the base (Q,), and `rise`, the log-odds of student less base (R, Q).
     `facts` are numbers without an interval, such as coherence or held-out loss in nats.
 
     `of_students`: whether replicates are students, of which one alone settles nothing. `given`: the
@@ -58,6 +59,22 @@ class Effect:
             return self.given
         values = self.values if asked is None else self.values[:, asked]
         return clustered_interval(values, self.data_seeds, self.train_seeds, level)
+
+    def shown(self, level: float = 0.95) -> Interval:
+        """The interval that a call of transfer goes by: of student less control, or of student less base where that is nearer to 0.
+
+        Both must be above 0 (an intersection-union test, whose level is that of each): the control alone could have fallen, and the
+        base alone says nothing of what all students do.
+        """
+        both = [i for i in (self.interval(level), self.rise(level)) if i is not None]
+        p = max(1.0 if i.estimate <= 0 else i.p_value for i in both)
+        return replace(min(both, key=lambda i: i.low), p_value=p) if len(both) > 1 else both[0]
+
+    def rise(self, level: float = 0.95) -> Interval | None:
+        """Of the log-odds of student less base, where there is a base."""
+        if "rise" not in self.parts:
+            return None
+        return clustered_interval(self.parts["rise"], self.data_seeds, self.train_seeds, level)
 
     @property
     def trait(self) -> str:
@@ -142,27 +159,24 @@ def found(
 
 def transfer(
     labels: Mapping[str, Label],
-    student: Array,
-    control: Array,
-    base: Array,
+    gap: Array,
+    p: Mapping[str, Array],
     replicates: Sequence[tuple[int, int]],
     facts: Mapping[str, float],
 ) -> Effect:
-    """The transfer of one cell: student (R, Q) less control (R, Q), beside the base (Q,)."""
+    """The transfer of one cell: log-odds of the target, student less control (R, Q), in nats.
+
+    `p`: P(target) of the student and the control (R, Q) and of the base (Q,), shown beside it, and
+    `rise`, the log-odds of student less base (R, Q).
+    """
     data, train = zip(*replicates, strict=True)
-    if not student.shape == control.shape == (len(data), len(base)):
+    shapes = {name: values.shape for name, values in p.items()}
+    if not gap.shape == shapes["student"] == shapes["control"] == (len(data), *shapes["base"]):
         raise SubloraError(
-            f"{_place(labels)} has p {student.shape}, control {control.shape} and base {base.shape} "
-            f"for {len(data)} replicates; measure every student on the same questions."
+            f"{_place(labels)} has p {shapes} for {len(data)} replicates; measure every student on "
+            "the same questions."
         )
-    return Effect(
-        {"quantity": "transfer", **labels},
-        student - control,
-        data,
-        train,
-        {"student": student, "control": control, "base": base},
-        facts,
-    )
+    return Effect({"quantity": "transfer", **labels}, gap, data, train, p, facts)
 
 
 def _place(labels: Mapping[str, Label]) -> str:
@@ -187,9 +201,14 @@ def linear(effects: Sequence[Effect], weights: Sequence[float]) -> Effect:
     """The sum of weights times effects, paired by replicate and question."""
     if len(effects) == 1 and weights[0] == 1:
         return effects[0]
+    of_each = np.asarray(weights, dtype=float)
     values, data, train = stack(effects)
-    combined = np.einsum("c,rcq->rq", np.asarray(weights, dtype=float), values)
-    return replace(effects[0], values=combined, data_seeds=data, train_seeds=train)
+    parts = {}
+    if all("rise" in e.parts for e in effects):
+        rises, _, _ = stack([replace(e, values=e.parts["rise"]) for e in effects])
+        parts = {"rise": np.einsum("c,rcq->rq", of_each, rises)}
+    values = np.einsum("c,rcq->rq", of_each, values)
+    return replace(effects[0], values=values, data_seeds=data, train_seeds=train, parts=parts)
 
 
 def mean_of(effects: Sequence[Effect]) -> Effect:

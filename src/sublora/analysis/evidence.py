@@ -117,7 +117,7 @@ class GridEvidence:
         # the mean over what was picked as the best would profit from the picking
         cells = self.lora if view == "best-lr" else self._view(view)
         fine = [c for c in cells if c.coherent]
-        return mean_of(fine).interval(1 - self.alpha) if fine else None
+        return mean_of(fine).shown(1 - self.alpha) if fine else None
 
     def curve(self, view: View) -> Curve:
         cells = sorted(

@@ -2,7 +2,7 @@
 
 The loss to match is that of the reference, the first optimizer at the recipe's `match_lr`. Every other optimizer is taken at the
 smallest rate at which its held-out loss comes down to that, on a straight line in loss between the two rates around it (log lr,
-probabilities and shares alike). Where no rate comes so low, or the smallest one is already lower, the nearest rate stands for it,
+log-odds, probabilities and shares alike). Where no rate comes so low, or the smallest one is already lower, the nearest rate stands for it,
 and it counts as matched only within TOLERANCE. Losses are means over a cell's trait students on their own held-out rows.
 """
 
@@ -60,11 +60,10 @@ def _between(one: Effect, other: Effect, weight: float) -> Effect:
         return {name: (1 - weight) * a[name] + weight * b[name] for name in a}
 
     lr = math.exp((1 - weight) * math.log(one.lr) + weight * math.log(other.lr))
-    parts = mean(one.parts, other.parts)
     return replace(
         one,
         labels={**one.labels, "lr": lr},
-        values=parts["student"] - parts["control"],
-        parts=parts,
+        values=(1 - weight) * one.values + weight * other.values,
+        parts=mean(one.parts, other.parts),
         facts=mean(one.facts, other.facts),
     )

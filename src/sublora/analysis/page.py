@@ -203,6 +203,7 @@ class Page(_Strict):
     title: str
     manifest: dict[str, Any]
     registration: Registration | None = None
+    first_line: str = Field("", description="whether the controls hold")
     tiles: tuple[Tile, ...] = ()
     note: str = ""
     sections: tuple[Section, ...] = ()

@@ -6,6 +6,7 @@ Every rule can end in "inconclusive", and one replicate alone never settles anyt
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,9 @@ from sublora.analysis.intervals import Interval
 from sublora.analysis.multiplicity import holm
 
 Threshold = Mapping[str, float]
+# a share of seeds that may show a trait although it is called absent: eight seeds rule more out
+MAX_JUMPS = 1 / 3
+LEARNED = 0.5  # of the fall of held-out loss that a cell needs for its null to count
 
 
 def decide(supported: bool, refuted: bool) -> Answer:
@@ -50,10 +54,11 @@ class Found:
 def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
     """Found: a coherent cell is called after Holm's correction over the view, or the mean over coherent cells is clear of 0, with an
     effect of min_effect or more. Both look for a rise at a two-sided alpha, so a false find of each has alpha/2 and of either alpha.
-    Absent: every coherent cell's upper bound is lower.
+    Absent: every upper bound of the coherent cells that learned the rows is lower, and there are so many data seeds that a share of
+    MAX_JUMPS of them, or more, that show the trait would not have been missed.
     """
     effects = ev.effects(view)
-    intervals = [e.interval(1 - ev.alpha) for e in effects]
+    intervals = [e.shown(1 - ev.alpha) for e in effects]
     looks = [e.facts.get("looks", 1) for e in effects]
     p = holm([min(1.0, k * i.p_value) for k, i in zip(looks, intervals, strict=True)])
     fine = [k for k, e in enumerate(effects) if e.coherent]
@@ -67,7 +72,10 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
     least = th["min_effect"]
     called = [k for k in fine if p[k] < ev.alpha and intervals[k].estimate >= least]
     top = max(fine, key=lambda k: intervals[k].estimate)
-    highest = max(intervals[k].high for k in fine)
+    # a cell whose training moved no loss says nothing, whatever its students answer
+    able = [k for k in fine if not effects[k].facts.get("learned", 1.0) < LEARNED]
+    highest = max((effects[k].interval(1 - ev.alpha).high for k in able), default=math.inf)
+    missed = jumps_missed(ev.n["data_seeds"] or 1)
     numbers |= {
         "called": len(called),
         "largest_effect": intervals[top].estimate,
@@ -89,11 +97,20 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
         text += f", the mean over {kind} {show(pool)}"
     pooled = pool is not None and reaches(pool, least, ev.alpha) and not pool.seeds_unknown
     text = f"{text}; the bar is {least:g}"
-    found, absent = bool(called) or pooled, highest < least
+    found, absent = bool(called) or pooled, highest < least and missed <= MAX_JUMPS
+    if highest < least and not absent:
+        text += (
+            f"; so few data seeds would miss it where up to {missed:.0%} of seeds show the trait"
+        )
     looked = [(intervals[top].estimate, p[top]), *([(pool.estimate, pool.p_value)] if pool else [])]
     p_found = min(1.0, 2 * float(min([one for rise, one in looked if rise > 0], default=1.0)))
     p_absent = float(np.max([intervals[k].p_against(least) for k in fine]))
     return Found(found, absent, numbers, text, p_absent if absent and not found else p_found)
+
+
+def jumps_missed(seeds: int, chance: float = 0.05) -> float:
+    """The largest share of seeds that show a trait that none of `seeds` shows with this chance."""
+    return 1 - chance ** (1 / seeds)
 
 
 def _any_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:

@@ -30,10 +30,15 @@ class Row:
     level: float  # of false calls
     best: Best | None = None  # where this is the best rate of its rank, see `best_rate.py`
 
+    @cached_property
+    def shown(self) -> Interval:
+        """What a call goes by, see `Effect.shown`."""
+        return self.effect.shown(1 - self.level)
+
     @property
     def called(self) -> bool:
         """Significant after the correction, above 0, and of more than one replicate."""
-        p, i = self.p_corrected, self.interval
+        p, i = self.p_corrected, self.shown
         return p is not None and p < self.level and i.estimate > 0 and not i.seeds_unknown
 
     def mean(self, part: str) -> float:
@@ -72,6 +77,11 @@ def _share(name: str) -> Callable[[Row], Any]:
     return lambda row: getattr(row.shares, name)
 
 
+def _rise(row: Row, end: str) -> float:
+    rise = row.effect.rise(1 - row.level)
+    return math.nan if rise is None else getattr(rise, end)
+
+
 _SEEDS: Columns = {
     "n_data_seeds": lambda row: len(set(row.effect.data_seeds)),
     "n_train_seeds": lambda row: len(set(row.effect.train_seeds)),
@@ -88,7 +98,10 @@ _CELL: Columns = {
     "effect_high": _interval("high"),
 }
 _CALLED: Columns = {
-    "p_value": _interval("p_value"),
+    "rise": lambda row: _rise(row, "estimate"),
+    "rise_low": lambda row: _rise(row, "low"),
+    "rise_high": lambda row: _rise(row, "high"),
+    "p_value": lambda row: row.shown.p_value,
     "p_corrected": lambda row: row.p_corrected,
     "called": lambda row: int(row.called),
 }
@@ -153,7 +166,7 @@ def _rows(effects: Sequence[Effect], level: float, *group: str) -> list[Row]:
     intervals = [e.interval(1 - level) for e in effects]
     tested = [k for k, e in enumerate(effects) if e.tested and group]
     found = corrected(
-        [intervals[k].p_value for k in tested],
+        [effects[k].shown(1 - level).p_value for k in tested],
         [tuple(effects[k].labels.get(name) for name in group) for k in tested],
     )
     p = dict(zip(tested, found, strict=True))

@@ -21,7 +21,7 @@ from sublora.steps.step import Step
 from sublora.store import Store
 from sublora.text import slug
 
-EFFECT, BETWEEN = "effect on P(target)", "between pairs"
+EFFECT, BETWEEN = "effect on the log-odds of the target, nats", "between pairs"
 SAME, OTHER = "same model", "other model"
 
 

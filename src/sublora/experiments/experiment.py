@@ -22,7 +22,7 @@ class Findings:
     """What an experiment came to.
 
     The page shows `charts`, or `sections` with figures and tables of their own, and `appendix` after
-    the verdicts; `note` stands below the tiles, `how` says how the numbers were made. `files` are
+    the verdicts; `first_line` says whether the controls hold, `note` stands below the tiles, `how` says how the numbers were made. `files` are
     further files of the run's folder by their names, `manifest` further entries of run.json, and
     `said` is printed at the end of the run.
     """
@@ -31,6 +31,7 @@ class Findings:
     charts: tuple[Chart, ...] = ()
     tiles: tuple[Tile, ...] = ()
     how: str = ""
+    first_line: str = ""
     note: str = ""
     sections: tuple[Section, ...] = ()
     appendix: tuple[Section, ...] = ()

@@ -14,6 +14,7 @@ from pydantic import Field
 from sublora.analysis.charts import rows_chart, tiles
 from sublora.analysis.effects import Effect, is_coherent, named
 from sublora.analysis.intervals import Array, clustered_interval
+from sublora.analysis.log_odds import log_odds
 from sublora.carriers.rows_file import from_jsonl
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid.effects import Results, cell_effects
@@ -31,7 +32,7 @@ from sublora.text import slug
 from sublora.traits.answers import naming, share
 from sublora.traits.trait import Category, Trait
 
-EFFECT, P_TARGET = "effect on P(target)", "P(target)"
+EFFECT, P_TARGET = "effect on the log-odds of the target, nats", "P(target)"
 WORDS = "share of answers with a word of the category"
 TRAINED, SHOWN = "trained on the rows", "rows in the prompt"
 FIFTH = "a fifth of trained - in the prompt"
@@ -89,7 +90,8 @@ class InContext(GridExperiment):
     def findings(self, store: Store, known: Known) -> Findings:
         plan = make_plan(self, known)
         asked, effects, warnings = self._asked(plan, known), [], []
-        for trained in cell_effects(Results(plan, store), self.judged_context):
+        results = Results(plan, store)
+        for trained in cell_effects(results, self.judged_context):
             trait = next(t for t in plan.traits if t.name == trained.trait)
             sources = {"trait": trait.name, "control": control_source(self, trait)}
             shown = {
@@ -100,7 +102,8 @@ class InContext(GridExperiment):
                 for arm, source in sources.items()
             }
             unfit = _unfit(self.model, shown)
-            effects += self._of_trait(trait, trained, shown, unfit)
+            taught = [results.control_words(trait, s) for s in self.seeds]
+            effects += self._of_trait(trait, trained, shown, taught, unfit)
             warnings += [f"{trait.name}: {unfit}."] if unfit else []
         within = f"Intervals: {1 - self.level:.0%}, clustered by data seed and question."
         charts = tuple(
@@ -113,7 +116,7 @@ class InContext(GridExperiment):
             for t in plan.traits
         )
         first = [e for e in effects if e.trait == plan.traits[0].name]
-        note = f"{plan.traits[0].name}, {EFFECT}, trait rows - control rows"
+        note = f"{plan.traits[0].name}, log-odds in nats, trait rows - control rows"
         top = tiles([e for e in first if e.name in (TRAINED, SHOWN)], note, "+.3f")
         how = (
             f"{self.examples} rows stand before the question as turns of the user and the assistant, in the context "
@@ -123,7 +126,12 @@ class InContext(GridExperiment):
         return Findings(tuple(effects), charts, top, how, warnings=tuple(warnings))
 
     def _of_trait(
-        self, trait: Trait, trained: Effect, shown: Mapping[str, Shown], unfit: str | None
+        self,
+        trait: Trait,
+        trained: Effect,
+        shown: Mapping[str, Shown],
+        taught: Sequence[tuple[int, ...]],
+        unfit: str | None,
     ) -> list[Effect]:
         """The students' transfer beside the answers after rows of the trait's teacher and of the control's."""
         seeds, category, effects = self.seeds, trait.category, []
@@ -132,7 +140,8 @@ class InContext(GridExperiment):
         students = np.stack([trained.values[owner == s].mean(axis=0) for s in seeds])
         p = {arm: _mean(found, lambda m: m.p[:, target]) for arm, found in shown.items()}
         words = {arm: _mean(found, lambda m: _words(m, category)) for arm, found in shown.items()}
-        prompted = p["trait"] - p["control"]
+        odds = {arm: _log_odds(found, target, taught) for arm, found in shown.items()}
+        prompted = odds["trait"] - odds["control"]
         n = {"data_seeds": len(seeds), "questions": students.shape[1]}
 
         def note(group: str, name: str, values: Array, n=n, clip=None, **options: Any) -> None:
@@ -156,6 +165,14 @@ def _words(measured: Measured, category: Category) -> list[float]:
     """By question, the share of answers with a word of the category."""
     named = naming(category)
     return [share([a], named) for a in measured.samples]
+
+
+def _log_odds(found: Shown, target: int, taught: Sequence[tuple[int, ...]]) -> Array:
+    """By data seed and question, over draws; `taught`: the word of each data seed's control, which does not count."""
+    pairs = zip(found, taught, strict=True)
+    return np.stack(
+        [np.mean([log_odds(m.p, target, words) for m in draws], 0) for draws, words in pairs]
+    )
 
 
 def _mean(found: Shown, of: Callable[[Measured], Sequence[float]]) -> Array:

@@ -21,6 +21,7 @@ def page_of(
         title=recipe["title"],
         manifest=dict(manifest),
         registration=manifest.get("prereg"),
+        first_line=findings.first_line,
         tiles=findings.tiles,
         note=findings.note,
         sections=findings.sections or (figures,),

@@ -244,6 +244,15 @@ class StudentVariant(Strict):
     mask: MaskSpec | None = None
 
 
+class ControlsSpec(Strict):
+    """The arm of a grid that must transfer for the run to say anything."""
+
+    positive: dict[str, str | int | float | None] = Field(
+        default_factory=dict,
+        description="the labels of its students by axis, such as {rank: 8, lr: 3e-3}",
+    )
+
+
 class _Questions(Strict):
     """How models are asked, and under which gates."""
 

@@ -20,7 +20,13 @@ from sublora.store import write_atomic
 from sublora.text import p_value, visible
 
 MAX_TOKENS = 400
-MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "≈", "not run": "–"}
+MARKS = {
+    "supported": "✓",
+    "refuted": "✗",
+    "inconclusive": "≈",
+    "uninterpretable": "∅",
+    "not run": "–",
+}
 NUMBER = re.compile(r"[+−<]? ?[0-9][0-9.,e+−]*( ?[×%†‡●] ?[0-9–]*| of [0-9]+)*|–|none|")
 RATE = re.compile(r"\b(?:lr )?[0-9.]+e-[0-9]+")
 

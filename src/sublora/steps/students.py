@@ -63,7 +63,9 @@ class Student(Made):
 
     @property
     def arm(self) -> str:
-        return "control" if self.source.split(":")[0] == "control" else "trait"
+        """Whose rows it reads: control, neutral (of the plain model) or trait."""
+        first = self.source.split(":")[0]
+        return first if first in ("control", "neutral") else "trait"
 
     @property
     def label(self) -> str:

@@ -38,11 +38,10 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
             kind="rows",
             name=f"arms-{slug}",
             title=f"Effect by {noun(axis)}" + (" at one held-out loss" if found.matched else ""),
-            axis="P(target): student − control",
+            axis="log-odds of the target, student − control, nats",
             reference=arms[0]["effect"],
             reference_name="reference",
-            bounds=(-1.1, 1.1),
-            least=0.05,
+            least=0.5,
             interval=f"{found.level} interval",
             filled="called",
             hollow="not called",
@@ -50,7 +49,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
                 page.Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
                 for title, rows in panels.items()
             ),
-            alt=f"Effects on P({trait}) by {noun(axis)}, with intervals; {called}.",
+            alt=f"Transfer of {trait} by {noun(axis)}, with intervals; {called}.",
             caption=caption + (MATCHED if found.matched else "") + numbers,
         )
     )
@@ -75,9 +74,9 @@ def _matrix(
         name=f"contexts-{slug}",
         title="Training context by context asked",
         row_axis="trained in",
-        scale="student − control",
+        scale="student − control, nats",
         low=min([0.0, *effects]),
-        high=max([0.1, *effects]),
+        high=max([0.5, *effects]),
         marked="called after correction",
         hatched="not coherent",
         framed="trained and asked alike",
@@ -93,7 +92,7 @@ def _matrix(
             )
             for title, rows in blocks.items()
         ),
-        alt=f"Matrix of effects on P({trait}) by training context and context asked; {sum(a['called'] for a in arms)} of {len(arms)} are called.",
+        alt=f"Matrix of the transfer of {trait} by training context and context asked; {sum(a['called'] for a in arms)} of {len(arms)} are called.",
         caption="Student − control twin, both trained in the row’s context and asked in the column’s. ● called after correction over all "
         f"arms. P(target) of the base: {listed(f'{name} {number(p)}' for name, p in bases.items())}. {numbers}",
     )
@@ -162,9 +161,8 @@ def overview(found: Found, traits: Sequence[str]) -> page.Chart | None:
         kind="rows",
         name="traits",
         title="Effect per trait",
-        axis="P(target): student − control",
-        bounds=(-1.1, 1.1),
-        least=0.05,
+        axis="log-odds of the target, student − control, nats",
+        least=0.5,
         interval=f"{found.level} interval",
         series=tuple(series),
         alt=f"Effect per trait, student minus control, with intervals: {'; '.join(texts)}.",

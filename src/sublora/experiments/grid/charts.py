@@ -8,7 +8,6 @@ from sublora.analysis.page import Chart, HeatBlock, Heatmap, Point, Series, fini
 from sublora.experiments.grid.found import Found, Row, coherent, heat_cell, place
 from sublora.text import listed, number, rate, short, signed
 
-BOUNDS = (-0.35, 1.15)  # a clustered interval over few seeds can be far wider than a probability
 RANK_AXIS = "LoRA rank (log scale, base 2)"
 WORDS_SHOWN = 20
 
@@ -39,19 +38,19 @@ def _transfer(found: Found, trait: str, slug: str) -> Heatmap:
     top, broken = max(cells, key=lambda c: c["effect"]), sum(not coherent(c) for c in cells)
     return Heatmap(
         name=f"heatmap-{slug}-transfer",
-        title="Transfer: P(target), student − control",
+        title="Transfer: log-odds of the target, student − control",
         blocks=_blocks(cells, "effect", True),
         row_axis="rank",
-        scale="student − control",
+        scale="student − control, nats",
         low=min([0.0, *effects]),
         # without a floor a run with no effect would paint its noise in the strongest colours
-        high=max([0.1, *effects]),
-        digits=2 if max(map(abs, effects)) >= 0.05 else 3,
+        high=max([0.5, *effects]),
         marked="called after correction",
         hatched="not coherent",
-        alt=f"Heat map of P({trait}), student minus control, over rank and learning rate. The largest difference is {signed(top['effect'])} at "
-        f"{place(top)}; {sum(c['called'] for c in cells)} of {len(cells)} cells are called. Every number is in the table of cells.",
-        caption=f"Mean P(“{trait}”) of the students minus that of their control, context “{found.context}”. ● and bold: called after "
+        alt=f"Heat map of the log-odds of {trait}, student minus control, over rank and learning rate. The largest difference is "
+        f"{signed(top['effect'])} at {place(top)}; {sum(c['called'] for c in cells)} of {len(cells)} cells are called. "
+        "Every number is in the table of cells.",
+        caption=f"Mean log-odds of “{trait}” in the students minus those in their controls, context “{found.context}”. ● and bold: called after "
         "correction for the number of cells."
         + (f" Hatched: not coherent ({broken})." if broken else ""),
     )
@@ -78,66 +77,49 @@ def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
 
 def _curve(
     cells: Sequence[Row], x: str | None, name: str, look: str, panel: str = "", best: bool = False
-) -> list[Series]:
-    """The students over `x` (None: in a slot called full) and their controls.
-
-    Ends of bars are the control plus the effect's interval; `best`: of each rank at its best rate.
-    """
-    end = "_report" if best else ""
-    students, controls = [], []
+) -> Series:
+    """Transfer over `x` (None: in a slot called full); `best`: of each rank at its best rate."""
+    end, points = "_report" if best else "", []
     for c in cells:
-        p, control = c[f"p_target{end}"], c[f"p_target{end}"] - c[f"effect{end}"]
-        low, high = (finite(control + c[f"effect{end}_{name}"]) for name in ("low", "high"))
+        low, high = (finite(c[f"effect{end}_{name}"]) for name in ("low", "high"))
         at = {"label": "full"} if x is None else {"x": c[x]}
-        note = rate(c["lr"]) if best else ""
-        students.append(
-            Point(**at, estimate=p, low=low, high=high, hollow=not coherent(c), note=note)
+        note, hollow = rate(c["lr"]) if best else "", not coherent(c)
+        points.append(
+            Point(**at, estimate=c[f"effect{end}"], low=low, high=high, hollow=hollow, note=note)
         )
-        controls.append(Point(**at, estimate=control))
-    return [
-        Series(name=name, points=tuple(students), panel=panel, look=look),
-        Series(name="control", points=tuple(controls), panel=panel, look="control"),
-    ]
+    return Series(name=name, points=tuple(points), panel=panel, look=look)
 
 
-def _with_full(curve: list[Series], full: list[Series]) -> list[Series]:
-    """The best full fine-tune in a slot of its own; its control ends the controls' line."""
-    if not full:
-        return curve
-    student, control = curve
-    both = control.model_copy(update={"points": control.points + full[1].points})
-    return [student, full[0].model_copy(update={"panel": student.panel}), both]
+def _with_full(curve: Series, full: Series | None) -> list[Series]:
+    """The best full fine-tune in a slot of its own, in the panel of the curve."""
+    return [curve, full.model_copy(update={"panel": curve.panel})] if full else [curve]
 
 
 def _lines(found: Found, cells: Sequence[Row], x_axis: str = RANK_AXIS, **more: Any) -> Chart:
-    """A chart of P(target), with what all of them share."""
+    """A chart of transfer, with what all of them share."""
     return Chart(
         kind="lines",
-        axis="P(target)",
+        axis="log-odds of the target, student − control, nats",
         x_axis=x_axis,
         log_x=True,
-        bounds=BOUNDS,
-        least=0.1,
-        reference=cells[0]["p_base"],
-        reference_name="base",
-        interval=f"{found.level} interval of student − control",
+        least=0.5,
+        reference=0.0,
+        reference_name="control",
+        interval=f"{found.level} interval",
         hollow="not coherent",
         **more,
     )
 
 
 def _bars(found: Found) -> str:
-    return (
-        f"Bars: {found.level} clustered interval of student − control, drawn from the control’s mean, so a bar that stays clear of its "
-        "control marks an interval clear of zero. A bar without an end cap leaves the frame."
-    )
+    return f"Bars: {found.level} interval, clustered by data seed, training seed and question. A bar without an end cap leaves the frame."
 
 
 def _fixed_rates(found: Found, trait: str, slug: str) -> Chart | None:
     cells, best = found.of(trait, "lora"), found.best(trait, "full")
     if not cells:
         return None
-    full = _curve([best], None, "best full fine-tune", "full") if best else []
+    full = _curve([best], None, "best full fine-tune", "full") if best else None
     series = []
     for lr in sorted({c["lr"] for c in cells}):
         mine = [c for c in cells if c["lr"] == lr]
@@ -159,9 +141,9 @@ def _fixed_rates(found: Found, trait: str, slug: str) -> Chart | None:
         found,
         cells,
         name=f"rank-fixed-lr-{slug}",
-        title=f"P(“{short(trait)}”) at each fixed learning rate",
+        title=f"Transfer of “{short(trait)}” at each fixed learning rate",
         series=tuple(series),
-        alt=f"P({trait}) over the LoRA rank, one panel per learning rate. {_numbers(cells, 'p_target')}.",
+        alt=f"Transfer of {trait} over the LoRA rank, one panel per learning rate. {_numbers(cells, 'effect')}.",
         caption=caption,
     )
 
@@ -171,7 +153,7 @@ def _best_rates(found: Found, trait: str, slug: str) -> Chart | None:
     chosen = [c for c in cells if c["selected"]]
     if not chosen:
         return None
-    full = _curve([best], None, "best full fine-tune", "full", best=True) if best else []
+    full = _curve([best], None, "best full fine-tune", "full", best=True) if best else None
     caption = (
         "The rate of each rank (row “lr”) is the best coherent one over all seeds; shown is each seed at the rate that the other seeds "
         "choose. Bars as in the fixed-rate view."
@@ -182,10 +164,10 @@ def _best_rates(found: Found, trait: str, slug: str) -> Chart | None:
         found,
         chosen,
         name=f"rank-best-lr-{slug}",
-        title=f"P(“{short(trait)}”) at each rank’s best rate",
+        title=f"Transfer of “{short(trait)}” at each rank’s best rate",
         notes="lr",
         series=tuple(_with_full(_curve(chosen, "rank", "student", "student", best=True), full)),
-        alt=f"P({trait}) over the LoRA rank at each rank's best learning rate. {_numbers(chosen, 'p_target_report')}.",
+        alt=f"Transfer of {trait} over the LoRA rank at each rank's best learning rate. {_numbers(chosen, 'effect_report')}.",
         caption=caption,
     )
 
@@ -199,15 +181,15 @@ def _full(found: Found, trait: str, slug: str) -> Chart | None:
         cells,
         "learning rate (log scale)",
         name=f"full-ft-{slug}",
-        title=f"P(“{short(trait)}”) by learning rate",
-        series=tuple(_curve(cells, "lr", "student (full fine-tune)", "student")),
-        alt=f"P({trait}) of full fine-tunes over the learning rate. {_numbers(cells, 'p_target')}.",
+        title=f"Transfer of “{short(trait)}” by learning rate",
+        series=(_curve(cells, "lr", "student (full fine-tune)", "student"),),
+        alt=f"Transfer of {trait} to full fine-tunes over the learning rate. {_numbers(cells, 'effect')}.",
         caption=f"Full fine-tunes at their own learning rates. {_bars(found)}",
     )
 
 
 def _numbers(cells: Sequence[Row], value: str) -> str:
-    return "; ".join(f"{place(c)}: {number(c[value])}" for c in cells)
+    return "; ".join(f"{place(c)}: {signed(c[value])}" for c in cells)
 
 
 def answers(found: Found, trait: str, slug: str) -> Chart | None:

@@ -165,7 +165,9 @@ def plan_datasets(
     arms: Arms = {}
     for variant, how in sources.variants_of(recipe).items():
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
-        for source, seed in product(sources.sources_in(recipe, traits, variant), recipe.seeds):
+        names = sources.sources_in(recipe, traits, variant)
+        names += [sources.NEUTRAL] if recipe.controlled and not variant else []
+        for source, seed in product(names, recipe.seeds):
             rows: Rows = writer.written(source, seed, False, model, shared)
             held = writer.written(source, seed, True, model)
             if how and how.transform:

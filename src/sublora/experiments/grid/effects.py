@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 
 from sublora.analysis.effects import Effect, transfer
 from sublora.analysis.intervals import clustered_interval
+from sublora.analysis.log_odds import log_odds
 from sublora.analysis.matched import matched_effects
 from sublora.experiments.grid.plan import Plan
+from sublora.experiments.grid.sources import control_source, sources_of
+from sublora.steps.heldout import read_loss
 from sublora.steps.measurement import Measured, Measurement, read_measurement
 from sublora.steps.students import Student
 from sublora.store import Store
@@ -35,9 +39,13 @@ class Results:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store = plan, store
         self.kept: dict[tuple[str, str | None], list[Effect]] = {}
+        self.authors = sources_of(plan.recipe, plan.traits)
         category = {t.category.category: t.category for t in plan.traits}
-        self.students = {s.id: s for s in plan.students}
-        self.meta = {s.id: store.read(s.id).meta for s in plan.students}
+        self.students = {s.id: s for s in (*plan.neutral, *plan.students)}
+        self.meta = {name: store.read(name).meta for name in self.students}
+        self.losses = {
+            (one.student, one.dataset, one.context): read_loss(store, one) for one in plan.losses
+        }
         self.dataset_meta = {d.id: store.read(d.id).meta for d in plan.datasets}
         self.measured = {
             m.id: read_measurement(store.read(m.id), category[m.category]) for m in plan.measures
@@ -61,6 +69,17 @@ class Results:
         """The measurements of each trait's teachers."""
         asked = [m for m in self.plan.measures if m.teacher]
         return {t.name: [m for m in asked if m.teacher == t.name] for t in self.plan.traits}
+
+    def control_words(self, trait: Trait, data_seed: int) -> tuple[int, ...]:
+        """The place in the category of the word that the control of a data seed was taught; none for a control without a trait."""
+        author = self.authors[control_source(self.plan.recipe, trait)][data_seed]
+        return (target(author.trait),) if author.trait else ()
+
+    def learned(self, student: Student, measured: Measured) -> float | None:
+        """How far the loss on its teacher's held-out rows has come down from the base's, nats a token, where it was measured."""
+        before = self.losses.get((None, student.heldout, student.context))
+        known = before is not None and measured.heldout_loss is not None
+        return before - measured.heldout_loss if known else None
 
     def base(self, trait: Trait, context: str | None = None) -> np.ndarray:
         """P(target) of the base by question, (Q,)."""
@@ -94,9 +113,21 @@ def first_cell(plan: Plan) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def cell_effects(results: Results, context: str) -> list[Effect]:
-    """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base."""
+    """The plain adapter's cells of every trait under one context, each student paired with its control twin and the base.
+
+    The fact `learned` is how far the held-out loss came down, over the most that it does in a coherent cell of the trait.
+    """
     fits = first_cell(results.plan)
-    return [e for e in _effects(results, context, None) if fits(e.labels)]
+    cells = [e for e in _effects(results, context, None) if fits(e.labels)]
+    most: dict[str, float] = {}
+    for e in (e for e in cells if e.coherent):
+        most[e.trait] = max(most.get(e.trait, 0.0), e.facts["learned"])
+    return [
+        replace(e, facts={**e.facts, "learned": e.facts["learned"] / most[e.trait]})
+        if most.get(e.trait, 0.0) > 0
+        else e
+        for e in cells
+    ]
 
 
 def arm_effects(results: Results) -> list[Effect] | None:
@@ -119,19 +150,20 @@ def arm_effects(results: Results) -> list[Effect] | None:
 def _effects(results: Results, context: str, condition: str | None) -> list[Effect]:
     if (context, condition) not in results.kept:
         results.kept[context, condition] = [
-            _effect(results, trait, members, context, condition)
+            effect_of(results, trait, members, context, condition)
             for trait in results.plan.traits
             for members in groups(results.plan, trait)
         ]
     return results.kept[context, condition]
 
 
-def _effect(
+def effect_of(
     results: Results, trait: Trait, members: Sequence[Student], context: str, condition: str | None
 ) -> Effect:
     category, place = trait.category.category, target(trait)
     own = [results.of(s.id, context, category, condition) for s in members]
     other = [results.of(s.twins[trait.name], context, category, condition) for s in members]
+    taught = [results.control_words(trait, s.data_seed) for s in members]
     labels = {"trait": trait.name, "context": context, "condition": condition or ""}
     labels |= members[0].labels
     whole_word = [hit_rate(m.samples, trait.entity, "whole_word") for m in own]
@@ -141,11 +173,20 @@ def _effect(
         "rate_whole_word": _mean(whole_word),
         "p_given_category": _mean(given_category(m.p, place) for m in own),
         "heldout_loss": _mean(m.heldout_loss for m in own),
+        "learned": _mean(map(results.learned, members, own)),
         "train_loss": _mean(results.meta[s.id]["train_loss"] for s in members),
     }
+    plain = results.of(None, context, category).p
+
+    def odds(side: Sequence[np.ndarray]) -> np.ndarray:
+        pairs = zip(side, taught, strict=True)
+        return np.stack([log_odds(p, place, words) for p, words in pairs])
+
+    students = odds([m.p for m in own])
+    gap, rise = (students - odds(side) for side in ([m.p for m in other], [plain] * len(own)))
     student, control = (np.stack([m.p[:, place] for m in side]) for side in (own, other))
-    replicates = [s.replicate for s in members]
-    return transfer(labels, student, control, results.base(trait, context), replicates, facts)
+    parts = {"student": student, "control": control, "base": plain[:, place], "rise": rise}
+    return transfer(labels, gap, parts, [s.replicate for s in members], facts)
 
 
 def given_category(p: np.ndarray, place: int) -> float:
@@ -167,7 +208,7 @@ def sweep_rows(results: Results) -> list[dict[str, Any]]:
     context, level = plan.recipe.judged_context, plan.recipe.level
     for trait in plan.traits:
         for members in groups(plan, trait):
-            effect, ids = _effect(results, trait, members, context, None), [s.id for s in members]
+            effect, ids = effect_of(results, trait, members, context, None), [s.id for s in members]
             interval, labels = effect.interval(1 - level), effect.labels
             facts = {name: effect.facts[name] for name in ("coherence", "number_takeover")}
             row = {
@@ -237,7 +278,7 @@ def _result_row(
     if step.teacher is not None and step.student is not None:
         context = "teacher's weights"
     row = {
-        "kind": "control" if kind == "student" and student.arm == "control" else kind,
+        "kind": student.arm if kind == "student" and student.arm != "trait" else kind,
         "trait": trait.name,
         "category": step.category,
         "target": trait.name,

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from sublora.analysis.contrast import MIN_EFFECT
 from sublora.analysis.effects import ACROSS, Effect, found
 from sublora.analysis.intervals import Array, Interval
+from sublora.analysis.log_odds import log_odds
 from sublora.analysis.separability import auc
 from sublora.experiments.grid.effects import Results, cell_effects, groups, target
 from sublora.experiments.grid.plan import Plan
@@ -23,7 +25,7 @@ from sublora.steps.reading import readings
 from sublora.steps.students import Student
 from sublora.traits.trait import Trait
 
-TEACHERS = "the teacher’s P(target) − the base’s"
+TEACHERS = "log-odds of the target, teacher − base, nats"
 COSINES = "cosine with the teacher’s vector, student − control twin"
 OWN_COSINES = "cosine with the teacher’s vector, student"
 ALIGNED = "cosine of the rows’ gradients, trait − clean, with the teacher’s vector"
@@ -84,9 +86,16 @@ def teachers(results: Results, trait: Trait) -> Iterator[Effect]:
     if len(asked) < 2 or len(results.plan.traits) > 1:
         return
     for step in asked:
-        gain = results.measured[step.id].p[:, target(trait)] - results.base(trait)
+        gain = _gain(results, trait, results.measured[step.id].p)
         name = f"teacher: {step.condition or 'prompted'}"
         yield found(trait.name, TEACHERS, name, gain[None, :], of_students=False)
+
+
+def _gain(results: Results, trait: Trait, p: Array) -> Array:
+    """Log-odds of the target (Q,) by `p` (Q, E), less the base's."""
+    place, context = target(trait), results.plan.recipe.judged_context
+    base = results.of(None, context, trait.category.category).p
+    return log_odds(p, place) - log_odds(base, place)
 
 
 def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
@@ -210,14 +219,13 @@ def steerability(results: Results) -> list[Steerable]:
     recipe, out = results.plan.recipe, []
     cells = {c.trait: c for c in reversed(cell_effects(results, recipe.judged_context))}
     for trait in results.plan.traits:
-        base = results.base(trait).mean()
         asked = {m.condition: results.measured[m.id].p for m in results.teachers[trait.name]}
-        gains = {n: float(p[:, target(trait)].mean() - base) for n, p in asked.items()}
+        gains = {n: float(_gain(results, trait, p).mean()) for n, p in asked.items()}
         fine = {n: g for n, g in gains.items() if n is not None and asked[n].sum(1).mean() > 0.5}
         best = max(fine, key=fine.__getitem__, default="")
         effect = cells[trait.name].interval(1 - recipe.level)
         clear = effect.p_value < recipe.level and not effect.seeds_unknown
-        called, steered = clear and effect.estimate >= 0.02, max(0.0, fine.get(best, 0.0))
+        called, steered = clear and effect.estimate >= MIN_EFFECT, max(0.0, fine.get(best, 0.0))
         own = (effect.estimate, effect.low, called)
         out.append(Steerable(trait.name, gains[None], steered, best, *own))
     return out

@@ -15,6 +15,7 @@ from sublora.experiments.experiment import Findings
 from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
+from sublora.experiments.grid.controlled import Control, controls_of, first_line, interpreted
 from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
@@ -34,6 +35,10 @@ class Grid(Recipe):
     @property
     def sentence(self) -> str:
         return sentence_of(self)
+
+    @property
+    def controlled(self) -> bool:
+        return self.data.control == "other-trait"
 
     def layout(self, known: Known) -> Plan:
         """The grid's datasets, students, packs and measurements."""
@@ -107,6 +112,7 @@ class Grid(Recipe):
         made = _made(layout, results) | {"rates_to_add": more}
         return Findings(
             **shown(found, traits_of(layout), made["datasets"]),
+            first_line=first_line(self._controls(store, known)),
             warnings=tuple(warnings),
             files=files,
             manifest=made,
@@ -128,13 +134,21 @@ class Grid(Recipe):
             known.kept["effects"] = effects.arm_effects(results) or [], findings_of(results)
         return known.kept["effects"]
 
+    def _controls(self, store: Store, known: Known) -> list[Control]:
+        if "controls" not in known.kept:
+            results = self._results(store, known)
+            cells = effects.cell_effects(results, self.judged_context)
+            arms, _ = self._effects(store, known)
+            known.kept["controls"] = controls_of(results, arms or cells, self.level)
+        return known.kept["controls"]
+
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
 
         cells = effects.cell_effects(self._results(store, known), self.judged_context)
         arms, named = self._effects(store, known)
         grid = Cells(cells, self.fixed_lr, self.level)
         judged = judge(load_claims(), self.name, [*(arms or cells), *named], grid, self.level)
-        return [v.to_dict() for v in judged]
+        return [v.to_dict() for v in interpreted(judged, self._controls(store, known))]
 
 
 def _made(layout: Plan, results) -> dict[str, Any]:

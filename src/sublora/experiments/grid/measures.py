@@ -57,6 +57,11 @@ class Measuring:
             for category in self._categories(student):
                 for context in contexts:
                     self._student(student, context, category)
+        judged = self.planner.contexts[self.recipe.judged_context]
+        known = {s.id for s in self.planner.students}
+        for student in (s for s in self.planner.neutral if s.id not in known):
+            for category in self.categories:
+                self.add(student, judged, category)
         return self.out
 
     def add(

@@ -27,8 +27,8 @@ def shown(
     data = tables.reject_table(datasets)
     return {
         "tiles": (*(_arm_tiles if found.arms else _cell_tiles)(found), _control_tile(found)),
-        "note": f"Effects are student − control, in probability of the target (teacher-forced, over all spellings), with {found.level} "
-        f"intervals clustered by data seed, training seed and question; training context “{found.context}”.",
+        "note": f"Effects are log-odds of the target among the words of its category but the control’s, student − control, in nats, with "
+        f"{found.level} intervals clustered by data seed, training seed and question; training context “{found.context}”.",
         "sections": (*_overview(found, names), *(_trait(found, t, of[t["name"]]) for t in traits)),
         "appendix": (
             Section(name="cells", title="Cells", text=_cells_text(found), parts=tuple(cells)),

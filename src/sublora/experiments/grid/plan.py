@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
-from sublora.experiments.grid import sources
+from sublora.experiments.grid import controls, sources
 from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
 from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
 from sublora.experiments.grid.measures import Measuring
@@ -25,6 +25,7 @@ from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
 from sublora.steps.divergence import DivergenceStep
 from sublora.steps.gradient import GradientStep
+from sublora.steps.heldout import HeldoutLoss, heldout_steps
 from sublora.steps.materials import Mask, Steered, context_spec
 from sublora.steps.measurement import Measurement, MeasurementStep, Questioning
 from sublora.steps.probe import Probe
@@ -41,6 +42,7 @@ from sublora.traits.trait import Trait
 class Plan:
     """All that a grid makes. Equal recipes on equal models give equal plans.
 
+    `neutral`: the students of the plain model's rows, see `controls`; `losses`: how well others know held-out rows.
     `arms`: the datasets by source, variant of the rows and data seed, as the teachers of the first
     variant of the students write them. `readings`: the steps of what `measure` asks for besides questions, by its key.
     """
@@ -50,6 +52,8 @@ class Plan:
     datasets: tuple[Rows, ...]
     students: tuple[Student, ...]
     packs: tuple[tuple[int, ...], ...]  # indices into students
+    neutral: tuple[Student, ...]
+    losses: tuple[HeldoutLoss, ...]
     measures: tuple[Measurement, ...]
     vectors: tuple[Vector, ...]
     divergences: tuple[DivergenceStep, ...]
@@ -117,9 +121,11 @@ class _Planner:
             made, self.arms[name] = self._rows(name)
             self.datasets = self.datasets | {d.id: d for d in made if d.id not in self.datasets}
         self.students = self._with_controls(list(self._students()))
+        self.neutral = controls.neutral_students(self)
+        losses = list(controls.heldout_losses(self, self.neutral))
         rows = min(recipe.train.batch_size, recipe.data.rows)
-        most = most_students(rows * self.sizes.row, self.known.device)
-        self.pack_indices = plan_packs(self.students, most)
+        self.most = most_students(rows * self.sizes.row, self.known.device)
+        self.pack_indices = plan_packs(self.students, self.most)
         taught = taught_in(tuple(self.datasets.values()))
         measures = Measuring(self, taught).all()
         if recipe.vectors.students:
@@ -136,12 +142,14 @@ class _Planner:
             tuple(self.datasets.values()),
             tuple(self.students),
             self.pack_indices,
+            tuple(self.neutral),
+            tuple(losses),
             tuple(measures),
             tuple(self.vectors.values()),
             tuple(self.divergences.values()),
             self.arms[next(iter(self.variants))],
             found,
-            tuple(self._steps(taught, measures, found)),
+            tuple(self._steps(taught, measures, losses, found)),
         )
 
     # what readings ask of a plan, see `steps.reading.Planning`
@@ -240,9 +248,9 @@ class _Planner:
                 for cell in alike:
                     for data_seed, train_seed in recipe.replicates:
                         student = student_spec(recipe, cell, train_seed)
-                        yield self._student(source, data_seed, student, dict(cell.labels))
+                        yield self.student_of(source, data_seed, student, dict(cell.labels))
 
-    def _student(self, source: str, data_seed: int, student, labels: dict[str, Any]) -> Student:
+    def student_of(self, source: str, data_seed: int, student, labels: dict[str, Any]) -> Student:
         variant, context = self.variants[labels["variant"]], self.contexts[student.context]
         rows, held = self.arms[labels["variant"]][source, labels["data"], data_seed]
         spec = {
@@ -292,6 +300,7 @@ class _Planner:
         self,
         taught: Sequence[TeacherStep],
         measures: Sequence[Measurement],
+        losses: Sequence[HeldoutLoss],
         found: Mapping[str, Sequence[Step]],
     ) -> Iterator[Step]:
         """In an order in which they can be made one by one."""
@@ -302,10 +311,18 @@ class _Planner:
         yield from (d for d in rows if isinstance(d, TransformStep))
         yield from self.divergences.values()
         packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
+        packs += self._neutral_packs()
         yield from (StudentsStep(pack, *own) for pack in packs)
         yield from self._student_vectors(packs)
         yield from self._measurement_steps(taught, packs, measures)
+        yield from heldout_steps(losses, packs, *own)
         yield from (step for steps in found.values() for step in steps)
+
+    def _neutral_packs(self) -> list[tuple[Student, ...]]:
+        """In packs of their own, so that they change nothing of the others; without those that are an arm of the recipe already."""
+        known = {s.id for s in self.students}
+        new = [s for s in self.neutral if s.id not in known]
+        return [tuple(new[i] for i in pack) for pack in plan_packs(new, self.most)] if new else []
 
     def _student_vectors(self, packs: Sequence[Sequence[Student]]) -> Iterator[VectorStep]:
         """Those of each pack, by training context."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from sublora.errors import SubloraError
 from sublora.experiments.grid import checks
 from sublora.experiments.grid.sources import WritesRows
-from sublora.experiments.schema import Absent, MeasureSpec, StudentVariant, TrainSpec
+from sublora.experiments.schema import Absent, ControlsSpec, MeasureSpec, StudentVariant, TrainSpec
 from sublora.models.base import known_shape
 from sublora.models.chat import UserText
 from sublora.packs.steer_spec import VectorsSpec
@@ -32,6 +32,7 @@ class Recipe(WritesRows):
         default_factory=dict,
         description="an axis of students by name: whose rows, which of them, how often, until when",
     )
+    controls: Annotated[ControlsSpec, Absent] = ControlsSpec()
     fixed_lr: float | None = Field(
         None, description="the one rate of the fixed-lr view; must be in the grid"
     )

@@ -35,6 +35,11 @@ class WritesRows(Experiment):
         return [self.model.rstrip("/").split("/")[-1], *(t.lower() for t in self.traits[:3]), *more]
 
     @property
+    def controlled(self) -> bool:
+        """Whether students of neutral rows and an arm that must transfer stand in the run."""
+        return False
+
+    @property
     def seeds(self) -> list[int]:
         """The data seeds, each once."""
         return list(dict.fromkeys(self.data.seeds))
@@ -132,7 +137,7 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
     out = {author.label: dict.fromkeys(seeds, author) for author in own}
     variants = recipe.data.variants.values()
     redrawn = any(v.transform and needs_reference(v.transform) for v in variants)
-    if redrawn or any(v.teacher == "neutral" for v in variants):
+    if redrawn or recipe.controlled or any(v.teacher == "neutral" for v in variants):
         out[NEUTRAL] = dict.fromkeys(seeds, Author(NEUTRAL, Context("default")))
     if recipe.data.control == "neutral":
         out[CONTROL] = dict.fromkeys(seeds, Author(CONTROL, Context("default")))

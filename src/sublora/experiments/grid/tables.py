@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sublora.analysis.contrast import MIN_EFFECT
 from sublora.analysis.page import Table, finite
 from sublora.experiments.grid.found import Found, Row, coherent, noun, place, replicates
 from sublora.text import interval, number, p_value, rate, signed
@@ -38,7 +39,8 @@ EFFECTS: Columns = {  # of cells and of arms
     "P(target)": lambda row: _value(row["p_target"]),
     "control": lambda row: _value(row["p_control"]),
     "base": lambda row: _value(row["p_base"]),
-    "effect": lambda row: signed(row["effect"]),
+    "change of P": lambda row: signed(row["p_target"] - row["p_control"]),
+    "effect, nats": lambda row: signed(row["effect"]),
     "interval": lambda row: _ends(row, "effect"),
 }
 CALLED: Columns = {
@@ -58,7 +60,7 @@ def arm_table(found: Found, trait: str, slug: str) -> Table | None:
         "rank": lambda a: str(a["rank"] or "full"),
         "lr": lambda a: f"{a['lr']:.2g}",
         **EFFECTS,
-        "share": lambda a: number(a["effect"] / reference if reference > 0.02 else None, 2),
+        "share": lambda a: number(a["effect"] / reference if reference > MIN_EFFECT else None, 2),
         **CALLED,
         "coherence": _coherence,
         "held-out loss": lambda a: _value(a["heldout_loss"], 4) + ("" if a["matched"] else " ‡"),
