@@ -25,6 +25,7 @@ NOTICE = (
 )
 
 
+SILENT = ("uninterpretable", "not run")  # verdicts that rest on no number, and so count in no q
 FACTORS = {"half": 0.5, "twice": 2.0}  # of its bar, at which a claim is judged again
 NO_BAR = {"lr_factor", "margin"}  # thresholds that say what is compared, and not how much is much
 SHARES = {"share", "min_coherence", "max_takeover"}  # thresholds that go no higher than 1
@@ -133,7 +134,7 @@ class Verdict:
     @property
     def p(self) -> float | None:
         """The p value of what decides, where its test has one."""
-        p = math.nan if self.verdict == "not run" else self.statistic.get("p", math.nan)
+        p = math.nan if self.verdict in SILENT else self.statistic.get("p", math.nan)
         return p if math.isfinite(p) else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def weighed(
     q = q_values([verdict.p for verdict in given])
 
     def stability(k: int) -> dict[str, Answer]:
-        fixed = given[k].verdict == "not run" or given[k].claim.at(2.0) == given[k].claim
+        fixed = given[k].verdict in SILENT or given[k].claim.at(2.0) == given[k].claim
         return {} if fixed else {name: some[k].verdict for name, some in moved.items()}
 
     return [replace(v, q=q[k], stability=stability(k)) for k, v in enumerate(given)]
