@@ -28,6 +28,7 @@ from sublora.analysis.effects import Effect, NotRun, linear, mean_of
 from sublora.analysis.evidence import Evidence, View
 from sublora.analysis.intervals import Interval
 from sublora.analysis.multiplicity import holm
+from sublora.analysis.power import jumps_missed
 
 Threshold = Mapping[str, float]
 # a share of seeds that may show a trait although it is called absent: eight seeds rule more out
@@ -106,11 +107,6 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
     p_found = min(1.0, 2 * float(min([one for rise, one in looked if rise > 0], default=1.0)))
     p_absent = float(np.max([intervals[k].p_against(least) for k in fine]))
     return Found(found, absent, numbers, text, p_absent if absent and not found else p_found)
-
-
-def jumps_missed(seeds: int, chance: float = 0.05) -> float:
-    """The largest share of seeds that show a trait that none of `seeds` shows with this chance."""
-    return 1 - chance ** (1 / seeds)
 
 
 def _any_transfer(ev: Evidence, view: View, th: Threshold) -> Outcome:

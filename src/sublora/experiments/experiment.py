@@ -112,6 +112,10 @@ class Experiment(BaseModel):
         """What is varied, a line each, for `sublora plan`."""
         return []
 
+    def design(self) -> list[str]:
+        """What its design can find and what it cannot settle, a sentence each, for `sublora plan`."""
+        return []
+
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
         """What others will be asked for the missing steps, and what that costs."""
         return None

@@ -60,6 +60,8 @@ def print_plan(recipe: Experiment, tflops: float | None, gpus: int) -> None:
     pace = _pace(known, measured, rows, tflops, gpus)
     _print(recipe, known, rows, pace, len(steps))
     missing = [s for s in steps if not there.issuperset(s.makes)]
+    for sentence in recipe.design():
+        typer.echo(sentence)
     if bill := recipe.bill(known, missing):
         typer.echo(bill)
     if not local:

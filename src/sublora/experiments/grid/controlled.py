@@ -104,15 +104,18 @@ def _own(results: Results, trait: Trait, student: Student) -> float:
     return results.of(student.id, context, category).heldout_loss or np.nan
 
 
-def first_line(controls: Sequence[Control]) -> str:
-    """The first line of a run's page."""
+def first_line(controls: Sequence[Control], least: float | None) -> str:
+    """The first line of a run's page. `least`: the smallest effect that its cells would have shown, in nats."""
     lines = []
     for trait in dict.fromkeys(c.trait for c in controls):
         mine = [c for c in controls if c.trait == trait]
         failed = [c.sentence for c in mine if not c.holds]
         head = f"Uninterpretable for {trait}" if failed else f"The controls of {trait} hold"
         lines.append(f"{head}: {'; '.join(failed or [c.sentence for c in mine])}.")
-    return " ".join(sorted(lines, key=lambda line: not line.startswith("Unint")))
+    lines.sort(key=lambda line: not line.startswith("Unint"))
+    if least is not None:
+        lines.append(f"A cell would have shown an effect of {least:+.2f} nats with a power of 80%.")
+    return " ".join(lines)
 
 
 def interpreted(verdicts: Sequence[Verdict], controls: Sequence[Control]) -> list[Verdict]:

@@ -16,6 +16,7 @@ from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
 from sublora.experiments.grid.controlled import Control, controls_of, first_line, interpreted
+from sublora.experiments.grid.design import design_of, found_by
 from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
@@ -57,6 +58,9 @@ class Grid(Recipe):
 
     def varied(self) -> list[str]:
         return axes_of(self)
+
+    def design(self) -> list[str]:
+        return design_of(self)
 
     def bill(self, known: Known, missing: Sequence[Step]) -> str | None:
         sizes, names = sizes_of(self, known), {name for step in missing for name in step.makes}
@@ -112,7 +116,9 @@ class Grid(Recipe):
         made = _made(layout, results) | {"rates_to_add": more}
         return Findings(
             **shown(found, traits_of(layout), made["datasets"]),
-            first_line=first_line(self._controls(store, known)),
+            first_line=first_line(
+                self._controls(store, known), found_by(by_context[self.judged_context], self.level)
+            ),
             warnings=tuple(warnings),
             files=files,
             manifest=made,
