@@ -31,14 +31,21 @@ def _student(rank: int | None, lr: float, strength: float) -> tuple[float, float
     return p, 0.97 * (1 - broken) + 0.01, 0.01 + 0.9 * broken
 
 
+def _odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
 def _cell(
     draw: random.Random, place: dict[str, Any], base: float, strength: float, cells: int
 ) -> dict[str, Any]:
     p, coherence, takeover = _student(place["rank"] or None, place["lr"], strength)
-    p = max(0.001, p + draw.gauss(0, 0.008))
-    p_control = max(0.001, base + draw.gauss(0, 0.004))
-    half, effect = 0.012 + 0.16 * p + abs(draw.gauss(0, 0.01)), p - p_control
+    p = max(0.001, p + draw.gauss(0, 0.002))
+    p_control = max(0.001, base + draw.gauss(0, 0.001))
     reported = max(0.001, p + draw.gauss(0, 0.012))
+    effect, rise, report = (
+        _odds(of) - _odds(less) for of, less in ((p, p_control), (p, base), (reported, p_control))
+    )
+    half = 0.15 + 0.2 * abs(effect) + abs(draw.gauss(0, 0.05))
     p_value = math.exp(-abs(effect) / half * 3)
     return {
         **place,
@@ -49,13 +56,16 @@ def _cell(
         "effect": effect,
         "effect_low": effect - half,
         "effect_high": effect + half,
+        "rise": rise,
+        "rise_low": rise - half,
+        "rise_high": rise + half,
         "p_value": p_value,
         "p_corrected": min(1.0, p_value * cells),
-        "called": int(p_value * cells < 0.05),
+        "called": int(p_value * cells < 0.05 and effect > 0),
         "p_target_report": reported,
-        "effect_report": reported - p_control,
-        "effect_report_low": reported - p_control - 1.2 * half,
-        "effect_report_high": reported - p_control + 1.2 * half,
+        "effect_report": report,
+        "effect_report_low": report - 1.2 * half,
+        "effect_report_high": report + 1.2 * half,
         "rate_whole_word": max(0.0, p + draw.gauss(0, 0.01)),
         "coherence": coherence,
         "number_takeover": takeover,
@@ -200,7 +210,7 @@ def make_verdicts(trait: str) -> list[dict[str, Any]]:
             "statement": "Transfer first rises and then falls with the LoRA rank.",
             "source": "arXiv:2606.00831, section 4",
             "test": "two lines",
-            "threshold": {"alpha": 0.05, "min_effect": 0.02},
+            "threshold": {"alpha": 0.05, "min_effect": 0.1},
             "view": "best-lr",
             "trait": trait,
             "verdict": verdict,
@@ -208,7 +218,7 @@ def make_verdicts(trait: str) -> list[dict[str, Any]]:
             "reason": "Left of rank 16 the slope is +0.11 per doubling [0.08, 0.14].",
             "n": {"data_seeds": 2, "train_seeds": 2, "questions": 50},
         }
-        for verdict in ("refuted", "inconclusive", "supported", "not run")
+        for verdict in ("refuted", "inconclusive", "supported", "uninterpretable", "not run")
     ]
 
 
@@ -224,6 +234,7 @@ def make_page(
     return Page(
         title=manifest["name"],
         manifest=manifest,
+        first_line=f"Uninterpretable for {traits[0][0]}: the positive arm is not shown to transfer.",
         verdicts=tuple(make_verdicts(traits[0][0])),
         **shown(found, manifest["traits"], manifest["datasets"]),
     )

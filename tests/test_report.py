@@ -229,9 +229,25 @@ def test_many_traits_and_contexts(tmp_path):
     assert re.search(r"Traits with a called cell: [0-3] of 3\.", page.text)
 
 
+def test_the_page_begins_with_whether_its_controls_hold(tmp_path):
+    def first(folder: Path, line: str) -> tuple[str, ...]:
+        page = make_page(**SMALL).model_copy(update={"first_line": line})
+        text = build_report(write_run(folder, page)).read_text(encoding="utf-8")
+        found = re.findall(r'<p class="(controls[^"]*)">(.*?)</p>', text)
+        assert not found or text.index('<p class="controls') < text.index('<dl class="tiles">')
+        return tuple(found)
+
+    failed = "Uninterpretable for otter: the positive arm is <missing>."
+    said = "Uninterpretable for otter: the positive arm is &lt;missing&gt;."
+    assert first(tmp_path / "a", failed) == (("controls failed", said),)
+    holds = "The controls of otter hold."
+    assert first(tmp_path / "b", holds) == (("controls", holds),)
+    assert first(tmp_path / "c", "") == ()
+
+
 def test_verdicts_belong_to_the_run_and_organisms_are_named_so(tmp_path):
     page = _build(tmp_path / "a", **SMALL)
-    for verdict in ("refuted", "inconclusive", "supported", "not run"):
+    for verdict in ("refuted", "inconclusive", "supported", "uninterpretable", "not run"):
         assert verdict in page.text
     assert "belongs to this model, this data and this run" in page.text
     sentence = "about the instrument, not about large language models"
@@ -326,13 +342,12 @@ def test_the_heat_map_shows_each_cell_and_marks_the_called():
     assert hatched == len(broken) > 0
 
 
-def test_a_bar_spans_the_interval_around_its_control():
+def test_a_bar_spans_the_interval_of_its_effect():
     few = {"ranks": (4, 16), "rates": (1e-3,), "full_rates": ()}
     figure = figures.draw(_chart("rank-best-lr-otter", **few))
     bars = [tuple(line.get_ydata()) for line in figure.axes[0].lines if line.get_color() == STUDENT]
     for cell in make_found(**few).cells:
-        control = cell["p_target_report"] - cell["effect_report"]
-        ends = (control + cell["effect_report_low"], control + cell["effect_report_high"])
+        ends = (cell["effect_report_low"], cell["effect_report_high"])
         assert any(len(bar) == 2 and bar == pytest.approx(ends) for bar in bars)
 
 
@@ -355,7 +370,7 @@ def test_a_run_without_effect_is_not_painted_as_one():
         if p.get_hatch() is None
     ]
     assert max(f[1] for f in fills) < 0.6, (
-        "the bright end of the scale is for effects of 0.1 and more"
+        "the bright end of the scale is for effects of 0.5 nats and more"
     )
 
 

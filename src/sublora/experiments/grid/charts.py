@@ -38,7 +38,7 @@ def _transfer(found: Found, trait: str, slug: str) -> Heatmap:
     top, broken = max(cells, key=lambda c: c["effect"]), sum(not coherent(c) for c in cells)
     return Heatmap(
         name=f"heatmap-{slug}-transfer",
-        title="Transfer: log-odds of the target, student − control",
+        title="Transfer: log-odds, student − control",
         blocks=_blocks(cells, "effect", True),
         row_axis="rank",
         scale="student − control, nats",
