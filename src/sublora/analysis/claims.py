@@ -191,10 +191,14 @@ def judge(
     effects: Sequence[Effect],
     grid: Grid | None = None,
     alpha: float = 0.05,
+    interpret: Callable[[list[Verdict]], list[Verdict]] = list,
 ) -> list[Verdict]:
-    """Judge the claims that name this recipe, for every trait: those on a grid of ranks and rates by `grid`, the others by `effects`."""
+    """Judge the claims that name this recipe, for every trait: those on a grid of ranks and rates by `grid`, the others by `effects`.
+
+    `interpret` says which of the verdicts cannot be interpreted; these count in no q value.
+    """
     chosen = [claim for claim in claims if recipe in claim.recipes]
-    return weighed(chosen, lambda some: _judged(some, effects, grid, alpha))
+    return weighed(chosen, lambda some: interpret(_judged(some, effects, grid, alpha)))
 
 
 def weighed(

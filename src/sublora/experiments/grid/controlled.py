@@ -90,8 +90,8 @@ def _learned(results: Results, trait: Trait, level: float) -> Control:
     )
     i = found(trait.name, "", "", gap, [s.replicate for s in members]).interval(1 - level)
     holds = i.low > 0 and not i.seeds_unknown
-    said = "better than" if holds else "no better than"
-    sentence = f"students know held-out rows of their teacher {said} their controls do, by {show(i)} nats a token"
+    said = "know" if holds else "are not shown to know"
+    sentence = f"students {said} held-out rows of their teacher better than their controls do, by {show(i)} nats a token"
     return Control(trait.name, "held-out rows", holds, sentence)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sublora.analysis.contrast import Pattern, fits
+from sublora.errors import SubloraError
 from sublora.experiments.grid.axes import Cell, cells_of
 from sublora.experiments.grid.sources import NEUTRAL
 from sublora.steps.heldout import HeldoutLoss, heldout_loss
@@ -25,7 +26,15 @@ def positive_pattern(recipe) -> Pattern:
 
 
 def positive_cells(recipe) -> list[Cell]:
-    return [c for c in cells_of(recipe) if fits(positive_pattern(recipe), c.labels)]
+    """Raises SubloraError where none is as the recipe says."""
+    pattern = positive_pattern(recipe)
+    found = [c for c in cells_of(recipe) if fits(pattern, c.labels)]
+    if not found:
+        raise SubloraError(
+            f"controls.positive of the recipe {recipe.name} asks for {recipe.controls.positive}, and no cell of its grid has "
+            "these labels; name ranks, rates and variants that the recipe trains."
+        )
+    return found
 
 
 def neutral_students(planner: Any) -> list[Student]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 from sublora.analysis.claims import judge
@@ -153,8 +154,10 @@ class Grid(Recipe):
         cells = effects.cell_effects(self._results(store, known), self.judged_context)
         arms, named = self._effects(store, known)
         grid = Cells(cells, self.fixed_lr, self.level)
-        judged = judge(load_claims(), self.name, [*(arms or cells), *named], grid, self.level)
-        return [v.to_dict() for v in interpreted(judged, self._controls(store, known))]
+        interpret = partial(interpreted, controls=self._controls(store, known))
+        found = [*(arms or cells), *named]
+        judged = judge(load_claims(), self.name, found, grid, self.level, interpret)
+        return [v.to_dict() for v in judged]
 
 
 def _made(layout: Plan, results) -> dict[str, Any]:
