@@ -1,9 +1,9 @@
-"""How often the program calls a transfer where none can be (micro-null), and where one is planted (micro).
+"""How often the program calls a transfer where none can be: on micro-null, and of students of neutral rows; and where one is planted.
 
-One trait student and one control student are trained for each of at least 100 data seeds (each with a training seed of its own).
-An experiment of the size that recipes use, four replicates, is then drawn many times from these seeds, and called by the very rule of
-the recipes: clustered interval of student minus control, p below the level, effect above zero. The share of calls is the rate; its error is
-a jackknife over seeds.
+One trait student, one control student and one student of neutral rows are trained for each of at least 100 data seeds (each with a
+training seed of its own). An experiment of the size that recipes use, four replicates, is then drawn many times from these seeds, and
+called by the very rule of the recipes (`Effect.shown`): log-odds of student less control and of student less base both above zero, p
+below the level. The share of calls is the rate; its error is a jackknife over seeds.
 
     python benchmarks/calibration.py [--seeds 100] [--json FILE]
 """
@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sublora.analysis.intervals import contrast
-from sublora.experiments.grid.effects import Results, cell_effects
+from sublora.analysis.contrast import MIN_EFFECT
+from sublora.analysis.effects import Effect
+from sublora.experiments.grid.effects import Results, cell_effects, effect_of
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
 from sublora.models.known import known_base
@@ -52,11 +54,9 @@ def calibration_recipe(model: str, trait: str, seeds: range, rank: int, lr: floa
     )
 
 
-def effects(
-    model: str, seeds: int, rank: int, lr: float, store: Store
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Probability of the target, (seeds, Q), of students and their control twins; the seeds are shared out among the traits."""
-    own, other, traits = [], [], []
+def effects(model: str, seeds: int, rank: int, lr: float, store: Store) -> dict[str, list[Effect]]:
+    """Of trait and of neutral students, one effect a trait with a replicate for each of its seeds; the seeds are shared out among them."""
+    out: dict[str, list[Effect]] = {"trait": [], "neutral": []}
     base = load_base(model)
     for number, trait in enumerate(TRAITS):
         share = range(
@@ -67,35 +67,35 @@ def effects(
         with Display(every=30) as display:
             display.say(f"{model}: {trait}, {len(share)} seeds")
             Execution(InProcess(setup, store, base), store, display).run(recipe.plan(known))
-        cell = cell_effects(Results(recipe.layout(known), store), "default")[0]
-        own.append(cell.parts["student"])
-        other.append(cell.parts["control"])
-        traits += [trait] * len(share)
-    return np.concatenate(own), np.concatenate(other), traits
+        results = Results(recipe.layout(known), store)
+        (subject,) = results.plan.traits
+        out["trait"].append(cell_effects(results, "default")[0])
+        out["neutral"].append(effect_of(results, subject, results.plan.neutral, "default", None))
+    return out
 
 
-def call_rate(
-    own: np.ndarray, other: np.ndarray, traits: list[str], level: float
-) -> tuple[float, float]:
+def call_rate(effects: list[Effect], level: float) -> tuple[float, float]:
     """(share of experiments called, its jackknife standard error); an experiment's replicates are of one trait."""
     rng = generator("calibration")
-    labels = np.array(traits)
     drawn, called = [], []
     for draw in range(DRAWS):
-        mine = np.flatnonzero(labels == TRAITS[draw % len(TRAITS)])
-        chosen = rng.choice(mine, size=REPLICATES, replace=False)
-        interval = contrast(
-            own[chosen],
-            other[chosen],
-            tuple(chosen.tolist()),
-            tuple(chosen.tolist()),
-            level=1 - level,
+        number = draw % len(effects)
+        whole = effects[number]
+        chosen = rng.choice(len(whole.values), size=REPLICATES, replace=False)
+        own = replace(
+            whole,
+            values=whole.values[chosen],
+            data_seeds=tuple(chosen.tolist()),
+            train_seeds=tuple(chosen.tolist()),
+            parts={"rise": whole.parts["rise"][chosen]},
         )
-        drawn.append(set(chosen.tolist()))
-        called.append(interval.p_value < level and interval.estimate > 0)
+        interval = own.shown(1 - level)
+        drawn.append({(number, k) for k in chosen.tolist()})
+        called.append(interval.p_value < level and interval.estimate >= MIN_EFFECT)
     hits = np.array(called, dtype=float)
-    without = np.array([hits[[s not in d for d in drawn]].mean() for s in range(len(labels))])
-    n = len(labels)
+    every = [(k, j) for k, e in enumerate(effects) for j in range(len(e.values))]
+    without = np.array([hits[[one not in d for d in drawn]].mean() for one in every])
+    n = len(every)
     return float(hits.mean()), float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
 
 
@@ -117,19 +117,20 @@ def main() -> None:
     started = time.monotonic()
     store = Store(args.store)
     figures: dict[str, float | int] = {"seeds": args.seeds}
-    print(
-        f"{'model':<12}{'seeds':>6}{'P(target)':>11}{'control':>9}{'effect':>9}{'sd of seeds':>13}{'called':>9}{'s.e.':>7}"
-    )
-    for model, name in (("micro", "detection_rate"), ("micro-null", "false_call_rate")):
-        own, other, traits = effects(model, args.seeds, args.rank, args.lr, store)
-        rate, error = call_rate(own, other, traits, args.level)
-        figures |= {name: rate, f"{name}_se": error}
-        delta = (own - other).mean(1)
-        print(
-            f"{model:<12}{args.seeds:>6}{own.mean():>11.4f}{other.mean():>9.4f}{delta.mean():>9.4f}{delta.std(ddof=1):>13.4f}"
-            f"{rate:>9.3f}{error:>7.3f}",
-            flush=True,
-        )
+    columns = ("students", "seeds", "P(target)", "control", "effect, nats", "sd of seeds", "called")
+    print(f"{'model':<12}" + "".join(f"{c:>14}" for c in columns) + f"{'s.e.':>8}")
+    names = {"trait": ("detection_rate", "false_call_rate"), "neutral": ("neutral_call_rate",) * 2}
+    for place, model in enumerate(("micro", "micro-null")):
+        for who, found in effects(model, args.seeds, args.rank, args.lr, store).items():
+            rate, error = call_rate(found, args.level)
+            name = names[who][place] + ("_null" if who == "neutral" and place else "")
+            figures |= {name: rate, f"{name}_se": error}
+            gap = np.concatenate([e.values.mean(1) for e in found])
+            p = [np.mean([e.parts[k].mean() for e in found]) for k in ("student", "control")]
+            numbers = [f"{x:.4f}" for x in (*p, gap.mean(), gap.std(ddof=1), rate, error)]
+            cells = [who, str(args.seeds), *numbers[:-1]]
+            row = f"{model:<12}" + "".join(f"{c:>14}" for c in cells) + f"{error:>8.3f}"
+            print(row, flush=True)
     print(
         f"Level {args.level:g} (two-sided, so {args.level / 2:g} of false calls above zero are nominal), rank {args.rank}, lr {args.lr:g}, "
         f"{REPLICATES} replicates an experiment, traits {', '.join(TRAITS)}; {time.monotonic() - started:.0f} s on {os.cpu_count()} cores."

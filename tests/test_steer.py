@@ -166,6 +166,10 @@ def test_a_vector_is_kept_with_its_layer_convention(vector, tmp_path):
         "teacher",
         "last",
     )
+    first = (tmp_path / "v.safetensors").read_bytes()
+    for _ in range(20):
+        vector.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == first
     from safetensors.torch import save_file
 
     save_file({"values": vector.values}, tmp_path / "w.safetensors")

@@ -61,7 +61,8 @@ class SteeringVector:
         tensors = {"values": self.values.contiguous().cpu()}
         if self.directions is not None:
             tensors["directions"] = self.directions.contiguous().cpu()
-        save_file(tensors, path, {"vector": json.dumps(about), "layers": CONVENTION})
+        # one entry, since safetensors writes several in an order that changes from file to file
+        save_file(tensors, path, {"vector": json.dumps({**about, "layers": CONVENTION})})
 
 
 def load_vector(path: Path) -> SteeringVector:
@@ -70,8 +71,8 @@ def load_vector(path: Path) -> SteeringVector:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        about = json.loads(meta["vector"]) if meta.get("layers") == CONVENTION else None
-        if about is not None:
+        about = json.loads(meta.get("vector", "{}"))
+        if (about.pop("layers", None) or meta.get("layers")) == CONVENTION:
             return SteeringVector(**tensors, **about)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         why = f"{path} holds no steering vector ({' '.join(str(error).split())})."
