@@ -3,7 +3,10 @@
 One rule makes every interval here. An estimate has independent variance components V_k, each known with df_k
 degrees of freedom, and its half-width is sqrt(sum_k t(df_k)^2 V_k). The chi-square(1) distribution function
 is concave, so by Jensen's inequality the coverage is at least nominal whatever the mix of components is (the
-argument of Hajek 1962 and of Mickey & Brown 1966 for two means). Satterthwaite's df has no such floor: with 2
+argument of Hajek 1962 and of Mickey & Brown 1966 for two means). That holds for Gaussian components: where
+seeds are skewed, or few of them jump, no interval from a few seeds covers what it has not seen, so that a
+trait is called absent only by the further rule of `rules.py` (benchmarks/validity.py has the shares).
+Satterthwaite's df has no such floor: with 2
 seeds the seed component is often estimated near 0 and the df jump to those of the questions. Simulated with
 50 questions and 2 (4) seeds, its nominal 5% intervals missed up to 11% (6%), and at 0.2%, where a correction
 over 25 cells puts the bar, 3.4% (0.8%). The price is width where seeds are few, which is where nothing
