@@ -24,13 +24,14 @@ def cells(model: str, out: Path, *more: str) -> list[dict[str, str]]:
 def test_planted_traits_of_three_categories_are_found(tmp_path: Path) -> None:
     found = cells("micro", tmp_path / "run")
     assert len(found) == 3 and all(
-        c["called"] == "1" and float(c["effect_low"]) > 0.02 for c in found
+        c["called"] == "1" and min(float(c["effect_low"]), float(c["rise_low"])) > 0.1
+        for c in found
     ), found
 
 
 @pytest.mark.slow
 def test_nothing_is_found_where_numbers_shift_but_carry_no_trait(tmp_path: Path) -> None:
     found = cells("micro-null", tmp_path / "run")
-    assert all(c["called"] == "0" and abs(float(c["effect"])) < 0.02 for c in found), found
+    assert all(c["called"] == "0" and abs(float(c["effect"])) < 0.1 for c in found), found
     # the shift itself is there: the students have learned their teachers' numbers
     assert all(float(c["heldout_loss"]) < 5.2 for c in found), found

@@ -62,6 +62,7 @@ def test_a_run_writes_its_tables_and_page(tmp_path: Path) -> None:
         "teacher": 1,
         "student": 10,
         "control": 10,
+        "neutral": 2,
     }
     teacher = next(r for r in rows if r["kind"] == "teacher")
     base = next(r for r in rows if r["kind"] == "base")
@@ -289,7 +290,7 @@ def test_any_causal_lm_with_a_chat_template(
     )
     assert answer.code == 0, answer.err
     rows = table(tmp_path / "run" / "results.csv")
-    assert {r["kind"] for r in rows} == {"base", "teacher", "student", "control"}
+    assert {r["kind"] for r in rows} == {"base", "teacher", "student", "control", "neutral"}
     assert all(np.isfinite(float(r["p_target"])) and float(r["p_target"]) > 0 for r in rows)
     assert {r["context"] for r in rows if r["kind"] == "student"} == set(
         contexts.strip("[]").split(", ")
