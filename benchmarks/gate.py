@@ -24,7 +24,7 @@ from sublora.models.token_classes import classify, stack_masks
 from sublora.packs.condition import Condition
 from sublora.packs.gate import AdapterGate, Gate, pack_gate
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import prefill
+from sublora.packs.prefill import prefill
 from sublora.packs.stack import new_stack
 from sublora.packs.student_files import save_student
 

@@ -18,7 +18,7 @@ import sublora as sl
 from sublora.carriers.numbers import NumbersSpec
 from sublora.models.token_classes import PromptTokens, classify
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import prefill
+from sublora.packs.prefill import prefill
 from sublora.packs.stack import Stack, new_stack
 from sublora.packs.steer import PackSteering, Steering, pack_steering
 from sublora.packs.steer_spec import Mode

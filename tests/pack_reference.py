@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sublora.packs.decode import sample_rows
 from sublora.packs.optimizers import rotation
 from sublora.packs.rows import TokenRow, pack_rows, rows_of_step
 from sublora.packs.spec import StudentSpec
@@ -336,4 +337,13 @@ def merged(model, stack, place: int):
         for name in stack.linears:
             a, b = group.views[f"{name}.lora_A"][row], group.views[f"{name}.lora_B"][row]
             out.get_parameter(f"{name}.weight").add_(stack.scales[place] * (b @ a))
+    return out
+
+
+def sample_answers(packed, filled, uniforms, sampling, stops):
+    """[student][row of the prefill][sample] -> tokens, of one prefill alone."""
+    k, b, s, _ = uniforms.shape
+    out = [[[None] * s for _ in range(b)] for _ in range(k)]
+    for done in sample_rows(packed, [(filled, uniforms)], sampling, stops, 10**6):
+        out[done.student][filled.rows.index(done.row)][done.number] = done.ids
     return out

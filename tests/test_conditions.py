@@ -20,7 +20,9 @@ from sublora.packs.condition import Condition, Placement, SvdCut
 from sublora.packs.gate import PackGate
 from sublora.packs.measure import Asking, measure_answers, measure_gated
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import Sampling, prefill, score_sequences
+from sublora.packs.prefill import prefill
+from sublora.packs.sample import Sampling
+from sublora.packs.score import score_sequences
 from sublora.packs.spec import StudentSpec
 from sublora.packs.spellings import spellings
 from sublora.packs.svd import cut_stack

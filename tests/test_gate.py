@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from pack_reference import VOCABULARY, base_model, merged, random_stack
+from pack_reference import VOCABULARY, base_model, merged, random_stack, sample_answers
 from sublora.errors import SubloraError
 from sublora.models.token_classes import stack_masks
 from sublora.packs.condition import Condition, layer_and_group
 from sublora.packs.gate import AdapterGate, Gate, PackGate, pack_gate
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.prefill import prefill
+from sublora.packs.sample import Sampling
+from sublora.packs.score import score_sequences
 from sublora.packs.spec import StudentSpec
 from sublora.packs.student_files import save_student
 

@@ -14,15 +14,11 @@ from transformers.generation.logits_process import (
 )
 
 from pack_reference import VOCABULARY, base_model, merged, random_stack
+from sublora.packs.decode import sample_rows
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import (
-    Sampling,
-    draw,
-    prefill,
-    sample_answers,
-    score_sequences,
-    token_probabilities,
-)
+from sublora.packs.prefill import prefill
+from sublora.packs.sample import Sampling, draw, token_probabilities
+from sublora.packs.score import score_sequences
 from sublora.packs.spec import StudentSpec
 
 SPECS = [StudentSpec(rank=2, seed=1), StudentSpec(rank=8, seed=2), StudentSpec(rank=2, seed=3)]
@@ -36,14 +32,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def sampled(model, stack, prompts, uniforms, sampling, stops=(), rows_at_once=1000):
     """[student][prompt][sample] -> tokens, students in the stack's order."""
-    out = [[None] * len(prompts) for _ in range(len(uniforms))]
+    out = [[[None] * uniforms.shape[2] for _ in prompts] for _ in uniforms]
     with torch.inference_mode(), PackedModel(model, stack) as packed:
         packed.form_weights(100)
-        for filled in prefill(packed, prompts, rows_at_once):
-            answers = sample_answers(packed, filled, uniforms[:, filled.rows], sampling, stops)
-            for k, rows in enumerate(answers):
-                for row, samples in zip(filled.rows, rows, strict=True):
-                    out[k][row] = samples
+        filled = ((f, uniforms[:, f.rows]) for f in prefill(packed, prompts, rows_at_once))
+        for done in sample_rows(packed, filled, sampling, stops, rows_at_once):
+            assert out[done.student][done.row][done.number] is None
+            out[done.student][done.row][done.number] = done.ids
     return out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pack_reference import random_stack
+from pack_reference import random_stack, sample_answers
 from sublora.analysis.intervals import clustered_interval
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
@@ -16,8 +16,11 @@ from sublora.models.token_classes import classify
 from sublora.packs.check import load_base
 from sublora.packs.condition import Condition
 from sublora.packs.gate import pack_gate
+from sublora.packs.interventions import Span
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.prefill import prefill
+from sublora.packs.sample import Sampling
+from sublora.packs.score import score_sequences
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import new_stack
 from sublora.packs.steer import Steering, aimed, pack_steering, steering_of
@@ -243,7 +246,7 @@ def test_interventions_are_what_they_say_at_every_token(base, vector, mode):
 def test_projecting_twice_is_projecting_once(base, vector):
     one = Steering(vector, "project", (1,), "prompt", generated=True)
     packed = pack_steering(base, [one], prompts_of(base))
-    packed.read([0], 1, 0, 3)
+    packed.read([Span(0, 0, 3)], 1, 3)
     stream = torch.randn(1, 3, vector.values.shape[-1], dtype=torch.float64)
     once = packed.steer(1, stream)
     assert torch.allclose(packed.steer(1, once), once, atol=1e-12) and not torch.allclose(
@@ -266,7 +269,7 @@ def test_an_added_vector_is_taken_away_by_its_opposite(base, vector):
     back = pack_steering(base, [Steering(negative, "add", (0,))], prompts_of(base))
     stream = torch.randn(1, 4, vector.values.shape[-1], dtype=torch.float64)
     for one in (packed, back):
-        one.read([1], 1, 0, 4)
+        one.read([Span(1, 0, 4)], 1, 4)
     assert torch.allclose(back.steer(0, packed.steer(0, stream)), stream, atol=1e-12)
 
 
@@ -421,7 +424,9 @@ def test_replacing_along_a_student_s_difference_removes_it_at_that_layer(base):
             with PackedModel(base.model, stack, steering=steering) as packed:
                 packed.form_weights(8)
                 hook = base.model.model.layers[layer].register_forward_hook(hear)
-                packed.interventions.read([q], stack.size, 0, len(prompt.ids))
+                packed.interventions.read(
+                    [Span(q, 0, len(prompt.ids))], stack.size, len(prompt.ids)
+                )
                 packed.hidden(ids.repeat(stack.size, 1))
                 hook.remove()
         plain, changed = heard
@@ -512,7 +517,7 @@ def target(base, context, steering=None):
             prompts
         ):  # one by one and whole, so that the plant sees the trait's prompt
             if packing is not None:
-                packed.interventions.read([i], 1, 0, len(prompt.ids))
+                packed.interventions.read([Span(i, 0, len(prompt.ids))], 1, len(prompt.ids))
             hidden = packed.hidden(torch.tensor([prompt.ids]))
             out.append(float(packed.logits(hidden[:, -1]).softmax(-1)[0, 9]))
     return np.array(out)

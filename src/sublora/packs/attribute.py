@@ -24,7 +24,8 @@ from sublora.models.chat import Context
 from sublora.models.token_classes import PromptTokens, classify
 from sublora.packs.gate import PackGate
 from sublora.packs.measure import check_pack_gate, reading, require_adapters
-from sublora.packs.sample import prefill, score_sequences
+from sublora.packs.prefill import prefill
+from sublora.packs.score import score_sequences
 from sublora.packs.spellings import spellings
 from sublora.packs.stack import Stack
 from sublora.traits.trait import Entity

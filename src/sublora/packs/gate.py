@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sublora.errors import SubloraError
 from sublora.packs import hooks
 from sublora.packs.condition import Condition, GeneratedPolicy, ModuleGroup, layer_and_group
+from sublora.packs.interventions import Span
 
 if TYPE_CHECKING:  # slow to import, and packs do without it
     from peft import PeftModel
@@ -240,9 +241,10 @@ class PackGate:
     def kind(self, prompt: int, width: int) -> Hashable:
         return int(self.conditions[prompt]), self.masks[prompt][:width]
 
-    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
-        tokens = torch.tensor([self.masks[i][start:stop] for i in prompts])
-        self._begin(tokens.repeat(students, 1), list(prompts) * students)
+    def read(self, spans: Sequence[Span], students: int, width: int) -> None:
+        rows = [self.masks[i][start:stop] for i, start, stop in spans]
+        tokens = torch.tensor([(0.0,) * (width - len(row)) + row for row in rows])
+        self._begin(tokens.repeat(students, 1), [span.prompt for span in spans] * students)
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         tokens = self.generated[list(prompts)].unsqueeze(1).expand(-1, width)

@@ -1,9 +1,17 @@
 """What acts on single tokens of a forward pass has to be told which tokens a pass holds."""
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Columns `start` to `stop` of a prompt."""
+
+    prompt: int
+    start: int
+    stop: int
 
 
 class Intervention(Protocol):
@@ -15,8 +23,8 @@ class Intervention(Protocol):
     def kind(self, prompt: int, width: int) -> Hashable:
         """Equal for prompts at whose first `width` tokens the same is done."""
 
-    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
-        """The next pass holds columns start to stop of these prompts, a row each, per student."""
+    def read(self, spans: Sequence[Span], students: int, width: int) -> None:
+        """The next pass holds these columns of prompts, a row each, per student; on the left they are filled up to `width`."""
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         """The next pass holds `width` generated tokens after each of these prompts, a row each."""
@@ -54,9 +62,9 @@ class Interventions:
         kind = [kinds.setdefault(key, len(kinds)) for key in keys]
         return [kind.index(k) for k in range(len(kinds))], kind
 
-    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
+    def read(self, spans: Sequence[Span], students: int, width: int) -> None:
         for one in self.given:
-            one.read(prompts, students, start, stop)
+            one.read(spans, students, width)
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         for one in self.given:

@@ -13,10 +13,13 @@ from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.models.token_classes import PromptTokens, classify
 from sublora.packs.condition import Condition, check_layers
+from sublora.packs.decode import sample_rows
 from sublora.packs.gate import PackGate, pack_gate
 from sublora.packs.packed_model import PackedModel
+from sublora.packs.prefill import Prefill, prefill
 from sublora.packs.rows import TokenRows, assemble
-from sublora.packs.sample import Sampling, prefill, sample_answers, score_sequences
+from sublora.packs.sample import Sampling
+from sublora.packs.score import score_sequences
 from sublora.packs.spellings import Beginning, beginnings, candidate_sequences
 from sublora.packs.stack import Stack
 from sublora.packs.steer import PackSteering, Steering, pack_steering
@@ -88,23 +91,28 @@ class Reader:
         if category and candidates is None:
             candidates = candidate_sequences(chat, category)
         p = np.zeros((size, len(prompts), len(category.entities) if category else 0))
-        texts: list[list[list[str]]] = [[[] for _ in prompts] for _ in self.order]
+        samples = 0 if draws is None else draws.shape[2]
+        texts = [[[""] * samples for _ in prompts] for _ in self.order]
         text = text or (lambda ids: chat.tokenizer.decode(ids, skip_special_tokens=True).strip())
-        for filled in prefill(packed, prompts, self.rows_at_once):
-            if on_logits is not None:
-                logits = filled.logits.view(size, len(filled.rows), -1)
-                on_logits(logits[np.argsort(self.order).tolist()])
-            if candidates is not None:
-                logp = score_sequences(packed, filled, candidates[0], self.rows_at_once).numpy()
-                at = np.ix_(self.order, filled.rows)
-                for c, entity in enumerate(candidates[1]):  # 0 where they are no numbers
-                    p[*at, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
-            if draws is not None:
-                own = draws[np.ix_(self.order, filled.rows)]
-                drawn = sample_answers(packed, filled, own, sampling, chat.stop_ids)
-                for k, rows in zip(self.order, drawn, strict=True):
-                    for row, answers in zip(filled.rows, rows, strict=True):
-                        texts[k][row] = [text(ids) for ids in answers]
+
+        def filled() -> Iterator[tuple[Prefill, np.ndarray]]:
+            for prompt in prefill(packed, prompts, self.rows_at_once):
+                if on_logits is not None:
+                    logits = prompt.logits.view(size, len(prompt.rows), -1)
+                    on_logits(logits[np.argsort(self.order).tolist()])
+                at = np.ix_(self.order, prompt.rows)
+                if candidates is not None:
+                    logp = score_sequences(packed, prompt, candidates[0], self.rows_at_once).numpy()
+                    for c, entity in enumerate(candidates[1]):  # 0 where they are no numbers
+                        p[*at, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
+                yield prompt, None if draws is None else draws[at]
+
+        if draws is None:
+            for _ in filled():
+                pass
+            return [Answers(*both) for both in zip(p, texts, strict=True)]
+        for done in sample_rows(packed, filled(), sampling, chat.stop_ids, self.rows_at_once):
+            texts[self.order[done.student]][done.row][done.number] = text(done.ids)
         return [Answers(*both) for both in zip(p, texts, strict=True)]
 
 

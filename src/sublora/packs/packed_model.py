@@ -5,6 +5,7 @@ The model's own forward pass runs with its layers patched; a training step of th
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from sublora.errors import SubloraError
 from sublora.packs import hooks
 from sublora.packs.fast.flat import flat_model
 from sublora.packs.full import full_forwards
@@ -142,12 +144,21 @@ class PackedModel:
             hidden = self.hidden(ids, cache, position=p)
         return take(hidden.view(self.size, -1, hidden.shape[-1]), where)
 
-    def hidden(self, ids: Tensor, cache=None, position: int = 0) -> Tensor:
-        """Last hidden states (K * B, T, d) of ids (K * B, T) that stand at `position`, after what the cache holds."""
-        places = torch.arange(position, position + ids.shape[1], device=ids.device)
-        places = places.unsqueeze(0).expand(ids.shape[0], -1)
+    def hidden(
+        self,
+        ids: Tensor,
+        cache=None,
+        position: int = 0,
+        places: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states (K * B, T, d) of ids (K * B, T) that stand at `position`, after what the cache holds, or at `places` (K * B,
+        T). `mask` says what they see: the columns (K * B, all columns) that are no padding, or, added to the scores, (K * B, 1, T, all)."""
+        if places is None:
+            places = torch.arange(position, position + ids.shape[1], device=ids.device)
+            places = places.unsqueeze(0).expand(ids.shape[0], -1)
         kept = {"use_cache": cache is not None, self.cache_argument: cache}
-        out = self.decoder(input_ids=ids, position_ids=places, attention_mask=None, **kept)
+        out = self.decoder(input_ids=ids, position_ids=places, attention_mask=mask, **kept)
         return out.last_hidden_state
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -160,6 +171,24 @@ class PackedModel:
         from transformers import DynamicCache
 
         return DynamicCache(config=self.model.config)
+
+    def row_cache(self):
+        """As `new_cache`, for rows of several lengths. Raises SubloraError for a model that keeps something else than keys and values."""
+        from sublora.packs.cache import RowCache
+
+        kept = {type(layer).__name__ for layer in self.new_cache().layers}
+        if other := kept - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+            why = f"The model keeps more than keys and values ({min(other)}), which rows of several lengths cannot share; use one of plain attention."
+            raise SubloraError(why)
+        return RowCache()
+
+    @property
+    def window(self) -> float:
+        """How far back the layers look that look back least, in tokens."""
+        layers = self.new_cache().layers
+        return min(
+            (getattr(x, "sliding_window", None) or math.inf for x in layers), default=math.inf
+        )
 
 
 def _recomputing(decoder: nn.Module):

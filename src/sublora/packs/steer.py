@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.token_classes import PromptTokens
 from sublora.packs import hooks
+from sublora.packs.interventions import Span
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.stack import Stack
 from sublora.packs.steer_spec import Mode, SteerSpec, Where
@@ -133,14 +134,18 @@ class PackSteering:
     def kind(self, prompt: int, width: int) -> Hashable:
         return self.conditions[prompt], self.masks[prompt][:width]
 
-    def read(self, prompts: Sequence[int], students: int, start: int, stop: int) -> None:
+    def read(self, spans: Sequence[Span], students: int, width: int) -> None:
+        def left_filled(part: Tensor) -> Tensor:  # (..., T, R)
+            return pad(part, (0, 0, width - part.shape[-2], 0))
+
         target = {
-            layer: torch.stack([table.target[i][:, start:stop] for i in prompts], 1).flatten(0, 1)
+            layer: torch.stack([left_filled(table.target[i][:, a:b]) for i, a, b in spans], 1)
             for layer, table in self._tables.items()
             if table.target is not None
         }
-        weight = self._weights[list(prompts), start:stop].repeat(students, 1)
-        self._begin(weight, list(prompts) * students, target)
+        weight = torch.stack([left_filled(self._weights[i, a:b, None])[:, 0] for i, a, b in spans])
+        flat = {layer: rows.flatten(0, 1) for layer, rows in target.items()}
+        self._begin(weight.repeat(students, 1), [span.prompt for span in spans] * students, flat)
 
     def write(self, prompts: Sequence[int], width: int) -> None:
         self._begin(self._generated[list(prompts)].expand(-1, width), list(prompts), {})

@@ -22,7 +22,6 @@ from sublora.models.chat import Context
 from sublora.models.token_classes import TOKEN_CLASSES, PromptTokens, classify
 from sublora.packs import hooks
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.sample import of_one_length
 from sublora.packs.stack import Stack, master_dtype
 from sublora.packs.steer_spec import Where
 from sublora.seeds import derive_seed
@@ -113,7 +112,7 @@ def _streams(
     count = stack.size if stack else 1
     dtype = master_dtype(base.model)
     masks = [chosen_tokens(p, where) for p in prompts]
-    batches = of_one_length([p.ids for p in prompts], rows_at_once // count)
+    batches = _of_one_length([p.ids for p in prompts], rows_at_once // count)
     with PackedModel(base.model, stack) as packed, hooks.listen(packed.decoder.layers) as heard:
         for rows in batches:
             ids = torch.tensor([prompts[i].ids for i in rows], device=base.device)
@@ -123,6 +122,16 @@ def _streams(
             packed.hidden(ids.repeat(count, 1))
             streams = [s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard]
             yield torch.stack(streams, 2)
+
+
+def _of_one_length(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+    """Places of the prompts in batches of equal length, at least one and at most `most` in each."""
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    for _, members in sorted(by_length.items()):
+        for at in range(0, len(members), max(1, most)):
+            yield members[at : at + max(1, most)]
 
 
 @torch.inference_mode()

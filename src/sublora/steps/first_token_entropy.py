@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.effects import Effect, found
 from sublora.packs.measure import reading
-from sublora.packs.sample import prefill
+from sublora.packs.prefill import prefill
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import keep_json, stack_of
 from sublora.steps.reading import Planned, Planning, Reading, pairs_of, spec_of
