@@ -16,6 +16,7 @@ from sublora.analysis.tables import FINDINGS, finding_rows
 from sublora.experiments.claims import load_claims
 from sublora.experiments.document import shipped_recipes
 from sublora.experiments.grid.findings import Steerable, across_traits
+from sublora.experiments.grid.sources import NEUTRAL
 from sublora.experiments.kinds import open_recipe as load_recipe
 from sublora.packs.rows import TokenRow, pack_rows
 from sublora.packs.spec import StudentSpec
@@ -189,6 +190,7 @@ def test_variants_share_what_does_not_differ_and_nothing_else():
         and {s.id for s in teachers.students if s.labels["variant"] == "prompt"} <= plain
     )
     steered = [d for d in teachers.datasets if d.steer]
+    assert len({d.id for d in teachers.datasets if d.trait == NEUTRAL and not d.heldout}) == 4
     assert {d.steer.vector for d in steered} == {v.id for v in teachers.vectors} and len(
         teachers.vectors
     ) <= 5

@@ -73,7 +73,8 @@ class _Writer:
         self, source: str, seed: int, heldout: bool, model: str | None, shared: int = 1
     ) -> DatasetStep:
         data, author = self.recipe.data, self.sources[source][seed]
-        teacher, steer = self.writing.of(source, author.prompt)
+        plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
+        teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
         weights = self._taught(author.trait, teacher, seed)
         rows = data.heldout_rows if heldout else data.rows
         identity, endpoint = self.known.identity, data.teacher.endpoint
