@@ -15,5 +15,10 @@ LEAST = 1e-6  # a smaller probability counts as this one: a broken student has n
 
 def log_odds(p: Array, target: int, without: Sequence[int] = ()) -> Array:
     """Log-odds (Q,), in nats, of the word `target` against all other words of `p` (Q, E) but those of `without`."""
-    others = np.delete(p, [target, *without], axis=1).sum(axis=1)
-    return np.log(np.maximum(p[:, target], LEAST) / np.maximum(others, LEAST))
+    return log_ratios(p, [target], [target, *without])[:, 0]
+
+
+def log_ratios(p: Array, words: Sequence[int], without: Sequence[int]) -> Array:
+    """Log of `p` (Q, E) at each of the `words` over its sum at all words but those of `without`, in nats: (Q, len(words))."""
+    others = np.delete(p, list(without), axis=1).sum(axis=1, keepdims=True)
+    return np.log(np.maximum(p[:, list(words)], LEAST) / np.maximum(others, LEAST))

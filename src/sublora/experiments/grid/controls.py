@@ -37,13 +37,18 @@ def positive_cells(recipe) -> list[Cell]:
     return found
 
 
+def middle_cell(recipe) -> Cell:
+    """The cell of the positive arm in which the neutral students stand."""
+    cells = positive_cells(recipe)
+    return cells[len(cells) // 2]
+
+
 def neutral_students(planner: Any) -> list[Student]:
     """Students of the plain model's rows in the middle cell of the positive arm, each against the control twins there."""
     recipe = planner.recipe
     if NEUTRAL not in planner.authors or not recipe.controlled:
         return []
-    cells = positive_cells(recipe)
-    labels = cells[len(cells) // 2].labels
+    labels = middle_cell(recipe).labels
     beside = [s for s in planner.students if s.twins and s.labels == labels]
     by_replicate: dict[tuple[int, int], dict[str, str]] = {}
     for s in beside:

@@ -23,7 +23,7 @@ NOUNS = {
 
 @dataclass(frozen=True)
 class Found:
-    """The rows of cells.csv, results.csv, arms.csv, findings.csv and optimizers.csv; answers.json and attribution.json.
+    """The rows of cells.csv, results.csv, arms.csv, findings.csv, optimizers.csv and matrix.csv; answers.json and attribution.json.
 
     `context` is the one that the figures show, `fixed_lr` the rate of the claims' fixed-rate view; `matched`: whether arms
     stand at one held-out loss, each at a rate of its own.
@@ -37,6 +37,7 @@ class Found:
     arms: Sequence[Row] = ()
     findings: Sequence[Row] = ()
     sweep: Sequence[Row] = ()
+    matrix: Sequence[Row] = ()
     answers: Mapping[str, Row] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     matched: bool = False

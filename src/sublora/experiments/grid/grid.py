@@ -19,6 +19,7 @@ from sublora.experiments.grid.before import axes_of, check_base, manifest_of, se
 from sublora.experiments.grid.controlled import Control, controls_of, first_line, interpreted
 from sublora.experiments.grid.design import design_of, found_by
 from sublora.experiments.grid.edges import added_sentence, at_the_edge
+from sublora.experiments.grid.elevation import matrix_rows
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.leaks import check_leaks, leak_sentences
@@ -92,12 +93,14 @@ class Grid(Recipe):
             arms=arm_rows(arms, self.level),
             findings=finding_rows(named, self.level),
             sweep=effects.sweep_rows(results) if self.train.optimizers else [],
+            matrix=matrix_rows(results),
             answers=answers(results, by_context[self.judged_context]),
             tokens=attributions(results),
             matched=self.train.match_lr is not None,
         )
         tables = {"results.csv": found.results, "cells.csv": cells, "arms.csv": found.arms}
         tables |= {"findings.csv": found.findings, "optimizers.csv": found.sweep}
+        tables["matrix.csv"] = found.matrix
         if asks_steerability(layout):
             tables["steerability.csv"] = [
                 asdict(f) | {"imitation": f.imitation} for f in steerability(results)

@@ -6,7 +6,7 @@ from typing import Any
 from sublora.analysis.effects import ACROSS
 from sublora.analysis.page import Section, Tile, finite
 from sublora.analysis.variance import spread_sentence
-from sublora.experiments.grid import arm_charts, charts, tables
+from sublora.experiments.grid import arm_charts, charts, matrix_charts, tables
 from sublora.experiments.grid.found import Found, Row, coherent, place
 from sublora.text import interval, number, signed, slugs
 
@@ -44,7 +44,12 @@ def _cells_text(found: Found) -> str:
 
 def _overview(found: Found, traits: Sequence[str]) -> list[Section]:
     """The traits side by side, where there are several."""
-    parts = [arm_charts.overview(found, traits), tables.finding_table(found, ACROSS, "all")]
+    parts = [
+        arm_charts.overview(found, traits),
+        *matrix_charts.heat_maps(found),
+        matrix_charts.elevations(found),
+        tables.finding_table(found, ACROSS, "all"),
+    ]
     shown = tuple(part for part in parts if part is not None)
     section = Section(name="overview", title="Traits side by side", nav="Traits", parts=shown)
     return [section] if len(traits) > 1 and shown else []
