@@ -200,7 +200,7 @@ def test_the_heat_maps_show_the_numbers_of_the_csv(made):
     rows = elevation.matrix_rows(made)
     kinds = {"own": 9, "other": 18, "neutral": 9, "row effect": 9, "column effect": 9}
     assert {k: sum(r["kind"] == k for r in rows) for k in kinds} == kinds
-    assert to_csv(rows).startswith("category,trait,readout,value,low,high,kind\n")
+    assert to_csv(rows).startswith("category,trait,readout,value,low,high,kind,cell\n")
     findings = finding_rows(elevation.elevation_effects(made), 0.05)
     found = make_found(matrix=rows, findings=findings)
     maps = matrix_charts.heat_maps(found)
@@ -220,4 +220,5 @@ def test_the_heat_maps_show_the_numbers_of_the_csv(made):
     rises = matrix_charts.elevations(found)
     assert [p.estimate for p in rises.series[0].points] == [f["estimate"] for f in findings]
     assert "permutation p 0.005 over 216 arrangements" in rises.caption
+    assert "rank 8, lr 1e-3. Last column" in maps[0].caption
     assert "above 0 in 9 of 9" in rises.caption and "above 0 in 4 of 4" in rises.caption

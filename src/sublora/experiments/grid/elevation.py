@@ -14,6 +14,7 @@ from sublora.analysis.log_odds import log_ratios
 from sublora.analysis.matrix import Elevation, Matrix, elevation_of
 from sublora.experiments.grid.controls import middle_cell
 from sublora.experiments.grid.effects import Results, groups, target
+from sublora.experiments.grid.found import place
 from sublora.steps.students import Student
 from sublora.traits.trait import Trait
 
@@ -117,6 +118,7 @@ def matrix_rows(results: Results) -> list[dict[str, Any]]:
     """The rows of matrix.csv: every entry, the effects of rows and columns, the elevations, and what tests them."""
     matrices, level = matrices_of(results), 1 - results.plan.recipe.level
     rows: list[dict[str, Any]] = []
+    at = {"cell": place(middle_cell(results.plan.recipe).labels)}
     for matrix, traits in zip(matrices, _by_category(results), strict=True):
         seeds = (matrix.data_seeds, matrix.train_seeds)
         entries = [
@@ -134,7 +136,9 @@ def matrix_rows(results: Results) -> list[dict[str, Any]]:
             for kind, trait, word, values, of in entries
         ]
         rows += _tested(matrix.category, elevation_of([matrix], level))
-    return rows + (_tested(ACROSS, elevation_of(matrices, level)) if len(matrices) > 1 else [])
+    if len(matrices) > 1:
+        rows += _tested(ACROSS, elevation_of(matrices, level))
+    return [row | at for row in rows]
 
 
 def _neutral(

@@ -8,7 +8,7 @@ from sublora.experiments.grid.elevation import GROUP, NEUTRAL_ROWS
 from sublora.experiments.grid.found import Found, Row, grouped
 from sublora.text import interval, number, p_value, signed, slug
 
-OTHERS = "mean of others"
+OTHERS = "others"
 PLACES = {
     "row effect": {"readout": OTHERS},
     "column effect": {"trait": OTHERS},
@@ -53,8 +53,8 @@ def _heat_map(
         framed="own word",
         alt=f"Matrix of the {category}: students of each trait by word. {tested} Every number is in matrix.csv.",
         caption="Log-odds of the column’s word in students of the row’s trait, less the base’s, against the words that neither this student "
-        "nor its control was taught, so that what the own word takes does not count. Last column: what these students do to the other words; "
-        f"last row: what the other students do to this word; drift that all share is in both. {tested}",
+        f"nor its control was taught, so that what the own word takes does not count; {rows[0]['cell']}. Last column: mean of what these students do "
+        f"to the other words; last row: mean of what the other students do to this word; drift that all share is in both. {tested}",
     )
 
 
