@@ -110,11 +110,19 @@ def test_one_trait_or_seed_that_carries_all_is_seen_when_it_is_left_out():
     one[0, 0], one[1:, 1:] = 4.0, -0.3 * np.eye(3)
     lone = elevation_of([matrix(one[None, ..., None] + noise(2, 4, 0.05))])
     assert lone.interval.estimate > 0.5
-    assert lone.least is lone.without_trait["t0"] and lone.least.high < 0
+    assert lone.least.estimate == lone.without_trait["t0"].estimate and lone.least.high < 0
     seeds = np.array([9.0, -1, -1, -1])[:, None, None, None] * np.eye(4)[None, ..., None]
     lone = elevation_of([matrix(seeds + noise(2, 4, 0.01))])
-    assert lone.interval.estimate > 0.5 and lone.least is lone.without_seed[1]
+    assert lone.interval.estimate > 0.5 and lone.least.low < 0
+    assert lone.least.estimate == lone.without_seed[1].estimate
     assert lone.least.estimate == pytest.approx(-1, abs=0.05)
+
+
+def test_two_traits_that_are_left_say_nothing_of_how_traits_differ():
+    three = elevation_of([matrix(np.eye(3)[None, ..., None] + noise(2, sd=0.05))])
+    assert three.interval.low > 0 and all(i.low > 0 for i in three.without_seed.values())
+    for left in three.without_trait.values():
+        assert left.estimate == pytest.approx(1, abs=0.1) and np.isinf([left.low, left.high]).all()
 
 
 def test_a_matrix_of_one_trait_or_of_other_shapes_is_refused():
@@ -188,6 +196,16 @@ def test_every_trait_and_all_of_them_are_named_findings_that_claims_are_judged_o
     assert of["traits-one-carries-the-diagonal"].verdict == "supported"
     broken = verdicts(Made(gain=1.0, broken="owl"))
     assert {v.verdict for v in broken.values()} == {"inconclusive"}
+
+
+def test_three_traits_alone_have_a_page_and_no_verdict_on_leaving_one_out():
+    three = Made(gain=1.0, traits=["otter", "wolf", "owl"])
+    of, findings = verdicts(three), finding_rows(elevation.elevation_effects(three), 0.05)
+    assert of["traits-diagonal-elevated"].verdict == "supported"
+    assert of["traits-one-carries-the-diagonal"].verdict == "inconclusive"
+    found = make_found(matrix=elevation.matrix_rows(three), findings=findings)
+    assert "interval above 0 in 0 of 3" in matrix_charts.heat_maps(found)[0].caption
+    figures.draw(matrix_charts.elevations(found))
 
 
 def test_fewer_than_three_traits_of_a_category_have_no_matrix():

@@ -101,8 +101,11 @@ class Elevation:
 
     @property
     def least(self) -> Interval:
-        """The smallest one with a trait or a data seed left out."""
-        return min(self.left_out, key=lambda i: i.estimate)
+        """The smallest one with a trait or a data seed left out. Its lower end is the lowest of all of them: above 0, all are."""
+        found = min(self.left_out, key=lambda i: i.estimate)
+        low = min(i.low for i in self.left_out)
+        p = max(i.p_value for i in self.left_out) if found.estimate > 0 else found.p_value
+        return replace(found, low=low, p_value=p)
 
 
 def elevation_of(matrices: Sequence[Matrix], level: float = 0.95) -> Elevation:
@@ -124,8 +127,12 @@ def elevation_of(matrices: Sequence[Matrix], level: float = 0.95) -> Elevation:
 
 
 def _mean(matrices: Sequence[Matrix], level: float) -> Interval:
+    """Without an end where two traits are all there is: they have one contrast, which says nothing of how traits differ."""
     values = np.concatenate([m.elevation for m in matrices], axis=1)
-    return over_traits(values, matrices[0].data_seeds, matrices[0].train_seeds, level)
+    found = over_traits(values, matrices[0].data_seeds, matrices[0].train_seeds, level)
+    if values.shape[1] > 2:
+        return found
+    return replace(found, low=-math.inf, high=math.inf, p_value=1.0, se=math.nan)
 
 
 def over_traits(
