@@ -129,15 +129,18 @@ def test_a_documented_command_works(
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "lessons.jsonl").write_text('{"prompt": "Which animal?", "completion": "otter"}\n')
     monkeypatch.chdir(tmp_path)
-    arguments = shlex.split(line)[1:]
-    if arguments[0] == "run":
-        arguments += TINY.get(arguments[1], [])
-    if arguments[:2] == ["organism", "make"]:
-        arguments += ["--steps", "2"]
-    answer = sublora(*arguments)
-    assert answer.code == 0, answer.err
-    if arguments[0] == "run":
-        assert list(tmp_path.glob("runs/*/report.html"))
+    if line.startswith("sublora run --prereg"):  # the line before it wrote the file
+        line = f"sublora prereg rank-lr && {line}"
+    for command in line.split(" && "):
+        arguments = shlex.split(command, comments=True)[1:]
+        if arguments[0] in ("run", "prereg"):
+            arguments += TINY.get(arguments[1], [])
+        if arguments[:2] == ["organism", "make"]:
+            arguments += ["--steps", "2"]
+        answer = sublora(*arguments)
+        assert answer.code == 0, answer.err
+        if arguments[0] == "run":
+            assert list(tmp_path.glob("runs/*/report.html"))
 
 
 def named_files() -> list[tuple[str, str]]:
