@@ -7,8 +7,8 @@ import pytest
 
 from command import SMALL, sublora
 from sublora.experiments.kinds import open_recipe
-from sublora.models.base import local_identity, model_source
-from sublora.runner.plan_report import rows_of
+from sublora.models.base import known_shape, local_identity, model_source
+from sublora.runner.pace import Pace, probe, rows_of
 from sublora.runner.rates import (
     Rate,
     Timing,
@@ -18,6 +18,8 @@ from sublora.runner.rates import (
     rates_of,
     read_rates,
 )
+from sublora.steps.sizes import Sizes
+from sublora.steps.step import Cost
 from sublora.store import Store
 
 DATASETS, MEASUREMENTS = "datasets", "measurements"
@@ -45,13 +47,14 @@ def rate(
 def test_a_rate_is_the_operations_of_whole_steps_by_the_seconds_of_a_worker() -> None:
     recipe = open_recipe("rank-lr", sets=[s for s in ONE if s != "--set"])
     steps = recipe.plan(recipe.known())
-    whole = {row.kind: row.flops for row in rows_of(steps, set())}
-    assert set(whole) == {DATASETS, *STUDENTS.values(), MEASUREMENTS}
+    whole = {row.kind: row.cost.flops for row in rows_of(steps, set())}
+    assert set(whole) == {DATASETS, *STUDENTS.values(), MEASUREMENTS, "held-out losses"}
     timings = [Timing(s, 3.0, "cpu") for s in steps if s.kind in STUDENTS.values()]
     timings += [Timing(steps[0], 1.0, "cpu")]
     found = {r.stage: r.flops for r in rates_of(timings, "micro", MODEL, 2)}
     # a second of one worker is too little for a rate of the datasets
-    assert found == pytest.approx({name: whole[name] / 3.0 for name in STUDENTS.values()})
+    packs = {name: sum(s.kind == name for s in steps) for name in STUDENTS.values()}
+    assert found == pytest.approx({name: whole[name] / (3.0 * n) for name, n in packs.items()})
 
 
 def test_the_last_rate_of_a_model_device_and_stage_is_kept(own_store: Path) -> None:
@@ -94,7 +97,7 @@ def test_a_plan_uses_the_rates_of_this_model_and_says_which(own_store: Path) -> 
         "runs of this model on a CPU (last on 2026-01-09)" in answer.out
         and "2 workers" in answer.out
     )
-    assert "Other kinds at" in answer.out and "half of a matrix product's rate" in answer.out
+    assert "Other kinds at" in answer.out and "by a probe of this machine" in answer.out
     assert "as given" in sublora("plan", "rank-lr", *ONE, "--tflops", "1").out
 
 
@@ -107,12 +110,25 @@ def test_a_plan_counts_what_the_store_has(tmp_path: Path, own_store: Path) -> No
             for name in names
         }
 
-    assert counts()[STUDENTS["lora"]] == ("4", "0", "4")
-    assert sublora("run", "rank-lr", *ONE, "--out", str(tmp_path / "run")).code == 0
-    whole = {name: (n, n, "0") for name, n in zip(counts(), ("8", "4", "4", "10"), strict=True)}
+    assert counts()[STUDENTS["lora"]] == ("6", "0", "6")
+    ended = sublora("run", "rank-lr", *ONE, "--out", str(tmp_path / "run"))
+    assert ended.code == 0 and re.search(r"datasets \d+ s \(planned \d+ s\)", ended.out)
+    whole = {name: (n, n, "0") for name, n in zip(counts(), ("12", "6", "4", "12"), strict=True)}
     assert counts() == whole
     row = next(
         p for p in own_store.glob("artifacts/student/*") if (p / "adapter_config.json").exists()
     )
     (row / "manifest.json").unlink()
-    assert counts() == whole | {STUDENTS["lora"]: ("4", "3", "1")}
+    assert counts() == whole | {STUDENTS["lora"]: ("6", "5", "1")}
+
+
+def test_a_probe_tells_reading_from_writing() -> None:
+    shape = known_shape("micro")
+    read, write = probe(shape, seconds=0.05)
+    assert 1e7 < read < 1e13 and 1e7 < write < 1e13
+    pace = Pace({"known": 10.0}, 100.0, 1.0, "")
+    cost = Cost(1, 300.0, 100.0)
+    assert (pace.seconds("known", cost), pace.seconds("other", cost)) == (30.0, 102.0)
+    sizes = Sizes(shape)
+    both = sizes.writing(10, 5)
+    assert both.flops == sizes.forward(15, 5).flops and both.written == sizes.forward(5, 5).flops

@@ -117,8 +117,9 @@ def run(
     result = run_recipe(resolved, folder, options, command=words, prereg=registered)
     print_findings(result.findings, resolved.level)
     print_verdicts(result.verdicts)
-    seconds = ", ".join(f"{what} {s:.0f} s" for what, s in result.seconds.items())
-    typer.echo(f"Time: {seconds}.\nPage: {result.page}")
+    plan = {what: f" (planned {s:.0f} s)" for what, s in result.planned.items()}
+    spent = [f"{what} {s:.0f} s{plan.get(what, '')}" for what, s in result.seconds.items()]
+    typer.echo(f"Time: {', '.join(spent)}.\nPage: {result.page}")
 
 
 def _asked(

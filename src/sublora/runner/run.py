@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,15 @@ from sublora.models.base import Base, placed
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
 from sublora.runner.display import Display
-from sublora.runner.execution import Execution
+from sublora.runner.execution import Execution, Executor
 from sublora.runner.folder import RunRecord, guard_other_recipe, old_manifest, only_one, recorded
 from sublora.runner.local import local_executor
 from sublora.runner.manifest import manifest_of, now
+from sublora.runner.pace import pace_of, rows_of
 from sublora.runner.prereg import Prereg, check_run, registration
-from sublora.runner.rates import keep_rates, rates_of
+from sublora.runner.rates import device_name, keep_rates, rates_of, read_rates
 from sublora.runner.worker import Setup, token_of
-from sublora.steps.step import ROWS_AT_ONCE
+from sublora.steps.step import ROWS_AT_ONCE, Step
 from sublora.store import Store, write_atomic, write_json_atomic
 from sublora.store.known_runs import note_run
 
@@ -53,6 +54,7 @@ class RunResult:
     verdicts: list[dict[str, Any]]
     warnings: list[str]
     seconds: dict[str, float]
+    planned: dict[str, float]
 
 
 def run(
@@ -99,22 +101,33 @@ def run(
         cite = None if prereg is None else partial(registration, prereg, steps, store)
         _announce(display, manifest, cite)
         setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
-        executor = (
-            cluster.executor(steps, setup, store)
-            if cluster
-            else local_executor(steps, setup, store, base, own)
-        )
+        local = partial(local_executor, base=base, own=own)
+        executor = (cluster.executor if cluster else local)(steps, setup, store)
         stack.callback(executor.close)
 
-        def execution(changed: Callable[[], None] = lambda: None) -> Execution:
-            return Execution(executor, store, display, changed)
-
+        execution = partial(Execution, executor, store, display)
         stack.enter_context(only_one(out, lambda: execution().run(steps), display))
         record, current = stack.enter_context(recorded(out, recipe, manifest, execution))
+        record.manifest["planned_seconds"] = _planned(steps, setup, store, known, executor)
         current.run(steps)
-        rates = rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
-        keep_rates(store, rates)
+        keep_rates(
+            store, rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
+        )
         return _finish(recipe, known, store, record, report or draw, cite)
+
+
+def _planned(
+    steps: Sequence[Step], setup: Setup, store: Store, known: Known, executor: Executor
+) -> dict[str, float]:
+    """Seconds by kind that what is missing should take, to be held against the clock at the end."""
+    rows = rows_of(steps, {name for s in steps for name in s.makes if store.has(name)})
+    costly = [row for row in rows if row.cost.flops]
+    if not costly:
+        return {}
+    rates, kinds = read_rates(store), [row.kind for row in costly]
+    where = device_name(setup.device, 1 if executor.workers > 1 else setup.threads)
+    pace = pace_of(known, rates, where, kinds, gpus=executor.workers)
+    return {row.kind: round(pace.seconds(row.kind, row.cost), 1) for row in costly}
 
 
 def _announce(
@@ -169,7 +182,9 @@ def _finish(
         "statistics": round(analysed - started, 2),
         "report": round(time.monotonic() - analysed, 2),
     }
-    return RunResult(out, shown, findings, verdicts, manifest["warnings"], seconds)
+    return RunResult(
+        out, shown, findings, verdicts, manifest["warnings"], seconds, manifest["planned_seconds"]
+    )
 
 
 def setup_of(

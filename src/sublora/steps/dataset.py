@@ -58,7 +58,7 @@ class DatasetStep(_Rows):
         if self.endpoint is not None:  # no work of this machine
             return Cost()
         asked = self.rows * ASKED
-        return self.sizes.forward(asked * self.sizes.row, asked * self.sizes.completion)
+        return self.sizes.writing(asked * self.sizes.prompt, asked * self.sizes.completion)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         purpose = Purpose.HELDOUT if self.heldout else Purpose.TRAINING

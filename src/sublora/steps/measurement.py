@@ -18,7 +18,7 @@ from sublora.packs.svd import cut_stack
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import Steered, stack_of, steering_by, token_rows
 from sublora.steps.sizes import ANSWER
-from sublora.steps.step import Cost, Workshop, total
+from sublora.steps.step import Cost, Workshop
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.store import Artifact, Store
@@ -140,14 +140,12 @@ class MeasurementStep(PackStep):
 
     @property
     def cost(self) -> Cost:
-        answers = self.asked.samples * ANSWER
-        return total(
-            self.sizes.reading(
-                len(m.spec["questions"])
-                * (len(m.spec.get("begun", ("",))) * self.sizes.question + answers)
-            )
-            for m in self.artifacts
-        )
+        asked = [
+            (len(m.spec["questions"]), len(m.spec.get("begun", ("",)))) for m in self.artifacts
+        ]
+        read = sum(count * begun * self.sizes.question for count, begun in asked)
+        written = sum(count for count, _ in asked) * self.asked.samples * ANSWER
+        return self.sizes.reading(read) + self.sizes.writing(0, written)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         """Students that are asked the same are asked together, and so are the conditions that share a stack:

@@ -1,7 +1,7 @@
 """How much a model computes for a token, and how many tokens texts have: what the cost of a step is made of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sublora.carriers.carrier import Carrier
 from sublora.models.base import Shape
@@ -42,6 +42,11 @@ class Sizes:
     def reading(self, tokens: float) -> Cost:
         """Of a pass with the head at every token."""
         return self.forward(tokens, tokens)
+
+    def writing(self, prompts: float, answers: float) -> Cost:
+        """Of answers of so many tokens in all, after prompts of so many."""
+        cost = self.forward(prompts + answers, answers)
+        return replace(cost, written=self.forward(answers, answers).flops)
 
     def training(self, student: StudentSpec, rows: int) -> Cost:
         """Of a student: backward takes 2 operations more, with the gradients of weights another 2."""

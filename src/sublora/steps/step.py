@@ -20,13 +20,18 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens read or written, and floating-point operations."""
+    """Tokens read or written, and floating-point operations, of which `written` are those of tokens that are written one by one."""
 
     tokens: float = 0.0
     flops: float = 0.0
+    written: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.tokens + other.tokens, self.flops + other.flops)
+        written = self.written + other.written
+        return Cost(self.tokens + other.tokens, self.flops + other.flops, written)
+
+    def share(self, of: float) -> Cost:
+        return Cost(self.tokens * of, self.flops * of, self.written * of)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
