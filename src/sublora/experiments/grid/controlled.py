@@ -10,9 +10,11 @@ from sublora.analysis.contrast import MIN_EFFECT, NotRun, reaches, select, show
 from sublora.analysis.effects import ACROSS, Effect, found, mean_of
 from sublora.analysis.intervals import Interval
 from sublora.analysis.multiplicity import holm
+from sublora.analysis.page import Section, Table
 from sublora.experiments.grid.controls import positive_pattern
 from sublora.experiments.grid.effects import Results, effect_of
 from sublora.steps.students import Student
+from sublora.text import listed
 from sublora.traits.trait import Trait
 
 
@@ -89,9 +91,11 @@ def _learned(results: Results, trait: Trait, level: float) -> Control:
         [_loss(results, s, s.twins[trait.name]) - _own(results, trait, s) for s in members]
     )
     i = found(trait.name, "", "", gap, [s.replicate for s in members]).interval(1 - level)
-    holds = i.low > 0 and not i.seeds_unknown
+    holds = bool(
+        (gap > 0).all()
+    )  # of every replicate, which two seeds can show where an interval cannot
     said = "know" if holds else "are not shown to know"
-    sentence = f"students {said} held-out rows of their teacher better than their controls do, by {show(i)} nats a token"
+    sentence = f"students {said} held-out rows of their teacher better than their controls do, by {show(i)} nats a token, the least {gap.min():+.3g}"
     return Control(trait.name, "held-out rows", holds, sentence)
 
 
@@ -105,17 +109,33 @@ def _own(results: Results, trait: Trait, student: Student) -> float:
 
 
 def first_line(controls: Sequence[Control], least: float | None) -> str:
-    """The first line of a run's page. `least`: the smallest effect that its cells would have shown, in nats."""
-    lines = []
-    for trait in dict.fromkeys(c.trait for c in controls):
-        mine = [c for c in controls if c.trait == trait]
-        failed = [c.sentence for c in mine if not c.holds]
-        head = f"Uninterpretable for {trait}" if failed else f"The controls of {trait} hold"
-        lines.append(f"{head}: {'; '.join(failed or [c.sentence for c in mine])}.")
-    lines.sort(key=lambda line: not line.startswith("Unint"))
+    """The first line of a run's page: what fails, for which trait, or that all holds. `least`: the smallest effect that its cells would
+    have shown, in nats."""
+    failed: dict[str, list[str]] = {}
+    for c in controls:
+        failed.setdefault(c.trait, []).extend([] if c.holds else [c.sentence])
+    lines = [f"Uninterpretable for {t}: {'; '.join(why)}." for t, why in failed.items() if why]
+    if fine := [t for t, why in failed.items() if not why]:
+        said = [c.sentence for c in controls if c.trait == fine[0]]
+        what = "; ".join(said) if len(fine) == 1 else "their numbers stand under Controls"
+        lines.append(f"The controls of {listed(fine)} hold: {what}.")
     if least is not None:
         lines.append(f"A cell would have shown an effect of {least:+.2f} nats with a power of 80%.")
     return " ".join(lines)
+
+
+def control_section(controls: Sequence[Control]) -> tuple[Section, ...]:
+    """A row a control, for the end of the page."""
+    if not controls:
+        return ()
+    rows = tuple(
+        (c.trait, c.name, "yes" if c.holds else "no", c.sentence[:1].upper() + c.sentence[1:])
+        for c in controls
+    )
+    text = "Where one of them fails, the claims about its trait cannot be interpreted."
+    columns = ("trait", "control", "holds", "what it shows")
+    table = Table(name="table-controls", title="Controls", columns=columns, rows=rows)
+    return (Section(name="controls", title="Controls", text=text, parts=(table,)),)
 
 
 def interpreted(verdicts: Sequence[Verdict], controls: Sequence[Control]) -> list[Verdict]:

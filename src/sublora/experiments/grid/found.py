@@ -11,7 +11,7 @@ from sublora.text import rate
 
 Row = Mapping[str, Any]
 NO_AXIS = re.compile(  # columns of arms.csv that are no axis, or one that stands beside the others
-    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate)(_.*)?"
+    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate|rise|icc)(_.*)?"
 )
 NOUNS = {
     "data": "rows",

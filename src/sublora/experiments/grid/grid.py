@@ -16,7 +16,13 @@ from sublora.experiments.experiment import Findings
 from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
-from sublora.experiments.grid.controlled import Control, controls_of, first_line, interpreted
+from sublora.experiments.grid.controlled import (
+    Control,
+    control_section,
+    controls_of,
+    first_line,
+    interpreted,
+)
 from sublora.experiments.grid.design import design_of, found_by
 from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.elevation import matrix_rows
@@ -118,8 +124,10 @@ class Grid(Recipe):
             warnings += leak_sentences(files["leaks.json"], self.level)
         called = sum(c["called"] for c in cells)
         made = _made(layout, results) | {"rates_to_add": more}
+        page = shown(found, traits_of(layout), made["datasets"])
+        page["appendix"] += control_section(self._controls(store, known))
         return Findings(
-            **shown(found, traits_of(layout), made["datasets"]),
+            **page,
             first_line=first_line(
                 self._controls(store, known), found_by(by_context[self.judged_context], self.level)
             ),
