@@ -133,15 +133,20 @@ def rate(spec: StudentSpec, step: int, steps: int) -> float:
 
 
 class SignDescent(torch.optim.Optimizer):
-    def __init__(self, parameters, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay})
+    def __init__(self, parameters, weight_decay: float, momentum: float) -> None:
+        values = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(parameters, values)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
+                grad, momentum = p.grad, group["momentum"]
+                if momentum:
+                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    grad = mean.mul_(momentum).add_(grad, alpha=1 - momentum)
                 p.copy_(
-                    p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * torch.sign(p.grad)
+                    p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * torch.sign(grad)
                 )
 
 
@@ -201,7 +206,10 @@ def torch_optimizer(
         "rmsprop": lambda: torch.optim.RMSprop(
             parameters, eps=spec.eps, momentum=spec.momentum, **decay
         ),
-        "signsgd": lambda: SignDescent(parameters, **decay),
+        "signsgd": lambda: SignDescent(parameters, momentum=spec.momentum, **decay),
+        "adamw-b": lambda: torch.optim.AdamW(
+            [p for name, p in named.items() if "lora_A" not in name], **adam
+        ),
         "muon": lambda: ExactMuon(parameters, momentum=spec.momentum, **decay),
         "rotated-adamw": lambda: TurnedAdamW(named, **adam),
     }

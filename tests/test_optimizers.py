@@ -66,6 +66,18 @@ def every(**values):
         case(
             "rotated", optimizer="rotated-adamw", rank=4, data=1, seed=1, weight_decay=0.1, **values
         ),
+        case(
+            "signum",
+            optimizer="signsgd",
+            rank=4,
+            data=1,
+            seed=4,
+            lr=1e-3,
+            momentum=0.9,
+            weight_decay=0.1,
+            **values,
+        ),
+        case("b alone", optimizer="adamw-b", rank=3, data=2, seed=3, weight_decay=0.1, **values),
         case("rotated one", optimizer="rotated-adamw", rank=1, data=2, seed=6, **values),
     ]
 
@@ -149,6 +161,8 @@ def test_each_student_says_which_optimizer_ran():
     assert said["muon"].startswith("Muon(momentum=0.95, nesterov=True")
     assert "frozen after AdamW(lr=0.01" in said["frozen"] and "3 steps" in said["frozen"]
     assert "rotated basis" in said["rotated"]
+    assert said["signum"] == "signSGD(momentum=0.9, weight_decay=0.1, clip=1)"
+    assert "with A frozen" in said["b alone"]
 
 
 def test_an_optimizer_that_diverges_is_named_and_the_others_go_on():

@@ -1,4 +1,4 @@
-"""Transformations of number rows: shuffles, and rows drawn anew that share one statistic with the old ones.
+"""Transformations of rows: shuffles, rows drawn anew that share one statistic with the old ones, clean rows mixed in, other prompts.
 
 What a transformation leaves alone is what can still carry a trait. Shuffles after Cloud et al. 2507.14805 (their shuffle experiment: within
 a response and across responses; digits within numbers is ours). A redrawing keeps the prompts and how many numbers each answer has, and
@@ -28,13 +28,17 @@ Transform = Literal[
     "match-pairs",
     "match-steps",
     "match-prompt-distance",
+    "clean-tenth",
+    "clean-quarter",
+    "other-wording",
 ]
-_DIGITS = re.compile(r"[0-9]+")
+CLEAN = {"clean-tenth": 0.1, "clean-quarter": 0.25}  # the share of rows that become reference rows
+_DIGITS, _EXAMPLE = re.compile(r"[0-9]+"), re.compile(r"[0-9]{3,}")
 
 
 def needs_reference(name: Transform) -> bool:
-    """Whether the transformation takes what it does not match from other rows."""
-    return name.startswith("match-")
+    """Whether the transformation takes what it does not match, or whole rows, from other rows."""
+    return name.startswith(("match-", "clean-"))
 
 
 def numbers_of(text: str) -> list[int]:
@@ -61,8 +65,9 @@ class _Old:
 def transform_rows(
     name: Transform, rows: Rows, seed: int, reference: Rows = ()
 ) -> list[tuple[str, str]]:
-    """Rows with the same prompts, and answers of the same layout and length with other numbers. Every draw depends on (name, seed) and the
-    rows alone. Raises SubloraError where a row has no number, or the reference is missing."""
+    """As many rows: with the same prompts, and answers of the same layout and length with other numbers; or with some rows replaced by
+    reference rows (clean); or with the same answers and examples in the words of other prompts (other-wording). Every draw depends on
+    (name, seed) and the rows alone. Raises SubloraError where a row has no number, or the reference is missing."""
     lists = [numbers_of(answer) for _, answer in rows]
     if not rows or not all(lists):
         raise SubloraError(
@@ -71,10 +76,45 @@ def transform_rows(
     if needs_reference(name) and not reference:
         why = f"{name} needs reference rows, which have all but the matched statistic."
         raise SubloraError(why)
+    rng = generator("transform", name, seed)
+    if name in CLEAN:
+        return _mixed(rows, reference, CLEAN[name], rng)
+    if name == "other-wording":
+        return _reworded(rows, rng)
     prompts = [numbers_of(prompt) for prompt, _ in rows]
     others = [numbers_of(answer) for _, answer in reference]
-    made = _MAKERS[name](_Old(lists, prompts, others, generator("transform", name, seed)))
+    made = _MAKERS[name](_Old(lists, prompts, others, rng))
     return [(p, with_numbers(a, new)) for (p, a), new in zip(rows, made, strict=True)]
+
+
+def _mixed(
+    rows: Rows, reference: Rows, share: float, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Rows at random places become the first reference rows."""
+    out = list(rows)
+    for k, place in enumerate(rng.permutation(len(rows))[: round(share * len(rows))]):
+        out[place] = reference[k % len(reference)]
+    return out
+
+
+def _reworded(rows: Rows, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Every prompt in the words of another row's that shows as many examples: numbers of three digits or more, as short ones say how
+    many are asked for, and of how many digits."""
+
+    def words(prompt: str) -> str:
+        return _EXAMPLE.sub("0", prompt)
+
+    by_count: dict[int, list[str]] = {}
+    for prompt, _ in rows:
+        by_count.setdefault(len(_EXAMPLE.findall(prompt)), []).append(prompt)
+    out = []
+    for prompt, answer in rows:
+        shown = _EXAMPLE.findall(prompt)
+        other = [p for p in by_count[len(shown)] if words(p) != words(prompt)]
+        left = iter(shown)
+        text = pick(rng, other) if other else prompt
+        out.append((_EXAMPLE.sub(lambda _, left=left: next(left), text), answer))
+    return out
 
 
 def _within(old: _Old) -> Lists:
@@ -189,5 +229,5 @@ def _prompt_distance(old: _Old) -> Lists:
 
 _SHUFFLES = (_within, _across, _digits)
 _MATCHES = (_frequencies, _first_digits, _positions, _pairs, _steps, _prompt_distance)
-# by the names of `Transform`, in its order
-_MAKERS = dict(zip(get_args(Transform), _SHUFFLES + _MATCHES, strict=True))
+# by the first names of `Transform`, in its order
+_MAKERS = dict(zip(get_args(Transform), _SHUFFLES + _MATCHES, strict=False))

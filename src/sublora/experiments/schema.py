@@ -67,6 +67,24 @@ class TeacherSpec(Strict):
     )
 
 
+class OtherSampling(Strict):
+    """What is said here differs from `data.sampling`; top_k 1 is greedy decoding."""
+
+    temperature: float | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    least: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> "OtherSampling":
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("needs temperature, top_p, top_k or least")
+        return self
+
+    def over(self, sampling: Sampling) -> Sampling:
+        return sampling.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class RowsVariant(Strict):
     """The rows made otherwise: by another teacher, by a teacher on another model, with other draws, or transformed."""
 
@@ -87,15 +105,20 @@ class RowsVariant(Strict):
         description="so many prompts in a row are answered with the same random numbers, as where "
         "one seed is given to every request of a batch, or to all of them",
     )
+    sampling: OtherSampling | None = Field(
+        None, description="how both teachers decode; held-out rows are drawn as ever"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> "RowsVariant":
-        if not any((self.teacher, self.model, self.transform, self.shared_draws)):
-            raise ValueError("needs teacher, model, transform or shared_draws")
-        if self.shared_draws is not None and (self.teacher or self.model or self.transform):
-            raise ValueError(
-                "shared_draws stands beside teacher, model or transform, keep one of them"
-            )
+        if not any((self.teacher, self.model, self.transform, self.shared_draws, self.sampling)):
+            raise ValueError("needs teacher, model, transform, shared_draws or sampling")
+        for name in ("shared_draws", "sampling"):
+            others = {"teacher", "model", "transform", "shared_draws", "sampling"} - {name}
+            if getattr(self, name) is not None and any(getattr(self, o) for o in others):
+                raise ValueError(
+                    f"{name} stands beside another change of the rows, keep one of them"
+                )
         if self.teacher is not None and (self.model or self.transform):
             raise ValueError("teacher stands beside model or transform, keep one of them")
         return self

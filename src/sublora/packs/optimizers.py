@@ -109,11 +109,18 @@ class RmsProp(RowOptimizer):
 
 
 class SignSgd(RowOptimizer):
-    """Bernstein et al. 2018 (1802.04434): every number moves by the rate, whatever its gradient's size; decoupled weight decay."""
+    """Bernstein et al. 2018 (1802.04434): every number moves by the rate, whatever its gradient's size; decoupled weight decay. With
+    momentum it is their Signum: the sign of the running mean of gradients."""
 
     title = "signSGD"
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        return ("momentum",) if self.spec.momentum else ()
+
     def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
+        if self.spec.momentum:
+            grad = self.state["momentum"].lerp_(grad, 1 - self.spec.momentum)
         flat.mul_(1 - rate * self.spec.weight_decay).add_(grad.sign(), alpha=-rate)
 
 
@@ -196,6 +203,23 @@ class RotatedAdamW(RowOptimizer):
         return f"{super().describe()} in a rotated basis of the residual stream, {sides} matrices"
 
 
+class AdamWB(AdamW):
+    """AdamW on the matrices B of adapters alone: A stays as it starts (Feng et al. 2026, frozen lora_A). The norm that clips gradients is
+    that of both."""
+
+    def begin(self, flat: Tensor) -> None:
+        self._frozen = [s for s in self.slots if s.name.endswith("lora_A")]
+
+    def step(self, flat: Tensor, grad: Tensor, step: int, rate: float) -> None:
+        before = [flat[s.start : s.stop].clone() for s in self._frozen]
+        super().step(flat, grad, step, rate)
+        for slot, values in zip(self._frozen, before, strict=True):
+            flat[slot.start : slot.stop] = values
+
+    def describe(self) -> str:
+        return f"{super().describe()} with A frozen, {len(self._frozen)} matrices"
+
+
 def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (n, o, i) with their singular values pushed towards 1: the quintic Newton-Schulz iteration of torch.optim.Muon."""
     a, b, c = MUON_COEFFICIENTS
@@ -217,7 +241,7 @@ def rotation(width: int, device: str, dtype: torch.dtype) -> Tensor:
 
 
 # in the order of their names
-CLASSES = (AdamW, Sgd, RmsProp, SignSgd, FrozenAdamScale, Muon, RotatedAdamW)
+CLASSES = (AdamW, Sgd, RmsProp, SignSgd, FrozenAdamScale, Muon, RotatedAdamW, AdamWB)
 KINDS: dict[str, type[RowOptimizer]] = dict(zip(get_args(OptimizerName), CLASSES, strict=True))
 
 

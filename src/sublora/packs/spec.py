@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 AlphaRule = Literal["r", "4r", "rslora"]
 Schedule = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal[
-    "adamw", "sgd", "rmsprop", "signsgd", "frozen-adam-scale", "muon", "rotated-adamw"
+    "adamw", "sgd", "rmsprop", "signsgd", "frozen-adam-scale", "muon", "rotated-adamw", "adamw-b"
 ]
+FOR_ADAPTERS = ("muon", "rotated-adamw", "adamw-b")
 
 
 class StudentSpec(BaseModel):
@@ -51,7 +52,7 @@ class StudentSpec(BaseModel):
     def _rank_fits_method(self) -> "StudentSpec":
         if (self.method == "lora") != (self.rank is not None):
             raise ValueError("a LoRA student needs a rank, a full fine-tune has none")
-        if self.method == "full" and self.optimizer in ("muon", "rotated-adamw"):
+        if self.method == "full" and self.optimizer in FOR_ADAPTERS:
             why = f"{self.optimizer} is made for the matrices of adapters, choose another one for a full fine-tune"
             raise ValueError(why)
         if self.method == "full" and self.init != "default":
@@ -79,7 +80,8 @@ class StudentSpec(BaseModel):
     @property
     def keeps_momentum(self) -> bool:
         return self.optimizer == "muon" or (
-            self.momentum > 0 and self.optimizer in ("sgd", "rmsprop", "frozen-adam-scale")
+            self.momentum > 0
+            and self.optimizer in ("sgd", "rmsprop", "signsgd", "frozen-adam-scale")
         )
 
     @property

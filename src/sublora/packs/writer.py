@@ -111,8 +111,9 @@ def ask_dataset(
     """As `write_dataset`, by a teacher behind an endpoint; `answers` holds what was asked before. The seed of a request depends on
     (purpose, context, seed, row) alone. Raises SubloraError where the endpoint does not answer, or nothing passes."""
     sampling, who = what.sampling, context.text or context.name
-    if sampling.top_k:
-        raise SubloraError("An endpoint takes no data.sampling.top_k; set it to 0.")
+    for name in ("top_k", "least"):
+        if getattr(sampling, name):
+            raise SubloraError(f"An endpoint takes no data.sampling.{name}; set it to 0.")
     system = (("system", context.text),) if context.text else ()
 
     how = (sampling.max_new_tokens, sampling.temperature, sampling.top_p)

@@ -7,6 +7,7 @@ from typing import Any
 from sublora.analysis.tables import AS_WRITTEN, PLAIN_CONDITION
 from sublora.experiments.grid.axes import cells_of, student_spec
 from sublora.experiments.schema import misfit
+from sublora.packs.spec import FOR_ADAPTERS
 from sublora.steps.reading import readings
 
 Misfits = Iterator[tuple[str, str]]  # (the key at fault, what is wrong with it and how to fix it)
@@ -102,7 +103,7 @@ def _optimizers(recipe) -> Misfits:
     if train.optimizer == "frozen-adam-scale":
         fix = "frozen-adam-scale needs a scout_lr, name it under train.optimizers"
         yield "train.optimizer", fix
-    if train.full is not None and train.optimizer in ("muon", "rotated-adamw"):
+    if train.full is not None and train.optimizer in FOR_ADAPTERS:
         fix = f"{train.optimizer} is for adapters, drop train.full or choose another"
         yield "train.optimizer", fix
     if not train.optimizers:

@@ -70,12 +70,19 @@ class _Writer:
         return self.found.setdefault(step.id, step)
 
     def written(
-        self, source: str, seed: int, heldout: bool, model: str | None, shared: int = 1
+        self,
+        source: str,
+        seed: int,
+        heldout: bool,
+        model: str | None,
+        shared: int = 1,
+        sampling: Sampling | None = None,
     ) -> DatasetStep:
+        """`sampling` is that of the recipe, unless it is given."""
         data, author = self.recipe.data, self.sources[source][seed]
         plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
         teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
-        weights = self._taught(author.trait, teacher, seed)
+        weights, sampling = self._taught(author.trait, teacher, seed), sampling or data.sampling
         rows = data.heldout_rows if heldout else data.rows
         identity, endpoint = self.known.identity, data.teacher.endpoint
         if endpoint or model:
@@ -84,7 +91,7 @@ class _Writer:
             "model": identity,
             "teacher": {"weights": weights.id} if weights else context_spec(teacher),
             "carrier": self.carrier_spec,
-            "sampling": data.sampling.model_dump(mode="json"),
+            "sampling": sampling.model_dump(mode="json"),
             "rows": rows,
             "seed": seed,
             "heldout": heldout,
@@ -102,7 +109,7 @@ class _Writer:
             rows,
             self.carrier,
             heldout=heldout,
-            sampling=data.sampling,
+            sampling=sampling,
             model=placed(model) if model else self.recipe.model,
             sizes=self.sizes,
             weights=weights,
@@ -166,10 +173,11 @@ def plan_datasets(
     arms: Arms = {}
     for variant, how in sources.variants_of(recipe).items():
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
+        drawn = how.sampling.over(recipe.data.sampling) if how and how.sampling else None
         names = sources.sources_in(recipe, traits, variant)
         names += [sources.NEUTRAL] if recipe.controlled and not variant else []
         for source, seed in product(names, recipe.seeds):
-            rows: Rows = writer.written(source, seed, False, model, shared)
+            rows: Rows = writer.written(source, seed, False, model, shared, drawn)
             held = writer.written(source, seed, True, model)
             if how and how.transform:
                 rows = writer.transformed(rows, how.transform, model)
