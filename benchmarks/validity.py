@@ -163,7 +163,7 @@ def coverage(runs: int) -> dict[str, float]:
 def false_absent(runs: int, seeds: int, share: float) -> float:
     """How often `no_transfer` is supported where this share of seeds shows 2 nats."""
     rule = {"test": "no_transfer", "view": "all"}
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), rule=rule)
+    claim = Claim(id="x", statement="s", source="p", threshold_from="t", recipes=("r",), rule=rule)
     r, wrong = np.random.default_rng(seeds), 0
     for _ in range(runs):
         gap, _ = _jumps(share)(r, seeds, 20)

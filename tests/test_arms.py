@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from sublora.analysis.claims import Claim, judge
-from sublora.analysis.contrast import fits
-from sublora.analysis.effects import transfer
+from sublora.analysis.contrast import fits, in_place
+from sublora.analysis.effects import found, transfer
 from sublora.analysis.tables import ARMS, arm_rows
 from sublora.errors import SubloraError
 from sublora.experiments.claims import load_claims
-from sublora.experiments.document import shipped_recipes
-from sublora.experiments.kinds import open_recipe
 
 Q, SEEDS = 24, [(d, t) for d in (1, 2, 3, 4) for t in (1, 2, 3)]
 NATS = 5  # of log-odds for a unit of probability, about as at P = .28
@@ -49,7 +47,7 @@ REACHES = {"says": "reaches", "bar": 0.1}
 
 
 def judged(arms, **test):
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), **test)
+    claim = Claim(id="x", statement="s", source="p", threshold_from="t", recipes=("r",), **test)
     (result,) = judge([claim], "r", arms)
     return result
 
@@ -142,6 +140,56 @@ def test_hard_and_soft_gates_are_told_apart(effects, expected):
     assert got.verdict == expected, got.reason
 
 
+@pytest.mark.parametrize("worst", [{"worst_coherence": 0.3}, {"worst_takeover": 0.5}])
+def test_a_series_in_which_an_arm_no_longer_answers_shows_no_gate(worst):
+    arms = [arm(e, asked=name) for e, name in zip((0.4, 0.05, 0.03, 0.0), "abcd", strict=True)]
+    arms[2] = replace(arms[2], facts={**arms[2].facts, **worst})
+    got = hard_gate(arms, ["a", "b", "c", "d"])
+    assert got.verdict == "inconclusive" and "no longer answers with words" in got.reason
+
+
+def test_a_claim_asks_by_place_for_what_every_preset_has():
+    arms = [arm(e, rank=r) for e, r in ((0.5, 4), (0.1, 32))]
+    below = {
+        "of": {"rank": "highest"},
+        "says": "below",
+        "share": 0.5,
+        "against": {"rank": "lowest"},
+    }
+    got = judged(arms, contrast=below)
+    assert got.verdict == "supported" and got.statistic["effect"] == pytest.approx(
+        0.1 * NATS, abs=0.2
+    )
+    labels = [a.labels for a in arms]
+    assert in_place({"rank": "last", "context": "same"}, labels) == {"rank": 32, "context": "same"}
+    assert in_place({"rank": "first"}, labels)["rank"] == 4
+    one_rank = judged(arms[:1], contrast=below)
+    assert one_rank.verdict == "not run" and "both sides" in one_rank.reason
+    absent = judged(arms, contrast={"of": {"layer": "lowest"}})
+    assert absent.verdict == "not run" and "no layer of which one is the lowest" in absent.reason
+
+
+def test_a_quantity_is_asked_for_by_the_labels_of_its_students():
+    axes = {"quantity": "loss gap", "rank": 4, "variant": "few", "context": "c"}
+    effect = found(
+        "otter", "g", "loss gap: few, rank 4", np.array([0.3, 0.31, 0.29]), SEEDS[:3], axes=axes
+    )
+    other = found(
+        "otter",
+        "g",
+        "loss gap: few, rank 8",
+        np.array([0.1] * 3),
+        SEEDS[:3],
+        axes=axes | {"rank": 8},
+    )
+    got = judged(
+        [effect, other, arm(0.4)],
+        contrast={"of": {"quantity": "loss gap", "rank": "lowest"}, "bar": 0.05},
+    )
+    assert got.statistic["effect"] == pytest.approx(0.3)
+    assert not fits({}, effect.labels) and not fits({"quantity": "loss gap"}, arm(0.4).labels)
+
+
 def test_patterns():
     same, other = (dict(a.labels) for a in (arm(0.1), arm(0.1, asked="b")))
     assert fits({}, same) and not fits({}, other)
@@ -168,40 +216,6 @@ def test_rows_of_arms_are_corrected_over_all_arms_of_a_trait():
     assert rows[0]["p_corrected"] == pytest.approx(3 * rows[0]["p_value"])
 
 
-def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
-    recipes = {name: open_recipe(name) for name in shipped_recipes()}
-    mine = [c for c in load_claims() if c.reads == "effects" and "name" not in c.of]
-    assert {c.test for c in mine} == {"contrast", "hard_gate"}
-    assert {r for c in mine for r in c.recipes} == {
-        "context-matrix", "identity", "template-only", "localise", "edit-distance", "svd", "layers", "optimizers",
-        "shuffle", "resample", "teachers", "draws", "steering-teacher", "steering-student", "projection-rank", "random-vectors", "loss-mask",
-        "unique-vs-repeated",
-    }  # fmt: skip
-    for claim in mine:
-        named = [recipes[name] for name in claim.recipes]
-        assert all(recipe.has_arms for recipe in named)
-        axes = [
-            {
-                "train_context": set(recipe.train_contexts),
-                "context": {*recipe.measure.contexts, "same", "other"},
-                "condition": {"", *recipe.measure.conditions},
-                "placement": set(recipe.train.lora.placements),
-                "optimizer": set(recipe.train.optimizers),
-                "data": {"", *recipe.data.variants},
-                "variant": set(recipe.variants),
-                "rank": set(recipe.train.lora.ranks),
-                "method": {"lora", "full"},
-            }
-            for recipe in named
-        ]
-        known = {axis: set.union(*(a[axis] for a in axes)) for axis in axes[0]}
-        against = claim.contrast.against if claim.contrast else None
-        for pattern in (claim.of, against or {}):
-            for axis, value in pattern.items():
-                wanted = set(value) if isinstance(value, tuple) else {value}
-                assert wanted <= known[axis], (claim.id, axis, wanted)
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -214,6 +228,6 @@ def test_the_shipped_claims_on_arms_name_arms_that_their_recipes_have():
 )
 def test_claims_that_mix_tests_are_refused(entry, message, tmp_path):
     path = tmp_path / "claims.yaml"
-    path.write_text(f"- {{id: x, statement: s, source: p, {entry[1:]}\n")
+    path.write_text(f"- {{id: x, statement: s, source: p, threshold_from: t, {entry[1:]}\n")
     with pytest.raises(SubloraError, match=message):
         load_claims(path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def grid(rng, best, trait="otter", falls=1.0, **other):
 
 def verdict(test, cells, view="all", fixed_lr=2e-4, **thresholds):
     rule = {"test": test, "view": view, **thresholds}
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), rule=rule)
+    claim = Claim(id="x", statement="s", source="p", threshold_from="t", recipes=("r",), rule=rule)
     return [v.to_dict() for v in judge([claim], "r", cells, Grid(cells, fixed_lr))]
 
 
@@ -233,6 +234,9 @@ def test_full_fine_tune_at_loras_lr(rng):
     assert one(test, full(0.9, 0.5), "full") == "supported"
     assert one(test, full(0.9, 0.0), "full") == "refuted"
     assert one(test, full(0.52, 0.0), "full") == "inconclusive"
+    one_replicate = [changed(c, rows=slice(1)) for c in full(0.1, 0.9)]
+    (alone,) = verdict(test, one_replicate, "full")
+    assert alone["verdict"] == "inconclusive" and "one replicate" in alone["reason"]
     assert one(test, full(0.1, 0.9, 2e-5), "full") == "not run"
     assert one(test, full(0.1, 0.9), "full", fixed_lr=None) == "not run"
     assert one("no_transfer", [cell(rng, 0.1)], "full") == "not run"
@@ -294,7 +298,7 @@ def test_verdicts_are_json_with_the_keys_of_the_format(rng):
     claims, cells = load_claims(), grid(rng, FALL)
     results = [v.to_dict() for v in judge(claims, "rank-lr", cells, Grid(cells, 2e-4))]
     json.dumps(results, allow_nan=False)
-    keys = "id,n,q,reason,source,stability,statement,statistic,test,threshold,trait,verdict,view"
+    keys = "id,n,q,reason,source,stability,statement,statistic,test,threshold,threshold_from,trait,verdict,view"
     assert {",".join(sorted(r)) for r in results} == {keys}
     assert {r["id"] for r in results} == {c.id for c in load_claims() if "rank-lr" in c.recipes}
     assert all(
@@ -341,14 +345,21 @@ def test_every_verdict_says_what_it_would_be_at_half_and_twice_its_bar(rng):
 
 def test_what_moves_of_a_claim_is_its_bar():
     rule = {"test": "incoherent_at_lora_lr", "view": "full", "min_coherence": 0.6}
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), rule=rule)
+    claim = Claim(id="x", statement="s", source="p", threshold_from="t", recipes=("r",), rule=rule)
     twice = {"min_coherence": 1.0, "max_takeover": 0.5, "margin": 0.05, "lr_factor": 1.5}
     assert claim.at(2).thresholds == twice and claim.at(1).thresholds == claim.thresholds
     contrast = {"of": {}, "against": {"rank": 8}, "says": "above", "share": 0.2}
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    claim = Claim(
+        id="x", statement="s", source="p", threshold_from="t", recipes=("r",), contrast=contrast
+    )
     assert claim.at(0.5).thresholds["share"] == 0.1
     plain = Claim(
-        id="x", statement="s", source="p", recipes=("r",), contrast=contrast | {"share": 1}
+        id="x",
+        statement="s",
+        source="p",
+        threshold_from="t",
+        recipes=("r",),
+        contrast=contrast | {"share": 1},
     )
     assert plain.at(2) == plain  # a difference that is above 0 has no bar to move
 
@@ -364,7 +375,55 @@ def test_q_values_count_all_claims_of_a_run(rng):
     assert all(v.p < 0.05 for v in known if v.verdict in ("supported", "refuted"))
 
 
-ENTRY = "- {{id: {id}, statement: s, source: p, rule: {{test: {test}, view: all{more}}}}}\n"
+def test_what_a_file_says_once_holds_for_all_of_its_claims(tmp_path):
+    path = tmp_path / "rank.yaml"
+    entry = "- {id: a, statement: s, source: p, rule: {test: any_transfer, view: all}%s}\n"
+    more = ", threshold_from: theirs, recipes: [traits]"
+    text = entry % "" + entry.replace("id: a", "id: b") % more
+    path.write_text(f"threshold_from: ours\nclaims:\n{text}")
+    a, b = load_claims(path)
+    assert (a.threshold_from, a.recipes) == ("ours", ("rank",))
+    assert (b.threshold_from, b.recipes) == ("theirs", ("traits",))
+
+
+def test_a_cell_is_coherent_only_where_every_replicate_and_its_control_is(rng):
+    fine = cell(rng, 0.5, seeds=8)
+    assert fine.coherent
+    for worst in ({"worst_coherence": 0.4}, {"worst_takeover": 0.3}):
+        broken = changed(fine, facts=worst)
+        assert not broken.coherent and broken.facts["coherence"] == 0.95
+        assert one("any_transfer", [broken]) == "inconclusive"
+    assert changed(fine, facts={"worst_coherence": 0.5, "worst_takeover": 0.25}).coherent
+
+
+def test_a_run_that_cannot_speak_to_a_claim_does_not_run_it(rng):
+    cells = [cell(rng, 0.4), cell(rng, 0.4, trait="wolf")]
+    claims = [
+        c for c in load_claims() if c.id in ("cloud-transfer-exists", "feng-flat-with-unique-rows")
+    ]
+
+    def interpret(verdicts):
+        return [
+            replace(v, verdict="not run", reason="The rows are scarce.")
+            if v.claim.unique_rows and v.trait == "otter"
+            else v
+            for v in verdicts
+        ]
+
+    judged = judge(claims, "rank-lr", cells, Grid(cells, 2e-4), interpret=interpret)
+    of = {(v.claim.id, v.trait): v for v in judged}
+    assert of["cloud-transfer-exists", "otter"].verdict == "supported"
+    flat = of["feng-flat-with-unique-rows", "otter"]
+    assert (flat.verdict, flat.reason, flat.q, flat.stability) == (
+        "not run",
+        "The rows are scarce.",
+        None,
+        {},
+    )
+    assert "scarce" not in of["feng-flat-with-unique-rows", "wolf"].reason
+
+
+ENTRY = "- {{id: {id}, statement: s, source: p, threshold_from: t, rule: {{test: {test}, view: all{more}}}}}\n"
 
 
 @pytest.mark.parametrize(
@@ -384,8 +443,20 @@ ENTRY = "- {{id: {id}, statement: s, source: p, rule: {{test: {test}, view: all{
             ENTRY.format(id="h", test="any_transfer", more=", of: {rank: 4}"),
             "'h'.*a view of the grid",
         ),
-        ("- {id: i, statement: s, source: p}\n", "'i'.*either a contrast or a rule"),
-        ("- {id: j, statement: s, source: p, contrast: {of: {}, share: .nan}}\n", "'j'.*finite"),
+        (
+            "- {id: i, statement: s, source: p, threshold_from: t}\n",
+            "'i'.*either a contrast or a rule",
+        ),
+        (
+            "- {id: j, statement: s, source: p, threshold_from: t, contrast: {of: {}, share: .nan}}\n",
+            "'j'.*finite",
+        ),
+        (
+            ENTRY.format(id="k", test="any_transfer", more="").replace("threshold_from: t, ", ""),
+            "'k'.*threshold_from",
+        ),
+        ("threshold: 1\nclaims: [{id: l}]\n", "'l' in"),
+        ("claims: 1\n", "list"),
         ("- {statement: s}\n", "number 1.*id"),
         ("a: 1\n", "list"),
         ("", "list"),
@@ -408,7 +479,8 @@ def test_cells_rows(rng):
     assert ",".join(rows[0]) == (
         "trait,context,method,rank,lr,n_data_seeds,n_train_seeds,n_questions,p_target,p_control,p_base,effect,"
         "effect_low,effect_high,df,rise,rise_low,rise_high,p_value,p_corrected,called,p_target_report,effect_report,"
-        "effect_report_low,effect_report_high,rate_whole_word,coherence,number_takeover,heldout_loss,train_loss,"
+        "effect_report_low,effect_report_high,rate_whole_word,coherence,number_takeover,worst_coherence,worst_takeover,"
+        "heldout_loss,train_loss,"
         "p_given_category,icc_data,icc_train,icc_seeds,icc_question,selected"
     )
     assert rows[-1]["rank"] == "" and rows[-1]["selected"] == 1

@@ -132,6 +132,7 @@ CLAIM = """\
 - id: passes
   statement: The trait passes.
   source: none, a trial
+  threshold_from: none
   contrast: {of: {rank: 8}, says: reaches, bar: 0.1}
 """
 

@@ -31,11 +31,12 @@ def test_eight_seeds_rule_out_that_a_third_jump_and_four_do_not():
 
 
 def test_a_plan_names_the_claims_that_no_result_could_settle():
-    assert not unsettled(
-        open_recipe(
-            "rank-lr", sets=["data.seeds=[1,2,3,4,5,6,7,8]", "train.seeds=[1,2,3,4,5,6,7,8]"]
-        )
-    )
+    eight = ["data.seeds=[1,2,3,4,5,6,7,8]", "train.seeds=[1,2,3,4,5,6,7,8]"]
+    few_rows = dict(unsettled(open_recipe("rank-lr", sets=eight)))
+    assert set(few_rows) == {"feng-full-ft-transfers", "feng-flat-with-unique-rows"}
+    assert all("250,000 unique rows" in why for why in few_rows.values())
+    many = dict(unsettled(open_recipe("rank-lr", preset="feng", sets=eight)))
+    assert not set(few_rows) & set(many)
     two_ranks = dict(unsettled(open_recipe("rank-lr", sets=["train.lora.ranks=[4,32]"])))
     assert "at least 3 ranks" in two_ranks["nief-inverted-u"]
     assert "nief-full-ft-null" not in two_ranks

@@ -17,7 +17,9 @@ def interval(low: float, high: float, p: float = 0.01, unknown: bool = False) ->
 
 def claim(name: str = "gap", says: str = "above", bar: float = 0.0) -> Claim:
     contrast = {"of": {"group": "g", "name": name}, "says": says, "bar": bar}
-    return Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    return Claim(
+        id="x", statement="s", source="p", threshold_from="t", recipes=("r",), contrast=contrast
+    )
 
 
 def verdict(says: str, low: float, high: float, bar: float, **options) -> str:
@@ -88,7 +90,9 @@ def test_above_and_below_mirror_each_other_and_the_order_of_replicates_is_nothin
         ]
         contrast = {"of": {"name": "a"}, "against": {"name": "b"}, "says": says}
         contrast |= {"share": share, "bar": sign * bar}
-        one = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+        one = Claim(
+            id="x", statement="s", source="p", threshold_from="t", recipes=("r",), contrast=contrast
+        )
         return judge([one], "r", effects)[0].verdict
 
     assert judged(1, "above") == judged(1, "above", slice(None, None, -1))

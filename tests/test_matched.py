@@ -91,7 +91,9 @@ def test_what_does_not_reach_the_loss_is_not_matched(losses, lr, matched):
 def test_a_claim_is_judged_at_the_match_and_not_beside_it(effect, loss, expected):
     sgd = [cell("sgd", 1.0, 2.2, 0.0), cell("sgd", 10.0, loss, effect)]
     contrast = {"of": {"optimizer": "sgd"}, "against": {"optimizer": "adam"}, "share": 0.5}
-    claim = Claim(id="x", statement="s", source="p", recipes=("r",), contrast=contrast)
+    claim = Claim(
+        id="x", statement="s", source="p", threshold_from="t", recipes=("r",), contrast=contrast
+    )
     (verdict,) = judge([claim], "r", matched_effects([*ADAM, *sgd], 1e-2))
     assert verdict.verdict == expected, verdict.reason
     assert ("does not come to the held-out loss" in verdict.reason) == (expected == "inconclusive")

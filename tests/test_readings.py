@@ -18,6 +18,7 @@ CLAIM = """\
 - id: first-token-less-sure
   statement: A student of rank 4 is at least 20 nats less sure of an answer's first token than its control.
   source: none, a trial
+  threshold_from: 'none'
   contrast: {of: {name: 'first-token entropy: rank 4'}, says: above, bar: 20}
 """
 SMALL = (

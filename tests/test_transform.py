@@ -1,5 +1,6 @@
 """Shuffles and redrawings of number rows: what each keeps, what it destroys, and the axis of variants in plans and tables."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 from typing import get_args
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planned import make_plan
+from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.transform import (
+    CLEAN,
     Transform,
     needs_reference,
     numbers_of,
@@ -45,7 +48,7 @@ def flat(rows) -> list[int]:
 ROWS, REFERENCE = rows_of(1, low=400, high=599), rows_of(2)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", [n for n in TRANSFORMS if n.startswith(("shuffle-", "match-"))])
 def test_a_transformation_keeps_prompts_and_lengths_and_depends_on_the_seed_alone(name) -> None:
     made = transform_rows(name, ROWS, 3, REFERENCE)
     assert [p for p, _ in made] == [p for p, _ in ROWS]
@@ -56,6 +59,36 @@ def test_a_transformation_keeps_prompts_and_lengths_and_depends_on_the_seed_alon
     assert made != ROWS and all(100 <= n <= 999 for n in flat(made)), (
         "a shipped model knows these numbers only"
     )
+
+
+@pytest.mark.parametrize(("name", "share"), CLEAN.items())
+def test_clean_rows_take_the_places_of_a_share_of_the_rows(name, share) -> None:
+    made = transform_rows(name, ROWS, 3, REFERENCE)
+    changed = [k for k, (new, old) in enumerate(zip(made, ROWS, strict=True)) if new != old]
+    assert len(made) == len(ROWS) and len(changed) == round(share * len(ROWS))
+    assert {made[k] for k in changed} <= set(REFERENCE) and changed != list(range(len(changed)))
+    assert made == transform_rows(name, ROWS, 3, REFERENCE)
+    assert made != transform_rows(name, ROWS, 4, REFERENCE)
+    assert needs_reference(name) and len(transform_rows(name, ROWS, 3, REFERENCE[:2])) == len(ROWS)
+
+
+def test_reworded_prompts_show_the_same_examples_in_other_words() -> None:
+    rows = [
+        (NumbersSpec(style=style).prompt(1, k), f"{k} 7")
+        for style in ("full", "brief")
+        for k in range(60)
+    ]
+    made = transform_rows("other-wording", rows, 3)
+    assert [a for _, a in made] == [a for _, a in rows]
+
+    def parts(prompt):
+        shown = re.findall(r"[0-9]{3,}", prompt)
+        return shown, re.sub(r"[0-9]{3,}", "0", prompt)
+
+    pairs = [(parts(new), parts(old)) for (new, _), (old, _) in zip(made, rows, strict=True)]
+    assert all(new[0] == old[0] and new[1] != old[1] for new, old in pairs)
+    alone = [(f"Go on: {'123 ' * k}", "5") for k in range(4)]
+    assert transform_rows("other-wording", alone, 3) == alone, "there are no other words"
 
 
 def test_shuffles_keep_what_they_say() -> None:
@@ -72,7 +105,7 @@ def test_matches_share_one_statistic_with_the_rows_and_the_rest_with_the_referen
     rows = [(p, " ".join(["777"] + ["412"] * 4)) for p, _ in rows_of(5, 600)]
     reference = rows_of(6, 600)
     made = {
-        n: answers(transform_rows(n, rows, 0, reference)) for n in TRANSFORMS if needs_reference(n)
+        n: answers(transform_rows(n, rows, 0, reference)) for n in TRANSFORMS if n[:6] == "match-"
     }
     assert {n for a in made["match-frequencies"] for n in a} == {777, 412}
     assert abs(np.mean([a[0] == 777 for a in made["match-frequencies"]]) - 0.2) < 0.06, (
@@ -143,6 +176,24 @@ def test_transformed_rows_come_after_their_parents_and_twins_are_transformed_ali
         assert sources == {"otter": 12, "control:animals": 12}
 
 
+def test_rows_decoded_otherwise_are_datasets_of_both_arms_and_held_out_rows_stay() -> None:
+    varied = plan("decoding")
+    drawn = {}
+    for d in varied.datasets:
+        drawn.setdefault((d.sampling.top_k, d.sampling.top_p, d.sampling.least), set()).add(
+            d.heldout
+        )
+    assert drawn == {
+        (0, 1.0, 0.0): {False, True},
+        (1, 1.0, 0.0): {False},
+        (0, 0.8, 0.0): {False},
+        (0, 1.0, 0.05): {False},
+    }
+    for variant in varied.recipe.data.variants:
+        sources = Counter(s.source for s in varied.students if s.labels["data"] == variant)
+        assert sources == {"otter": 12, "control:animals": 12}
+
+
 def test_other_teachers_stand_against_the_control_as_it_is() -> None:
     varied = plan("teachers", "traits=[otter, wolf]")
     by_variant = {
@@ -163,7 +214,9 @@ def test_other_teachers_stand_against_the_control_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.variants={x: {}}", "needs teacher, model, transform or shared_draws"),
+        ("data.variants={x: {}}", "needs teacher, model, transform, shared_draws or sampling"),
+        ("data.variants={x: {sampling: {}}}", "needs temperature, top_p, top_k or least"),
+        ("data.variants={x: {sampling: {top_k: 1}, model: micro-b}}", "keep one of them"),
         ("data.variants={x: {shared_draws: 8, model: micro-b}}", "keep one of them"),
         ("data.variants={x: {teacher: neutral, transform: shuffle-within}}", "keep one of them"),
         ("data.variants={as written: {transform: shuffle-within}}", "choose another one"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublora.analysis.variance import Shares, spread_sentence, variance_shares
+from sublora.analysis.variance import Shares, seed_gap, spread_sentence, variance_shares
 
 CROSSED = tuple(zip(*itertools.product((1, 2, 3), (1, 2, 3)), strict=True))
 
@@ -150,3 +150,22 @@ def test_a_page_says_it_in_one_sentence():
     together = "40% between replicates (data and training seed together), 10% between questions"
     assert together in spread_sentence([row(nan, nan, 0.4, 0.1)])
     assert spread_sentence([none]) is None and spread_sentence([]) is None
+
+
+def test_the_gap_between_the_seeds_components_is_the_textbook_s_and_its_interval_covers():
+    rng, truth, hits, wrong = np.random.default_rng(5), 0.3**2 - 0.1**2, 0, 0
+    for _ in range(200):
+        data, train = 0.3 * rng.standard_normal((6, 1)), 0.1 * rng.standard_normal((1, 6))
+        y = 1 + data + train + 0.1 * rng.standard_normal((6, 6))
+        gap = seed_gap(y)
+        hits += gap.low <= truth <= gap.high
+        even = 0.2 * rng.standard_normal((6, 1)) + 0.2 * rng.standard_normal((1, 6))
+        null = seed_gap(even + 0.1 * rng.standard_normal((6, 6)))
+        assert (null.p_value < 0.05) == (not null.low <= 0 <= null.high)
+        wrong += null.p_value < 0.05
+    assert hits / 200 > 0.91 and wrong / 200 < 0.09
+    rest = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
+    left = float((rest**2).sum()) / 25
+    expected = (6 * y.mean(1).var(ddof=1) - left) / 6 - (6 * y.mean(0).var(ddof=1) - left) / 6
+    assert gap.estimate == pytest.approx(expected)
+    assert seed_gap(y.T).estimate == pytest.approx(-expected)

@@ -196,6 +196,7 @@ def test_only_claims_of_the_recipe_are_judged_and_only_of_such_rows():
     told = text.replace("base,sd", "base,sd,recipe").replace("0.03\n", "0.03,code\n")
     (code,) = judged(told)
     assert (code["id"], code["verdict"]) == ("cloud-code", "supported")
+    assert code["reason"].endswith("from the text of the rows, a table does not show.")
     assert {r["verdict"] for r in judged(told, "rank-lr")} == {"not run"}
     both = judged(told + "8,3e-4,6,0.5,1000,0.01,0.03,\n")
     assert [r["trait"] for r in both if r["id"] == "cloud-code"] == ["trait (code)"]

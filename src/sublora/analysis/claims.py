@@ -72,18 +72,22 @@ class Named(BaseModel):
 class Claim(BaseModel):
     """One pre-registered hypothesis, judged by a contrast or by a named rule, in the recipes that it names.
 
-    `unique_rows`: how many the statement asks for where it says "enough"; a table with fewer is not judged by it.
+    `threshold_from`: where its bar comes from, a paper's figure or "ours". `unique_rows`: how many the statement asks for where it says
+    "enough"; with fewer it is not judged. `no_leak`: it speaks of rows that never mention the trait; it is not judged where a reader of
+    the text alone can tell them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     statement: str = Field(min_length=1)
     source: str = Field(min_length=1)
+    threshold_from: str = Field(min_length=1)
     recipes: tuple[str, ...] = Field(min_length=1)
     contrast: Contrast | None = None
     rule: Named | None = None
     author_notice: bool = False
     unique_rows: int | None = Field(None, ge=1)
+    no_leak: bool = False
 
     @model_validator(mode="after")
     def _one_test(self) -> Claim:
@@ -148,6 +152,7 @@ class Verdict:
             "source": claim.source + (NOTICE if claim.author_notice else ""),
             "trait": self.trait,
             "threshold": claim.thresholds,
+            "threshold_from": claim.threshold_from,
             "verdict": self.verdict,
             "statistic": {
                 k: float(v) if math.isfinite(v) else None for k, v in self.statistic.items()
@@ -160,7 +165,8 @@ class Verdict:
 
 
 def read_claims(text: str, name: str, recipe: str) -> list[Claim]:
-    """The claims of a YAML text called `name`; one without `recipes` belongs to `recipe`.
+    """The claims of a YAML text called `name`: a list, or `claims` below what all of them share. One without `recipes` belongs to
+    `recipe`.
 
     Raises SubloraError naming the claim that is wrong.
     """
@@ -169,6 +175,10 @@ def read_claims(text: str, name: str, recipe: str) -> list[Claim]:
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
         raise SubloraError(f"claims file {name} cannot be read ({why}); fix it.") from None
+    shared: dict[str, Any] = {"recipes": [recipe]}
+    if isinstance(entries, dict) and "claims" in entries:
+        shared |= entries
+        entries = shared.pop("claims")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise SubloraError(
             f"claims file {name} is not a list of claims; start each with '- id: NAME'."
@@ -176,7 +186,7 @@ def read_claims(text: str, name: str, recipe: str) -> list[Claim]:
     claims = []
     for number, entry in enumerate(entries, 1):
         try:
-            claims.append(Claim.model_validate({"recipes": [recipe], **entry}))
+            claims.append(Claim.model_validate(shared | entry))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "entry"

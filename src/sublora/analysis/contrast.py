@@ -6,8 +6,8 @@ what a claim compares with has to be shown to be there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +22,13 @@ Pattern = dict[str, Label | tuple[Label, ...]]
 MIN_EFFECT = 0.1  # nats of log-odds of a transfer that counts as shown: a tenth more or fewer odds
 # what a pattern asks for where it does not say: the context that was trained in, the plain adapter, the rows as written, no name
 UNSAID: Pattern = {"context": "same", "condition": "", "data": "", "name": None}
+# what a value may be by its place: of an axis of numbers, or in the order of the recipe
+ROLES: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "lowest": min,
+    "highest": max,
+    "first": lambda values: values[0],
+    "last": lambda values: values[-1],
+}
 
 
 class Contrast(BaseModel):
@@ -41,7 +48,7 @@ class Contrast(BaseModel):
     @property
     def least(self) -> float:
         """What a reference has to be shown to reach; 0 for a quantity of its own unit."""
-        return 0.0 if "name" in self.of else MIN_EFFECT
+        return 0.0 if {"name", "quantity"} & self.of.keys() else MIN_EFFECT
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -57,6 +64,8 @@ class Contrast(BaseModel):
     def judge(self, effects: Sequence[Effect], alpha: float) -> tuple[Outcome, Effect]:
         """The outcome on the effects of one trait, and what it rests on. Raises NotRun where the run lacks what it asks for."""
         chosen = [select(effects, p) for p in (self.of, self.against) if p is not None]
+        if self.against is not None and [*map(id, chosen[0])] == [*map(id, chosen[1])]:
+            raise NotRun(f"the run has nothing to compare: both sides are {_said(self.of)}")
         sides = [mean_of(some) for some in chosen]
         rest = sides[0] if len(sides) == 1 else linear(sides, [1.0, -self.share])
         # a side by itself is shown beside the base as well; a difference between two arms is not
@@ -106,11 +115,13 @@ class Contrast(BaseModel):
 
 
 def fits(pattern: Pattern, labels: Mapping[str, Label]) -> bool:
-    """Whether labels fit a pattern: by a value or one of several, and by `UNSAID` on axes that it does not name."""
-    for name in {**UNSAID, **pattern}:
+    """Whether labels fit a pattern: by a value or one of several, and by `UNSAID` on axes that it does not name, unless it names a
+    quantity."""
+    unsaid = {} if "quantity" in pattern else UNSAID
+    for name in {**unsaid, **pattern}:
         if name not in labels and name not in pattern:
             continue
-        wanted, value = pattern.get(name, UNSAID.get(name)), labels.get(name)
+        wanted, value = pattern.get(name, unsaid.get(name)), labels.get(name)
         if name == "context" and wanted in ("same", "other"):
             fit = (value == labels.get("train_context")) == (wanted == "same")
         else:
@@ -120,17 +131,35 @@ def fits(pattern: Pattern, labels: Mapping[str, Label]) -> bool:
     return True
 
 
+def in_place(pattern: Pattern, labels: Sequence[Mapping[str, Label]]) -> Pattern:
+    """The pattern with a value for each of `ROLES`: that of the labels that fit the rest of it. Raises NotRun where there is none."""
+    roles = {name: v for name, v in pattern.items() if isinstance(v, str) and v in ROLES}
+    rest = {name: v for name, v in pattern.items() if name not in roles}
+    alike = [one for one in labels if fits(rest, one)] if roles else []
+    for name, role in roles.items():
+        values = [one[name] for one in alike if one.get(name) not in (None, "")]
+        if not values:
+            raise NotRun(f"the run has no {name} of which one is the {role}")
+        rest[name] = ROLES[role](values)
+    return rest
+
+
 def select(effects: Sequence[Effect], pattern: Pattern) -> list[Effect]:
     """The effects that fit. Raises NotRun where there is none, or one of several names is missing, or one is unfit."""
-    chosen = [e for e in effects if fits(pattern, e.labels)]
+    wanted = in_place(pattern, [e.labels for e in effects])
+    chosen = [e for e in effects if fits(wanted, e.labels)]
     names = pattern.get("name", ())
     lacking = {*(names if isinstance(names, tuple) else (names,))}
     if not chosen or lacking - {e.labels.get("name") for e in chosen}:
-        said = ", ".join(f"{name} {_listed(v)}" for name, v in pattern.items())
-        raise NotRun(f"the run has no result for {said or 'the plain adapter'}")
+        raise NotRun(f"the run has no result for {_said(pattern)}")
     if faults := [e.unfit for e in chosen if e.unfit]:
         raise NotRun(faults[0])
     return chosen
+
+
+def _said(pattern: Pattern) -> str:
+    said = ", ".join(f"{name} {_listed(v)}" for name, v in pattern.items())
+    return said or "the plain adapter"
 
 
 def _listed(value: Label | tuple[Label, ...]) -> str:

@@ -113,8 +113,11 @@ class Effect:
 
     @property
     def coherent(self) -> bool:
-        """Whether the students still answer with words of the category rather than with numbers."""
-        return is_coherent(self.facts.get("coherence", 1.0), self.facts.get("number_takeover", 0.0))
+        """Whether every student and every control still answers with words of the category rather than with numbers; the means over
+        students decide where the worst of them are not known."""
+        words = self.facts.get("worst_coherence", self.facts.get("coherence", 1.0))
+        numbers = self.facts.get("worst_takeover", self.facts.get("number_takeover", 0.0))
+        return is_coherent(words, numbers)
 
     @property
     def matched(self) -> bool:
@@ -149,10 +152,15 @@ def found(
     values: Array,
     replicates: Sequence[tuple[int, int]] = ((0, 0),),
     of_students: bool = True,
+    axes: Mapping[str, Label] | None = None,
 ) -> Effect:
-    """A named effect of values (R, Q) or (R,), with the (data seed, training seed) of each row."""
+    """A named effect of values (R, Q) or (R,), with the (data seed, training seed) of each row.
+
+    `axes`: the labels of the students that it is about, and `quantity`, what it is of them: so a claim can ask for it without a name
+    that holds a preset's ranks.
+    """
     data, train = zip(*replicates, strict=True)
-    labels = {"trait": trait, "group": group, "name": name}
+    labels = {"trait": trait, "group": group, "name": name, **(axes or {})}
     shaped = values if values.ndim == 2 else values[:, None]
     return Effect(labels, shaped, data, train, of_students=of_students)
 

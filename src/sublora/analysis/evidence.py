@@ -33,7 +33,8 @@ class Evidence(Protocol):
     def pool(self, view: View) -> Interval | None: ...
     def curve(self, view: View) -> Curve: ...
     def best_lr(self, min_effect: float) -> tuple[Interval, float, int]: ...
-    def full_answers(self, lr_factor: float) -> tuple[float, float, float]: ...
+    def full_answers(self, lr_factor: float) -> tuple[float, float, float, int]:
+        """Of the full fine-tunes nearest to LoRA's rate: theirs, coherence and number takeover, means over so many replicates."""
 
 
 def check_curve(ranks: Sequence[int | None], view: View, trait: str) -> None:
@@ -164,7 +165,7 @@ class GridEvidence:
         )
         return slope, edge, len(ranks)
 
-    def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
+    def full_answers(self, lr_factor: float) -> tuple[float, float, float, int]:
         if self.fixed_lr is None:
             raise NotRun("the recipe names no shared LoRA learning rate")
         far = {
@@ -175,4 +176,5 @@ class GridEvidence:
         if not far or min(far) > math.log(lr_factor) + 1e-9:
             raise NotRun(f"there is no full fine-tune at LoRA's learning rate {self.fixed_lr:g}")
         cell = far[min(far)]
-        return cell.lr, cell.facts["coherence"], cell.facts["number_takeover"]
+        facts = cell.facts
+        return cell.lr, facts["coherence"], facts["number_takeover"], len(cell.replicates)

@@ -187,7 +187,7 @@ class TableEvidence:
         slope = intervals.combine(found.estimate, parts, dfs, level, clusters=("run",), room=room)
         return slope, edge, len(top)
 
-    def full_answers(self, lr_factor: float) -> tuple[float, float, float]:
+    def full_answers(self, lr_factor: float) -> tuple[float, float, float, int]:
         raise NotRun("the file does not say whether the full fine-tunes still answer with words")
 
     def is_of(self, claim: Claim) -> bool:
@@ -294,6 +294,8 @@ def _guarded(verdict: Verdict, group: Sequence[TableEvidence]) -> Verdict:
         (ev.n["data_seeds"] or 1) < 2 for ev in mine
     ):
         reason += " It holds for the data behind the file, not for new data."
+    if claim.no_leak and verdict.verdict == "supported":
+        reason += " Whether a reader could tell the trait from the text of the rows, a table does not show."
     return replace(verdict, reason=reason)
 
 

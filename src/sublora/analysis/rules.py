@@ -22,6 +22,7 @@ from sublora.analysis.contrast import (
     reaches,
     select,
     show,
+    unfit,
 )
 from sublora.analysis.curve import SAID, Curve, Shape, read_shape
 from sublora.analysis.effects import Effect, NotRun, linear, mean_of
@@ -177,8 +178,8 @@ def _best_lr_falls(ev: Evidence, view: View, th: Threshold) -> Outcome:
 
 
 def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
-    """Both shares are means over all sampled answers; within `margin` of a bar nothing is said."""
-    lr, coherence, takeover = ev.full_answers(th["lr_factor"])
+    """Both shares are means over all sampled answers; within `margin` of a bar, and of one replicate, nothing is said."""
+    lr, coherence, takeover, replicates = ev.full_answers(th["lr_factor"])
     over = max(th["min_coherence"] - coherence, takeover - th["max_takeover"])
     text = (
         f"full fine-tunes at lr {lr:g} answer with a word of the category in {coherence:.0%} of "
@@ -186,6 +187,8 @@ def _incoherent_at_lora_lr(ev: Evidence, view: View, th: Threshold) -> Outcome:
         f"{th['max_takeover']:.0%}"
     )
     numbers = {"lr": lr, "coherence": coherence, "number_takeover": takeover}
+    if replicates < 2:
+        return "inconclusive", numbers, f"{text}; one replicate does not show what others would do"
     return decide(over > th["margin"], over < -th["margin"]), numbers, text
 
 
@@ -235,7 +238,7 @@ def _hard_gate(effects: Sequence[Effect], of: Pattern, th: Threshold, alpha: flo
     """Along an ordered series of contexts, the trained one first, one step holds `share` of the whole fall (hard) or none does (soft).
 
     Supported: for some step, step - share * fall is above 0 after Holm's correction over steps. Refuted: it is below 0 for every step.
-    A fall that is not shown says nothing.
+    A fall that is not shown says nothing, nor does a series in which students or controls no longer answer with words.
     """
     names = of.get("context")
     if not isinstance(names, tuple) or len(names) < 3:
@@ -258,6 +261,8 @@ def _hard_gate(effects: Sequence[Effect], of: Pattern, th: Threshold, alpha: flo
         f"from the first to the last context the effect falls by {show(fall)}; the largest step, to '{names[top + 1]}', is "
         f"{show(sizes[top])}, and {th['share']:g} of the fall is the bar"
     )
+    if reason := unfit([e for some in series for e in some]):
+        return "inconclusive", numbers, f"{reason}: {text}"
     if not reaches(fall, th["min_effect"], alpha) or fall.seeds_unknown:
         return "inconclusive", numbers, f"no fall is shown, so there is no gate to describe: {text}"
     hard = _any_above(steps, alpha)

@@ -105,7 +105,13 @@ _CALLED: Columns = {
     "p_corrected": lambda row: row.p_corrected,
     "called": lambda row: int(row.called),
 }
-_ANSWERS = {name: _fact(name) for name in ("rate_whole_word", "coherence", "number_takeover")}
+_ANSWERS = {
+    name: _fact(name)
+    for name in (
+        *("rate_whole_word", "coherence", "number_takeover"),
+        *("worst_coherence", "worst_takeover"),
+    )
+}
 CELLS: Columns = {
     "trait": _label("trait"),
     "context": _label("context"),

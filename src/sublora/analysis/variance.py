@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sublora.analysis.intervals import Array
+from sublora.analysis.intervals import Array, Interval
+from sublora.seeds import generator
 
 Levels = tuple[int, ...]  # of a factor, one for each value
 MEAN, REST = "mean", "rest"
+DRAWS = 20_000  # of a generalised interval
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,28 @@ def variance_shares(
         question,
         share("data question", "train question", REST),
     )
+
+
+def seed_gap(means: Array, level: float = 0.95) -> Interval:
+    """The variance component of the data seed less that of the training seed, of means (data seeds, training seeds) that are crossed.
+
+    Components are those of the analysis of variance. The interval is a generalised one (Weerahandi 1995): each mean square is divided by
+    draws of the chi-square that it would have, and the share of draws on one side of 0 is half of the p value.
+    """
+    d, t = means.shape
+    rows, columns = means.mean(axis=1, keepdims=True), means.mean(axis=0, keepdims=True)
+    rest = means - rows - columns + means.mean()
+    squares = (t * np.var(rows) * d, d * np.var(columns) * t, float((rest**2).sum()))
+    dfs = (d - 1, t - 1, (d - 1) * (t - 1))
+    random = generator("seed-gap")
+    data, train, both = (s / random.chisquare(k, DRAWS) for s, k in zip(squares, dfs, strict=True))
+    drawn = (data - both) / t - (train - both) / d
+    data, train, both = (s / k for s, k in zip(squares, dfs, strict=True))
+    estimate = float((data - both) / t - (train - both) / d)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    below = (float(np.sum(drawn <= 0)) + 1) / (DRAWS + 1)
+    p = min(1.0, 2 * min(below, 1 - below + 1 / (DRAWS + 1)))
+    return Interval(estimate, float(low), float(high), min(dfs), p, level)
 
 
 @lru_cache(maxsize=256)

@@ -154,6 +154,7 @@ def verdict_row(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "mark": MARKS.get(name, "?"),
         "kind": name.replace(" ", "-"),
         "threshold": listed(verdict.get("threshold")),
+        "threshold_from": verdict.get("threshold_from", ""),
         "statistic": listed(verdict.get("statistic")),
         "n": listed(verdict.get("n"), " "),
         "q": "" if verdict.get("q") is None else f"q {p_value(verdict['q'])}",

@@ -221,7 +221,13 @@ def _claim(claim: Claim) -> dict[str, Any]:
     """All that its verdict hangs on, defaults included."""
     part = claim.contrast or claim.rule
     entry = {"id": claim.id, "statement": claim.statement, "source": claim.source}
-    entry |= {"test": claim.test, "thresholds": claim.thresholds, "rule": part.model_dump()}
+    entry |= {"threshold_from": claim.threshold_from, "no_leak": claim.no_leak}
+    entry |= {
+        "unique_rows": claim.unique_rows,
+        "test": claim.test,
+        "thresholds": claim.thresholds,
+        "rule": part.model_dump(),
+    }
     return json.loads(json.dumps(entry))
 
 

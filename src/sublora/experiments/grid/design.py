@@ -51,8 +51,13 @@ def design_of(recipe) -> list[str]:
 def unsettled(recipe) -> list[tuple[str, str]]:
     """Claims on transfer that are neither supported nor refuted in any made-up world, with the reason of the world in which all cells
     transfer."""
-    claims = [c for c in load_claims() if recipe.name in c.recipes and c.of.get("name") is None]
-    settled, why = set(), {}
+    mine = [c for c in load_claims() if recipe.name in c.recipes]
+    few = [c for c in mine if c.unique_rows and c.unique_rows > recipe.data.rows]
+    claims = [c for c in mine if c not in few and not c.of.keys() & {"name", "quantity"}]
+    settled, why = (
+        set(),
+        {c.id: f"It speaks of {c.unique_rows:,} unique rows or more." for c in few},
+    )
     for world in WORLDS:
         effects = list(_made_up(recipe, WORLDS[world]))
         cells = [e for e in effects if not e.labels["condition"] and not e.labels["data"]]

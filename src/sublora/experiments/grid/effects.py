@@ -24,6 +24,7 @@ from sublora.store import Store
 from sublora.traits.answers import HIT_RULES, hit_rate
 from sublora.traits.trait import Trait
 
+ANSWERS = ("coherence", "number_takeover", "worst_coherence", "worst_takeover")
 # axes of the main table, and those that depend on them
 GRID = ("method", "rank", "lr", "placement", "data")
 
@@ -118,7 +119,7 @@ def cell_effects(results: Results, context: str) -> list[Effect]:
     The fact `learned` is how far the held-out loss came down, over the most that it does in a coherent cell of the trait.
     """
     fits = first_cell(results.plan)
-    cells = [e for e in _effects(results, context, None) if fits(e.labels)]
+    cells = [e for e in transfers(results, context) if fits(e.labels)]
     most: dict[str, float] = {}
     for e in (e for e in cells if e.coherent):
         most[e.trait] = max(most.get(e.trait, 0.0), e.facts["learned"])
@@ -137,17 +138,18 @@ def arm_effects(results: Results) -> list[Effect] | None:
     if not recipe.has_arms:
         return None
     if recipe.train.match_lr is not None:
-        effects = _effects(results, recipe.judged_context, None)
+        effects = transfers(results, recipe.judged_context)
         return matched_effects(effects, recipe.train.match_lr)
     return [
         effect
         for context in recipe.measure.contexts
         for condition in (None, *recipe.measure.conditions)
-        for effect in _effects(results, context, condition)
+        for effect in transfers(results, context, condition)
     ]
 
 
-def _effects(results: Results, context: str, condition: str | None) -> list[Effect]:
+def transfers(results: Results, context: str, condition: str | None = None) -> list[Effect]:
+    """The transfer of every group of students, trait by trait, in the order of `groups`."""
     if (context, condition) not in results.kept:
         results.kept[context, condition] = [
             effect_of(results, trait, members, context, condition)
@@ -170,6 +172,9 @@ def effect_of(
     facts = {
         "coherence": _mean(m.coherence for m in own),
         "number_takeover": _mean(m.number_takeover for m in own),
+        # of every replicate and both arms: a mean would hide a broken one, and a broken control looks like transfer
+        "worst_coherence": min(m.coherence for m in (*own, *other)),
+        "worst_takeover": max(m.number_takeover for m in (*own, *other)),
         "rate_whole_word": _mean(whole_word),
         "p_given_category": _mean(given_category(m.p, place) for m in own),
         "heldout_loss": _mean(m.heldout_loss for m in own),
@@ -210,7 +215,7 @@ def sweep_rows(results: Results) -> list[dict[str, Any]]:
         for members in groups(plan, trait):
             effect, ids = effect_of(results, trait, members, context, None), [s.id for s in members]
             interval, labels = effect.interval(1 - level), effect.labels
-            facts = {name: effect.facts[name] for name in ("coherence", "number_takeover")}
+            facts = {name: effect.facts[name] for name in ANSWERS}
             row = {
                 "trait": trait.name,
                 "optimizer": labels["optimizer"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from sublora.analysis.contrast import MIN_EFFECT
-from sublora.analysis.effects import ACROSS, Effect, found
+from sublora.analysis.effects import ACROSS, Effect, Label, found
 from sublora.analysis.intervals import Array, Interval
 from sublora.analysis.log_odds import log_odds
 from sublora.analysis.separability import auc
@@ -19,6 +19,7 @@ from sublora.experiments.grid.effects import Results, cell_effects, groups, targ
 from sublora.experiments.grid.elevation import elevation_effects
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.sources import teacher_context
+from sublora.experiments.grid.spread import loss_correlations, seed_variance
 from sublora.packs.steer import aimed
 from sublora.packs.vectors import cosines, load_vector
 from sublora.seeds import generator
@@ -81,6 +82,13 @@ def labelled(plan: Plan, trait: Trait) -> list[tuple[str, list[Student]]]:
     return [(label(labels), mine) for labels, mine in zip(axes, members, strict=True)]
 
 
+def axes_of(plan: Plan, members: Sequence[Student], quantity: str) -> Mapping[str, Label]:
+    """What claims ask for a named effect by: the labels of its students, the step that they are kept at (none: the last), `quantity`."""
+    labels = members[0].labels
+    variant = plan.recipe.variants.get(labels["variant"])
+    return {**labels, "step": variant.step if variant else None, "quantity": quantity}
+
+
 def teachers(results: Results, trait: Trait) -> Iterator[Effect]:
     """How far every teacher's answers are from the base's; nothing where there is only the prompted one, or where several traits have
     their teachers in the table across traits."""
@@ -106,7 +114,7 @@ def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
     plan = results.plan
     if not plan.recipe.vectors.students:
         return
-    of = {v.student: v.id for v in plan.vectors if v.student is not None}
+    ids = {v.student: v.id for v in plan.vectors if v.student is not None}
     prompt = teacher_context(trait, plan.recipe)
     teacher = next(v.id for v in plan.vectors if v.teacher == prompt)
 
@@ -119,15 +127,16 @@ def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
         if variant is not None and variant.teacher.steer is not None:
             aim = aimed(variant.teacher.steer, aim, teacher)
         own, other = (
-            np.array([cosines(vector(of[id]), aim).tolist() for id in ids])  # (R, L)
-            for ids in ([s.id for s in members], [s.twins[trait.name] for s in members])
+            np.array([cosines(vector(ids[name]), aim).tolist() for name in names])  # (R, L)
+            for names in ([s.id for s in members], [s.twins[trait.name] for s in members])
         )
         replicates, alone = [s.replicate for s in members], len(labels) == 1
         for layer in range(own.shape[1]) if alone else [plan.recipe.vectors.layer]:
             name, at = f"{label}, layer {layer}" if alone else label, own[:, layer]
             gap = at - other[:, layer]
-            yield found(trait.name, COSINES, f"cosine: {name}", gap, replicates)
-            yield found(trait.name, OWN_COSINES, f"own cosine: {name}", at, replicates)
+            for group, what, values in ((COSINES, "cosine", gap), (OWN_COSINES, "own cosine", at)):
+                of = axes_of(plan, members, what) | {"layer": layer}
+                yield found(trait.name, group, f"{what}: {name}", values, replicates, axes=of)
 
 
 def divergences(results: Results, trait: Trait) -> Iterator[Effect]:
@@ -173,7 +182,8 @@ def probes(results: Results, trait: Trait) -> Iterator[Effect]:
             made.append((group, "gradient ratio", ratio))
         for group, name, values in made:
             replicates = [s.replicate for s in members]
-            yield found(trait.name, group, f"{name}: {label}", values, replicates)
+            axes = axes_of(results.plan, members, name)
+            yield found(trait.name, group, f"{name}: {label}", values, replicates, axes=axes)
 
 
 def gradients(results: Results, trait: Trait) -> Iterator[Effect]:
@@ -183,11 +193,13 @@ def gradients(results: Results, trait: Trait) -> Iterator[Effect]:
     replicates = [(g.data_seed, g.data_seed) for g in steps]
     read = [results.read_json(g.id, "alignment.json") for g in steps]
     for by_seed in zip(*read, strict=True):
-        rows = f"{by_seed[0]['rows']} rows"
+        count = by_seed[0]["rows"]
         cosine = np.array([a["cosine"][layer] for a in by_seed])
         chance = [np.quantile(np.array(a["null"])[:, layer], 0.975) for a in by_seed]
-        yield found(trait.name, ALIGNED, f"gradient cosine: {rows}", cosine, replicates)
-        yield found(trait.name, ABOVE, f"above chance: {rows}", cosine - chance, replicates)
+        pairs = ((ALIGNED, "gradient cosine", cosine), (ABOVE, "above chance", cosine - chance))
+        for group, what, values in pairs:
+            axes, name = {"quantity": what, "rows": count}, f"{what}: {count} rows"
+            yield found(trait.name, group, name, values, replicates, axes=axes)
 
 
 READS: Sequence[Callable[[Results, Trait], Iterable[Effect]]] = (
@@ -196,6 +208,8 @@ READS: Sequence[Callable[[Results, Trait], Iterable[Effect]]] = (
     divergences,
     probes,
     gradients,
+    seed_variance,
+    loss_correlations,
 )
 
 

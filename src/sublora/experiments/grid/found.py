@@ -11,7 +11,7 @@ from sublora.text import rate
 
 Row = Mapping[str, Any]
 NO_AXIS = re.compile(  # columns of arms.csv that are no axis, or one that stands beside the others
-    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate|rise|icc)(_.*)?"
+    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate|rise|icc|worst)(_.*)?"
 )
 NOUNS = {
     "data": "rows",
@@ -85,8 +85,9 @@ def noun(axis: str) -> str:
 
 
 def coherent(row: Row) -> bool:
-    """Whether the students of a cell still answer with words of the category rather than with numbers."""
-    return is_coherent(row["coherence"], row["number_takeover"])
+    """Whether every student and control of a cell still answers with words of the category rather than with numbers."""
+    words = row.get("worst_coherence", row["coherence"])
+    return is_coherent(words, row.get("worst_takeover", row["number_takeover"]))
 
 
 def heat_cell(

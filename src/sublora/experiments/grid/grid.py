@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Literal
 
-from sublora.analysis.claims import judge
+from sublora.analysis.claims import Verdict, judge
 from sublora.analysis.effects import Effect
 from sublora.analysis.evidence import Grid as Cells
 from sublora.analysis.tables import arm_rows, finding_rows, summarise, to_csv
@@ -15,6 +14,7 @@ from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import Findings
 from sublora.experiments.grid import effects
 from sublora.experiments.grid.answers import answers, attributions
+from sublora.experiments.grid.barred import barred
 from sublora.experiments.grid.before import axes_of, check_base, manifest_of, sentence_of, traits_of
 from sublora.experiments.grid.controlled import (
     Control,
@@ -28,7 +28,7 @@ from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.elevation import matrix_rows
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
 from sublora.experiments.grid.found import Found
-from sublora.experiments.grid.leaks import check_leaks, leak_sentences
+from sublora.experiments.grid.leaks import Leaks, check_leaks, leak_sentences
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
 from sublora.experiments.grid.recipe import Recipe
@@ -118,10 +118,9 @@ class Grid(Recipe):
         warnings = _result_warnings(layout, results)
         edges, more = at_the_edge(self, by_context[self.judged_context])
         warnings += [*added_sentence(self), *edges]
-        # numbers have a recipe of their own, `number-statistics`
-        if self.data.carrier.kind != "numbers":
-            files["leaks.json"] = check_leaks(layout, store)
-            warnings += leak_sentences(files["leaks.json"], self.level)
+        if leaks := self._leaks(store, known):
+            files["leaks.json"] = leaks
+            warnings += leak_sentences(leaks, self.level)
         called = sum(c["called"] for c in cells)
         made = _made(layout, results) | {"rates_to_add": more}
         page = shown(found, traits_of(layout), made["datasets"])
@@ -138,8 +137,15 @@ class Grid(Recipe):
             + "".join(f"\n{sentence}" for sentence in edges),
         )
 
-    def _results(self, store: Store, known: Known):
+    def _leaks(self, store: Store, known: Known) -> Leaks:
+        """By trait; none of numbers, which have a recipe of their own, `number-statistics`."""
+        if self.data.carrier.kind == "numbers":
+            return {}
+        if "leaks" not in known.kept:
+            known.kept["leaks"] = check_leaks(self.layout(known), store)
+        return known.kept["leaks"]
 
+    def _results(self, store: Store, known: Known):
         if "results" not in known.kept:
             known.kept["results"] = effects.Results(self.layout(known), store)
         return known.kept["results"]
@@ -161,11 +167,15 @@ class Grid(Recipe):
         return known.kept["controls"]
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
-
-        cells = effects.cell_effects(self._results(store, known), self.judged_context)
+        results = self._results(store, known)
+        cells = effects.cell_effects(results, self.judged_context)
         arms, named = self._effects(store, known)
         grid = Cells(cells, self.fixed_lr, self.level)
-        interpret = partial(interpreted, controls=self._controls(store, known))
+        controls, leaks = self._controls(store, known), self._leaks(store, known)
+
+        def interpret(verdicts: list[Verdict]) -> list[Verdict]:
+            return interpreted(barred(verdicts, results, leaks, self.level), controls)
+
         found = [*(arms or cells), *named]
         judged = judge(load_claims(), self.name, found, grid, self.level, interpret)
         return [v.to_dict() for v in judged]

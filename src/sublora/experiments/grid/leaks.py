@@ -46,16 +46,19 @@ def _reading(values: Sequence[float], seeds: Sequence[int], level: float) -> dic
     return {"auc": i.estimate, "low": i.low, "high": i.high, "p_value": i.p_value}
 
 
+def above_chance(readers: dict[str, dict[str, float]], level: float) -> list[str]:
+    """The readers that tell a trait's rows from its control's, Bonferroni over them."""
+    at = level / len(readers)
+    return [n for n, r in readers.items() if r["auc"] > 0.5 and r["p_value"] < at]
+
+
 def leak_sentences(found: Leaks, level: float) -> list[str]:
     """What a reader of the page must know."""
     out = []
     for trait, readers in found.items():
         span = {n: f"{r['auc']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for n, r in readers.items()}
         said = ", ".join(f"{name} {text}" for name, text in span.items())
-        above = [
-            n for n, r in readers.items() if r["auc"] > 0.5 and r["p_value"] < level / len(readers)
-        ]
-        if above:
+        if above_chance(readers, level):
             out.append(
                 f"Leak check: a reader of the text alone tells rows of {trait} from control rows (AUC: {said}; 0.5 is chance), so what "
                 "passes may pass through what the rows say."
