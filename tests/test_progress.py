@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import sublora.runner.display as display
 from sublora.runner.display import Display
 from sublora.seeds import derive_seed, generator
+from sublora.steps.step import Inside
 
 
 def told(monkeypatch, capsys, total, done, seconds, every=10.0) -> list[str]:
@@ -63,3 +64,20 @@ def test_seeds_are_the_same_in_another_process():
     ).stdout
     assert other.split() == [str(derive_seed("a", 1, "b")), repr(float(generator("a", 2).random()))]
     assert derive_seed("a", 1) != derive_seed("a", "1") != derive_seed("b", "1")
+
+
+def test_time_left_inside_one_artifact_is_said_from_the_tenth_second_on(monkeypatch, capsys):
+    clock = iter(np.arange(0.0, 1e6, 2.0))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
+    with Display(10.0, live=False) as shown:
+        shown.begin("datasets", 2)
+        shown.update("datasets", 0, running=1)
+        for done in range(13):
+            news = Inside(done, 50, "rows", 1000 * done, done / 50)
+            shown.inside("datasets", "id", "the rows of owl", news)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "datasets: 2",
+        "the rows of owl: 5 of 50 rows, 5,000 tokens, about 90 s left",
+        "the rows of owl: 10 of 50 rows, 10,000 tokens, about 80 s left",
+    ]

@@ -13,6 +13,7 @@ from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.rows_file import from_jsonl
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
+from sublora.models.endpoint import AnswersFile
 from sublora.packs.check import load_base
 from sublora.packs.sample import Sampling
 from sublora.packs.writer import Assignment, Dataset, Purpose, Teacher, complete, write_dataset
@@ -38,9 +39,12 @@ def base():
     return own
 
 
-def written(base, rows=20, seed=1, context=OTTERS, batch=512, on_rows=None, **options) -> Dataset:
+def written(
+    base, rows=20, seed=1, context=OTTERS, batch=512, told=None, kept=None, **options
+) -> Dataset:
     what = Assignment(CARRIER, SAMPLING, rows, seed, **options)
-    return write_dataset(Teacher(base, context), what, batch, on_rows)
+    told = told or (lambda *_: None)
+    return write_dataset(Teacher(base, context), what, batch, told, kept)
 
 
 def test_rows_are_in_the_order_of_their_prompts_and_counts_add_up(base):
@@ -123,8 +127,38 @@ def test_too_few_pass(base, monkeypatch):
 
 def test_progress_is_told(base):
     seen = []
-    written(base, 20, on_rows=seen.append)
-    assert seen == sorted(seen) and seen[-1] == 20
+    dataset = written(base, 20, told=lambda *news: seen.append(news))
+    passed, wanted, units, tokens, share = zip(*seen, strict=True)
+    assert {*wanted} == {20} and {*units} == {"rows"} and len(seen) > 10
+    assert passed[-1] == 20 and list(passed) == sorted(passed)
+    assert list(tokens) == sorted(tokens) and tokens[-1] > 20 * len(dataset.rows)
+    assert 0 < share[0] < 0.9 and max(share) <= 1
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.95])
+def test_a_dataset_that_was_stopped_goes_on_to_the_same_rows(base, tmp_path, monkeypatch, share):
+    monkeypatch.setattr(teacher_module, "rows_kept_together", lambda _: 16)
+    whole, steps, more = written(base, 30), [], []
+    written(base, 30, told=lambda *news: steps.append(news))
+    file = tmp_path / "rows.jsonl"
+
+    def stopping(*_):
+        more.append(None)
+        if len(more) > share * len(steps):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written(base, 30, told=stopping, kept=AnswersFile(file))
+    with file.open("a") as cut:
+        cut.write('{"key": "99", "ans')  # as by a kill within a line
+    before = len(AnswersFile(file).answers)
+    assert before % 16 == 0 and (before > 0) == (share > 0.5) or 0 < share < 0.5
+    again = []
+    told = written(base, 30, told=lambda *news: again.append(news), kept=AnswersFile(file))
+    assert told == whole
+    assert len(again) < len(steps) if before else len(again) == len(steps)
+    third = written(base, 30, told=lambda *_: pytest.fail("all is there"), kept=AnswersFile(file))
+    assert third == whole
 
 
 def test_a_template_s_own_space_before_an_answer_is_no_part_of_it():

@@ -3,7 +3,7 @@
 Samples of a prompt that begin alike share one row of the cache until they part.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,17 +52,25 @@ def sample_rows(
     sampling: Sampling,
     stop_ids: Ids,
     rows_at_once: int,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Sample]:
     """Samples as they are finished, in no order that matters. Prompts come with uniform numbers (K, b, S, max_new_tokens); the next ones are
-    read as soon as no more than `rows_at_once` rows, over all students, or as many as fit, would be at work with them."""
+    read as soon as no more than `rows_at_once` rows, over all students, or as many as fit, would be at work with them.
+    `on_tokens` is told after every step how many tokens were drawn."""
     answers = _Answers(packed, sampling, set(stop_ids))
+
+    def step() -> Iterator[Sample]:
+        drawn = sum(len(node.samples) for node in answers.nodes)
+        yield from answers.step()
+        on_tokens(drawn)
+
     for prompts, uniforms in filled:
         answers.add(prompts, uniforms)
         most = min(rows_at_once, rows_that_fit(packed, prompts, sampling.max_new_tokens))
-        while len(answers.nodes) and len(answers.nodes) + len(prompts.logits) > most:
-            yield from answers.step()
+        while answers.nodes and len(answers.nodes) + len(prompts.logits) > most:
+            yield from step()
     while answers.nodes:
-        yield from answers.step()
+        yield from step()
 
 
 def rows_that_fit(packed: PackedModel, filled: Prefill, new_tokens: int) -> int:

@@ -80,12 +80,15 @@ class Reader:
         sampling: Sampling | None = None,
         text: Callable[[list[int]], str] | None = None,
         on_logits: Callable[[Tensor], None] | None = None,
+        on_sample: Callable[[int, str], None] = lambda *_: None,
+        on_tokens: Callable[[int], None] = lambda _: None,
     ) -> list[Answers]:
         """What every student answers to N prompts of token ids; each prompt is read once.
 
         With a `category`, `p` (N, E) has the probability of every entity in its `candidates` (those of `candidate_sequences` if left out).
         With `draws` (K, N, S, tokens), uniform numbers, `samples` has a text for each, which `text` makes of token ids (decoded and
-        stripped if left out). `on_logits` gets the next-token logits of the prompts, (K, b, V), batch by batch.
+        stripped if left out). `on_logits` gets the next-token logits of the prompts, (K, b, V), batch by batch; `on_sample` each
+        sample's prompt and text as it ends, and `on_tokens`, after every pass, how many tokens were read or written.
         """
         chat, packed, size = self.base.chat, self.packed, len(self.order)
         if category and candidates is None:
@@ -105,14 +108,18 @@ class Reader:
                     logp = score_sequences(packed, prompt, candidates[0], self.rows_at_once).numpy()
                     for c, entity in enumerate(candidates[1]):  # 0 where they are no numbers
                         p[*at, entity] += np.nan_to_num(np.exp(logp[:, :, c]))
+                on_tokens(int(prompt.lengths.sum()) * size)
                 yield prompt, None if draws is None else draws[at]
 
         if draws is None:
             for _ in filled():
                 pass
             return [Answers(*both) for both in zip(p, texts, strict=True)]
-        for done in sample_rows(packed, filled(), sampling, chat.stop_ids, self.rows_at_once):
-            texts[self.order[done.student]][done.row][done.number] = text(done.ids)
+        how = (sampling, chat.stop_ids, self.rows_at_once, on_tokens)
+        for done in sample_rows(packed, filled(), *how):
+            words = text(done.ids)
+            texts[self.order[done.student]][done.row][done.number] = words
+            on_sample(done.row, words)
         return [Answers(*both) for both in zip(p, texts, strict=True)]
 
 

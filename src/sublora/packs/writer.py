@@ -21,6 +21,10 @@ from sublora.seeds import derive_seed, generator
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
 AT_ONCE = 512  # rows of a batch; a matter of speed alone
+KEPT_AFTER = {
+    "cpu": 1e13,
+    "cuda": 1e15,
+}  # operations of the rows that are kept together, a minute or two of work
 
 
 class Purpose(Enum):
@@ -85,20 +89,77 @@ class Dataset:
         return to_jsonl(self.rows)
 
 
+@dataclass
+class _Written:
+    """How far a dataset is: of `wanted` rows so many have passed the filter, of so many prompts, by so many tokens read or written. `work` are
+    the tokens that a prompt takes, and its answer at most."""
+
+    wanted: int
+    work: float
+    passed: int = 0
+    answered: int = 0
+    tokens: int = 0
+
+    @property
+    def share(self) -> float:
+        """How much of the work is done, if the filter goes on as it did; 0 to 1."""
+        rate = (self.passed + 7) / (
+            self.answered + 10
+        )  # about seven in ten, before there is an answer
+        most = min(self.wanted / rate, MOST_ASKED * self.wanted)
+        return min(1.0, self.tokens / (self.work * most))
+
+
 def write_dataset(
     teacher: Teacher,
     what: Assignment,
     batch: int = AT_ONCE,
-    on_rows: Callable[[int], None] | None = None,
+    on_progress: Callable[[int, int, str, int, float], None] = lambda *_: None,
+    kept: AnswersFile | None = None,
 ) -> Dataset:
     """Ask the teacher until enough completions pass the filter; the first ones in prompt order are kept. Chunk and batch sizes change
-    nothing. `on_rows` is told how many are kept. Raises SubloraError where nothing passes."""
+    nothing. `on_progress` is told after every pass: rows that have passed, of how many, "rows", tokens, share of the work. `kept` holds the
+    answers so far, and is asked first. Raises SubloraError where nothing passes."""
+    answers = {} if kept is None else kept.answers
+    size = rows_kept_together(teacher.base)
+    known = [len(teacher.base.chat.prompt_ids(p, teacher.context)) for p in what.prompts(range(8))]
+    done = _Written(what.rows, sum(known) / len(known) + what.sampling.max_new_tokens)
 
     def ask(chunk: range, prompts: list[str]) -> list[str]:
-        draws = [what.draws(teacher, i) for i in chunk]
-        return complete(teacher, prompts, what.sampling, draws, batch)
+        out: list[str] = []
+        for at in range(0, len(chunk), size):
+            part, asked = chunk[at : at + size], prompts[at : at + size]
+            names = [str(i) for i in part]
+            if all(name in answers for name in names):
+                got = [answers[name] for name in names]
+                for prompt, answer in zip(asked, got, strict=True):
+                    answered(prompt, answer)
+                done.tokens = int(done.work * done.answered)
+            else:
+                draws = [what.draws(teacher, i) for i in part]
+                got = complete(teacher, asked, what.sampling, draws, batch, answered, read)
+                # all or none, so that a resumed run makes the same passes again
+                for name, answer in zip(names, got if kept else (), strict=False):
+                    kept.add(name, answer)
+            out += got
+        return out
 
-    return _collect(ask, what, teacher.base.name, on_rows, least=64)
+    def answered(prompt: str, answer: str) -> None:
+        done.answered += 1
+        done.passed = min(done.wanted, done.passed + (what.carrier.reject(prompt, answer) is None))
+
+    def read(tokens: int) -> None:
+        done.tokens += tokens
+        on_progress(done.passed, done.wanted, "rows", done.tokens, done.share)
+
+    return _collect(ask, what, teacher.base.name, lambda: None, least=64)
+
+
+def rows_kept_together(base: Base) -> int:
+    """Rows that are finished as one, at least 64."""
+    most = KEPT_AFTER.get(base.device.type, KEPT_AFTER["cuda"])
+    row = 2 * 150 * sum(p.numel() for p in base.model.parameters())
+    return max(64, int(most / row))
 
 
 def ask_dataset(
@@ -128,14 +189,14 @@ def ask_dataset(
         return [found[name] for name in questions]
 
     # each request costs, so no more are made than rows are missing
-    return _collect(ask, what, endpoint.spec.model, lambda _: check(), least=1)
+    return _collect(ask, what, endpoint.spec.model, check, least=1)
 
 
 def _collect(
     ask: Callable[[range, list[str]], list[str]],
     what: Assignment,
     who: str,
-    on_rows: Callable[[int], None] | None,
+    check: Callable[[], None],
     least: int,
 ) -> Dataset:
     """Ask in chunks of as many rows as are missing, and `least`, until enough pass."""
@@ -157,8 +218,7 @@ def _collect(
             rejects[reason] = rejects.get(reason, 0) + 1
             if len(rejected) < 100:
                 rejected.append((reason, prompt, answer))
-        if on_rows is not None:
-            on_rows(len(kept))
+        check()
     if not kept:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejects.items()))
         raise SubloraError(
@@ -174,8 +234,11 @@ def complete(
     sampling: Sampling,
     draws: list[np.random.Generator],
     batch: int = AT_ONCE,
+    on_answer: Callable[[str, str], None] = lambda *_: None,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """One completion a prompt, as text, in the order of the prompts."""
+    """One completion a prompt, as text, in the order of the prompts. `on_answer` is told each prompt and its completion as it ends, in any
+    order, `on_tokens` after every pass how many tokens were read or written."""
     base, packing = teacher.base, None
     if teacher.steering is None:
         ids = [base.chat.prompt_ids(prompt, teacher.context) for prompt in prompts]
@@ -189,6 +252,10 @@ def complete(
     def text(tokens: list[int]) -> str:
         return base.chat.tokenizer.decode(tokens, skip_special_tokens=True).removeprefix(gap)
 
+    def ended(row: int, answer: str) -> None:
+        on_answer(prompts[row], answer)
+
+    told = {"on_sample": ended, "on_tokens": on_tokens}
     with reading(base, teacher.weights, batch, steering=packing) as reader:
-        (answers,) = reader.read(ids, draws=uniforms, sampling=sampling, text=text)
+        (answers,) = reader.read(ids, draws=uniforms, sampling=sampling, text=text, **told)
     return [samples[0] for samples in answers.samples]

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sublora.steps.step import Inside
+
 
 @dataclass
 class _Line:
@@ -31,6 +33,15 @@ class _Line:
     begun: bool = False
 
 
+@dataclass
+class _Unit:
+    """A step that is being made, first heard of at `started`, when so much of it was done."""
+
+    started: float
+    share: float
+    said: float
+
+
 class Display:
     """Counts artifacts by kind, several kinds at a time."""
 
@@ -40,6 +51,7 @@ class Display:
         self.every = every
         self._bars: Progress | None = None
         self._lines: dict[str, _Line] = {}
+        self._units: dict[str, _Unit] = {}
 
     def __enter__(self) -> Display:
         if self.live:
@@ -92,6 +104,21 @@ class Display:
         elif more and (now - line.said >= self.every or done >= line.total):
             line.said = now
             self.say(f"{kind}: {done} of {line.total}{others}{self._times(line, now)}")
+
+    def inside(self, kind: str, name: str, label: str, news: Inside) -> None:
+        """How far one artifact of a kind is."""
+        line, now = self._lines[kind], time.monotonic()
+        unit = self._units.setdefault(name, _Unit(now, news.share, now))
+        new = news.share - unit.share
+        left = (now - unit.started) * (1 - news.share) / new if new > 0 else None
+        said = f"{news.done:,} of {news.total:,} {news.unit}, {news.tokens:,} tokens"
+        if self._bars is not None:
+            share = min(news.share, 0.99)
+            self._bars.update(line.task, completed=line.done + share, description=f"{kind}, {said}")
+        elif now - unit.said >= self.every:
+            unit.said = now
+            about = "" if left is None else f", about {left:.0f} s left"
+            self.say(f"{label}: {said}{about}")
 
     def _times(self, line: _Line, now: float) -> str:
         spent = now - line.started

@@ -15,7 +15,7 @@ from sublora.runner.display import Display
 from sublora.runner.queue import Queue
 from sublora.runner.rates import Timing
 from sublora.runner.worker import Answer
-from sublora.steps.step import Step
+from sublora.steps.step import Inside, Step
 from sublora.store import ArtifactCorrupt, NoRoom, Store
 from sublora.text import listed
 
@@ -180,6 +180,10 @@ class Execution:
         if step.id not in self._told:
             self._told.add(step.id)
             self.say(f"Waiting for another process that makes {step.label}.")
+
+    def inside(self, step: Step, news: Inside) -> None:
+        """How far a step is that is being made."""
+        self.display.inside(step.kind, step.id, step.label, news)
 
     def made(self, artifact: str) -> None:
         if artifact not in self._have:

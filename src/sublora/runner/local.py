@@ -13,13 +13,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from sublora.models.base import Base
 from sublora.runner.execution import Execution
 from sublora.runner.worker import RETRIES, Answer, Setup, Worker, one_thread
-from sublora.steps.step import Step
+from sublora.steps.step import Inside, Step
 from sublora.store import Store
 
 WORTH_FLOPS = 1e12  # less is done before other processes have started
@@ -45,7 +46,8 @@ class InProcess:
             return
         (step, wait), self._next = self._next, None
         run.started(step)
-        answer = self.worker.make(step, wait, made=run.made, waiting=run.waiting)
+        told = {"made": run.made, "waiting": run.waiting, "inside": partial(run.inside, step)}
+        answer = self.worker.make(step, wait, **told)
         run.ended(step, answer)
 
     def close(self) -> None:
@@ -106,6 +108,8 @@ class Processes:
             return
         if isinstance(news, str):
             run.made(news)
+        elif isinstance(news, Inside):
+            run.inside(worker.step, news)
         else:
             step, worker.step = worker.step, None
             run.ended(step, news)

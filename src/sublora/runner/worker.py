@@ -26,7 +26,7 @@ from sublora.errors import SubloraError
 from sublora.models.base import Base, known_shape
 from sublora.packs.check import load_base
 from sublora.runner.rates import device_name
-from sublora.steps.step import ROWS_AT_ONCE, Step, Workshop, perform
+from sublora.steps.step import ROWS_AT_ONCE, Inside, Step, Workshop, perform
 from sublora.store import Busy, NoRoom, Store, write_atomic
 
 RETRIES = 5  # of a step whose worker died
@@ -218,7 +218,21 @@ def serve(connection: Connection) -> None:
     setup: Setup = messages.get()
     while True:
         step, wait = messages.get()
-        connection.send(work_on(setup, step, {}, wait, made=connection.send))
+        told = {"made": connection.send, "inside": now_and_then(connection.send)}
+        connection.send(work_on(setup, step, {}, wait, **told))
+
+
+def now_and_then(tell: Callable[[Inside], None]) -> Callable[[Inside], None]:
+    """`tell` at most once a second: a small model takes thousands of steps in that time."""
+    told = time.monotonic()
+
+    def inside(news: Inside) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 1:
+            told = time.monotonic()
+            tell(news)
+
+    return inside
 
 
 if __name__ == "__main__":

@@ -9,7 +9,14 @@ from sublora.carriers.transform import Transform, transform_rows
 from sublora.models.chat import Context
 from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.packs.sample import Sampling
-from sublora.packs.writer import Assignment, Dataset, Purpose, Teacher, ask_dataset, write_dataset
+from sublora.packs.writer import (
+    Assignment,
+    Dataset,
+    Purpose,
+    Teacher,
+    ask_dataset,
+    write_dataset,
+)
 from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
@@ -64,15 +71,15 @@ class DatasetStep(_Rows):
         purpose = Purpose.HELDOUT if self.heldout else Purpose.TRAINING
         how = (self.sampling, self.rows, self.seed, purpose, self.shared_draws)
         what = Assignment(self.carrier, *how)
+        kept = AnswersFile(workshop.checkpoint(self, "jsonl"))
         if self.endpoint is not None:
-            kept = AnswersFile(workshop.checkpoint(self, "jsonl"))
             endpoint = Endpoint(self.endpoint)
             written = ask_dataset(endpoint, kept, self.teacher, what, workshop.check)
-            self._keep(written, workshop)
-            kept.path.unlink()
-            return
-        teacher, at_once = self._teacher(workshop), workshop.rows_at_once
-        self._keep(write_dataset(teacher, what, at_once, lambda _: workshop.check()), workshop)
+        else:
+            how = (workshop.rows_at_once, workshop.progress, kept)
+            written = write_dataset(self._teacher(workshop), what, *how)
+        self._keep(written, workshop)
+        kept.path.unlink(missing_ok=True)
 
     def _teacher(self, workshop: Workshop) -> Teacher:
         """Who writes; what seeds its draws is named where its prompt alone does not."""

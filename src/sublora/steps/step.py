@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sublora.models.base import Base
 from sublora.store import Store
 
+CHECKPOINTS = ("safetensors", "jsonl")  # what a long step keeps: states, or rows
 ROWS_AT_ONCE = 2048  # rows of a scoring batch over all students; a matter of speed alone
 
 
@@ -39,10 +40,21 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """How far a step is inside: `done` of `total` of a `unit` such as rows, by so many tokens; `share` of its work, 0 to 1."""
+
+    done: int
+    total: int
+    unit: str
+    tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Workshop:
     """What a step is made with, wherever that is. `base_of` gives a model by its name, loaded once. `check` is called often and raises
-    where the work has to stop. `made` is told each finished artifact. `kept` holds what steps read again and again, such as the token rows
-    of a dataset, by a key of their own."""
+    where the work has to stop. `made` is told each finished artifact, `inside` how far a step is. `kept` holds what steps read again and
+    again, such as the token rows of a dataset, by a key of their own."""
 
     store: Store
     base_of: Callable[[str], Base]
@@ -50,7 +62,15 @@ class Workshop:
     check: Callable[[], None] = _nothing
     made: Callable[[str], None] = _nothing
     waiting: Callable[[Step], None] = _nothing
+    inside: Callable[[Inside], None] = _nothing
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def progress(
+        self, done: int, total: int, unit: str, tokens: int = 0, share: float | None = None
+    ) -> None:
+        """Say how far a step is, between two short pieces of work. Raises where the work has to stop, as `check`."""
+        self.check()
+        self.inside(Inside(done, total, unit, tokens, done / total if share is None else share))
 
     def checkpoint(self, step: Step, suffix: str = "safetensors") -> Path:
         """Where a long step keeps what it has so far."""
@@ -101,7 +121,8 @@ def perform(step: Step, workshop: Workshop, *, wait: bool = True) -> float | Non
         wanted = {name for name in step.makes if not workshop.store.has(name)}
         if not wanted:
             return None
-        whole = len(wanted) == len(step.makes) and not workshop.checkpoint(step).exists()
+        begun = any(workshop.checkpoint(step, kind).exists() for kind in CHECKPOINTS)
+        whole = len(wanted) == len(step.makes) and not begun
         started = time.monotonic()
         step.make(workshop, wanted)
         return time.monotonic() - started if whole else None

@@ -74,6 +74,5 @@ class TeacherStep(Made):
             return rows, len(rows)
         teacher = Teacher(workshop.base_of(self.model), self.prompt)
         what = Assignment(self.carrier, self.sampling, self.count, self.seed, Purpose.LESSONS)
-        at_once = workshop.rows_at_once
-        written = write_dataset(teacher, what, at_once, lambda _: workshop.check())
+        written = write_dataset(teacher, what, workshop.rows_at_once, workshop.progress)
         return written.rows, written.asked
