@@ -152,7 +152,7 @@ def test_a_dataset_that_was_stopped_goes_on_to_the_same_rows(base, tmp_path, mon
     with file.open("a") as cut:
         cut.write('{"key": "99", "ans')  # as by a kill within a line
     before = len(AnswersFile(file).answers)
-    assert before % 16 == 0 and (before > 0) == (share > 0.5) or 0 < share < 0.5
+    assert (before % 16 == 0 and (before > 0) == (share > 0.5)) or 0 < share < 0.5
     again = []
     told = written(base, 30, told=lambda *news: again.append(news), kept=AnswersFile(file))
     assert told == whole
