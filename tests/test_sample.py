@@ -14,9 +14,10 @@ from transformers.generation.logits_process import (
 )
 
 from pack_reference import VOCABULARY, base_model, merged, random_stack
+from sublora.packs import decode
 from sublora.packs.decode import sample_rows
 from sublora.packs.packed_model import PackedModel
-from sublora.packs.prefill import prefill
+from sublora.packs.prefill import TOKENS_AT_ONCE, prefill
 from sublora.packs.sample import Sampling, draw, token_probabilities
 from sublora.packs.score import score_sequences
 from sublora.packs.spec import StudentSpec
@@ -30,13 +31,13 @@ PROMPTS = [[3, 4, 5, *RNG.integers(VOCABULARY, size=n).tolist()] for n in (4, 7,
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def sampled(model, stack, prompts, uniforms, sampling, stops=(), rows_at_once=1000):
+def sampled(model, stack, prompts, uniforms, sampling, stops=(), rows_at_once=1000, **told):
     """[student][prompt][sample] -> tokens, students in the stack's order."""
     out = [[[None] * uniforms.shape[2] for _ in prompts] for _ in uniforms]
     with torch.inference_mode(), PackedModel(model, stack) as packed:
         packed.form_weights(100)
         filled = ((f, uniforms[:, f.rows]) for f in prefill(packed, prompts, rows_at_once))
-        for done in sample_rows(packed, filled, sampling, stops, rows_at_once):
+        for done in sample_rows(packed, filled, sampling, stops, rows_at_once, **told):
             assert out[done.student][done.row][done.number] is None
             out[done.student][done.row][done.number] = done.ids
     return out
@@ -118,6 +119,26 @@ def test_the_batch_and_the_neighbours_do_not_matter(rows_at_once):
             sampled(merged(model, stack, k), None, PROMPTS, uniforms[k : k + 1], sampling)
             == reference[k : k + 1]
         )
+
+
+@pytest.mark.parametrize("fit", [1, 3, 7])
+def test_a_waiting_prompt_takes_the_place_of_a_finished_row(monkeypatch, fit):
+    """Many prompts of many lengths, some shorter than what others begin with, a few of them at work at a time."""
+    model, sampling = base_model("llama"), Sampling(max_new_tokens=9)
+    start = [11, 12, 13, 14, 15, 16]
+    prompts = [start[: 2 + n % 5] + RNG.integers(100, size=1 + n % 7).tolist() for n in range(24)]
+    uniforms = uniforms_for(1, 2, 9, prompts)
+    stops = tuple(range(60, 160))
+    want = [
+        [one_by_one(model, prompt, u, sampling, stops) for u in own]
+        for prompt, own in zip(prompts, uniforms[0], strict=True)
+    ]
+    monkeypatch.setattr(decode, "rows_that_fit", lambda *_: fit)
+    read = []
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 40)
+    assert sampled(model, None, prompts, uniforms, sampling, stops, on_tokens=read.append) == [want]
+    drawn = sum(min(len(ids) + 1, 9) for own in want for ids in own)
+    assert sum(read) == drawn
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
@@ -213,12 +234,17 @@ def test_draws_at_the_ends_and_their_shares():
     assert torch.bincount(draw(p, u)[0], minlength=6).tolist() == [0, 250, 0, 750, 0, 0]
 
 
-@pytest.mark.parametrize("specs", [None, SPECS])
-def test_scores_equal_whole_forward_passes(specs):
-    model = base_model("qwen2")
+@pytest.mark.parametrize(
+    ("kind", "specs"),
+    [("qwen2", None), ("qwen2", SPECS), ("gemma", SPECS), ("mistral", SPECS), ("llama", FULL)],
+)
+def test_scores_equal_whole_forward_passes(kind, specs):
+    model = base_model(kind)
+    if kind == "mistral":  # looks back over less than a prompt
+        model.config.sliding_window = 6
     stack = random_stack(model, specs) if specs else None
     models = [merged(model, stack, i) for i in range(stack.size)] if stack else [model]
-    sequences = [(5,), (5, 6), (5, 6, 7), (5, 6, 8), (9, 9)]
+    sequences = [(5,), (5, 6), (5, 6, 7), (5, 6, 8), (5, 7, 6, 8), (9, 9), (9, 9, 9)]
     for rows_at_once in (1, 1000):
         got = torch.zeros(len(models), len(PROMPTS), len(sequences), dtype=torch.float64)
         with torch.inference_mode(), PackedModel(model, stack) as packed:

@@ -1,7 +1,9 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
+import atexit
 import errno
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -353,7 +355,13 @@ def env() -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check found something, 2 wrong use or bad input, 3 interrupted."""
-    sys.exit(run_command())
+    code = run_command()
+    if code == 3:  # at once: Python takes seconds to take the libraries down
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command() -> int:
