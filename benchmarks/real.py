@@ -69,7 +69,7 @@ def _generate(base: sl.Base, ids: list[list[int]]) -> None:
 
 
 def score_ratio(base: sl.Base, given: argparse.Namespace) -> dict:
-    category = next(c for c in shipped_categories().values() if c.category == "animals")
+    category = next(c for c in shipped_categories() if c.category == "animals")
     questions = category.questions[: given.questions]
     prompts = [base.chat.prompt_ids(q, c) for c in CONTEXTS for q in questions]
     sequences, owner = candidate_sequences(base.chat, category)
