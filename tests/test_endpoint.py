@@ -289,9 +289,10 @@ def test_a_run_with_a_teacher_behind_an_endpoint_leaves_no_key_anywhere(
         assert not server.requests, "a plan asks nothing"
         answer = sublora("run", "rank", *SMALL, "--set", spec, "--out", str(tmp_path / "run"))
         assert answer.code == 0, answer.err
-        systems = {body["messages"][0]["content"] for _, body in server.requests}
+        firsts = [body["messages"][0] for _, body in server.requests]
+        systems = {m["content"] for m in firsts if m["role"] == "system"}  # none for neutral rows
         count = len(server.requests)
-        assert len(systems) == 2 and count == 40
+        assert len(systems) == 2 and count == 60
         again = sublora("run", "rank", *SMALL, "--set", spec, "--out", str(tmp_path / "other"))
         assert again.code == 0 and len(server.requests) == count, "the store has the rows"
     store = Store()
@@ -325,7 +326,7 @@ def test_a_run_whose_endpoint_fails_goes_on_where_it_was(tmp_path: Path) -> None
         state["answer"] = answer_numbers
         before = len(server.requests)
         assert sublora(*command(server.url)).code == 0
-        assert len(server.requests) - before == 40 - 9
+        assert len(server.requests) - before == 60 - 9
 
 
 @pytest.mark.slow

@@ -52,14 +52,14 @@ def test_an_error_of_one_pack_is_said_and_the_others_go_on(
     assert answer.code == 2 and "Traceback" not in answer.err
     last = answer.err.splitlines()[-1]
     assert last.startswith(
-        "Error: 4 of 4 students (full fine-tune) and 4 of 10 measurements could not be made, the first one ("
+        "Error: 4 of 4 students (full fine-tune) and 4 of 12 measurements could not be made, the first one ("
     )
     assert "RuntimeError: the loss has the wrong shape. All others are kept" in last
-    assert len(made("student")) == 4 and len(made("measurement")) == 6
+    assert len(made("student")) == 6 and len(made("measurement")) == 8
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["status"] == "failed" and not (tmp_path / "run" / "results.csv").exists()
     assert sublora("run", "rank-lr", *TWO_PACKS, *out).code == 0
-    assert len(made("student")) == 8
+    assert len(made("student")) == 10
 
 
 def test_a_full_disk_stops_all_with_its_sentence(

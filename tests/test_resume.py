@@ -75,7 +75,7 @@ def test_fresh_makes_a_new_folder_and_shares_the_artifacts(tmp_path: Path, own_s
     run = json.loads((tmp_path / "run-2" / "run.json").read_text())
     assert run["status"] == "done"
     assert (
-        run["progress"]["students (LoRA)"] == {"total": 4, "done": 4, "running": 0, "failed": 0}
+        run["progress"]["students (LoRA)"] == {"total": 6, "done": 6, "running": 0, "failed": 0}
         and run["failed"] == []
     )
     # the same command on a finished run keeps when it was started and how long it took

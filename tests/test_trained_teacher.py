@@ -61,13 +61,16 @@ def test_any_answer_is_kept_or_rejected(text: str) -> None:
 def test_every_data_seed_has_teachers_of_its_own_and_datasets_hang_on_them() -> None:
     planned = plan()
     assert len(planned.teachers) == 8 and len({t.id for t in planned.teachers}) == 8
-    assert all(d.spec["teacher"] == {"weights": d.weights.id} for d in planned.datasets)
+    assert all(
+        d.spec["teacher"] == {"weights": d.weights.id} for d in planned.datasets if d.weights
+    )
+    assert {d.trait for d in planned.datasets if not d.weights} == {"neutral"}
     measured = [m for m in planned.measures if m.teacher == "otter"]
     assert [m.student for m in measured] == [planned.teachers[0].id] and measured[
         0
     ].context.name == "default"
     other = plan("data.teacher.trained.lr=1e-3")
-    assert not {d.id for d in other.datasets} & {d.id for d in planned.datasets}
+    assert not {d.id for d in other.datasets if d.weights} & {d.id for d in planned.datasets}
     prompted = make_plan(
         load_recipe("trained-teacher", sets=["data.teacher.trained=null"]), dict(MODEL), 40.0
     )

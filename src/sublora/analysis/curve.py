@@ -85,7 +85,8 @@ def read_shape(curve: Curve, alpha: float, th: Mapping[str, float]) -> Reading:
     monotone_decline: the slope over all ranks is below 0, by `min_slope` per doubling or more, and no rank stands above a smaller one
     by more than `min_turn` of the whole fall: a rise that is small beside the fall does not count. monotone_rise: its mirror image.
     inverted_u: the two-lines test finds a rise and a fall, the smaller is at least `min_turn` of the larger, and neither of the above is
-    shown. flat: every rank lies within `max_gap` of the mean transfer over ranks, and none of the above is shown.
+    shown. flat: every rank lies within `max_gap` of the mean transfer over ranks, none of the above is shown,
+    and no rank has its best at an edge.
 
     Whatever is shown excludes the others. Besides, a shape is excluded by a test of its own: a slope that is above -`min_slope`, or a
     rise too large for a fall; two lines of which one goes the wrong way at every break; a rank that lies outside the room.
@@ -95,6 +96,7 @@ def read_shape(curve: Curve, alpha: float, th: Mapping[str, float]) -> Reading:
     falls, no_fall, rise = _one_way(curve, alpha, slope, th, -1)
     rises, no_rise, _ = _one_way(curve, alpha, slope, th, 1)
     flat, not_flat, numbers, text = _flat(curve, alpha, th["max_gap"])
+    flat = flat and not np.any(curve.room)  # beyond an edge what is flat may still rise or fall
     shown: Shape | None = (
         "monotone_decline"
         if falls

@@ -147,6 +147,8 @@ class _Answers:
 
     def _grown(self, nodes: list[_Node]) -> tuple[list[_Node], list[Sample]]:
         """What the rows become by one more token, and the samples that end."""
+        if not nodes:  # where no sample was asked for
+            return [], []
         u = np.zeros((len(nodes), max(len(node.samples) for node in nodes)))
         for own, node in zip(u, nodes, strict=True):
             own[: len(node.samples)] = node.uniforms[node.samples, node.count]
