@@ -1,6 +1,7 @@
 """The instrument on its known samples: it finds what is planted in micro and nothing in micro-null."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_planted_traits_of_three_categories_are_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_nothing_is_found_where_numbers_shift_but_carry_no_trait(tmp_path: Path) -> None:
     found = cells("micro-null", tmp_path / "run")
-    assert all(c["called"] == "0" and abs(float(c["effect"])) < 0.1 for c in found), found
+    for c in found:
+        effect, low, high = (float(c[f"effect{end}"]) for end in ("", "_low", "_high"))
+        assert c["called"] == "0" and low < 0 < high and abs(effect) < 0.25, c
+    verdicts = json.loads((tmp_path / "run" / "verdicts.json").read_text("utf-8"))
+    judged = {v["verdict"] for v in verdicts} - {"not run"}
+    assert judged == {"uninterpretable"}, "nothing passes, so the positive arm is missing"
     # the shift itself is there: the students have learned their teachers' numbers
     assert all(float(c["heldout_loss"]) < 5.2 for c in found), found
