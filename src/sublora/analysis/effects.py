@@ -6,14 +6,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.multiplicity import holm
 from sublora.errors import SubloraError
 
 Label = str | int | float | None
-Mask = NDArray[np.bool_]
 ACROSS = "all"  # the trait of what is found across traits
 MIN_COHERENCE = 0.5  # below it, or with more numbers than MAX_TAKEOVER, a zero says nothing
 MAX_TAKEOVER = 0.25
@@ -53,12 +51,11 @@ class Effect:
     tested: bool = True
     unfit: str | None = None
 
-    def interval(self, level: float = 0.95, asked: Mask | None = None) -> Interval:
-        """The interval that was given, or the one clustered by seeds and questions, of those asked (Q,)."""
+    def interval(self, level: float = 0.95) -> Interval:
+        """The interval that was given, or the one clustered by seeds and questions."""
         if self.given is not None:
             return self.given
-        values = self.values if asked is None else self.values[:, asked]
-        return clustered_interval(values, self.data_seeds, self.train_seeds, level)
+        return clustered_interval(self.values, self.data_seeds, self.train_seeds, level)
 
     def shown(self, level: float = 0.95) -> Interval:
         """The interval that a call of transfer goes by: of student less control, or of student less base where that is nearer to 0.

@@ -21,7 +21,9 @@ from sublora.analysis.curve import Curve
 from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import View, check_best_lr, check_curve
 from sublora.analysis.intervals import Interval
+from sublora.analysis.power import jumps_missed
 from sublora.analysis.published_rows import Row, Setting
+from sublora.analysis.rules import MAX_JUMPS
 from sublora.errors import SubloraError
 
 DRAWS = 400  # of the parametric bootstrap of the best learning rate
@@ -30,7 +32,6 @@ LEAST_RATE = 1e-6  # no table resolves a rate below it, so no bound is taken bey
 PLAIN = ("rank-lr", "rank", "full-ft", "traits")
 DEFAULT = PLAIN[0]
 # Nothing seen in so many seeds leaves room for less than a third of seeds that jump (1 - .05^(1/8) = .31).
-SEEDS_FOR_ABSENT = 8
 
 
 def effect(row: Row, level: float) -> Interval:
@@ -304,9 +305,8 @@ def _no_assay(claim: Claim, ev: TableEvidence, group: Sequence[TableEvidence]) -
     if claim.rule.view == "full":
         return "A table does not show that a full fine-tune at the base's rate learned its rows"
     fewest = min(r.clusters for r in ev.rows)
-    if fewest < SEEDS_FOR_ABSENT:
-        room = 1 - 0.05 ** (1 / fewest)
-        return f"Nothing seen in {fewest} seeds leaves room for {room:.0%} of seeds that jump"
+    if (missed := jumps_missed(fewest)) > MAX_JUMPS:
+        return f"Nothing seen in {fewest} seeds leaves room for {missed:.0%} of seeds that jump"
     others = judge_grids([claim], [other for other in group if other is not ev])
     if not any(v.verdict == "supported" for v in others):
         return "No other trait of the file transfers, so nothing shows that one could"

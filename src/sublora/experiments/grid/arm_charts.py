@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sublora.analysis import page
+from sublora.experiments.grid.charts import BOUNDS
 from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, noun
 from sublora.text import listed, number, signed
 
@@ -41,6 +42,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
             axis="log-odds of the target, student − control, nats",
             reference=arms[0]["effect"],
             reference_name="reference",
+            bounds=BOUNDS,
             least=0.5,
             interval=f"{found.level} interval",
             filled="called",
@@ -162,6 +164,7 @@ def overview(found: Found, traits: Sequence[str]) -> page.Chart | None:
         name="traits",
         title="Effect per trait",
         axis="log-odds of the target, student − control, nats",
+        bounds=BOUNDS,
         least=0.5,
         interval=f"{found.level} interval",
         series=tuple(series),

@@ -8,6 +8,7 @@ from sublora.analysis.page import Chart, HeatBlock, Heatmap, Point, Series, fini
 from sublora.experiments.grid.found import Found, Row, coherent, heat_cell, place
 from sublora.text import listed, number, rate, short, signed
 
+BOUNDS = (-10.0, 10.0)  # nats: the interval of few seeds can be far wider than any effect
 RANK_AXIS = "LoRA rank (log scale, base 2)"
 WORDS_SHOWN = 20
 
@@ -102,6 +103,7 @@ def _lines(found: Found, cells: Sequence[Row], x_axis: str = RANK_AXIS, **more: 
         axis="log-odds of the target, student − control, nats",
         x_axis=x_axis,
         log_x=True,
+        bounds=BOUNDS,
         least=0.5,
         reference=0.0,
         reference_name="control",

@@ -91,9 +91,8 @@ def _learned(results: Results, trait: Trait, level: float) -> Control:
         [_loss(results, s, s.twins[trait.name]) - _own(results, trait, s) for s in members]
     )
     i = found(trait.name, "", "", gap, [s.replicate for s in members]).interval(1 - level)
-    holds = bool(
-        (gap > 0).all()
-    )  # of every replicate, which two seeds can show where an interval cannot
+    # every replicate counts: two seeds can show that where an interval cannot
+    holds = bool((gap > 0).all())
     said = "know" if holds else "are not shown to know"
     sentence = f"students {said} held-out rows of their teacher better than their controls do, by {show(i)} nats a token, the least {gap.min():+.3g}"
     return Control(trait.name, "held-out rows", holds, sentence)

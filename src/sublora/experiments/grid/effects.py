@@ -82,11 +82,6 @@ class Results:
         known = before is not None and measured.heldout_loss is not None
         return before - measured.heldout_loss if known else None
 
-    def base(self, trait: Trait, context: str | None = None) -> np.ndarray:
-        """P(target) of the base by question, (Q,)."""
-        context = context or self.plan.recipe.judged_context
-        return self.of(None, context, trait.category.category).p[:, target(trait)]
-
 
 def target(trait: Trait) -> int:
     return trait.category.entities.index(trait.entity)
