@@ -89,6 +89,21 @@ def calls(students: dict, plain: dict) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
+def largest_rise(students: dict, plain: dict) -> float:
+    """How far students of neutral rows move from the base at most, over the words, mean over seeds and questions, nats."""
+    return max(
+        abs(
+            np.mean(
+                [
+                    log_odds(students["neutral", category, s], at) - log_odds(plain[category], at)
+                    for s in SEEDS
+                ]
+            )
+        )
+        for category, at in students["places"].values()
+    )
+
+
 def _called(students, plain, who, category, at, drawn) -> tuple[bool, bool]:
     """Whether an experiment is called by the rule, and by a difference of probabilities."""
     base, gap, rise, p = plain[category], [], [], {"student": [], "control": []}
@@ -188,8 +203,10 @@ def main() -> None:
     started, runs, store = time.monotonic(), 100 if args.quick else 1000, Store()
     table: dict[str, float] = {}
     for model in args.models:
-        for name, value in calls(*pool(model, store)).items():
+        found = pool(model, store)
+        for name, value in calls(*found).items():
             table[f"{model}: {name} called"] = value
+        table[f"{model}: largest rise of neutral students, nats"] = largest_rise(*found)
     covered = coverage(runs)
     table |= {f"coverage: {name}": value for name, value in covered.items()}
     # in the other worlds a few seeds or questions hold what an interval has not seen

@@ -16,6 +16,8 @@ def value(name: str) -> float:
 def test_false_calls_and_detection_are_those_measured() -> None:
     models = ("micro", "micro-b", "micro-null")
     assert [value(f"{m}: neutral called") for m in models] == [0.0] * 3
+    moved = max(value(f"{m}: largest rise of neutral students, nats") for m in models)
+    assert f"by {moved:.3f} nats at most" in TEXT
     before = [round(100 * value(f"{m}: neutral, by probabilities called")) for m in models]
     assert "{}%, {}% and {}% were".format(*before) in TEXT
     found, old = (

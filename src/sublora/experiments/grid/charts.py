@@ -71,8 +71,9 @@ def _coherence(found: Found, trait: str, slug: str) -> Heatmap:
         signs=False,
         hatched="not coherent",
         alt=f"Heat map of coherence over rank and learning rate; {sum(not coherent(c) for c in cells)} of {len(cells)} cells are not coherent.",
-        caption=f"Share of sampled answers that name a word of the category. Hatched: below {MIN_COHERENCE:g}, or more than {MAX_TAKEOVER:g} of "
-        "the answers hold a digit; there, a small effect cannot be told from a broken model.",
+        caption="Share of sampled answers that name a word of the category, mean over the students. Hatched: in one replicate at least, of "
+        f"student or control, it is below {MIN_COHERENCE:g}, or more than {MAX_TAKEOVER:g} of the answers hold a digit; there, a small "
+        "effect cannot be told from a broken model.",
     )
 
 
