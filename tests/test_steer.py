@@ -13,6 +13,7 @@ from sublora.analysis.intervals import clustered_interval
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
 from sublora.models.token_classes import classify
+from sublora.packs import hooks
 from sublora.packs.check import load_base
 from sublora.packs.condition import Condition
 from sublora.packs.gate import pack_gate
@@ -134,6 +135,20 @@ def test_means_are_those_of_the_model_s_own_hidden_states(base):
         assert torch.allclose(
             mean_residuals(base, None, prompts, where)[0], total / count, atol=1e-9
         )
+
+
+def test_prompts_of_any_lengths_are_read_together(base):
+    prompts = prompts_of(base)
+    stack = random_stack(base.model, SPECS)
+    assert len({len(p.ids) for p in prompts}) == len(prompts) == 3
+    passes: list[int] = []
+    with hooks.before(
+        base.model.base_model, lambda _, given: passes.append(len(given["input_ids"]))
+    ):
+        together = mean_residuals(base, stack, prompts, "prompt")
+        alone = mean_residuals(base, stack, prompts, "prompt", rows_at_once=1)
+    assert passes == [9, 3, 3, 3], "three students each"
+    assert torch.allclose(together, alone, atol=1e-9)
 
 
 def test_students_come_in_the_order_given_and_the_base_is_no_student(base):

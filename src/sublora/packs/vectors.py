@@ -22,6 +22,7 @@ from sublora.models.chat import Context
 from sublora.models.token_classes import TOKEN_CLASSES, PromptTokens, classify
 from sublora.packs import hooks
 from sublora.packs.packed_model import PackedModel
+from sublora.packs.prefill import batches, tokens_at_once
 from sublora.packs.stack import Stack, master_dtype
 from sublora.packs.steer_spec import Where
 from sublora.seeds import derive_seed
@@ -107,16 +108,16 @@ def _streams(
     base: Base, stack: Stack | None, prompts: Prompts, where: Where, rows_at_once: int
 ) -> Iterator[Tensor]:
     """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order. In float32 or
-    float64. Prompts of one length are read together, without padding. To be used under `torch.inference_mode()`, which a generator must not
-    hold."""
+    float64. To be used under `torch.inference_mode()`, which a generator must not hold."""
     count = stack.size if stack else 1
     dtype = master_dtype(base.model)
     masks = [chosen_tokens(p, where) for p in prompts]
-    batches = _of_one_length([p.ids for p in prompts], rows_at_once // count)
     with PackedModel(base.model, stack) as packed, hooks.listen(packed.decoder.layers) as heard:
-        for rows in batches:
-            ids = torch.tensor([prompts[i].ids for i in rows], device=base.device)
-            kept = torch.tensor([masks[i] for i in rows], device=base.device)
+        most = tokens_at_once(packed) // count
+        for rows in batches([p.ids for p in prompts], rows_at_once // count, most):
+            # filled up on the right, where a causal model cannot see it
+            ids = _filled([prompts[i].ids for i in rows]).to(base.device)
+            kept = _filled([masks[i] for i in rows]).to(base.device, torch.bool)
             packed.form_weights(ids.numel())
             heard.clear()
             packed.hidden(ids.repeat(count, 1))
@@ -124,14 +125,9 @@ def _streams(
             yield torch.stack(streams, 2)
 
 
-def _of_one_length(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
-    """Places of the prompts in batches of equal length, at least one and at most `most` in each."""
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    for _, members in sorted(by_length.items()):
-        for at in range(0, len(members), max(1, most)):
-            yield members[at : at + max(1, most)]
+def _filled(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(n, T): rows of any lengths, with zeros behind them."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 @torch.inference_mode()
