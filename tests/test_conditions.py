@@ -272,22 +272,28 @@ def test_top_and_rest_of_an_update_are_its_best_approximation_and_what_is_left(k
 # Attribution
 
 
-def test_attributions_are_differences_of_single_gated_passes(base):
+@pytest.mark.parametrize("prefixes", [("",), ("My favorite animal is the", "I like the")])
+def test_attributions_are_differences_of_single_gated_passes(base, prefixes):
     stack = random_stack(base.model, SPECS)
     questions = ["Name an animal.", "Which animal do you like?"]
-    found = attribute_targets(base, stack, DEFAULT, questions, OTTER, ["Tiny"])
-    ways = spellings(base.chat, OTTER)
-    assert max(map(len, ways)) > 1, (
+    found = attribute_targets(base, stack, DEFAULT, questions, OTTER, ["Tiny"], prefixes=prefixes)
+    ways = [spellings(base.chat, OTTER, begun=text) for text in prefixes]
+    assert max(map(len, ways[0])) > 1, (
         "a target of several tokens, so that the answer's own tokens count"
     )
 
-    def score(mask, generated, ids):
+    def score_behind(mask, generated, ids, begun, ways):
+        mask, ids = [*mask, *[generated] * len(begun)], [*ids, *begun]
         gate = PackGate([mask], [generated], [0], {n: [True] for n in stack.linears})
         with torch.inference_mode(), PackedModel(base.model, stack, gate) as packed:
             packed.form_weights(10)
             (filled,) = prefill(packed, [ids], 10)
-            scores = torch.logsumexp(score_sequences(packed, filled, ways, 10), -1)[:, 0]
-        return {stack.order[i]: float(v) for i, v in enumerate(scores)}
+            return score_sequences(packed, filled, ways, 10)[:, 0].exp().sum(-1)
+
+    def score(*one):
+        begun = [base.chat.answer_ids(text) if text else [] for text in prefixes]
+        p = torch.stack([score_behind(*one, *b) for b in zip(begun, ways, strict=True)]).mean(0)
+        return {stack.order[i]: float(v) for i, v in enumerate(p.log())}
 
     for q, question in enumerate(questions):
         tokens = classify(base.chat, question, DEFAULT, ["Tiny"])

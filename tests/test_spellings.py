@@ -141,6 +141,17 @@ def test_a_specification_says_so_where_articles_count_and_only_there(base):
     assert answer_spec(bands, base.chat, True) == {"begun": list(bands.answer_prefixes)}
 
 
+def test_attributions_are_of_begun_answers_where_a_recipe_begins_them(base):
+    def planned(how: str):
+        known = Known("micro", {"weights": "w", "tokenizer": "t"}, chat=base.chat)
+        return open_recipe("localise", sets=[f"measure.readout={how}"]).layout(known).attributions
+
+    plain, begun = planned("answer"), planned("begun")
+    animals = shipped_categories()[0]
+    assert all("begun" not in a.spec for a in plain)
+    assert all(a.spec["begun"] == list(animals.answer_prefixes) for a in begun)
+
+
 def test_samples_stand_behind_the_prefix_and_are_shared_among_prefixes(base):
     answers = measure_answers(base, None, ["a"], ANIMALS, asked(True, samples=3))[0]
     assert [len(q) for q in answers.samples] == [4, 4], "two prefixes of two samples each"

@@ -5,6 +5,7 @@ each token alone, and both again for the tokens of the answer. With L the log-pr
 
     left out  = L(plain) - L(without token i)          alone = L(token i alone) - L(base)
 
+An answer may be begun; then L is that of the mean probability over what it is begun with, which counts as the answer's tokens.
 Neither view adds up to L(plain) - L(base) when tokens act together; `interaction` = left out - alone is what a token does only
 together with the others: above 0 it needs them, below 0 they can do without it.
 """
@@ -66,29 +67,48 @@ def attribute_targets(
     target: Entity,
     entities: Sequence[str] = (),
     rows_at_once: int = 1024,
+    prefixes: Sequence[str] = ("",),
 ) -> list[list[PromptAttribution]]:
-    """[student][question], students in the order in which they were given to the stack. Raises SubloraError: full fine-tunes, a target that
-    the tokenizer cannot write, an entity that is not in a prompt."""
+    """[student][question], students in the order in which they were given to the stack; `prefixes` are what the answer is begun with. Raises
+    SubloraError: full fine-tunes, a target that the tokenizer cannot write, an entity that is not in a prompt."""
     require_adapters(stack)
-    ways = spellings(base.chat, target)
-    if not ways:
-        raise SubloraError(
-            f"The tokenizer of {base.name} has no token for '{target.name}'; choose another target."
-        )
     prompts = [classify(base.chat, q, context, entities) for q in questions]
     check_pack_gate(base, stack, prompts[0].ids)
     masks = [mask for tokens in prompts for mask in _masks(len(tokens.ids) + 1)]
     copies = [tokens.ids for tokens in prompts for _ in range(2 * len(tokens.ids) + 4)]
-    select = {name: [True] for name in stack.linears}
-    gate = PackGate([m[:-1] for m in masks], [m[-1] for m in masks], [0] * len(masks), select)
-    logp = np.zeros((stack.size, len(copies)))
-    with reading(base, stack, rows_at_once, gate) as reader:
-        for filled in prefill(reader.packed, copies, rows_at_once):
-            scores = score_sequences(reader.packed, filled, ways, rows_at_once)
-            logp[np.ix_(stack.order, filled.rows)] = torch.logsumexp(scores, -1).numpy()
+    each = [_read(base, stack, copies, masks, target, text, rows_at_once) for text in prefixes]
+    logp = np.logaddexp.reduce(each) - np.log(len(each))
     ends = np.cumsum([2 * len(tokens.ids) + 4 for tokens in prompts])[:-1]
     read = list(zip(questions, prompts, np.split(logp, ends, axis=1), strict=True))
     return [[_attribution(base, q, t, part[k]) for q, t, part in read] for k in range(stack.size)]
+
+
+def _read(
+    base: Base,
+    stack: Stack,
+    prompts: Sequence[Sequence[int]],
+    masks: Sequence[np.ndarray],
+    target: Entity,
+    prefix: str,
+    rows_at_once: int,
+) -> np.ndarray:
+    """(students, prompts): L behind each prompt and the prefix, whose tokens go by the last place of the masks."""
+    ways, begun = spellings(base.chat, target, begun=prefix), []
+    if not ways:
+        raise SubloraError(
+            f"The tokenizer of {base.name} has no token for '{target.name}'; choose another target."
+        )
+    if prefix:
+        begun = base.chat.answer_ids(prefix)
+    own = [[*m[:-1], *[m[-1]] * len(begun)] for m in masks]
+    select = {name: [True] for name in stack.linears}
+    gate = PackGate(own, [m[-1] for m in masks], [0] * len(masks), select)
+    logp = np.zeros((stack.size, len(prompts)))
+    with reading(base, stack, rows_at_once, gate) as reader:
+        for filled in prefill(reader.packed, [[*p, *begun] for p in prompts], rows_at_once):
+            scores = score_sequences(reader.packed, filled, ways, rows_at_once)
+            logp[np.ix_(stack.order, filled.rows)] = torch.logsumexp(scores, -1).numpy()
+    return logp
 
 
 def _masks(count: int) -> np.ndarray:

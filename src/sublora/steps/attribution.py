@@ -44,18 +44,23 @@ class AttributionStep(PackStep):
         return tuple(self.artifacts[0].spec["questions"])
 
     @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the answer is begun with."""
+        return tuple(self.artifacts[0].spec.get("begun", ("",)))
+
+    @property
     def cost(self) -> Cost:
         """Each prompt is read twice for each of its tokens, once without it and once with it alone."""
         question = self.sizes.question
         prompts = len(self.artifacts) * len(self.questions)
-        return self.sizes.reading(prompts * question * 2 * (question + 2))
+        return self.sizes.reading(prompts * len(self.prefixes) * question * 2 * (question + 2))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         workshop.check()
         base, first = workshop.base_of(self.model), self.artifacts[0]
         asked = (first.context, self.questions, self.trait.entity, tuple(first.spec["entities"]))
         stack = stack_of(workshop, base, self.students)
-        found = attribute_targets(base, stack, *asked, workshop.rows_at_once)
+        found = attribute_targets(base, stack, *asked, workshop.rows_at_once, self.prefixes)
         for attribution, prompts in zip(self.artifacts, found, strict=True):
             if attribution.id in wanted:
                 entries = [p.to_dict() for p in prompts]
@@ -85,6 +90,8 @@ def _attribution(
 ) -> Attribution:
     questions = list(trait.category.questions[: asked.questions])
     asks = {"target": list(trait.entity.forms), "entities": list(plan.entities)}
+    if plan.begun:
+        asks["begun"] = list(trait.category.prefixes())
     spec = spec_of(plan, student) | {"questions": questions, **asks}
     return Attribution(spec, student.id, student.context, trait.category.category, trait.name)
 

@@ -32,6 +32,7 @@ class Planning(Protocol):
     students: Sequence[Student]
     datasets: Mapping[str, DatasetStep | TransformStep]
     entities: tuple[str, ...]  # the words of measure.entities
+    begun: bool  # whether answers are begun, as measure.readout says
     train_contexts: Sequence[Context]
 
     def packs(self) -> Sequence[Sequence[Student]]:

@@ -23,7 +23,6 @@ class Measuring:
         how, traits = self.recipe.measure, planner.traits
         self.categories = {t.category.category: t.category for t in traits}
         # one object for all measurements of a category: a plan may have a hundred thousand
-        begun, chat = how.readout == "begun", planner.known.chat
         self.asks = {
             name: {
                 "questions": list(c.questions),
@@ -31,7 +30,7 @@ class Measuring:
                 "others": list(c.others),
                 "category": c.category,
             }
-            | answer_spec(c, chat, begun)
+            | answer_spec(c, planner.known.chat, planner.begun)
             for name, c in self.categories.items()
         }
         self.shared = {

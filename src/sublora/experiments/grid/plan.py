@@ -107,6 +107,7 @@ class _Planner:
         self.authors: dict[str, dict[int, sources.Author]] = sources.sources_of(recipe, self.traits)
         self.variants = student_variants(recipe)
         self.entities, self.data_seeds = recipe.measure.entities, recipe.data.seeds
+        self.begun = recipe.measure.readout == "begun"
         self.train_contexts = [self.contexts[name] for name in recipe.train_contexts]
         self.datasets: dict[str, Rows] = {}
         self.vectors: dict[str, Vector] = {}
@@ -358,7 +359,7 @@ class _Planner:
             how.seed,
             how.conditions,
             how.entities,
-            how.readout == "begun",
+            self.begun,
         )
         for students, own in groups:
             if own:
