@@ -251,9 +251,9 @@ def test_what_cannot_be_extended(tmp_path, extends, message):
 
 
 def test_a_recipe_is_short():
-    """At most 25 lines with the comments on what was fixed before the results; three have long lists."""
+    """At most 28 lines with the comments on what was fixed before the results and all presets; three have long lists."""
     long = {
-        name for name, path in shipped_recipes().items() if len(path.read_text().splitlines()) > 25
+        name for name, path in shipped_recipes().items() if len(path.read_text().splitlines()) > 28
     }
     assert long == {"edit-distance", "optimizers", "steerability"}
 

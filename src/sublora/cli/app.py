@@ -46,7 +46,7 @@ TraitOpt = Annotated[
 PresetOpt = Annotated[
     str | None,
     Option(
-        help="Settings of a paper, or of the shipped models: micro, nief, blank, cloud, schrodi."
+        help="Settings for the shipped models (micro), for small real ones (small), or of a paper: nief, blank, cloud, schrodi."
     ),
 ]
 ExtendOpt = Annotated[
@@ -138,6 +138,7 @@ def _asked(
 
 def _opened(asked: dict[str, Any], file: Path | None):
     """The recipe that a command asks for, or that of a prereg file, which is given too."""
+    from sublora.experiments.chosen import recommended
     from sublora.experiments.kinds import open_recipe
     from sublora.runner.prereg import read_prereg, registered_recipe
 
@@ -145,8 +146,8 @@ def _opened(asked: dict[str, Any], file: Path | None):
         raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
     registered = None if file is None else read_prereg(file)
     recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
-    if recipe.caveat:
-        typer.echo(f"Note: {recipe.caveat}", err=True)
+    for note in filter(None, (recipe.caveat, not registered and recommended(asked))):
+        typer.echo(f"Note: {note}", err=True)
     return recipe, registered
 
 
@@ -209,10 +210,9 @@ def plan(
     gpus: Annotated[int, Option(help="How many such devices.", min=1)] = 1,
 ) -> None:
     """Print what a recipe makes, with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
-    from sublora.experiments.kinds import open_recipe
     from sublora.runner.plan_report import print_plan
 
-    opened = open_recipe(**_asked(recipe, model, trait, preset, sets))
+    opened, _ = _opened(_asked(recipe, model, trait, preset, sets), None)
     print_plan(opened, tflops, gpus)
 
 

@@ -94,6 +94,11 @@ def _extended(own: Written, path: Path, behind: tuple[Path, ...]) -> Written:
     return _whole(file, (path, *behind))[0]
 
 
+def presets_of(name: str) -> list[str]:
+    """The names of a recipe's presets."""
+    return list(_whole(find_recipe(name))[0].values["presets"])
+
+
 @dataclass(frozen=True)
 class Document:
     """A recipe's values with preset and flags applied, not yet checked, and where each of them was written."""

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from sublora.errors import SubloraError
+from sublora.experiments.chosen import with_choices
 from sublora.experiments.document import Document, read_document
 from sublora.experiments.experiment import Experiment
 
@@ -21,7 +22,7 @@ KINDS = {
 
 def open_recipe(name: str, **flags: Any) -> Experiment:
     """The recipe of a file, of the kind that it names, or a grid; flags as for `read_document`."""
-    return recipe_of(read_document(name, **flags))
+    return recipe_of(with_choices(read_document(name, **flags)))
 
 
 def recipe_of(document: Document) -> Experiment:

@@ -113,6 +113,19 @@ def chosen_device(device: str) -> str:
     return device
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine has products of bfloat16: a GPU, or a processor with instructions for them."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def read_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:
