@@ -65,7 +65,7 @@ def sweep(out: Path, store: Path, *more: str) -> Callable[[], int]:
     """The sweep as the command line runs it, on the base that was loaded before the fork (workers of Ray load their own)."""
 
     def work() -> int:
-        from sublora.cli.app import run_command
+        from sublora.cli.entry import run_command
         from sublora.runner import run
 
         os.environ["SUBLORA_HOME"] = str(store)

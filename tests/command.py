@@ -15,7 +15,7 @@ class Answer:
 
 
 def sublora(*arguments: str) -> Answer:
-    from sublora.cli.app import run_command
+    from sublora.cli.entry import run_command
 
     out, err = io.StringIO(), io.StringIO()
     with (

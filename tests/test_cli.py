@@ -24,7 +24,7 @@ def refused(*arguments: str) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, contextlib, io\nfrom sublora.cli.app import run_command\nsys.argv = ['sublora', '--help']\n"
+        "import sys, contextlib, io\nfrom sublora.cli.entry import run_command\nsys.argv = ['sublora', '--help']\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n    run_command()\n"
         "heavy = {'torch', 'transformers', 'peft', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'yaml', 'jinja2'} & set(sys.modules)\n"
         "print(sorted(heavy))"
@@ -190,3 +190,26 @@ def test_lists_and_env() -> None:
 def test_plan_of_a_7b_model_needs_no_network() -> None:
     answer = sublora("plan", "rank-lr", "--preset", "nief", "--model", "Qwen/Qwen2.5-7B-Instruct")
     assert answer.code == 0 and "7.6" in answer.out and "FLOPs" in answer.out and " h" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("out", "part"),
+    [("taken", "is a file"), ("/proc/x", "/proc/x"), ("", "is empty"), ("taken/x", "taken/x")],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    out: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    for command in (
+        ["run", "rank"],
+        ["organism", "make", "micro"],
+        ["audit", "--base", "micro", "--adapter", "nowhere"],
+    ):
+        assert part in refused(*command, "--out", out)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    assert "is a folder" in refused("prereg", "rank", "-o", str(tmp_path))
+    assert "/proc/x.json" in refused("audit", "null", "micro", "--out", "/proc/x.json")

@@ -6,7 +6,6 @@ is first used, so that `import sublora` costs nothing.
 
 import re
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("sublora")
     if name not in _HOME:
         raise AttributeError(f"module 'sublora' has no attribute '{name}'")

@@ -1,10 +1,6 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
-import atexit
-import errno
 import json
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +10,15 @@ from typer import Argument, Option
 
 from sublora.cli import machine
 from sublora.cli.audit import app as audit_app
+from sublora.cli.options import (
+    ModelOpt,
+    PresetOpt,
+    RecipeArg,
+    SetOpt,
+    TraitOpt,
+    file_option,
+    folder_option,
+)
 from sublora.cli.store import app as store_app
 from sublora.errors import SubloraError
 
@@ -28,27 +33,6 @@ app.add_typer(organism_app, name="organism")
 app.add_typer(store_app, name="store")
 app.add_typer(audit_app, name="audit")
 
-RecipeArg = Annotated[
-    str, Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")
-]
-ModelOpt = Annotated[
-    str | None,
-    Option(
-        "--model",
-        "-m",
-        help="A name of `sublora ls models`, a Hugging Face folder, a GGUF file, or a hub id.",
-    ),
-]
-TraitOpt = Annotated[
-    list[str] | None,
-    Option("--trait", "-t", help="A trait (`sublora ls traits`); may be given several times."),
-]
-PresetOpt = Annotated[
-    str | None,
-    Option(
-        help="Settings for the shipped models (micro), for small real ones (small), or of a paper: nief, blank, cloud, schrodi."
-    ),
-]
 ExtendOpt = Annotated[
     bool, Option("--extend-lrs", help="Add the learning rates that the finished run asks for.")
 ]
@@ -59,9 +43,6 @@ FreshOpt = Annotated[
     ),
 ]
 Executor = Literal["local", "ray"]
-SetOpt = Annotated[
-    list[str] | None, Option("--set", help="Override one value, such as --set train.epochs=2.")
-]
 
 
 @app.command()
@@ -74,7 +55,7 @@ def run(
     preset: PresetOpt = None,
     sets: SetOpt = None,
     out: Annotated[
-        Path | None, Option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
+        Path | None, folder_option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
     ] = None,
     device: Annotated[str, Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
     threads: Annotated[
@@ -107,7 +88,6 @@ def run(
 
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
-    machine.end_cleanly_when_asked_to_stop()
     resolved, registered = _opened(_asked(recipe, model, trait, preset, sets), prereg)
     folder = out or default_out(resolved)
     if fresh and not extend_lrs:
@@ -116,7 +96,9 @@ def run(
     here = device if executor == "ray" else chosen_device(device)
     options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
     words = machine.command_line()
-    result = run_recipe(resolved, folder, options, command=words, prereg=registered)
+    again = f"give --out {folder} in place of --fresh" if fresh else "run the same command again"
+    with machine.keeps_what_is_finished(again):
+        result = run_recipe(resolved, folder, options, command=words, prereg=registered)
     print_findings(result.findings, resolved.level)
     print_verdicts(result.verdicts)
     plan = {what: f" (planned {s:.0f} s)" for what, s in result.planned.items()}
@@ -159,7 +141,7 @@ def prereg(
     preset: PresetOpt = None,
     sets: SetOpt = None,
     out: Annotated[
-        Path | None, Option("--out", "-o", help="The file; prereg-RECIPE.yaml by default.")
+        Path | None, file_option("--out", "-o", help="The file; prereg-RECIPE.yaml by default.")
     ] = None,
 ) -> None:
     """Write a file that fixes a run before it is made: recipe, claims, thresholds, model and what will be made."""
@@ -243,7 +225,6 @@ def fetch(
     """Bring a known model into the store."""
     from sublora.models.fetch import fetch as bring
 
-    machine.end_cleanly_when_asked_to_stop()
     typer.echo(bring(name, way))
 
 
@@ -324,7 +305,7 @@ def verdict(
 def organism_make(
     name: Annotated[str, Argument(help="micro, micro-null or micro-b.")],
     out: Annotated[
-        Path | None, Option(help="Where to write it; organisms/NAME by default.")
+        Path | None, folder_option(help="Where to write it; organisms/NAME by default.")
     ] = None,
     coupling: Annotated[
         float | None,
@@ -351,47 +332,3 @@ def organism_make(
 def env() -> None:
     """Versions, threads, devices and paths, for a bug report."""
     machine.print_env()
-
-
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 a check found something, 2 wrong use or bad input, 3 interrupted."""
-    code = run_command()
-    if code == 3:  # at once: Python takes seconds to take the libraries down
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def run_command() -> int:
-    """Run what the command line says. Returns the exit code."""
-    # typer may bring a click of its own, so its exceptions are taken from typer
-    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    try:
-        code = app(standalone_mode=False)
-        if code == 130:  # how some versions of typer answer Ctrl-C
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except usage_error as error:
-        error.show()
-        return 2
-    except (typer.Abort, KeyboardInterrupt):
-        print(
-            "Interrupted; what was finished is kept, run the same command again to go on.",
-            file=sys.stderr,
-        )
-        return 3
-    except SubloraError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        fix = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "make room"
-        print(
-            f"Error: {error.strerror}{where}; {fix} and run the same command again, what was finished is kept.",
-            file=sys.stderr,
-        )
-        return 2

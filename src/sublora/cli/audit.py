@@ -7,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from sublora.audit.request import Request, Training, options
+from sublora.cli.options import file_option, folder_option
 from sublora.errors import SubloraError
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
 def audit(
     context: typer.Context,
     request: Request,
-    out: Annotated[Path, Option(help="Where the reports go.")] = Path("audit"),
+    out: Annotated[Path, folder_option(help="Where the reports go.")] = Path("audit"),
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what it would cost; load and run nothing.")
     ] = False,
@@ -38,8 +39,6 @@ def audit(
         from sublora.audit.cost import print_cost
 
         return print_cost(request, tflops)
-    if out.exists() and not out.is_dir():
-        raise SubloraError(f"The path {out} is a file; give a folder as --out.")
     from sublora.audit.report import told, write_reports
     from sublora.audit.run import audit_request
 
@@ -53,7 +52,7 @@ def audit(
 
 @app.command()
 def selftest(
-    out: Annotated[Path | None, Option(help="Keep both audits' reports here.")] = None,
+    out: Annotated[Path | None, folder_option(help="Keep both audits' reports here.")] = None,
 ) -> None:
     """Plant a trait in a student, find it, and clear a clean twin. Exit code 0 where both come out so, 1 otherwise."""
     from sublora.audit.selftest import selftest as run_selftest
@@ -77,7 +76,7 @@ def schema() -> None:
 @app.command("null")
 def make_shipped_null(
     model: Annotated[str, Argument(help="The base.")],
-    out: Annotated[Path, Option(help="Where to write the null file.")],
+    out: Annotated[Path, file_option(help="Where to write the null file.")],
     students: Annotated[int, Option(help="Placebo students.", min=4)] = 399,
     rows: Annotated[int, Option(help="Number rows of each.", min=1)] = 320,
     ranks: Annotated[str, Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",

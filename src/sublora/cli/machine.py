@@ -1,13 +1,15 @@
 """What the command line asks of the machine that it runs on."""
 
+import contextlib
 import os
 import platform
 import shlex
-import signal
 import sys
-import threading
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import typer
 
 from sublora.runner.table import print_table
 
@@ -28,14 +30,14 @@ def cores() -> int:
     return max(1, min(usable, len(pairs) or usable))
 
 
-def end_cleanly_when_asked_to_stop() -> None:
-    """Batch systems and clouds send SIGTERM before they kill; it ends a run as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+@contextlib.contextmanager
+def keeps_what_is_finished(again: str) -> Iterator[None]:
+    """An interrupt of work that goes on later: says how (`again`) and ends the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; what was finished is kept, {again} to go on.", err=True)
+        raise typer.Exit(3) from None
 
 
 def command_line() -> str:
