@@ -19,6 +19,7 @@ from sublora.cli.options import (
     file_option,
     folder_option,
 )
+from sublora.cli.serving import parity
 from sublora.cli.store import app as store_app
 from sublora.errors import SubloraError
 
@@ -32,6 +33,7 @@ organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how t
 app.add_typer(organism_app, name="organism")
 app.add_typer(store_app, name="store")
 app.add_typer(audit_app, name="audit")
+app.command()(parity)
 
 ExtendOpt = Annotated[
     bool, Option("--extend-lrs", help="Add the learning rates that the finished run asks for.")

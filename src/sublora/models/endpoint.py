@@ -76,6 +76,17 @@ class Question:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    logprobs: bool = False  # ask for the log-probability of every token, which not all servers give
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as text, the tokens that the server read before it, and its tokens as texts with their log-probabilities; None and () where
+    the server does not say."""
+
+    text: str
+    read: int | None = None
+    tokens: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass
@@ -121,6 +132,10 @@ class Endpoint:
 
     def ask(self, question: Question) -> str:
         """The answer as text; "" where the model gave none."""
+        return self.reply(question).text
+
+    def reply(self, question: Question) -> Reply:
+        """As `ask`, with all that the server says."""
         key = self._key()
         why = ""
         for attempt in range(self.spec.tries):
@@ -182,12 +197,14 @@ class Endpoint:
         if turn > now:
             self.sleep(turn - now)
 
-    def _once(self, question: Question, key: str | None) -> str:
+    def _once(self, question: Question, key: str | None) -> Reply:
         body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": role, "content": text} for role, text in question.messages],
             **{n: getattr(question, n) for n in ("max_tokens", "temperature", "top_p")},
         }
+        if question.logprobs:
+            body["logprobs"] = True
         if self.spec.seeded:
             body["seed"] = question.seed % 2**31
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -230,24 +247,35 @@ class Endpoint:
             f"The endpoint {url} refused the request for {self.spec.model} with status {code}: {said}."
         )
 
-    def read(self, raw: bytes) -> str:
-        """The text of a reply. Raises TryAgain for a reply that is none."""
+    def read(self, raw: bytes) -> Reply:
+        """What a reply says. Raises TryAgain for a reply that is none."""
         if len(raw) > LONGEST_ANSWER:
             raise TryAgain("a reply without end")
         try:
             reply = json.loads(raw)
-            text = reply["choices"][0]["message"].get("content")
+            choice = reply["choices"][0]
+            text = choice["message"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise TryAgain("a reply that is no chat completion") from None
         if text is not None and not isinstance(text, str):
             raise TryAgain("an answer that is no text")
-        usage = reply.get("usage")
+        usage, read = reply.get("usage"), None
         if isinstance(usage, dict):
+            read = _whole(usage.get("prompt_tokens"))
             with self._lock:
-                self.counts.tokens_in += _whole(usage.get("prompt_tokens"))
+                self.counts.tokens_in += read
                 self.counts.tokens_out += _whole(usage.get("completion_tokens"))
         # a lone surrogate cannot be written to any file
-        return (text or "").encode("utf-8", "replace").decode("utf-8")
+        text = (text or "").encode("utf-8", "replace").decode("utf-8")
+        return Reply(text, read, _weighed(choice.get("logprobs")))
+
+
+def _weighed(said: Any) -> tuple[tuple[str, float], ...]:
+    """The tokens of `logprobs`; () where it is anything else."""
+    try:
+        return tuple((str(t["token"]), float(t["logprob"])) for t in said["content"])
+    except (TypeError, LookupError, ValueError, OverflowError):
+        return ()
 
 
 def _whole(value: Any) -> int:
