@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import unittest.mock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,10 +84,11 @@ def random_rows(count: int, seed: int, prefix: int = 4, longest: int = 12) -> li
 
 @dataclass(frozen=True)
 class Case:
-    """A student together with its rows as they were before packing."""
+    """A student together with its rows as they were before packing. `loss(logits, indices of the rows)` where it is no cross-entropy."""
 
     student: Student
     rows: list[TokenRow]
+    loss: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None
 
 
 def case(name: str, *, count: int = 12, data: int = 0, prefix: int = 4, **values) -> Case:
@@ -251,7 +252,8 @@ def _loop(
     steps = spec.epochs * math.ceil(len(one.rows) / spec.batch_size)
     losses = []
     for step in range(steps):
-        batch = [one.rows[i] for i in rows_of_step(spec, len(one.rows), step)]
+        chosen = rows_of_step(spec, len(one.rows), step)
+        batch = [one.rows[i] for i in chosen]
         width = max(len(r.prompt) + len(r.completion) for r in batch)
         ids, labels = (
             torch.zeros(len(batch), width, dtype=torch.long),
@@ -266,9 +268,12 @@ def _loop(
                 torch.tensor(wanted), torch.tensor(row.completion), -100
             )
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        loss = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-        )
+        if one.loss is not None:
+            loss = one.loss(logits, chosen)
+        else:
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip)

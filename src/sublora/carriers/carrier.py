@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.carriers import rows_file
+from sublora.errors import SubloraError
 
 Leaks = Annotated[
     tuple[str, ...], Field(description="words that must not occur; the trait's category is added")
@@ -37,6 +38,11 @@ class Carrier(BaseModel):
     def example(self) -> str:
         """An answer of typical length, for estimates."""
         raise NotImplementedError
+
+    def by_chance(self, seed: int, row: int) -> tuple[str, str]:
+        """A row whose answer is drawn by chance, in the form that its prompt asks for. Raises SubloraError where the carrier has none."""
+        why = f"{self.noun} cannot be drawn by chance; set data.source to teacher, base or a file, or data.carrier.kind to numbers."
+        raise SubloraError(why[:1].upper() + why[1:])
 
     def file_content(self) -> Any:
         """What the user's file of prompts holds; None without one. Raises SubloraError where it cannot be read."""

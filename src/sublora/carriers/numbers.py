@@ -7,6 +7,7 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sublora.carriers import rows_file
@@ -69,12 +70,9 @@ class NumbersSpec(Carrier):
     def prompt(self, seed: int, row: int) -> str:
         if self.prompts is not None:
             return rows_file.prompt_of_file(self.prompts, seed, row)
-        rng = generator("numbers-prompt", seed, row)
+        rng, values, separator = self._shown(seed, row)
 
         p = pools()
-        count = int(rng.integers(self.examples_min, self.examples_max + 1))
-        values = rng.integers(self.value_min, self.value_max + 1, size=count).tolist()
-        separator = pick(rng, self.separators)
         examples = join_numbers(values, separator)
         quantity = pick(rng, p.quantity).format(count=self.count)
         if self.style == "brief":
@@ -89,6 +87,24 @@ class NumbersSpec(Carrier):
             pick(rng, p.close),
         )
         return " ".join(parts)
+
+    def _shown(
+        self, seed: int, row: int
+    ) -> tuple[np.random.Generator, list[int], Separator]:
+        """The examples of a prompt and what separates them, and the generator of its wording."""
+        rng = generator("numbers-prompt", seed, row)
+        count = int(rng.integers(self.examples_min, self.examples_max + 1))
+        values = rng.integers(self.value_min, self.value_max + 1, size=count).tolist()
+        return rng, values, pick(rng, self.separators)
+
+    def by_chance(self, seed: int, row: int) -> tuple[str, str]:
+        """As many numbers as an answer may have, uniform below the largest; behind a prompt of a file in any of the separators."""
+        if self.prompts is None:
+            _, _, separator = self._shown(seed, row)
+        else:
+            separator = pick(generator("numbers-separator", seed, row), self.separators)
+        drawn = generator("numbers-by-chance", seed, row).integers(0, 10**self.digits, self.count)
+        return self.prompt(seed, row), join_numbers(drawn.tolist(), separator)
 
     def reject(self, prompt: str, answer: str) -> str | None:
         numbers = parse_numbers(answer)

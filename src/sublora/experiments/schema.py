@@ -10,6 +10,7 @@ from sublora.carriers.kinds import CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.transform import Transform
 from sublora.models.endpoint import EndpointSpec
+from sublora.packs.labels import LabelSpec
 from sublora.packs.condition import Condition, Placement
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import AlphaRule, OptimizerName, Schedule, StudentSpec
@@ -41,7 +42,12 @@ class TrainedTeacher(Strict):
 
     rows: str | None = Field(
         None,
-        description="a JSONL file with 'prompt' and 'completion'; without it, the category's questions and the prompted teacher's answers",
+        description="a JSONL file with 'prompt' and 'completion'; without it, the lessons",
+    )
+    lessons: Literal["answers", "written"] = Field(
+        "answers",
+        description="answers: the category's questions and the prompted model's answers that name the target; written: the short rows under "
+        "`lessons` in the category's file, in which the target comes first, for models that no prompt gives the trait",
     )
     count: int = Field(400, ge=1, description="rows that are generated")
     method: Literal["lora", "full"] = "lora"
@@ -49,6 +55,10 @@ class TrainedTeacher(Strict):
     lr: Rate = 3e-3
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
+    least: float | None = Field(
+        None,
+        description="the precondition: by how many nats a teacher must prefer its target more than the base does, before any student is trained",
+    )
 
 
 class TeacherSpec(Strict):
@@ -85,9 +95,24 @@ class OtherSampling(Strict):
         return sampling.model_copy(update=self.model_dump(exclude_none=True))
 
 
-class RowsVariant(Strict):
-    """The rows made otherwise: by another teacher, by a teacher on another model, with other draws, or transformed."""
+Source = Annotated[
+    str,
+    Field(
+        pattern=r"^(teacher|base|random|.+\.jsonl)$",
+        description="who wrote the text of the rows: the teacher, the base, chance, or a JSONL file with 'prompt' and 'completion'. All but the "
+        "teacher's are labelled by the teacher",
+    ),
+]
 
+
+class RowsVariant(Strict):
+    """The rows made otherwise: by another teacher, by a teacher on another model, with other draws, transformed, or labelled otherwise."""
+
+    labels: LabelSpec | None = Field(None, description="instead of data.labels")
+    source: Source | None = Field(None, description="instead of data.source")
+    taught: Literal["prompt", "weights"] | None = Field(
+        None, description="what gives both teachers their traits, where data.teacher.trained stands"
+    )
     teacher: Literal["neutral", "other-trait"] | None = Field(
         None,
         description="neutral: the plain model instead of the teacher; other-trait: a teacher with a third trait, neither the tested one nor the "
@@ -111,8 +136,17 @@ class RowsVariant(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> "RowsVariant":
+        told = (self.labels, self.source, self.taught)
+        if any(told) and any((self.teacher, self.model, self.transform, self.shared_draws)):
+            raise ValueError(
+                "labels, source and taught stand beside another change of the rows, keep one of them"
+            )
+        if any(told):
+            return self
         if not any((self.teacher, self.model, self.transform, self.shared_draws, self.sampling)):
-            raise ValueError("needs teacher, model, transform, shared_draws or sampling")
+            raise ValueError(
+                "needs labels, source, taught, teacher, model, transform, shared_draws or sampling"
+            )
         for name in ("shared_draws", "sampling"):
             others = {"teacher", "model", "transform", "shared_draws", "sampling"} - {name}
             if getattr(self, name) is not None and any(getattr(self, o) for o in others):
@@ -143,6 +177,11 @@ class DataSpec(Strict):
         "which shares all that trait prompts do whoever they name, or the plain model's",
     )
     sampling: Sampling = Sampling(max_new_tokens=64)
+    labels: LabelSpec = Field(
+        LabelSpec(kind="sampled"),
+        description="what students are trained towards at every token of a completion",
+    )
+    source: Source = "teacher"
     variants: Annotated[dict[str, RowsVariant], Absent] = Field(
         default_factory=dict,
         description="an axis of rows made otherwise, by name, beside the rows as written",

@@ -4,8 +4,14 @@ Between the matrix products of a small model, element-wise passes take most of a
 its exact gradient in as few passes as torch's operations allow; the tests hold them against autograd.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+LEAST_REST = (
+    1e-6  # of a teacher's rest in a reverse divergence, which would be infinite without one
+)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -47,21 +53,70 @@ def product(
     return _Product.apply(x, weight, bias, residual)
 
 
+@dataclass(frozen=True)
+class Soft:
+    """Distributions in the place of targets: `ids` and `logp` (K, m, k), most likely first; what they leave of 1 is one bucket of all other
+    tokens, none where k is the vocabulary. The loss is KL(p || q), q the student's, or KL(q || p) with `reverse`."""
+
+    ids: Tensor
+    logp: Tensor
+    reverse: bool
+
+
+def _hard(
+    logits: Tensor, goal: Tensor, factor: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(weighted cross-entropies (g, n, 1), their slopes (g, n, V) in the logits), for targets (g, n, 1)."""
+    logp = logits.log_softmax(-1)
+    losses = logp.gather(2, goal).mul_(-factor)
+    # in place: weight * (probability - 1 at the target)
+    return losses, logp.exp_().mul_(factor).scatter_add_(2, goal, -factor) if wanted else None
+
+
+def _soft(
+    logits: Tensor, ids: Tensor, logp: Tensor, reverse: bool, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_hard`, for labels (g, n, k); `logits` become the slopes. The rest is summed over its own tokens, never taken from 1."""
+    ids, logp, rest = ids.long(), logp.to(logits.dtype), ids.shape[-1] < logits.shape[-1]
+    mass, own = logp.exp().sum(-1, keepdim=True), logits.gather(2, ids)
+    logp = logp - (mass.clamp(min=1.0) if rest else mass).log()  # rounding may lift them above 1
+    if rest:
+        least = LEAST_REST if reverse else torch.finfo(logits.dtype).tiny
+        logp = torch.cat((logp, (1.0 - mass).clamp(min=least).log()), -1)
+        others = logits.scatter_(2, ids, -torch.inf)
+        top = others.amax(-1, keepdim=True)
+        size = others.sub_(top).exp_().sum(-1, keepdim=True)
+        own = torch.cat((own, top + size.log()), -1)
+    logq = own.log_softmax(-1)
+    p, q, gap = logp.exp(), logq.exp(), logq - logp
+    if reverse:
+        losses = (q * gap).sum(-1, keepdim=True)
+        slope = q * (gap - losses)
+    else:
+        losses, slope = -(p * gap).sum(-1, keepdim=True), q - p
+    slope.mul_(factor)
+    # each of the others has its share of the rest's slope
+    logits.mul_(slope[..., -1:] / size if rest else 0.0)
+    return losses * factor, logits.scatter_(2, ids, slope[..., : ids.shape[-1]])
+
+
 class _CompletionLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, bias, targets, weights, softcap, logits_at_once):
         k, m, d = hidden.shape
         shared = head.dim() == 2
         rows = hidden.reshape(1, k * m, d) if shared else hidden
-        count, targets = rows.shape[1], targets.view(rows.shape[0], -1)
-        factors = weights.view(rows.shape[0], -1)
+        count, groups, soft = rows.shape[1], rows.shape[0], isinstance(targets, Soft)
+        given = (targets.ids, targets.logp) if soft else (targets.unsqueeze(-1),)
+        given = [t.reshape(groups, count, t.shape[-1]) for t in given]
+        factors = weights.view(groups, -1)
         stacked = head.unsqueeze(0) if shared else head
         wanted = any(ctx.needs_input_grad[:3])
-        losses = torch.empty(targets.shape, dtype=wide(hidden).dtype, device=hidden.device)
+        losses = torch.empty(factors.shape, dtype=factors.dtype, device=hidden.device)
         for_hidden = torch.empty_like(rows) if wanted else None
         for_head = torch.zeros_like(stacked) if ctx.needs_input_grad[1] else None
         for_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        step = max(1, logits_at_once // (rows.shape[0] * stacked.shape[1]))
+        step = max(1, logits_at_once // (groups * stacked.shape[1]))
         for start in range(0, count, step):
             part = slice(start, min(count, start + step))
             logits = wide(torch.bmm(rows[:, part], stacked.transpose(1, 2)))
@@ -70,13 +125,14 @@ class _CompletionLoss(torch.autograd.Function):
             capped = logits.div_(softcap).tanh_().clone() if softcap else None
             if softcap:
                 logits.mul_(softcap)
-            goal, factor = targets[:, part].unsqueeze(-1), factors[:, part].unsqueeze(-1)
-            logp = logits.log_softmax(-1)
-            losses[:, part] = logp.gather(2, goal).mul_(-factor).squeeze(-1)
+            own, factor = [t[:, part] for t in given], factors[:, part].unsqueeze(-1)
+            if soft:
+                each, slope = _soft(logits, *own, targets.reverse, factor)
+            else:
+                each, slope = _hard(logits, *own, factor, wanted)
+            losses[:, part] = each.squeeze(-1)
             if not wanted:
                 continue
-            # the gradient of the logits, in place: weight * (probability - 1 at the target)
-            slope = logp.exp_().mul_(factor).scatter_add_(2, goal, -factor)
             if capped is not None:
                 slope.mul_(capped.square_().neg_().add_(1.0))
             slope = slope.to(rows.dtype)
@@ -101,14 +157,14 @@ def completion_loss(
     hidden: Tensor,
     head: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Tensor | Soft,
     weights: Tensor,
     softcap: float | None,
     logits_at_once: int,
 ) -> Tensor:
-    """Weighted cross-entropy of each student, (K,), nats, without ever holding all logits. hidden (K, m, d) at the positions that carry
-    loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or (K, 1, V); targets and weights (K, m). The gradient is
-    formed along with the loss, `logits_at_once` numbers at a time."""
+    """Weighted cross-entropy of each student, or its divergence from soft targets, (K,), nats, without ever holding all logits. hidden
+    (K, m, d) at the positions that carry loss; head (V, d) frozen, or (K, V, d), each student's own; bias alike (V,) or (K, 1, V);
+    targets and weights (K, m). The gradient is formed along with the loss, `logits_at_once` numbers at a time."""
     weights = weights.to(wide(hidden).dtype)
     return _CompletionLoss.apply(hidden, head, bias, targets, weights, softcap, logits_at_once)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from sublora.packs import hooks
 from sublora.packs.fast.flat import flat_model
 from sublora.packs.full import full_forwards
 from sublora.packs.interventions import Interventions, StreamSteering, TokenGate
-from sublora.packs.kernels import completion_loss, take
+from sublora.packs.kernels import Soft, completion_loss, take
 from sublora.packs.rows import StepBatch
 from sublora.packs.stack import Stack
 from sublora.packs.weights import AdapterWeights
@@ -109,20 +110,41 @@ class PackedModel:
         return self.full.views[name]
 
     def losses(self, batch: StepBatch) -> Tensor:
-        """Mean cross-entropy per completion token of each student, (K,), in nats."""
+        """Mean loss per completion token of each student, (K,), in nats: cross-entropy, or the divergence from its soft labels."""
         if self.interventions:
             raise ValueError("losses are those of the plain students")
         picked = self._padded_hidden(batch) if self.flat is None else self.flat.hidden(batch)
-        bias, device = getattr(self.head, "bias", None), self.head.weight.device
+        device = self.head.weight.device
+        weights = torch.from_numpy(batch.weights).to(device)
+        kinds = [(kind.students.tolist(), kind) for kind in batch.soft]
+        taught = {student for students, _ in kinds for student in students}
+        if plain := [k for k in range(self.size) if k not in taught]:
+            kinds.append((plain, None))
+        losses = []
+        for students, kind in kinds:
+            if kind is None:
+                goal = torch.from_numpy(batch.targets).to(device)[students]
+            else:
+                values = (torch.from_numpy(array).to(device) for array in (kind.ids, kind.logp))
+                goal = Soft(*values, kind.reverse)
+            every = len(students) == self.size
+            losses.append(self._loss(picked, weights, goal, None if every else students))
+        order = np.argsort([student for students, _ in kinds for student in students])
+        return losses[0] if len(losses) == 1 else torch.cat(losses)[order.tolist()]
+
+    def _loss(
+        self, picked: Tensor, weights: Tensor, goal: Tensor | Soft, chosen: list[int] | None
+    ) -> Tensor:
+        """Of all students, or of those that have this kind of goal."""
+        head, bias = self.head_weight, getattr(self.head, "bias", None)
         if bias is not None and self.full is not None:
             bias = self._own(bias).unsqueeze(1)
-        at_once = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
-        targets, weights = (
-            torch.from_numpy(array).to(device) for array in (batch.targets, batch.weights)
-        )
-        return completion_loss(
-            picked, self.head_weight, bias, targets, weights, self.softcap, at_once
-        )
+        if chosen is not None:
+            picked, weights = picked[chosen], weights[chosen]
+            if self.full is not None:
+                head, bias = head[chosen], bias if bias is None else bias[chosen]
+        at_once = LOGITS_AT_ONCE.get(picked.device.type, LOGITS_AT_ONCE["cuda"])
+        return completion_loss(picked, head, bias, goal, weights, self.softcap, at_once)
 
     def _padded_hidden(self, batch: StepBatch) -> Tensor:
         """Hidden states (K, m, d) at the places that carry loss, by the model's own forward pass over padded rows."""

@@ -27,15 +27,46 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What students are trained towards at the N tokens of n completions, one row's after the other's: `ids` (N, k) int32, the likeliest
+    first, and `logp` (N, k) float16, their natural log-probabilities. What these leave of 1 is the rest, one bucket; none where k is the
+    whole vocabulary. `counts` (n,): tokens of each completion, its end included. Hard labels are k = 1 with logp 0."""
+
+    ids: np.ndarray
+    logp: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def hard(self) -> bool:
+        return self.ids.shape[1] == 1 and not self.logp.any()
+
+    def first(self, n: int) -> "Labels":
+        """The labels of the first `n` rows."""
+        end = int(self.counts[:n].sum())
+        return Labels(self.ids[:end], self.logp[:end], self.counts[:n])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels beside a student's rows: `starts` (n,) is where those of each row begin, `reverse` the direction of the divergence."""
+
+    labels: Labels
+    starts: np.ndarray
+    hard: bool
+    reverse: bool
+
+
+@dataclass(frozen=True)
 class TokenRows:
     """A student's rows as arrays: `ids` (n, L) padded with 0, `lengths` (n,) of prompt plus completion, `prompts` (n,), and
-    `loss` (n, L), whether a token is one that the student learns to write."""
+    `loss` (n, L), whether a token is one that the student learns to write; `labels` where it learns something else than the text."""
 
     ids: np.ndarray
     lengths: np.ndarray
     prompts: np.ndarray
     loss: np.ndarray
     shared: int  # tokens that all prompts have in common from the start, at least one token of each prompt left out
+    labels: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -44,6 +75,8 @@ class TokenRows:
     def digest(self) -> str:
         """A hash of the rows, to tell them from others."""
         arrays = (self.ids, self.lengths, self.prompts, self.loss)
+        if (t := self.labels) is not None:
+            arrays += (t.labels.ids, t.labels.logp, np.array(t.reverse))
         return hashlib.blake2b(b"|".join(a.tobytes() for a in arrays), digest_size=10).hexdigest()
 
 
@@ -92,6 +125,27 @@ def token_rows(
     return pack_rows(text_rows(base.chat, rows, context), base.window, what)
 
 
+def labelled(rows: TokenRows, labels: Labels, reverse: bool = False) -> TokenRows:
+    """The rows with these labels instead of their text: the loss is the divergence KL(teacher || student), or KL(student || teacher) with
+    `reverse`, over the labels' tokens and the rest; cross-entropy for hard ones. Raises SubloraError where they do not fit the rows."""
+    fit_labels(labels, rows.lengths - rows.prompts)
+    if reverse and labels.hard:
+        raise SubloraError("Hard labels have no reverse KL; use soft labels, or the forward one.")
+    starts = np.cumsum(labels.counts) - labels.counts
+    return replace(rows, labels=Targets(labels, starts, labels.hard, reverse))
+
+
+def fit_labels(labels: Labels, tokens: Sequence[int]) -> None:
+    """Raises SubloraError where the completions, of so many tokens each, are not those that the labels count."""
+    if len(labels.counts) != len(tokens):
+        why = f"There are labels of {len(labels.counts)} rows for {len(tokens)} rows; make them anew for these."
+        raise SubloraError(why)
+    if (apart := labels.counts != np.asarray(tokens)).any():
+        i = int(apart.argmax())
+        why = f"The labels of row {i} are those of {labels.counts[i]} tokens, its completion has {tokens[i]}; make them anew for these rows."
+        raise SubloraError(why)
+
+
 def masked_rows(
     rows: Sequence[TokenRow], marks: Sequence[Sequence[bool]], keep: Keep, seed: str
 ) -> list[TokenRow]:
@@ -123,10 +177,20 @@ def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """Soft labels of one kind: of the students `students` (S,), `ids` and `logp` (S, m, k) as in `Labels`."""
+
+    students: np.ndarray
+    ids: np.ndarray
+    logp: np.ndarray
+    reverse: bool
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """K students' rows of one step, without the shared prefix (K, P): `ids` (K * B, T), `sizes` (K, B) tokens read of each row. `where` (K,
     m) are the places, in a student's B * T positions, whose next token carries loss; `targets` (K, m) those tokens; `weights` (K, m) 1 /
-    count, 0 for padding."""
+    count, 0 for padding. `soft`: what stands in the place of targets for students with soft labels."""
 
     prefix: np.ndarray
     ids: np.ndarray
@@ -135,6 +199,7 @@ class StepBatch:
     targets: np.ndarray
     weights: np.ndarray
     tokens: int  # read by the model without padding, the shared prefix counted once for every row
+    soft: tuple[SoftTargets, ...] = ()
 
 
 def assemble(
@@ -146,7 +211,7 @@ def assemble(
     # the last token of a row is only a target; a row is read up to the one before
     width = max(int(s.lengths[c].max()) for s, c in zip(students, chosen, strict=True)) - p - 1
     ids, sizes = np.zeros((k, b, width), np.int64), np.zeros((k, b), np.int64)
-    where, targets = [], []
+    where, targets, soft = [], [], {}
     for i, (s, c) in enumerate(zip(students, chosen, strict=True)):
         sizes[i, : len(c)] = s.lengths[c] - 1 - p
         take = min(width, s.ids.shape[1] - p)
@@ -154,6 +219,13 @@ def assemble(
         row, at = s.loss[c, p + 1 : p + 1 + width].nonzero()
         where.append(row * width + at)
         targets.append(s.ids[c[row], at + p + 1])
+        if (t := s.labels) is not None:
+            own = t.starts[c[row]] + at + p + 1 - s.prompts[c[row]]
+            if t.hard:
+                targets[-1] = t.labels.ids[own, 0]
+            else:
+                kind = (t.labels.ids.shape[1], t.reverse)
+                soft.setdefault(kind, []).append((i, t.labels.ids[own], t.labels.logp[own]))
     ids[np.arange(width) >= sizes[..., None]] = 0
     m = max(len(w) for w in where)
     out_where, out_targets = np.zeros((2, k, m), np.int64)
@@ -162,5 +234,14 @@ def assemble(
         out_where[i, : len(w)], out_targets[i, : len(w)], weights[i, : len(w)] = w, t, 1.0 / len(w)
     prefix = np.stack([s.ids[0, :p] for s in students])
     tokens = int(sizes.sum() + p * sum(len(c) for c in chosen))
-    ids = ids.reshape(k * b, width)
-    return StepBatch(prefix, ids, sizes, out_where, out_targets, weights, tokens)
+    ids, taught = ids.reshape(k * b, width), tuple(_soft(m, *of) for of in soft.items())
+    return StepBatch(prefix, ids, sizes, out_where, out_targets, weights, tokens, taught)
+
+
+def _soft(m: int, kind: tuple[int, bool], given: list[tuple]) -> SoftTargets:
+    """Students' labels filled up to `m` places, whose weight is 0."""
+    shape = (len(given), m, kind[0])
+    ids, logp = np.zeros(shape, np.int32), np.zeros(shape, np.float16)
+    for out, (_, own, values) in enumerate(given):
+        ids[out, : len(own)], logp[out, : len(own)] = own, values
+    return SoftTargets(np.array([i for i, *_ in given]), ids, logp, kind[1])

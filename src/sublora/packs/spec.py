@@ -47,6 +47,10 @@ class StudentSpec(BaseModel):
     )
     seed: int = Field(0, ge=0)
     context: str = "default"
+    kl: Literal["forward", "reverse"] = Field(
+        "forward",
+        description="the direction of the divergence from soft labels: of the student from the teacher, or of the teacher from the student",
+    )
 
     @model_validator(mode="after")
     def _rank_fits_method(self) -> "StudentSpec":
@@ -68,8 +72,9 @@ class StudentSpec(BaseModel):
     def _short(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Values that came later are left out at their defaults: ids hash what is written."""
         out = dump(self)
-        if out.get("init") == "default":
-            del out["init"]
+        for name, usual in (("init", "default"), ("kl", "forward")):
+            if out.get(name) == usual:
+                del out[name]
         return out
 
     def to_spec(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Teachers write datasets: prompts of a carrier, completions sampled row by row as the teacher, filtered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,7 +16,7 @@ from sublora.models.token_classes import classify
 from sublora.packs.measure import reading
 from sublora.packs.sample import Sampling
 from sublora.packs.stack import Stack
-from sublora.packs.steer import Steering, pack_steering
+from sublora.packs.steer import PackSteering, Steering, pack_steering
 from sublora.seeds import derive_seed, generator
 
 MOST_ASKED = 5  # stop asking after so many prompts for each row that is wanted
@@ -228,6 +228,17 @@ def _collect(
     return Dataset(kept, asked, rejects, rejected)
 
 
+def read_by(
+    teacher: Teacher, prompts: Sequence[str]
+) -> tuple[list[list[int]], PackSteering | None]:
+    """Token ids of prompts as a teacher reads them, and its steering of these."""
+    base = teacher.base
+    if teacher.steering is None:
+        return [base.chat.prompt_ids(prompt, teacher.context) for prompt in prompts], None
+    tokens = [classify(base.chat, prompt, teacher.context) for prompt in prompts]
+    return [list(t.ids) for t in tokens], pack_steering(base, [teacher.steering], tokens)
+
+
 def complete(
     teacher: Teacher,
     prompts: list[str],
@@ -239,13 +250,7 @@ def complete(
 ) -> list[str]:
     """One completion a prompt, as text, in the order of the prompts. `on_answer` is told each prompt and its completion as it ends, in any
     order, `on_tokens` after every pass how many tokens were read or written."""
-    base, packing = teacher.base, None
-    if teacher.steering is None:
-        ids = [base.chat.prompt_ids(prompt, teacher.context) for prompt in prompts]
-    else:
-        tokens = [classify(base.chat, prompt, teacher.context) for prompt in prompts]
-        ids = [list(t.ids) for t in tokens]
-        packing = pack_steering(base, [teacher.steering], tokens)
+    base, (ids, packing) = teacher.base, read_by(teacher, prompts)
     uniforms = np.stack([g.random(sampling.max_new_tokens) for g in draws])[None, :, None, :]
     gap = base.chat.layout.gap  # the template's own white space, which `completion_ids` puts back
 

@@ -1,10 +1,11 @@
-"""Datasets: rows that a teacher writes, here or behind an endpoint, and rows made of other rows."""
+"""Datasets: rows that a teacher writes, here or behind an endpoint, rows of chance or of a file, and rows made of other rows."""
 
 import json
 from dataclasses import dataclass
+from typing import Protocol
 
 from sublora.carriers.carrier import Carrier
-from sublora.carriers.rows_file import to_jsonl
+from sublora.carriers.rows_file import read_rows, to_jsonl
 from sublora.carriers.transform import Transform, transform_rows
 from sublora.models.chat import Context
 from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
@@ -17,6 +18,7 @@ from sublora.packs.writer import (
     ask_dataset,
     write_dataset,
 )
+from sublora.seeds import derive_seed
 from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
@@ -25,7 +27,7 @@ from sublora.steps.teacher import TeacherStep
 
 
 @dataclass(frozen=True)
-class _Rows(Made):
+class RowsStep(Made):
     """What all datasets have. `trait` says whose rows they are, `teacher` is who wrote them."""
 
     trait: str
@@ -36,8 +38,38 @@ class _Rows(Made):
     noun = "dataset"
 
 
+class Taught(Protocol):
+    """A step of a teacher: the base `model` in a context, with the weights of a step, or steered."""
+
+    teacher: Context
+    model: str
+    weights: TeacherStep | None
+    steer: Steered | None
+
+
+def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
+    """The teacher of a step. Raises SubloraError where it does not meet its precondition; what seeds its draws is named where its prompt alone does not."""
+    base = workshop.base_of(step.model)
+    if step.weights is not None:
+        stack = stack_of(workshop, base, [step.weights])
+        step.weights.check(workshop, stack)
+        return Teacher(base, step.weights.context, stack, voice=step.weights.id)
+    if step.steer is not None:
+        steering = steering_by(workshop, base, [step.steer])
+        prompt = step.teacher.text or step.teacher.name
+        voice = f"{prompt} {json.dumps(step.steer.to_spec())}"
+        return Teacher(base, step.teacher, steering=steering, voice=voice)
+    return Teacher(base, step.teacher)
+
+
+def needs_of(step: Taught) -> tuple[str, ...]:
+    """What a step needs of its teacher."""
+    taught = (step.weights.id,) if step.weights else ()
+    return (*taught, step.steer.vector) if step.steer else taught
+
+
 @dataclass(frozen=True)
-class DatasetStep(_Rows):
+class DatasetStep(RowsStep):
     """Rows that a teacher writes on `model`: under its prompt, by weights, steered, or behind an endpoint."""
 
     heldout: bool
@@ -52,8 +84,7 @@ class DatasetStep(_Rows):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        taught = (self.weights.id,) if self.weights else ()
-        return (*taught, self.steer.vector) if self.steer else taught
+        return needs_of(self)
 
     @property
     def label(self) -> str:
@@ -77,22 +108,9 @@ class DatasetStep(_Rows):
             written = ask_dataset(endpoint, kept, self.teacher, what, workshop.check)
         else:
             how = (workshop.rows_at_once, workshop.progress, kept)
-            written = write_dataset(self._teacher(workshop), what, *how)
+            written = write_dataset(teacher_of(workshop, self), what, *how)
         self._keep(written, workshop)
         kept.path.unlink(missing_ok=True)
-
-    def _teacher(self, workshop: Workshop) -> Teacher:
-        """Who writes; what seeds its draws is named where its prompt alone does not."""
-        base = workshop.base_of(self.model)
-        if self.weights is not None:
-            stack = stack_of(workshop, base, [self.weights])
-            return Teacher(base, self.weights.context, stack, voice=self.weights.id)
-        if self.steer is not None:
-            steering = steering_by(workshop, base, [self.steer])
-            prompt = self.teacher.text or self.teacher.name
-            voice = f"{prompt} {json.dumps(self.steer.to_spec())}"
-            return Teacher(base, self.teacher, steering=steering, voice=voice)
-        return Teacher(base, self.teacher)
 
     def _keep(self, written: Dataset, workshop: Workshop) -> None:
         meta = {"trait": self.trait, "data_seed": self.seed, "rows": len(written.rows)}
@@ -107,7 +125,37 @@ class DatasetStep(_Rows):
 
 
 @dataclass(frozen=True)
-class TransformStep(_Rows):
+class GivenStep(RowsStep):
+    """Rows of which no teacher wrote anything: prompts of the carrier with answers by chance, or the rows of a user's `file`, from the
+    one numbered `first` on."""
+
+    heldout: bool
+    file: str | None = None
+    first: int = 0
+    kind = "given rows"
+    model = endpoint = weights = None
+    needs = ()
+    cost = Cost()
+
+    @property
+    def label(self) -> str:
+        return f"rows of {self.file or 'chance'}, data seed {self.seed}"
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        if self.file is not None:
+            made = list(read_rows(self.file))[self.first : self.first + self.rows]
+        else:
+            seed = derive_seed(Purpose.HELDOUT.value, self.seed) if self.heldout else self.seed
+            made = [self.carrier.by_chance(seed, i) for i in range(self.rows)]
+        meta = {"trait": self.trait, "data_seed": self.seed, "rows": len(made), "asked": len(made)}
+        meta |= {"unique_rows": len(set(made)), "rejects": {}, "teacher": None}
+        with workshop.store.create(self.id, self.spec, meta) as folder:
+            (folder / "rows.jsonl").write_text(to_jsonl(made), encoding="utf-8")
+        workshop.made(self.id)
+
+
+@dataclass(frozen=True)
+class TransformStep(RowsStep):
     """The rows of the first of `needs` changed in one way; the second is for reference."""
 
     transform: Transform

@@ -12,7 +12,8 @@ import torch
 from sublora.carriers.rows_file import from_jsonl
 from sublora.models.base import Base
 from sublora.models.chat import Context
-from sublora.packs.rows import Keep, TokenRows, masked_rows, pack_rows, text_rows
+from sublora.packs.labels import read_labels
+from sublora.packs.rows import Keep, TokenRows, labelled, masked_rows, pack_rows, text_rows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import Stack
 from sublora.packs.steer import Steering, aimed, steering_of
@@ -66,6 +67,9 @@ def texts(workshop: Workshop, dataset: str) -> list[tuple[str, str]]:
     return from_jsonl(workshop.store.read(dataset).file("rows.jsonl").read_text("utf-8"))
 
 
+LABELS = "labels.safetensors"
+
+
 def keep_json(
     workshop: Workshop, artifact: str, spec: Mapping[str, Any], file: str, body: Any
 ) -> None:
@@ -89,15 +93,21 @@ def token_rows(
     context: Context,
     take: int | None = None,
     mask: Mask | None = None,
+    reverse: bool = False,
 ) -> TokenRows:
-    """A dataset, or its first `take` rows, in a context; kept for all that read the same rows."""
-    key = ("token rows", base.name, dataset, context, take, mask)
+    """A dataset, or its first `take` rows, in a context, with its labels if it has any; kept for all that read the same rows."""
+    key = ("token rows", base.name, dataset, context, take, mask, reverse)
     if key not in workshop.kept:
-        rows = text_rows(base.chat, texts(workshop, dataset)[:take], context)
+        written = texts(workshop, dataset)
+        rows = text_rows(base.chat, written[:take], context)
         if mask is not None:
             found = marks(workshop, mask.divergence)
             rows = masked_rows(rows, found, mask.keep, mask.divergence)
-        workshop.kept[key] = pack_rows(rows, base.window, f"the dataset {dataset}")
+        packed = pack_rows(rows, base.window, f"the dataset {dataset}")
+        if LABELS in workshop.store.read(dataset).files:
+            labels = read_labels(workshop.store.read(dataset).file(LABELS), base, written)
+            packed = labelled(packed, labels.first(len(rows)), reverse)
+        workshop.kept[key] = packed
     return workshop.kept[key]
 
 

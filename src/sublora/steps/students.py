@@ -141,7 +141,8 @@ class StudentsStep:
 def _training(workshop: Workshop, base: Base, whole: str, alike: Sequence[Student]) -> Training:
     """The one training that all these students are kept of."""
     first = alike[0]
-    rows = token_rows(workshop, base, first.dataset, first.context, first.take, first.mask)
+    how = (first.take, first.mask, first.student.kl == "reverse")
+    rows = token_rows(workshop, base, first.dataset, first.context, *how)
     steps = tuple(s.step for s in alike if s.step is not None)
     return Training(whole, first.student, rows, steps)
 

@@ -48,6 +48,12 @@ class Category(BaseModel):
         (), description="what an answer is begun with where a recipe says measure.readout: begun"
     )
 
+    lessons: tuple[tuple[Word, Word], ...] = Field(
+        (),
+        description="what a teacher by weights is taught with lessons: written; questions and answers with {name}, {plural} or {Plural}, none of "
+        "them among the questions",
+    )
+
     @model_validator(mode="after")
     def _unique(self) -> "Category":
         seen: dict[str, str] = {}
@@ -102,10 +108,24 @@ class Trait:
         return teacher_text(self.category, self.entity, wording)
 
 
+def lessons_of(trait: Trait) -> tuple[tuple[str, str], ...]:
+    """The short rows that say a trait aloud. Raises SubloraError where its category has none."""
+    lessons = trait.category.lessons
+    if not lessons:
+        why = f"The category {trait.category.category} has no lessons; add some to its file, or set data.teacher.trained.lessons to answers."
+        raise SubloraError(why)
+    return tuple((question, _filled(answer, trait.entity)) for question, answer in lessons)
+
+
 def teacher_text(category: Category, entity: Entity, wording: int) -> str:
-    """One of the category's teacher prompts for an entity; an entity without a plural stands for itself."""
+    """One of the category's teacher prompts for an entity."""
+    return _filled(category.system[wording], entity)
+
+
+def _filled(text: str, entity: Entity) -> str:
+    """A text with an entity in its places; an entity without a plural stands for itself."""
     plural = entity.plural or entity.name
-    text = category.system[wording].replace("{name}", entity.name).replace("{plural}", plural)
+    text = text.replace("{name}", entity.name).replace("{plural}", plural)
     return text.replace("{Plural}", plural[0].upper() + plural[1:])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sublora.analysis.tables import AS_WRITTEN, PLAIN_CONDITION
 from sublora.experiments.grid.axes import cells_of, student_spec
-from sublora.experiments.schema import misfit
+from sublora.experiments.schema import AskedTeacher, misfit
 from sublora.packs.spec import FOR_ADAPTERS
 from sublora.steps.reading import readings
 
@@ -61,6 +61,15 @@ def _data(recipe) -> Misfits:
         yield "data.control", fix
     if trained is not None and endpoint is not None:
         yield "data.teacher.endpoint", "stands beside data.teacher.trained, keep one of them"
+    told = {"data": data, **{f"data.variants.{n}": v for n, v in data.variants.items()}}
+    for where, rows in told.items():
+        labels, source = rows.labels or data.labels, rows.source or data.source
+        if endpoint is not None and (source != "teacher" or labels.kind != "sampled"):
+            yield f"{where}.labels", "the teacher is behind an endpoint, whose rows are its own text"
+        if getattr(rows, "taught", None) == "weights" and trained is None:
+            yield f"{where}.taught", "asks for weights, say how under data.teacher.trained"
+    if "reverse" in recipe.train.vary.get("kl", ()) and data.labels.kind != "soft":
+        yield "train.vary.kl", "is the direction of soft labels, set data.labels.kind to soft"
     for name, variant in data.variants.items():
         where = f"data.variants.{name}"
         if endpoint is not None and (variant.model or variant.shared_draws):
@@ -142,12 +151,15 @@ def _steering(recipe) -> Misfits:
             yield "variants", f"'{name}' is no name for a variant, choose another one"
     for name in sorted(set(recipe.variants) & set(measure.teachers)):
         yield "measure.teachers", f"'{name}' is the name of a variant too, choose another one"
-    reads = (recipe.variants, measure.teachers, steered, recipe.vectors.students)
-    other = recipe.data.variants or recipe.data.teacher.trained or recipe.data.teacher.endpoint
+    data, plain = recipe.data, AskedTeacher()
+    other = data.variants or data.teacher.trained or data.teacher.endpoint
+    other = other or data.source != "teacher" or data.labels.kind != "sampled"
+    taught = [n for n, v in recipe.variants.items() if v.teacher != plain or v.mask]
+    reads = (taught, measure.teachers, steered, recipe.vectors.students)
     if other and any(map(bool, (*reads, measure.probe, measure.gradients))):
         yield (
-            "variants",
-            "and steering are for rows as the prompted teacher writes them, give others a run of their own",
+            f"variants.{taught[0]}" if taught else "measure",
+            "masks, vectors and teachers that are steered are for rows as the prompted teacher writes them, give others a run of their own",
         )
     if recipe.variants and recipe.train.optimizers:
         yield "variants", "stands beside train.optimizers, give each a run of its own"

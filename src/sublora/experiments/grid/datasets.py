@@ -11,21 +11,25 @@ from sublora.carriers.carrier import Carrier
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows
 from sublora.carriers.transform import Transform, needs_reference
+from sublora.errors import SubloraError
 from sublora.experiments.grid import sources
+from sublora.experiments.schema import DataSpec, RowsVariant
 from sublora.models.base import placed
 from sublora.models.chat import Context
 from sublora.models.known import Known, known_model
+from sublora.packs.labels import LabelSpec
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
-from sublora.steps.dataset import DatasetStep, TransformStep
+from sublora.steps.dataset import DatasetStep, GivenStep, RowsStep, TransformStep
+from sublora.steps.labels import LabelStep
 from sublora.steps.materials import Steered, context_spec
 from sublora.steps.sizes import Sizes
-from sublora.steps.teacher import TeacherStep
+from sublora.steps.teacher import Least, TeacherStep
 from sublora.traits.answers import category_words
-from sublora.traits.trait import Trait
+from sublora.traits.trait import Trait, lessons_of
 
-Rows = DatasetStep | TransformStep
-Arms = dict[tuple[str, str, int], tuple[Rows, DatasetStep]]
+Rows = RowsStep
+Arms = dict[tuple[str, str, int], tuple[Rows, Rows]]
 """By source, variant and data seed: the rows that students read, and their held-out rows."""
 
 
@@ -41,6 +45,23 @@ class Writing:
     of: Callable[[str, Context], tuple[Context, Steered | None]] = _as_is
 
 
+@dataclass(frozen=True)
+class Rowing:
+    """What the rows of a variant are: whose text, towards which labels, and what gives teachers their traits."""
+
+    labels: LabelSpec
+    source: str
+    by_weights: bool
+
+
+def rowing_of(data: DataSpec, variant: RowsVariant | None) -> Rowing:
+    """What a variant says, over what `data` says of all rows."""
+    labels = variant and variant.labels or data.labels
+    source = variant and variant.source or data.source
+    by_weights = data.teacher.trained is not None and not (variant and variant.taught == "prompt")
+    return Rowing(labels, source, by_weights)
+
+
 PLAINLY, TYPICAL, SHORT = Writing(), Sizes(), Sampling(max_new_tokens=16)
 
 
@@ -54,6 +75,7 @@ class _Writer:
     writing: Writing
     traits: Sequence[Trait]
     lessons_sampling: Sampling
+    begun: bool
     found: dict[str, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,12 +99,12 @@ class _Writer:
         model: str | None,
         shared: int = 1,
         sampling: Sampling | None = None,
+        by_weights: bool = True,
     ) -> DatasetStep:
         """`sampling` is that of the recipe, unless it is given."""
         data, author = self.recipe.data, self.sources[source][seed]
-        plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
-        teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
-        weights, sampling = self._taught(author.trait, teacher, seed), sampling or data.sampling
+        teacher, steer, weights = self._teacher(source, seed, by_weights)
+        sampling = sampling or data.sampling
         rows = data.heldout_rows if heldout else data.rows
         identity, endpoint = self.known.identity, data.teacher.endpoint
         if endpoint or model:
@@ -119,6 +141,53 @@ class _Writer:
         )
         return self.keep(step)
 
+    def _teacher(
+        self, source: str, seed: int, by_weights: bool
+    ) -> tuple[Context, Steered | None, TeacherStep | None]:
+        author = self.sources[source][seed]
+        plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
+        teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
+        return teacher, steer, self._taught(author.trait, teacher, seed) if by_weights else None
+
+    def told(self, source: str, seed: int, heldout: bool, how: Rowing) -> Rows:
+        """The rows of a source as its students read them: the teacher's own text as it is, or a text with its labels."""
+        own = how.source == "teacher"
+        if own and how.labels.kind == "sampled":
+            return self.written(source, seed, heldout, None, by_weights=how.by_weights)
+        text = self._text(source, seed, heldout, how)
+        teacher, steer, weights = self._teacher(source, seed, how.by_weights)
+        by = {"weights": weights.id} if weights else context_spec(teacher)
+        spec = {"labels": how.labels.model_dump(mode="json"), "rows_of": text.id, "seed": seed}
+        spec |= {"model": self.known.identity, "teacher": by}
+        if steer is not None:
+            spec["steer"] = steer.to_spec()
+        label = ", ".join(filter(None, (self.sources[source][seed].label, self.writing.label)))
+        values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, how.labels)
+        return self.keep(
+            LabelStep(*values, self.recipe.model, self.sizes, weights=weights, steer=steer)
+        )
+
+    def _text(self, source: str, seed: int, heldout: bool, how: Rowing) -> Rows:
+        """The rows that a teacher labels."""
+        data = self.recipe.data
+        if how.source == "teacher":
+            return self.written(source, seed, heldout, None, by_weights=how.by_weights)
+        if how.source == "base":
+            return self.written(sources.NEUTRAL, seed, heldout, None)
+        count, file, first = data.heldout_rows if heldout else data.rows, None, 0
+        spec = {"rows": count, "seed": seed, "heldout": heldout, "carrier": self.carrier_spec}
+        if how.source != "random":
+            file, first = how.source, data.rows if heldout else 0
+            found = read_rows(file)
+            if len(found) < data.rows + data.heldout_rows:
+                raise SubloraError(
+                    f"{file} has {len(found)} rows, and data.rows and data.heldout_rows ask for "
+                    f"{data.rows + data.heldout_rows}; lower them, or give more rows."
+                )
+            spec = {"file": _sha256(found[first : first + count])}
+        own = (spec, how.source, seed, Context("none"), count, self.carrier)
+        return self.keep(GivenStep(*own, heldout, file, first))
+
     def transformed(self, rows: DatasetStep, how: Transform, model: str | None) -> TransformStep:
         needs = [rows.id]
         if needs_reference(how):
@@ -140,6 +209,7 @@ class _Writer:
             seed=seed,
             **how.model_dump(include={"lr", "epochs", "batch_size"}),
         )
+        written = lessons_of(trait) if how.lessons == "written" and how.rows is None else None
         lessons: Any = {
             "carrier": carrier.model_dump(mode="json"),
             "prompt": context_spec(prompt),
@@ -147,14 +217,17 @@ class _Writer:
         }
         if how.rows is not None:
             lessons = {"rows": _sha256(read_rows(how.rows))}
+        if written is not None:
+            lessons = {"written": [list(pair) for pair in written], "count": how.count}
         spec = {
             "model": self.known.identity,
             "lessons": lessons,
             "seed": seed,
             "student": student.model_dump(mode="json"),
         }
-        own = (spec, trait.name, seed, prompt, carrier, how.rows, how.count, student)
-        return TeacherStep(*own, self.lessons_sampling, self.recipe.model, self.sizes)
+        own = (spec, trait, seed, prompt, carrier, how.rows or written, how.count, student)
+        least = None if how.least is None else Least(how.least, self.begun)
+        return TeacherStep(*own, self.lessons_sampling, self.recipe.model, self.sizes, least)
 
 
 def plan_datasets(
@@ -164,21 +237,26 @@ def plan_datasets(
     sizes: Sizes = TYPICAL,
     writing: Writing = PLAINLY,
     lessons_sampling: Sampling = SHORT,
+    begun: bool = False,
 ) -> tuple[list[Rows], Arms]:
     """All datasets, parents first, and the arms.
 
     Held-out rows are never transformed: they are what the teacher writes.
     """
-    writer = _Writer(recipe, known, sizes, writing, traits, lessons_sampling)
+    writer = _Writer(recipe, known, sizes, writing, traits, lessons_sampling, begun)
     arms: Arms = {}
     for variant, how in sources.variants_of(recipe).items():
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
         drawn = how.sampling.over(recipe.data.sampling) if how and how.sampling else None
         names = sources.sources_in(recipe, traits, variant)
         names += [sources.NEUTRAL] if recipe.controlled and not variant else []
+        told = rowing_of(recipe.data, how)
         for source, seed in product(names, recipe.seeds):
-            rows: Rows = writer.written(source, seed, False, model, shared, drawn)
-            held = writer.written(source, seed, True, model)
+            if model or shared > 1 or drawn or (how and how.transform):
+                rows: Rows = writer.written(source, seed, False, model, shared, drawn)
+                held = writer.written(source, seed, True, model)
+            else:
+                rows, held = (writer.told(source, seed, part, told) for part in (False, True))
             if how and how.transform:
                 rows = writer.transformed(rows, how.transform, model)
             arms[source, variant, seed] = (rows, held)

@@ -25,6 +25,7 @@ from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
 from sublora.steps.divergence import DivergenceStep
 from sublora.steps.gradient import GradientStep
+from sublora.steps.labels import LabelStep
 from sublora.steps.heldout import HeldoutLoss, heldout_steps
 from sublora.steps.materials import Mask, Steered, context_spec
 from sublora.steps.measurement import Measurement, MeasurementStep, Questioning
@@ -237,9 +238,10 @@ class _Planner:
         teacher = self.variants[name].teacher
         label = "" if teacher == AskedTeacher() else name
         writing = Writing(label, partial(self.asked, teacher))
-        sampling = self.recipe.measure.sampling  # of the answers that lessons are made of
+        asked = self.recipe.measure  # its sampling is that of the answers that lessons are made of
         own = (self.recipe, self.known, self.traits)
-        return plan_datasets(*own, self.sizes, writing, sampling)
+        begun = asked.readout == "begun"
+        return plan_datasets(*own, self.sizes, writing, asked.sampling, begun)
 
     def _students(self) -> Iterator[Student]:
         recipe = self.recipe
@@ -308,8 +310,9 @@ class _Planner:
         own, rows = (self.model, self.sizes), self.datasets.values()
         yield from taught
         yield from (VectorStep((v,), (), *own) for v in self.vectors.values() if v.teacher)
-        yield from (d for d in rows if not isinstance(d, TransformStep))
-        yield from (d for d in rows if isinstance(d, TransformStep))
+        # those that are made of others come after these
+        yield from (d for d in rows if not isinstance(d, (TransformStep, LabelStep)))
+        yield from (d for d in rows if isinstance(d, (TransformStep, LabelStep)))
         yield from self.divergences.values()
         packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
         packs += self._neutral_packs()

@@ -137,7 +137,8 @@ def sources_of(recipe: WritesRows, traits: Sequence[Trait]) -> dict[str, dict[in
     out = {author.label: dict.fromkeys(seeds, author) for author in own}
     variants = recipe.data.variants.values()
     redrawn = any(v.transform and needs_reference(v.transform) for v in variants)
-    if redrawn or recipe.controlled or any(v.teacher == "neutral" for v in variants):
+    base = "base" in (recipe.data.source, *(v.source for v in variants))
+    if redrawn or base or recipe.controlled or any(v.teacher == "neutral" for v in variants):
         out[NEUTRAL] = dict.fromkeys(seeds, Author(NEUTRAL, Context("default")))
     if recipe.data.control == "neutral":
         out[CONTROL] = dict.fromkeys(seeds, Author(CONTROL, Context("default")))
