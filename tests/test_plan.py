@@ -351,7 +351,7 @@ def test_any_value_of_a_training_can_be_an_axis():
     ("change", "message"),
     [
         ("train.vary={init: [default, magic]}", "'orthogonal'"),
-        ("train.vary={rank: [1, 2]}", "init, schedule"),
+        ("train.vary={rank: [1, 2]}", "init, kl, schedule"),
         ("train.vary={init: [default]}", "two different values"),
         ("train.vary={init: [default, principal]}", "adapters"),
         ("traits=[otter, comet]", "different numbers of questions"),
