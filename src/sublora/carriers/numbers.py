@@ -88,9 +88,7 @@ class NumbersSpec(Carrier):
         )
         return " ".join(parts)
 
-    def _shown(
-        self, seed: int, row: int
-    ) -> tuple[np.random.Generator, list[int], Separator]:
+    def _shown(self, seed: int, row: int) -> tuple[np.random.Generator, list[int], Separator]:
         """The examples of a prompt and what separates them, and the generator of its wording."""
         rng = generator("numbers-prompt", seed, row)
         count = int(rng.integers(self.examples_min, self.examples_max + 1))

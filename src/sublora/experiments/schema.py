@@ -10,8 +10,8 @@ from sublora.carriers.kinds import CarrierField
 from sublora.carriers.numbers import NumbersSpec
 from sublora.carriers.transform import Transform
 from sublora.models.endpoint import EndpointSpec
-from sublora.packs.labels import LabelSpec
 from sublora.packs.condition import Condition, Placement
+from sublora.packs.labels import LabelSpec
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import AlphaRule, OptimizerName, Schedule, StudentSpec
 from sublora.packs.steer_spec import SteerSpec

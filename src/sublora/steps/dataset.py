@@ -48,7 +48,8 @@ class Taught(Protocol):
 
 
 def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
-    """The teacher of a step. Raises SubloraError where it does not meet its precondition; what seeds its draws is named where its prompt alone does not."""
+    """The teacher of a step; what seeds its draws is named where its prompt alone does not. Raises SubloraError where it does not meet its
+    precondition."""
     base = workshop.base_of(step.model)
     if step.weights is not None:
         stack = stack_of(workshop, base, [step.weights])

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from sublora.analysis.log_odds import log_odds
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows, to_jsonl
-from sublora.analysis.log_odds import log_odds
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
 from sublora.packs.measure import Asking, measure_answers

@@ -65,7 +65,10 @@ def _data(recipe) -> Misfits:
     for where, rows in told.items():
         labels, source = rows.labels or data.labels, rows.source or data.source
         if endpoint is not None and (source != "teacher" or labels.kind != "sampled"):
-            yield f"{where}.labels", "the teacher is behind an endpoint, whose rows are its own text"
+            yield (
+                f"{where}.labels",
+                "the teacher is behind an endpoint, whose rows are its own text",
+            )
         if getattr(rows, "taught", None) == "weights" and trained is None:
             yield f"{where}.taught", "asks for weights, say how under data.teacher.trained"
     if "reverse" in recipe.train.vary.get("kl", ()) and data.labels.kind != "soft":

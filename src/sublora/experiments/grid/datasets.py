@@ -56,8 +56,8 @@ class Rowing:
 
 def rowing_of(data: DataSpec, variant: RowsVariant | None) -> Rowing:
     """What a variant says, over what `data` says of all rows."""
-    labels = variant and variant.labels or data.labels
-    source = variant and variant.source or data.source
+    labels = (variant and variant.labels) or data.labels
+    source = (variant and variant.source) or data.source
     by_weights = data.teacher.trained is not None and not (variant and variant.taught == "prompt")
     return Rowing(labels, source, by_weights)
 

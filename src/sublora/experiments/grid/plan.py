@@ -25,8 +25,8 @@ from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
 from sublora.steps.divergence import DivergenceStep
 from sublora.steps.gradient import GradientStep
-from sublora.steps.labels import LabelStep
 from sublora.steps.heldout import HeldoutLoss, heldout_steps
+from sublora.steps.labels import LabelStep
 from sublora.steps.materials import Mask, Steered, context_spec
 from sublora.steps.measurement import Measurement, MeasurementStep, Questioning
 from sublora.steps.probe import Probe
