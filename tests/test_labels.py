@@ -3,7 +3,9 @@
 import copy
 import functools
 import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ from sublora.packs.labels import (
     replaced_labels,
     write_labels,
 )
-from sublora.packs.rows import Labels, TokenRow, labelled, pack_rows
+from sublora.packs.measure import heldout_losses
+from sublora.packs.rows import Labels, assemble, labelled, pack_rows, text_rows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.steer import Steering
 from sublora.packs.trainer import Checkpoint
@@ -414,3 +417,204 @@ def test_replaced_labels_are_random_digits_at_marked_tokens_alone():
     assert np.array_equal(replaced_labels(chat, completions[:4], marks, 3).ids, labels.first(4).ids)
     with pytest.raises(SubloraError, match="marks of tokens to replace are those of other rows"):
         replaced_labels(chat, completions, marks[1:], 3)
+
+
+def soft_file(tmp_path, **values):
+    """(path, labels) of ROWS; `values` go into `LabelSpec`."""
+    base = micro()
+    labels = label_rows(Teacher(base, TEACHING), ROWS, LabelSpec(kind="soft", **values), 0)
+    path = tmp_path / "labels.safetensors"
+    write_labels(labels, path, about_rows(base.chat, ROWS))
+    return path, labels
+
+
+def test_labels_are_read_as_they_were_written_and_are_small(tmp_path):
+    path, labels = soft_file(tmp_path)
+    read = read_labels(path, micro(), ROWS)
+    for name in ("ids", "logp", "counts"):
+        assert np.array_equal(getattr(read, name), getattr(labels, name))
+    first = path.read_bytes()
+    write_labels(labels, path, about_rows(micro().chat, ROWS))
+    assert path.read_bytes() == first
+    long = random_labels([40] * 50, 32, VOCABULARY, 1)
+    write_labels(long, path, about_rows(micro().chat, ROWS))
+    assert path.stat().st_size <= 50 * 8000
+
+
+def test_soft_labels_are_trained_on_from_a_file_with_the_divergence_zero_for_the_teacher_itself(
+    tmp_path,
+):
+    base = micro()
+    path, _ = soft_file(tmp_path, k=None)
+    rows = pack_rows(text_rows(base.chat, ROWS, TEACHING), base.window, "the rows")
+    rows = labelled(rows, read_labels(path, base, ROWS))
+    plain = labelled(
+        pack_rows(text_rows(base.chat, ROWS, Context("default")), base.window, "the rows"),
+        rows.labels.labels,
+    )
+    same, other = heldout_losses(base, None, [rows])[0], heldout_losses(base, None, [plain])[0]
+    assert abs(same) < 1e-5 < 1e-2 < other  # what float16 leaves
+
+
+BAD = {
+    "other rows": (lambda p, x: (p, micro(), ROWS[1:] + ROWS[:1]), "are those of other rows"),
+    "other tokenizer": (lambda p, x: (p, other_base(), ROWS), "made with another tokenizer than"),
+    "vocabulary": (lambda p, x: (p, other_base(tokens=5), ROWS), "32 labels a token are more than the 5"),
+    "token": (lambda p, x: (p, other_base(tokens=33), ROWS), r"name token \d+, .* has 33"),
+    "missing": (lambda p, x: (p.with_name("none"),), "holds no labels, or not all of them"),
+}  # fmt: skip
+
+
+def other_base(tokens: int | None = None):
+    """A base of another tokenizer, or with so many tokens."""
+    if tokens is None:
+        base = load_base(str(shared_model("qwen2", "words")))
+        head = base.model.get_output_embeddings().weight.shape[0]
+        assert head >= 32
+        return base
+    base = micro()
+    model = copy.deepcopy(base.model)
+    model.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(tokens, 32))
+    return replace(base, model=model)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_of_labels_that_belong_to_something_else_is_refused(kind, tmp_path):
+    make, why = BAD[kind]
+    with pytest.raises(SubloraError, match=why) as refused:
+        read_labels(*make(*soft_file(tmp_path)))
+    assert "\n" not in str(refused.value) and str(refused.value).endswith(".")
+
+
+def changed(labels: Labels, name: str, value, at=(3, 0)) -> Labels:
+    array = getattr(labels, name).copy()
+    array[at] = value
+    return replace(labels, **{name: array})
+
+
+WRONG = {
+    "not normalised": (lambda x: changed(x, "logp", -0.001, np.s_[3, :2]), "not normalised: .* token 3 sum to"),
+    "positive": (lambda x: changed(x, "logp", 0.5), "not normalised"),
+    "nan": (lambda x: changed(x, "logp", np.nan), "not finite"),
+    "no probability": (lambda x: changed(x, "logp", -np.inf), "not finite"),
+    "twice": (lambda x: changed(x, "ids", x.ids[3, 1]), "name a token twice"),
+    "negative": (lambda x: changed(x, "ids", -1), "or a negative one"),
+    "counts": (lambda x: changed(x, "counts", 99, 0), "count .* tokens and hold"),
+    "no token": (lambda x: replace(x, counts=np.append(x.counts, np.int32(0))), "at least one"),
+    "type": (lambda x: replace(x, ids=x.ids.astype(np.int64)), r"are int64 \(\d+, 32\).*give ids"),
+    "shape": (lambda x: replace(x, logp=x.logp[:, :3]), r"float16 \(\d+, 3\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_labels_that_contradict_themselves_are_refused(kind, tmp_path):
+    make, why = WRONG[kind]
+    path, labels = soft_file(tmp_path)
+    before, wrong = path.read_bytes(), make(labels)
+    with pytest.raises(SubloraError, match=why):
+        write_labels(wrong, path, about_rows(micro().chat, ROWS))
+    assert path.read_bytes() == before, "nothing is half-written"
+    tensors = {n: np.ascontiguousarray(getattr(wrong, n)) for n in ("ids", "logp", "counts")}
+    said = {"version": 1, "k": 32, **about_rows(micro().chat, ROWS)}
+    save_file(tensors, path, {"labels": json.dumps(said)})
+    with pytest.raises(SubloraError, match=why):
+        read_labels(path)
+
+
+@settings(max_examples=40)
+@given(st.floats(0, 0.999))
+def test_a_truncated_file_of_labels_is_refused(part):
+    with tempfile.TemporaryDirectory() as folder:
+        path, _ = soft_file(Path(folder))
+        path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+        with pytest.raises(SubloraError, match="holds no labels, or not all of them"):
+            read_labels(path)
+
+
+def test_labels_of_a_later_version_are_refused(tmp_path):
+    path, labels = soft_file(tmp_path)
+    write_labels(labels, path, about_rows(micro().chat, ROWS) | {"version": 2})
+    with pytest.raises(SubloraError, match="version 2, 1 is read here"):
+        read_labels(path)
+
+
+def test_labels_that_do_not_fit_rows_or_loss_are_refused():
+    one = case("a", count=4)
+    counts = [len(r.completion) for r in one.rows]
+    for wrong, why in (
+        (counts[:3], "labels of 3 rows for 4 rows"),
+        ([counts[0], counts[1] + 1, *counts[2:]], "The labels of row 1 are those of"),
+    ):
+        with pytest.raises(SubloraError, match=why):
+            labelled(one.student.rows, random_labels(wrong, 2, 9, 0))
+    labels = random_labels(counts, 1, 9, 0)
+    hard = replace(labels, logp=np.zeros_like(labels.logp))
+    with pytest.raises(SubloraError, match="Hard labels have no reverse KL"):
+        labelled(one.student.rows, hard, reverse=True)
+    digests = {
+        rows.digest
+        for rows in (
+            one.student.rows,
+            labelled(one.student.rows, hard),
+            labelled(one.student.rows, labels),
+            labelled(one.student.rows, labels, reverse=True),
+        )
+    }
+    assert len(digests) == 4
+
+
+def test_bad_ways_of_labelling_are_refused():
+    teacher = Teacher(micro(), TEACHING)
+    with pytest.raises(SubloraError, match="9999 labels a token are more than the"):
+        label_rows(teacher, ROWS, LabelSpec(kind="soft", k=9999), 0)
+    with pytest.raises(SubloraError, match="No teacher gives replaced labels"):
+        label_rows(teacher, ROWS, LabelSpec(kind="replaced"), 0)
+    with pytest.raises(SubloraError, match=r"Row 1 has .* tokens as the teacher reads it"):
+        label_rows(teacher, [ROWS[0], ("a", "1 " * 3000)], LabelSpec(kind="greedy"), 0)
+    for values in ({"kind": "greedy", "k": 3}, {"kind": "sampled", "k": None},
+                   {"kind": "replaced", "temperature": 1.0}, {"kind": "soft", "k": 0},
+                   {"kind": "soft", "temperature": 0.0}, {"kind": "hard"}):  # fmt: skip
+        with pytest.raises(ValidationError):
+            LabelSpec(**values)
+    assert LabelSpec(kind="greedy").model_dump() == {"kind": "greedy"}
+    for spec in (LabelSpec(kind="soft", k=None), LabelSpec(kind="sampled", temperature=0.5)):
+        assert LabelSpec(**spec.model_dump()) == spec
+
+
+LISTS = st.lists(
+    st.tuples(st.integers(1, 7), st.integers(0, 9), st.sampled_from([None, 1, 3, 20]), st.booleans()),
+    min_size=1,
+    max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(LISTS, st.booleans())
+def test_a_step_holds_exactly_the_labels_of_its_tokens(students, share):
+    made, chosen = [], []
+    for count, seed, k, loss in students:
+        one = (masked if loss else case)("x", count=count, data=seed, prefix=seed % 4)
+        made.append(taught(one, k, seed=seed))
+        order = np.random.default_rng(seed).permutation(count)
+        chosen.append(order[: 1 + seed % count])
+    batch = assemble([one.student.rows for one in made], chosen, share)
+    found = {}
+    for group in batch.soft:
+        for student, ids, logp in zip(group.students, group.ids, group.logp, strict=True):
+            found[int(student)] = ids, logp
+    for i, (one, rows) in enumerate(zip(made, chosen, strict=True)):
+        labels = one.student.rows.labels.labels
+        starts = np.cumsum(labels.counts) - labels.counts
+        at = [
+            starts[r] + t
+            for r in rows
+            for t, on in enumerate(one.rows[r].loss or (True,) * labels.counts[r])
+            if on
+        ]
+        if labels.hard:
+            assert i not in found
+            assert batch.targets[i, : len(at)].tolist() == labels.ids[at, 0].tolist()
+        else:
+            ids, logp = found[i]
+            assert np.array_equal(ids[: len(at)], labels.ids[at])
+            assert np.array_equal(logp[: len(at)], labels.logp[at])
