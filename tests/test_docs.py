@@ -22,6 +22,7 @@ PAGES = [
     "docs/optimizers.md",
     "docs/experiments.md",
     "docs/vectors.md",
+    "docs/labels.md",
     "docs/audit.md",
     "docs/verdict.md",
 ]

@@ -3,9 +3,11 @@
 import copy
 import functools
 import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +118,30 @@ def test_soft_loss_and_its_gradient(kind, stacked, softcap, at_once):
     got = torch.autograd.grad((out * scale).sum(), inputs)
     for one, other in zip(got, torch.autograd.grad((expected * scale).sum(), inputs), strict=True):
         assert torch.allclose(one, other, atol=1e-11)
+
+
+@settings(max_examples=100)
+@given(
+    st.integers(2, 9),
+    st.integers(1, 9),
+    st.sampled_from([0.1, 3.0, 100.0]),
+    st.sampled_from([0.1, 3.0, 100.0]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_soft_loss_of_any_sharpness(vocabulary, k, teacher, student, reverse, seed):
+    labels = random_labels([6], k := min(k, vocabulary), vocabulary, seed, teacher)
+    ids, logp = (torch.from_numpy(a).unsqueeze(0) for a in (labels.ids, labels.logp))
+    random = torch.Generator().manual_seed(seed)
+    head = torch.eye(vocabulary, dtype=torch.float64)
+    hidden = torch.randn(1, 6, vocabulary, generator=random, dtype=torch.float64) * student
+    hidden.requires_grad_()
+    each = plain_divergence(hidden[0], ids[0].long(), logp[0].double(), reverse)
+    ones = torch.ones(1, 6, dtype=torch.float64)
+    loss = completion_loss(hidden, head, None, Soft(ids, logp, reverse), ones, None, 30)
+    assert loss.item() == pytest.approx(each.sum().item(), rel=1e-9, abs=1e-9)
+    got, expected = (torch.autograd.grad(x.sum(), hidden)[0] for x in (loss, each))
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_soft_labels_of_one_token_are_cross_entropy():
@@ -618,3 +644,24 @@ def test_a_step_holds_exactly_the_labels_of_its_tokens(students, share):
             ids, logp = found[i]
             assert np.array_equal(ids[: len(at)], labels.ids[at])
             assert np.array_equal(logp[: len(at)], labels.logp[at])
+
+
+def test_the_program_of_the_documents_writes_what_label_rows_does(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "labels.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    space: dict = {}
+    exec(compile(block, page.name, "exec"), space)
+    teacher = Teacher(micro(), TEACHING)
+    expected = label_rows(teacher, ROWS, LabelSpec(kind="soft", k=20), 0)
+    logp, outputs = plain_logits(teacher).log_softmax(-1), []
+    for part in logp.split(expected.counts.tolist()):
+        best = part.topk(21)  # the text's own token is one more
+        said = [
+            {i: SimpleNamespace(logprob=v) for i, v in zip(ids, values, strict=True)}
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        outputs.append(SimpleNamespace(prompt_logprobs=[None, {}, *said]))
+    path = tmp_path / "labels.safetensors"
+    space["from_vllm"](outputs, teacher.base.chat, ROWS, path)
+    read = read_labels(path, teacher.base, ROWS)
+    assert np.array_equal(read.ids, expected.ids) and np.array_equal(read.logp, expected.logp)
