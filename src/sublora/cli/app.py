@@ -3,12 +3,13 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 from sublora.cli import machine
+from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, with_added_rates
 from sublora.cli.audit import app as audit_app
 from sublora.cli.options import (
     ModelOpt,
@@ -44,6 +45,15 @@ FreshOpt = Annotated[
         "--fresh", help="A new folder NAME-2, NAME-3, ... beside the old one; nothing is deleted."
     ),
 ]
+BudgetOpt = Annotated[
+    str | None,
+    Option(
+        help="Cut the grid to what takes so long here, such as 90m or 2h, and say what is left out."
+    ),
+]
+ThreadsOpt = Annotated[
+    int | None, Option(help="CPU threads; the physical cores by default.", min=1)
+]
 Executor = Literal["local", "ray"]
 
 
@@ -60,9 +70,7 @@ def run(
         Path | None, folder_option(help="The run's folder; runs/RECIPE-MODEL-TRAIT by default.")
     ] = None,
     device: Annotated[str, Option(help="cpu, cuda, or auto: a GPU if there is one.")] = "auto",
-    threads: Annotated[
-        int | None, Option(help="CPU threads; the physical cores by default.", min=1)
-    ] = None,
+    threads: ThreadsOpt = None,
     batch_rows: Annotated[
         int | None, Option(help="Rows scored at once: speed and memory only.", min=1)
     ] = None,
@@ -81,58 +89,33 @@ def run(
     ] = None,
     extend_lrs: ExtendOpt = False,
     fresh: FreshOpt = False,
+    budget: BudgetOpt = None,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
-    from sublora.cli.listing import print_findings, print_verdicts
+    from sublora.cli.listing import print_result
     from sublora.models.base import chosen_device
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
 
     if ray_address and executor != "ray":
         raise SubloraError("--ray-address is for --executor ray; give both.")
-    resolved, registered = _opened(_asked(recipe, model, trait, preset, sets), prereg)
-    folder = out or default_out(resolved)
-    if fresh and not extend_lrs:
-        folder = _fresh(folder)
-    resolved = _with_added_rates(resolved, folder, extend_lrs, bool(fresh or prereg))
+    if budget and prereg:
+        raise SubloraError("--budget cuts a grid, and --prereg fixes it; leave one of them out.")
+    resolved, registered = opened(asked_for(recipe, model, trait, preset, sets), prereg)
+    folder = out or default_out(resolved, budget)
     here = device if executor == "ray" else chosen_device(device)
     options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
-    words = machine.command_line()
+    words = {"command": machine.command_line()}
+    if budget:
+        before = None if fresh else folder
+        resolved, words["budget"] = cut_to_fit(resolved, budget, before, here, options.threads)
+    if fresh and not extend_lrs:
+        folder = fresh_folder(folder)
+    resolved = with_added_rates(resolved, folder, extend_lrs, bool(fresh or prereg))
     again = f"give --out {folder} in place of --fresh" if fresh else "run the same command again"
     with machine.keeps_what_is_finished(again):
-        result = run_recipe(resolved, folder, options, command=words, prereg=registered)
-    print_findings(result.findings, resolved.level)
-    print_verdicts(result.verdicts)
-    plan = {what: f" (planned {s:.0f} s)" for what, s in result.planned.items()}
-    spent = [f"{what} {s:.0f} s{plan.get(what, '')}" for what, s in result.seconds.items()]
-    typer.echo(f"Time: {', '.join(spent)}.\nPage: {result.page}")
-
-
-def _asked(
-    recipe: str | None,
-    model: str | None,
-    trait: list[str] | None,
-    preset: str | None,
-    sets: list[str] | None,
-) -> dict[str, Any]:
-    """The words of a command as `open_recipe` takes them."""
-    flags = {"preset": preset, "sets": sets or [], "model": model, "traits": trait or []}
-    return {"name": recipe, **flags}
-
-
-def _opened(asked: dict[str, Any], file: Path | None):
-    """The recipe that a command asks for, or that of a prereg file, which is given too."""
-    from sublora.experiments.chosen import recommended
-    from sublora.experiments.kinds import open_recipe
-    from sublora.runner.prereg import read_prereg, registered_recipe
-
-    if file is None and asked["name"] is None:
-        raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
-    registered = None if file is None else read_prereg(file)
-    recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
-    for note in filter(None, (recipe.caveat, not registered and recommended(asked))):
-        typer.echo(f"Note: {note}", err=True)
-    return recipe, registered
+        result = run_recipe(resolved, folder, options, said=words, prereg=registered)
+    print_result(result, resolved.level)
 
 
 @app.command()
@@ -150,35 +133,8 @@ def prereg(
     from sublora.runner.prereg import write_prereg
     from sublora.store import Store
 
-    path = write_prereg(_asked(recipe, model, trait, preset, sets), out, Store())
+    path = write_prereg(asked_for(recipe, model, trait, preset, sets), out, Store())
     typer.echo(f"{path}\nCommit it, then: sublora run --prereg {path}")
-
-
-def _with_added_rates(recipe: Any, folder: Path, more: bool, fixed: bool):
-    """The recipe with the learning rates that were added to its run, and with `more` those that the run asks for; a `fixed` one as it is."""
-    from sublora.runner.extend import continued, extended
-
-    if more and fixed:
-        raise SubloraError("--extend-lrs changes a finished run; leave out --fresh and --prereg.")
-    if not more:
-        return recipe if fixed else continued(recipe, folder)
-    recipe, said = extended(recipe, folder)
-    typer.echo(said, err=True)
-    return recipe
-
-
-def _fresh(asked: Path) -> Path:
-    """The folder of a new run beside another."""
-    from sublora.runner.folder import fresh_out
-
-    folder = fresh_out(asked)
-    stays = f" {asked} stays as it is." if folder != asked else ""
-    typer.echo(
-        f"A new run in {folder}.{stays} What the store has is shared and not made again. To go on with this run later, give "
-        f"--out {folder} in place of --fresh.",
-        err=True,
-    )
-    return folder
 
 
 @app.command()
@@ -192,12 +148,23 @@ def plan(
         float | None, Option(help="Sustained TFLOP/s to estimate with.", min=1e-6)
     ] = None,
     gpus: Annotated[int, Option(help="How many such devices.", min=1)] = 1,
+    threads: ThreadsOpt = None,
+    budget: BudgetOpt = None,
 ) -> None:
     """Print what a recipe makes, with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
+    from sublora.models.base import chosen_device
+    from sublora.runner.estimate import estimate
     from sublora.runner.plan_report import print_plan
+    from sublora.runner.run import default_out
+    from sublora.store import Store
 
-    opened, _ = _opened(_asked(recipe, model, trait, preset, sets), None)
-    print_plan(opened, tflops, gpus)
+    resolved, _ = opened(asked_for(recipe, model, trait, preset, sets), None)
+    device, threads = chosen_device("auto"), threads or machine.cores()
+    rate = {"tflops": tflops, "gpus": gpus}
+    if budget:
+        folder = default_out(resolved, budget)
+        resolved, _ = cut_to_fit(resolved, budget, folder, device, threads, **rate)
+    print_plan(resolved, estimate(resolved, Store(), device, threads, **rate))
 
 
 @app.command()

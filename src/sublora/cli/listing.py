@@ -113,7 +113,16 @@ def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
     print_table(["claim", "trait", "verdict", "q", "why"], rows)
 
 
-def print_findings(findings: Any, level: float) -> None:
+def print_result(result: Any, level: float) -> None:
+    """What a run came to, the time that it took beside what was planned, and where its page is."""
+    _print_findings(result.findings, level)
+    print_verdicts(result.verdicts)
+    plan = {what: f" (planned {s:.0f} s)" for what, s in result.planned.items()}
+    spent = [f"{what} {s:.0f} s{plan.get(what, '')}" for what, s in result.seconds.items()]
+    print(f"Time: {', '.join(spent)}.\nPage: {result.page}")
+
+
+def _print_findings(findings: Any, level: float) -> None:
     """What a run says of itself, and its estimates with intervals and corrected p values."""
     from sublora.analysis.tables import estimate_rows
 

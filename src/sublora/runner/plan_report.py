@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import typer
 
 from sublora.experiments.experiment import Experiment
-from sublora.models.base import model_source
 from sublora.models.known import Known
-from sublora.runner.pace import Pace, Row, pace_of, rows_of
-from sublora.runner.rates import device_name, known_identity, read_rates
+from sublora.runner.estimate import Estimate
+from sublora.runner.pace import Pace, Row
 from sublora.runner.table import print_table
 from sublora.steps.step import total
-from sublora.store import Store
 from sublora.text import duration
 
 
-def print_plan(recipe: Experiment, tflops: float | None, gpus: int) -> None:
-    """Raises SubloraError where the data, or the model's shape, is not known."""
-    store, name = Store(), recipe.model_name
-    rates = read_rates(store)
-    local = name is None or Path(model_source(name)).is_dir()
-    identity = None if local else known_identity(rates, name, recipe.loading()["dtype"])
-    known = recipe.known(identity or {"weights": f"{name}@plan"})
-    steps = recipe.plan(known)
-    there = (
-        set() if not (local or identity) else {n for s in steps for n in s.makes if store.has(n)}
-    )
-    rows = rows_of(steps, there)
-    costly = [row.kind for row in rows if row.cost.flops]
-    pace = pace_of(known, rates if local or identity else (), _this_device(), costly, tflops, gpus)
-    _print(recipe, known, rows, pace, len(steps))
-    missing = [s for s in steps if not there.issuperset(s.makes)]
+def print_plan(recipe: Experiment, found: Estimate) -> None:
+    """What `found` says of the recipe."""
+    _print(recipe, found.known, found.rows, found.pace, len(found.steps))
     for sentence in recipe.design():
         typer.echo(sentence)
-    if bill := recipe.bill(known, missing):
+    if bill := recipe.bill(found.known, found.missing):
         typer.echo(bill)
-    if not local:
+    if not found.local:
         nothing = "; what is done already is not counted for a model that is not here."
         typer.echo(
             "Tokens are estimated as a tokenizer that splits digits has them. Nothing was loaded "
-            "or downloaded" + ("." if identity else nothing)
+            "or downloaded" + ("." if found.counted else nothing)
         )
 
 
-def _this_device() -> str:
-    import torch
-
-    return device_name("cuda" if torch.cuda.is_available() else "cpu", 1)
-
-
-def _print(recipe: Experiment, known: Known, rows: list[Row], pace: Pace, steps: int) -> None:
+def _print(recipe: Experiment, known: Known, rows: Sequence[Row], pace: Pace, steps: int) -> None:
     title = recipe.title
     if known.shape is not None:
         p = known.shape.parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,13 +64,13 @@ def run(
     *,
     store: Store | None = None,
     base: Base | None = None,
-    command: str = "",
+    said: Mapping[str, Any] = {},
     report: Callable[[Path], Path] | None = None,
     prereg: Prereg | None = None,
 ) -> RunResult:
     """Run a recipe, or go on with it; the folder then holds run.json, its tables and the page.
 
-    `base` is the main model where it is loaded already, `prereg` the file that fixed the run. Where
+    `base` is the main model where it is loaded already, `prereg` the file that fixed the run, `said` are further entries of run.json. Where
     another process works on the same folder, this one helps with what is left and then waits for it.
     Raises SubloraError for whatever a user can fix; a run that is interrupted keeps what was finished.
     """
@@ -88,7 +88,7 @@ def run(
         warnings = [] if base is None else recipe.checks(base, known)
         warnings += [] if prereg is None else check_run(prereg, known, steps)
         manifest = manifest_of(recipe, out, base, known, steps) | {
-            "command": command,
+            **said,
             "warnings": warnings,
             "executor": options.executor,
             "device": cluster.device if cluster else str(base.device) if base else device,
@@ -218,6 +218,6 @@ def draw(out: Path) -> Path:
     return build_report(out)
 
 
-def default_out(recipe: Experiment) -> Path:
+def default_out(recipe: Experiment, budget: str | None = None) -> Path:
     """Where a run lives unless --out says otherwise."""
-    return Path("runs") / "-".join([recipe.name, *recipe.out_words])
+    return Path("runs") / "-".join([recipe.name, *recipe.out_words, *filter(None, [budget])])
