@@ -51,7 +51,7 @@ def test_conditions_and_tokens_are_on_the_page(tmp_path):
     text = page_with(tmp_path, CONDITIONS, tokens={"otter": [PROMPT, PROMPT]})
     assert (
         EVIL not in text
-        and "<script" not in text
+        and text.count("<script") == 1
         and html.escape(EVIL, quote=False).split("&#")[0][:20] in text
     )
     assert 'id="arms-otter"' in text and (tmp_path / "figures" / "arms-otter.pdf").is_file()

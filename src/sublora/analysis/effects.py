@@ -35,7 +35,7 @@ class Effect:
     `of_students`: whether replicates are students, of which one alone settles nothing. `given`: the
     interval of what is no mean of values, such as a correlation; `n` its numbers of replicates.
     `tested`: whether its p value, against `null`, counts in the correction of its trait and group.
-    `unfit`: why no claim can be judged on it.
+    `unfit`: why no claim can be judged on it. `bounds`: what its interval cannot leave, such as −1 and 1 of a cosine.
     """
 
     labels: Mapping[str, Label]
@@ -50,12 +50,14 @@ class Effect:
     null: float = 0.0
     tested: bool = True
     unfit: str | None = None
+    bounds: tuple[float, float] | None = None
 
     def interval(self, level: float = 0.95) -> Interval:
         """The interval that was given, or the one clustered by seeds and questions."""
         if self.given is not None:
             return self.given
-        return clustered_interval(self.values, self.data_seeds, self.train_seeds, level)
+        seeds = self.data_seeds, self.train_seeds
+        return clustered_interval(self.values, *seeds, level, clip=self.bounds)
 
     def shown(self, level: float = 0.95) -> Interval:
         """The interval that a call of transfer goes by: of student less control, or of student less base where that is nearer to 0.
@@ -150,6 +152,7 @@ def found(
     replicates: Sequence[tuple[int, int]] = ((0, 0),),
     of_students: bool = True,
     axes: Mapping[str, Label] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Effect:
     """A named effect of values (R, Q) or (R,), with the (data seed, training seed) of each row.
 
@@ -159,7 +162,7 @@ def found(
     data, train = zip(*replicates, strict=True)
     labels = {"trait": trait, "group": group, "name": name, **(axes or {})}
     shaped = values if values.ndim == 2 else values[:, None]
-    return Effect(labels, shaped, data, train, of_students=of_students)
+    return Effect(labels, shaped, data, train, of_students=of_students, bounds=bounds)
 
 
 def transfer(
@@ -213,7 +216,8 @@ def linear(effects: Sequence[Effect], weights: Sequence[float]) -> Effect:
         rises, _, _ = stack([replace(e, values=e.parts["rise"]) for e in effects])
         parts = {"rise": np.einsum("c,rcq->rq", of_each, rises)}
     values = np.einsum("c,rcq->rq", of_each, values)
-    return replace(effects[0], values=values, data_seeds=data, train_seeds=train, parts=parts)
+    seeds = {"data_seeds": data, "train_seeds": train}
+    return replace(effects[0], values=values, parts=parts, bounds=None, **seeds)
 
 
 def mean_of(effects: Sequence[Effect]) -> Effect:

@@ -248,8 +248,11 @@ def contrast(
     train_seeds: ArrayLike | None = None,
     level: float = 0.95,
     null: float = 0.0,
+    clip: tuple[float, float] | None = None,
 ) -> Interval:
-    """Mean of treated (R, Q) - control, paired by replicate and question; control (R, Q), or (1, Q): base."""
+    """Mean of treated (R, Q) - control, paired by replicate and question; control (R, Q), or (1, Q): base.
+
+    `clip` as in `clustered_interval`: (-1, 1) for probabilities."""
     treated, control = finite("treated", treated, (2,)), finite("control", control, (1, 2))
     control = np.atleast_2d(control)
     if control.shape not in (treated.shape, (1, treated.shape[1])):
@@ -257,7 +260,7 @@ def contrast(
             f"control has shape {control.shape} beside treated {treated.shape}; "
             "pair them by replicate and question, or pass one row for the base."
         )
-    return clustered_interval(treated - control, data_seeds, train_seeds, level, null)
+    return clustered_interval(treated - control, data_seeds, train_seeds, level, null, clip)
 
 
 def binomial_seed_se(rate: float, seeds: int, n: int) -> float:

@@ -27,7 +27,8 @@ class _Figure(_Strict):
 class Point(_Strict):
     """A point at `x`, or called `label`: a row, or in a chart of lines a place beyond the last x.
 
-    `hollow`, `strong`: drawn empty, and in bold. `note`: written below the x.
+    `hollow`, `strong`: drawn empty, and in bold. `note`: written below the x. `link`: the part of the
+    page that a click leads to.
     """
 
     label: str = ""
@@ -38,6 +39,7 @@ class Point(_Strict):
     hollow: bool = False
     strong: bool = False
     note: str = ""
+    link: str = ""
 
 
 class Series(_Strict):
@@ -81,6 +83,7 @@ class HeatCell(_Strict):
     marked: bool = False
     hatched: bool = False
     framed: bool = False
+    link: str = ""
 
 
 class HeatBlock(_Strict):
@@ -130,7 +133,8 @@ class TokenMaps(_Strict):
 
 
 class Table(_Strict):
-    """A table of texts; `marks` are the CSS classes of the rows. `folded`: opened by a click."""
+    """A table of texts; `marks` are the CSS classes of the rows, `links` the parts of the page that their
+    first texts lead to ("" for none). `folded`: opened by a click."""
 
     kind: Literal["table"] = "table"
     name: Name
@@ -139,10 +143,31 @@ class Table(_Strict):
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
     folded: bool = False
 
 
-Part = Annotated[Chart | Heatmap | TokenMaps | Table, Field(discriminator="kind")]
+class Quote(_Strict):
+    """A prompt, and what each column says to it: no text, one or several."""
+
+    prompt: str
+    texts: tuple[tuple[str, ...], ...]
+
+
+class Quotes(_Strict):
+    """Rows and answers word for word, a column for each who wrote them; answers with the word `marked` stand out."""
+
+    kind: Literal["quotes"] = "quotes"
+    name: Name
+    title: str
+    caption: str = ""
+    columns: tuple[str, ...]
+    rows: tuple[Quote, ...]
+    marked: str = ""
+    folded: bool = False
+
+
+Part = Annotated[Chart | Heatmap | TokenMaps | Table | Quotes, Field(discriminator="kind")]
 
 
 class Section(_Strict):
@@ -162,6 +187,7 @@ class Tile(_Strict):
     value: str
     interval: str = ""
     note: str = ""
+    link: str = Field("", description="the part of the page that it leads to")
 
 
 class Registration(_Strict):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sublora.analysis.page import Chart, Heatmap
 from sublora.report.heatmap import draw_heatmap
+from sublora.report.hover import layer, links_of
 from sublora.report.lines import draw_lines
 from sublora.report.rows import draw_rows
 from sublora.report.style import THEME, report_style
@@ -51,13 +52,12 @@ def plate(chart: Chart | Heatmap, folder: Path | None = None) -> Markup:
             write_atomic(
                 folder / f"{chart.name}.{kind}", svg if kind == "svg" else save(figure, kind)
             )
-    return inline_svg(
-        svg.decode("utf-8"), chart.name, chart.alt or f"{chart.title}. {chart.caption}"
-    )
+    label = chart.alt or f"{chart.title}. {chart.caption}"
+    return inline_svg(svg.decode("utf-8"), chart.name, label, layer(figure, links_of(chart)))
 
 
-def inline_svg(svg: str, prefix: str, label: str) -> Markup:
-    """An SVG file as part of a page: own ids, the page's theme colours, a label for those who cannot see it.
+def inline_svg(svg: str, prefix: str, label: str, over: str = "") -> Markup:
+    """An SVG file as part of a page: own ids, the page's theme colours, a label for those who cannot see it; `over` lies above all.
 
     Matplotlib's SVGs share ids and carry a style rule for every element of the document; two of them
     in one page would clash, so ids get a prefix and the rule is left to the page's own style sheet.
@@ -77,4 +77,4 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
     box = re.search(r'viewBox="([^"]*)"', opening).group(1)  # matplotlib always writes one
     body = re.sub(r"\n\s*", "\n", body.replace("xlink:href", "href"))
     head = f'<svg class="fig" viewBox="{box}" role="img" aria-label="{html.escape(label)}">'
-    return Markup(head + body)
+    return Markup(head + body.replace("</svg>", f"{over}\n</svg>"))

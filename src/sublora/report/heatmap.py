@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from sublora.analysis.page import HeatBlock, HeatCell, Heatmap
 from sublora.report import layout
+from sublora.report.hover import said_of_cell
 from sublora.report.style import BODY, COLUMN, GRID, HATCH, INK, MUTED
 from sublora.text import compact, number, share, short
 
@@ -42,13 +43,12 @@ def draw_heatmap(chart: Heatmap) -> Figure:
     keys = _keys(chart)
     deep = [_names_depth(probe, block, width - left) for block in chart.blocks]
     heads = [0.17 if block.title else 0.0 for block in chart.blocks]
-    top = 0.42 + layout.legend_height(keys, width)
+    top = 0.42 + layout.head_height(chart.title, keys, width)
     tall = [
         h + ROW * len(b.rows) + d + 0.23 for h, b, d in zip(heads, chart.blocks, deep, strict=True)
     ]
     figure = layout.new_figure(width + 0.05, top + sum(tall) + 0.2)
-    layout.write_title(figure, chart.title)
-    layout.draw_legend(figure, keys)
+    layout.draw_head(figure, chart.title, keys)
     layout.write(
         figure, left - 0.07, top - 0.03, chart.row_axis, color=MUTED, ha="right", va="bottom"
     )
@@ -99,7 +99,9 @@ def _draw_block(
         )
         for j, column in enumerate(block.columns):
             box = Box(j * step + GAP / 2, i * ROW + GAP / 2, step - GAP, ROW - GAP)
-            _draw_cell(axes, box, chart, found.get((row, column)))
+            cell = found.get((row, column))
+            said = said_of_cell(chart, cell, block.x_axis) if cell else ""
+            _draw_cell(axes, box, chart, cell, said)
     style = {"rotation": 90} if _is_upright(figure, block, width) else {}
     for j, name in enumerate(block.columns):
         x = left + (j + 0.5) * step
@@ -112,7 +114,7 @@ def _ink_on(fill: tuple[float, ...]) -> str:
     return "#ffffff" if luminance < 0.2 else "#101010"
 
 
-def _draw_cell(axes: Axes, box: Box, chart: Heatmap, cell: HeatCell | None) -> None:
+def _draw_cell(axes: Axes, box: Box, chart: Heatmap, cell: HeatCell | None, said: str) -> None:
     """The cell's colour and number; hatched and with a dot where it is so, a mere frame where there is none."""
     (x, y), figure = box.middle, axes.figure
     if cell is None:
@@ -123,7 +125,7 @@ def _draw_cell(axes: Axes, box: Box, chart: Heatmap, cell: HeatCell | None) -> N
     fill = matplotlib.colormaps[chart.colours](min(1.0, max(0.0, place)))
     ink, weight = _ink_on(fill), "bold" if cell.marked else "normal"
     text = compact(cell.value, chart.digits) if chart.signs else share(cell.value)
-    axes.add_patch(box.patch(facecolor=fill, linewidth=0))
+    axes.add_patch(box.patch(facecolor=fill, linewidth=0, label=said))
     if cell.hatched:
         edge = (*matplotlib.colors.to_rgb(ink), 0.55)
         axes.add_patch(box.patch(facecolor="none", edgecolor=edge, hatch=HATCH, linewidth=0))

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from sublora.report.style import GRID, HATCH, INK, MUTED, PAPER, SMALL, TITLE
 from sublora.text import number
 
-_LEGEND_LEFT, _LEGEND_TOP, _LEGEND_ROW = 0.05, 0.27, 0.15
+_LEGEND_LEFT, _LEGEND_TOP, _LEGEND_ROW, _TITLE_ROW = 0.05, 0.27, 0.15, 0.15
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -41,9 +41,16 @@ def write(figure: Figure, left: float, top: float, text: str, **style) -> Text:
     return figure.text(left / w, 1 - top / h, text, **style)
 
 
-def write_title(figure: Figure, text: str) -> None:
-    """The figure's title in its first line."""
-    write(figure, 0.05, 0.04, text, fontsize=TITLE, fontweight="bold")
+def wrapped(figure: Figure, text: str, width: float, size: float, weight: str) -> list[str]:
+    """A text in lines no wider than `width` inches, unless a single word is."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(figure, longer, size, weight) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def name_x_axis(figure: Figure, centre: float, top: float, text: str) -> None:
@@ -125,17 +132,23 @@ def _sample(figure: Figure, key: Key, x: float, y: float) -> list[Artist]:
     ]
 
 
-def legend_height(keys: Sequence[Key], width: float) -> float:
-    """Height in inches of the legend under the title of a figure `width` inches wide."""
-    return _LEGEND_ROW * len(_flow(new_figure(width, 3), keys, width - 2 * _LEGEND_LEFT))
+def head_height(title: str, keys: Sequence[Key], width: float) -> float:
+    """Height in inches of the legend, and of the title's lines after the first, of a figure `width` inches wide."""
+    probe, room = new_figure(width, 3), width - 2 * _LEGEND_LEFT
+    more = len(wrapped(probe, title, room, TITLE, "bold")) - 1
+    return _TITLE_ROW * max(0, more) + _LEGEND_ROW * len(_flow(probe, keys, room))
 
 
-def draw_legend(figure: Figure, keys: Sequence[Key]) -> None:
-    """The legend in rows under the title, as wide as the figure."""
+def draw_head(figure: Figure, title: str, keys: Sequence[Key]) -> None:
+    """The title, and under it the legend, in as many lines as they need."""
     width = float(figure.get_figwidth()) - 2 * _LEGEND_LEFT
+    lines = wrapped(figure, title, width, TITLE, "bold")
+    for i, line in enumerate(lines):
+        write(figure, _LEGEND_LEFT, 0.04 + _TITLE_ROW * i, line, fontsize=TITLE, fontweight="bold")
+    top = _LEGEND_TOP + _TITLE_ROW * max(0, len(lines) - 1)
     for i, row in enumerate(_flow(figure, keys, width)):
         for offset, key in row:
-            x, y = _LEGEND_LEFT + offset, _LEGEND_TOP + _LEGEND_ROW * i + 0.055
+            x, y = _LEGEND_LEFT + offset, top + _LEGEND_ROW * i + 0.055
             for artist in _sample(figure, key, x, y):
                 figure.add_artist(artist)
             write(figure, x + 0.35, y, key.text, va="center_baseline")

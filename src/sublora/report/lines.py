@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from sublora.analysis.page import Chart, Point
 from sublora.report import layout
+from sublora.report.hover import said_of
 from sublora.report.looks import DOTTED, draw_mark, keys_of, panels_of, points_of
 from sublora.report.rows import Panel
 from sublora.report.style import BODY, COLUMN, MUTED
@@ -48,11 +49,10 @@ def draw_lines(chart: Chart) -> Figure:
     upright_notes = _touching(probe, notes, across.inch)
     deep = max((layout.text_width(probe, text) for _, text in notes), default=0.0) + 0.04
     deep = 0.0 if not notes else deep if upright_notes else 0.13
-    first = 0.44 + layout.legend_height(keys, COLUMN)
+    first = 0.44 + layout.head_height(chart.title, keys, COLUMN)
     bottom = first + lines * (head + tall) + 0.16 * (lines - 1)
     figure = layout.new_figure(COLUMN, bottom + deep + 0.4)
-    layout.write_title(figure, chart.title)
-    layout.draw_legend(figure, keys)
+    layout.draw_head(figure, chart.title, keys)
     layout.write(figure, 0.05, first - 0.15, chart.axis, color=MUTED)
     for k, (title, panel) in enumerate(panels.items()):
         row, column = divmod(k, columns)
@@ -66,7 +66,7 @@ def draw_lines(chart: Chart) -> Figure:
         shown = _fitting(probe, across) if k + columns >= len(panels) else {}
         names = [name if name in shown else "" for name in across.labels]
         axes.set_xticks(list(across.labels.values()), names)
-        _draw_panel(axes, panel, chart.reference, across)
+        _draw_panel(axes, panel, chart, across)
     style = {"rotation": 90} if upright_notes else {}
     for place, text in notes:
         at = left + (place - across.low) * across.inch
@@ -135,7 +135,8 @@ def _touching(figure: Figure, notes: Sequence[tuple[float, str]], inch: float) -
     return any(b - a < (m + n) / 2 + 0.05 for (a, m), (b, n) in pairwise(sized))
 
 
-def _draw_panel(axes: Axes, panel: Panel, reference: float | None, across: Across) -> None:
+def _draw_panel(axes: Axes, panel: Panel, chart: Chart, across: Across) -> None:
+    reference = chart.reference
     line = {"linewidth": 1.0, "zorder": 1.5, "color": MUTED}
     axes.axhline(reference or 0.0, linestyle=DOTTED if reference else "-", **line)
     barred = [s for s, _ in panel if any(p.low is not None and p.x is not None for p in s.points)]
@@ -153,4 +154,4 @@ def _draw_panel(axes: Axes, panel: Panel, reference: float | None, across: Acros
         else:
             axes.plot(places, [p.estimate for p in series.points], linewidth=1.3, **style)
         for place, p in zip(places, series.points, strict=True):
-            draw_mark(axes, look, place, p, False, 3.9)
+            draw_mark(axes, look, place, p, False, 3.9, said_of(chart, series, p))

@@ -66,8 +66,10 @@ def keys_of(chart: Chart) -> list[Key]:
     return found
 
 
-def draw_mark(axes: Axes, look: Look, at: float, p: Point, across: bool, size: float) -> None:
-    """A point at this place of the other axis, with its interval."""
+def draw_mark(
+    axes: Axes, look: Look, at: float, p: Point, across: bool, size: float, said: str
+) -> None:
+    """A point at this place of the other axis, with its interval; `said` is what it is called."""
     if p.low is not None and p.high is not None:
         ends = {"marker": "|" if across else "_", "markersize": 4, "markeredgewidth": 1}
         bar = ([p.low, p.high], [at, at])
@@ -81,4 +83,5 @@ def draw_mark(axes: Axes, look: Look, at: float, p: Point, across: bool, size: f
         markerfacecolor=PAPER if p.hollow else look.colour,
         markeredgewidth=1,
         zorder=5,
+        label=said,
     )

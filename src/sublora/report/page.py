@@ -3,7 +3,10 @@
 import html
 import json
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,15 @@ from pydantic import ValidationError
 from sublora.analysis.page import Chart, Heatmap, Page, Section
 from sublora.errors import SubloraError
 from sublora.report.figures import plate
+from sublora.report.glossary import Glossary
+from sublora.report.hover import csv_of
 from sublora.report.tokens import strips
+from sublora.report.verdicts import counts, takeaway, verdict_row
 from sublora.store import write_atomic
-from sublora.text import p_value, visible
+from sublora.text import visible
 
 MAX_TOKENS = 400
-MARKS = {
-    "supported": "✓",
-    "refuted": "✗",
-    "inconclusive": "≈",
-    "uninterpretable": "∅",
-    "not run": "–",
-}
+SCRIPT = (files("sublora.report") / "page.js").read_text("utf-8").strip()
 NUMBER = re.compile(r"[+−<]? ?[0-9][0-9.,e+−]*( ?[×%†‡●] ?[0-9–]*| of [0-9]+)*|–|none|")
 RATE = re.compile(r"\b(?:lr )?[0-9.]+e-[0-9]+")
 
@@ -68,20 +68,24 @@ def read_page(path: Path) -> Page:
 
 def render(page: Page, folder: Path | None = None) -> str:
     """The page as HTML; its figures are written into the folder too, where there is one."""
-    return (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            page=page,
-            run=page.manifest,
-            model=page.manifest.get("model") or {},
-            sections=[(s, _groups(s, folder)) for s in page.sections],
-            appendix=[(s, _groups(s, folder)) for s in page.appendix],
-            verdicts=None if page.verdicts is None else [verdict_row(v) for v in page.verdicts],
-            recipe=json.dumps(
-                page.manifest.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True
-            ),
-        )
+    made, glossary, verdicts = environment(), Glossary(), page.verdicts or ()
+    made.filters |= {"code": prose, "prose": lambda text: glossary.explain(prose(text))}
+    made.filters["head"] = glossary.head
+    return made.get_template("page.html.j2").render(
+        page=page,
+        run=page.manifest,
+        model=page.manifest.get("model") or {},
+        sections=[(s, _groups(s, folder)) for s in page.sections],
+        appendix=[(s, _groups(s, folder)) for s in page.appendix],
+        verdicts=None if page.verdicts is None else [verdict_row(v) for v in verdicts],
+        counts=counts(verdicts),
+        takeaway=takeaway(verdicts),
+        glossary=glossary,
+        script=SCRIPT,
+        script_hash=hash_of(SCRIPT),
+        recipe=json.dumps(
+            page.manifest.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True
+        ),
     )
 
 
@@ -103,6 +107,11 @@ def prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", text))
 
 
+def hash_of(script: str) -> str:
+    """As a content security policy names the one script that may run."""
+    return "sha256-" + b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
 def _groups(section: Section, folder: Path | None) -> list[tuple[str, list[Any]]]:
     """The parts of a section as (kind, items); figures that follow one another are one group."""
 
@@ -112,12 +121,18 @@ def _groups(section: Section, folder: Path | None) -> list[tuple[str, list[Any]]
     groups = []
     for name, parts in groupby(section.parts, kind):
         if name == "figures":
-            groups.append((name, [(part, plate(part, folder)) for part in parts]))
+            groups.append((name, [(part, plate(part, folder), _data(part)) for part in parts]))
         elif name == "tokens":
             groups.append((name, [(part, list(map(strips, part.prompts))) for part in parts]))
         else:
             groups.append((name, list(parts)))
     return groups
+
+
+def _data(chart: Chart | Heatmap) -> str:
+    """The numbers of a figure as an address that a click saves."""
+    text = b64encode(csv_of(chart).encode("utf-8")).decode("ascii")
+    return f"data:text/csv;charset=utf-8;base64,{text}"
 
 
 def column_classes(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -138,37 +153,3 @@ def example(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     pairs = [(visible(str(t)), i) for t, i in zip(tokens, ids, strict=True)]
     more = max(0, len(pairs) - MAX_TOKENS)
     return {"text": entry.get("text") or "", "pairs": pairs[:MAX_TOKENS], "more": more}
-
-
-def verdict_row(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict as the page shows it."""
-
-    def listed(values: Mapping[str, Any] | None, sign: str = " = ") -> str:
-        pairs = (values or {}).items()
-        return "; ".join(f"{key.replace('_', ' ')}{sign}{_statistic(x)}" for key, x in pairs)
-
-    name = str(verdict.get("verdict", "not run"))
-    return {
-        **verdict,
-        "verdict": name,
-        "mark": MARKS.get(name, "?"),
-        "kind": name.replace(" ", "-"),
-        "threshold": listed(verdict.get("threshold")),
-        "threshold_from": verdict.get("threshold_from", ""),
-        "statistic": listed(verdict.get("statistic")),
-        "n": listed(verdict.get("n"), " "),
-        "q": "" if verdict.get("q") is None else f"q {p_value(verdict['q'])}",
-        "stability": _stability(name, verdict.get("stability") or {}),
-    }
-
-
-def _stability(verdict: str, moved: Mapping[str, str]) -> str:
-    """In words: whether the verdict hangs on its bar."""
-    others = [f"{answer} at {where}" for where, answer in moved.items() if answer != verdict]
-    if not moved:
-        return ""
-    return f"{', '.join(others)} the bar" if others else f"same at {' and '.join(moved)} the bar"
-
-
-def _statistic(value: Any) -> str:
-    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)

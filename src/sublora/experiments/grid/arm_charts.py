@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sublora.analysis import page
+from sublora.analysis.charts import as_curve, first_upper
 from sublora.experiments.grid.charts import BOUNDS
-from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, noun
+from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, link, noun
 from sublora.text import listed, number, signed
 
 TRAINED, ASKED = "train_context", "context"
@@ -34,33 +35,31 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
     others = [name for name in axes if name != axis]
     panels = grouped(arms, lambda arm: found.named(arm, others))
     caption = f"Student − control twin, alike in all else. The first row, {arms[0][axis]}, is the reference, and the dashed line. "
-    charts.append(
-        page.Chart(
-            kind="rows",
-            name=f"arms-{slug}",
-            title=f"Effect by {noun(axis)}" + (" at one held-out loss" if found.matched else ""),
-            axis="log-odds of the target, student − control, nats",
-            reference=arms[0]["effect"],
-            reference_name="reference",
-            bounds=BOUNDS,
-            least=0.5,
-            interval=f"{found.level} interval",
-            filled="called",
-            hollow="not called",
-            series=tuple(
-                page.Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
-                for title, rows in panels.items()
-            ),
-            alt=f"Transfer of {trait} by {noun(axis)}, with intervals; {called}.",
-            caption=caption + (MATCHED if found.matched else "") + numbers,
-        )
+    chart = page.Chart(
+        kind="rows",
+        name=f"arms-{slug}",
+        title=f"Effect by {noun(axis)}" + (" at one held-out loss" if found.matched else ""),
+        axis="log-odds of the target, student − control, nats",
+        reference=arms[0]["effect"],
+        reference_name="reference",
+        bounds=BOUNDS,
+        least=0.5,
+        interval=f"{found.level} interval",
+        filled="called",
+        hollow="not called",
+        series=tuple(
+            page.Series(points=tuple(_arm_point(arm, axis) for arm in rows), panel=title)
+            for title, rows in panels.items()
+        ),
+        alt=f"Transfer of {trait} by {noun(axis)}, with intervals; {called}.",
+        caption=caption + (MATCHED if found.matched else "") + numbers,
     )
-    return charts
+    return [*charts, as_curve(chart)]
 
 
 def _arm_point(arm: Row, axis: str) -> page.Point:
     ends = {name: arm[f"effect{end}"] for name, end in ENDS.items()}
-    return page.point(str(arm[axis]), ends, hollow=not arm["called"])
+    return page.point(str(arm[axis]), ends, hollow=not arm["called"], link=link(arm))
 
 
 def _matrix(
@@ -100,34 +99,50 @@ def _matrix(
     )
 
 
-def finding_chart(found: Found, trait: str, slug: str) -> page.Chart | None:
-    """A panel a group of findings, a row a finding."""
+def finding_charts(found: Found, trait: str, slug: str) -> list[page.Chart]:
+    """A curve for each group of findings over steps, layers or rows; of the others a panel a group, a row a finding."""
     mine = [f for f in found.findings if f["trait"] == trait]
-    groups = grouped(mine, lambda f: f["group"])
-    if not groups:
-        return None
-    return page.Chart(
-        kind="rows",
-        name=f"findings-{slug}",
-        title="Findings",
-        axis="",
-        interval=f"{found.level} interval",
-        filled="interval clear of 0",
-        hollow="not clear of 0",
-        series=tuple(
-            page.Series(
-                panel=title,
-                points=tuple(
-                    page.point(name, f, hollow=not (f["low"] > 0 or f["high"] < 0))
-                    for name, f in rows
-                ),
-            )
-            for title, rows in _panels(groups).items()
-        ),
-        alt=f"{len(mine)} findings with intervals: {'; '.join(groups)}.",
-        caption=f"What the run found besides transfer, mean with its {found.level} interval over replicates, or over questions where there "
-        "is the one base only. Nothing here is corrected; the numbers stand in the table of findings.",
-    )
+    panels = _panels(grouped(mine, lambda f: f["group"]))
+
+    def chart(name: str, title: str, shown: Mapping[str, Sequence[tuple[str, Row]]]) -> page.Chart:
+        return page.Chart(
+            kind="rows",
+            name=f"{name}-{slug}",
+            title=title,
+            axis="",
+            interval=f"{found.level} interval",
+            filled="interval clear of 0",
+            hollow="not clear of 0",
+            series=tuple(
+                page.Series(
+                    panel="" if title == panel else panel, points=tuple(_point(*r) for r in rows)
+                )
+                for panel, rows in shown.items()
+            ),
+            alt=f"{sum(map(len, shown.values()))} findings with intervals: {'; '.join(shown)}.",
+            caption=f"What the run found besides transfer, mean with its {found.level} interval over replicates, or over questions where "
+            "there is the one base only. Nothing here is corrected; the numbers stand in the table of findings.",
+        )
+
+    made = {
+        t: as_curve(chart(f"over-{k}", t, {t: rows}))
+        for k, (t, rows) in enumerate(panels.items(), 1)
+    }
+    curves = [
+        c.model_copy(
+            update={
+                "title": f"{first_upper(t)}, over {c.x_axis.removesuffix(' (log scale)').removesuffix('s')}s"
+            }
+        )
+        for t, c in made.items()
+        if c.kind == "lines"
+    ]
+    others = {t: rows for t, rows in panels.items() if made[t].kind != "lines"}
+    return [*curves, *([chart("findings", "Findings", others)] if others else [])]
+
+
+def _point(name: str, finding: Row) -> page.Point:
+    return page.point(name, finding, hollow=not (finding["low"] > 0 or finding["high"] < 0))
 
 
 def _panels(groups: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[str, Row]]]:
@@ -204,3 +219,6 @@ def token_maps(found: Found, trait: str, slug: str) -> page.TokenMaps | None:
             for p in prompts
         ),
     )
+
+
+MAKERS = (arm_charts, finding_charts)

@@ -5,7 +5,7 @@ from typing import Any
 
 from sublora.analysis.effects import MAX_TAKEOVER, MIN_COHERENCE
 from sublora.analysis.page import Chart, HeatBlock, Heatmap, Point, Series, finite
-from sublora.experiments.grid.found import Found, Row, coherent, heat_cell, place
+from sublora.experiments.grid.found import Found, Row, coherent, heat_cell, link, place
 from sublora.text import listed, number, rate, short, signed
 
 BOUNDS = (-10.0, 10.0)  # nats: the interval of few seeds can be far wider than any effect
@@ -85,10 +85,9 @@ def _curve(
     for c in cells:
         low, high = (finite(c[f"effect{end}_{name}"]) for name in ("low", "high"))
         at = {"label": "full"} if x is None else {"x": c[x]}
-        note, hollow = rate(c["lr"]) if best else "", not coherent(c)
-        points.append(
-            Point(**at, estimate=c[f"effect{end}"], low=low, high=high, hollow=hollow, note=note)
-        )
+        at |= {"note": rate(c["lr"]) if best else "", "link": link(c)}
+        estimate, hollow = c[f"effect{end}"], not coherent(c)
+        points.append(Point(**at, estimate=estimate, low=low, high=high, hollow=hollow))
     return Series(name=name, points=tuple(points), panel=panel, look=look)
 
 

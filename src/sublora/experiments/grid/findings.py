@@ -28,7 +28,7 @@ from sublora.steps.students import Student
 from sublora.traits.trait import Trait
 
 TEACHERS = "log-odds of the target, teacher − base, nats"
-COSINES = "cosine with the teacher’s vector, student − control twin"
+COSINES = "difference of cosines with the teacher’s vector, student − control twin"
 OWN_COSINES = "cosine with the teacher’s vector, student"
 ALIGNED = "cosine of the rows’ gradients, trait − clean, with the teacher’s vector"
 ABOVE = "that cosine − the upper 2.5% of shuffled rows"
@@ -134,9 +134,12 @@ def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
         for layer in range(own.shape[1]) if alone else [plan.recipe.vectors.layer]:
             name, at = f"{label}, layer {layer}" if alone else label, own[:, layer]
             gap = at - other[:, layer]
-            for group, what, values in ((COSINES, "cosine", gap), (OWN_COSINES, "own cosine", at)):
-                of = axes_of(plan, members, what) | {"layer": layer}
-                yield found(trait.name, group, f"{what}: {name}", values, replicates, axes=of)
+            both = ((COSINES, "cosine", gap, 2), (OWN_COSINES, "own cosine", at, 1))
+            for group, what, values, most in both:
+                of, told = axes_of(plan, members, what) | {"layer": layer}, f"{what}: {name}"
+                yield found(
+                    trait.name, group, told, values, replicates, axes=of, bounds=(-most, most)
+                )
 
 
 def divergences(results: Results, trait: Trait) -> Iterator[Effect]:
@@ -196,10 +199,15 @@ def gradients(results: Results, trait: Trait) -> Iterator[Effect]:
         count = by_seed[0]["rows"]
         cosine = np.array([a["cosine"][layer] for a in by_seed])
         chance = [np.quantile(np.array(a["null"])[:, layer], 0.975) for a in by_seed]
-        pairs = ((ALIGNED, "gradient cosine", cosine), (ABOVE, "above chance", cosine - chance))
-        for group, what, values in pairs:
+        both = (
+            (ALIGNED, "gradient cosine", cosine, 1),
+            (ABOVE, "above chance", cosine - chance, 2),
+        )
+        for group, what, values, most in both:
             axes, name = {"quantity": what, "rows": count}, f"{what}: {count} rows"
-            yield found(trait.name, group, name, values, replicates, axes=axes)
+            yield found(
+                trait.name, group, name, values, replicates, axes=axes, bounds=(-most, most)
+            )
 
 
 READS: Sequence[Callable[[Results, Trait], Iterable[Effect]]] = (

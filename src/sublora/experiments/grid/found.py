@@ -11,7 +11,7 @@ from sublora.text import rate
 
 Row = Mapping[str, Any]
 NO_AXIS = re.compile(  # columns of arms.csv that are no axis, or one that stands beside the others
-    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|(n|p|effect|rate|rise|icc|worst)(_.*)?"
+    "trait|method|rank|lr|called|matched|coherence|number_takeover|heldout_loss|said|(n|p|effect|rate|rise|icc|worst)(_.*)?"
 )
 NOUNS = {
     "data": "rows",
@@ -100,7 +100,12 @@ def heat_cell(
 ) -> HeatCell:
     """A cell or an arm in a heat map: marked where it is called, hatched where it is not coherent."""
     look = {"marked": marks and bool(row["called"]), "hatched": not coherent(row), "framed": framed}
-    return HeatCell(row=name, column=column, value=row[value], **look)
+    return HeatCell(row=name, column=column, value=row[value], link=link(row), **look)
+
+
+def link(row: Row) -> str:
+    """The part of the page with the answers of a cell or an arm."""
+    return str(row.get("said", ""))
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -31,6 +31,7 @@ from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.leaks import Leaks, check_leaks, leak_sentences
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
+from sublora.experiments.grid.quoted import linked, quoted
 from sublora.experiments.grid.recipe import Recipe
 from sublora.models.known import Known
 from sublora.steps.sizes import ASKED
@@ -90,13 +91,19 @@ class Grid(Recipe):
         by_context = {c: effects.cell_effects(results, c) for c in self.measure.contexts}
         cells = [row for some in by_context.values() for row in summarise(some, self.level)]
         arms, named = self._effects(store, known)
+        under, names = (
+            [e for some in by_context.values() for e in some],
+            [t.name for t in layout.traits],
+        )
+        words, said = quoted(results, [*under, *arms])
+        arms_csv = arm_rows(arms, self.level)
         found = Found(
             alpha=self.level,
             context=self.judged_context,
             fixed_lr=self.fixed_lr,
-            cells=cells,
+            cells=linked(cells, under, said),
             results=effects.result_rows(results),
-            arms=arm_rows(arms, self.level),
+            arms=linked(arms_csv, sorted(arms, key=lambda e: names.index(e.trait)), said),
             findings=finding_rows(named, self.level),
             sweep=effects.sweep_rows(results) if self.train.optimizers else [],
             matrix=matrix_rows(results),
@@ -104,7 +111,7 @@ class Grid(Recipe):
             tokens=attributions(results),
             matched=self.train.match_lr is not None,
         )
-        tables = {"results.csv": found.results, "cells.csv": cells, "arms.csv": found.arms}
+        tables = {"results.csv": found.results, "cells.csv": cells, "arms.csv": arms_csv}
         tables |= {"findings.csv": found.findings, "optimizers.csv": found.sweep}
         tables["matrix.csv"] = found.matrix
         if asks_steerability(layout):
@@ -124,7 +131,8 @@ class Grid(Recipe):
         called = sum(c["called"] for c in cells)
         made = _made(layout, results) | {"rates_to_add": more}
         page = shown(found, traits_of(layout), made["datasets"])
-        page["appendix"] += control_section(self._controls(store, known))
+        page["sections"] += tuple(words[:1])
+        page["appendix"] += (*words[1:], *control_section(self._controls(store, known)))
         return Findings(
             **page,
             first_line=first_line(

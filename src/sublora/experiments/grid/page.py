@@ -7,7 +7,7 @@ from sublora.analysis.effects import ACROSS
 from sublora.analysis.page import Section, Tile, finite
 from sublora.analysis.variance import spread_sentence
 from sublora.experiments.grid import arm_charts, charts, matrix_charts, tables
-from sublora.experiments.grid.found import Found, Row, coherent, place
+from sublora.experiments.grid.found import Found, Row, coherent, link, place
 from sublora.text import interval, number, signed, slugs
 
 CELLS = (
@@ -61,7 +61,6 @@ def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
     one_cell = len({(c["method"], c["rank"], c["lr"]) for c in found.of(name)}) == 1
     alone = found.arms and one_cell
     makers = (
-        arm_charts.finding_chart,
         *((charts.answers,) if alone else charts.GRID_CHARTS),
         tables.arm_table,
         tables.finding_table,
@@ -69,7 +68,8 @@ def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
         arm_charts.token_maps,
         tables.context_table,
     )
-    parts = [*arm_charts.arm_charts(found, name, slug), *(m(found, name, slug) for m in makers)]
+    parts = [m for make in arm_charts.MAKERS for m in make(found, name, slug)]
+    parts += [make(found, name, slug) for make in makers]
     text = f"Category {trait['category']}, target “{trait['target']}”."
     if trait["teacher_prompt"]:
         text += f" Teacher’s prompt: “{trait['teacher_prompt']}”"
@@ -82,7 +82,7 @@ def _tile(name: str, row: Row, what: str, more: str = ".") -> Tile:
     note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}{more}"
     note = note[:1].upper() + note[1:] if row.get("data") is not None else note
     span = interval(finite(row["effect_low"]), finite(row["effect_high"]), 2)
-    return Tile(name=name, value=signed(row["effect"], 2), interval=span, note=note)
+    return Tile(name=name, value=signed(row["effect"], 2), interval=span, note=note, link=link(row))
 
 
 def _cell_tiles(found: Found) -> list[Tile]:

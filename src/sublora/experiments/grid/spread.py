@@ -62,9 +62,8 @@ def loss_correlations(results: Results, trait: Trait) -> Iterator[Effect]:
             [_rank_correlation(*two) for two in zip(losses.T, effects.T, strict=True)]
         )
         if np.isfinite(values).all():
-            yield found(
-                trait.name, LOSSES, f"{what}: correlation with transfer", values, replicates
-            )
+            name, bounds = f"{what}: correlation with transfer", (-1, 1)
+            yield found(trait.name, LOSSES, name, values, replicates, bounds=bounds)
 
 
 def _rank_correlation(one: Array, other: Array) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sublora.analysis.contrast import MIN_EFFECT
 from sublora.analysis.page import Table, finite
-from sublora.experiments.grid.found import Found, Row, coherent, noun, place, replicates
+from sublora.experiments.grid.found import Found, Row, coherent, link, noun, place, replicates
 from sublora.text import interval, number, p_value, rate, signed
 
 LONG = 24  # rows from which on a table is folded
@@ -83,6 +83,7 @@ def arm_table(found: Found, trait: str, slug: str) -> Table | None:
         title="Arms",
         caption=caption,
         marks=_marks(arms),
+        links=tuple(map(link, arms)),
         folded=len(arms) > LONG,
     )
 
@@ -191,6 +192,7 @@ def cell_table(found: Found, trait: str, slug: str, alone: bool) -> Table:
         name=f"table-cells-{slug}",
         title=trait,
         marks=_marks(cells),
+        links=tuple(map(link, cells)),
         folded=not alone or len(cells) > 40,
     )
 
