@@ -254,7 +254,7 @@ def test_students_with_labels_become_in_a_pack_what_they_become_alone(method):
 
 @pytest.mark.parametrize("method", LOOPS)
 @pytest.mark.parametrize(
-    "dtype, most", [(torch.float32, FLOAT32), (torch.bfloat16, 3e-2)], ids=["float32", "bfloat16"]
+    "dtype, most", [(torch.float32, FLOAT32), (torch.bfloat16, 5e-2)], ids=["float32", "bfloat16"]
 )
 def test_labels_in_float32_and_bfloat16_stay_within_a_stated_tolerance(dtype, most, method):
     """Packed and alone; in float32 also the plain loop. In bfloat16 products are rounded, masters are float32."""
@@ -274,6 +274,7 @@ def test_labels_with_gradient_checkpointing_and_in_chunks_of_the_vocabulary(monk
     cases, whole = mixed(vocabulary_of(model)), together("llama", "lora")
     recomputed = train(model, cases, recompute=True)
     monkeypatch.setitem(packed_model.LOGITS_AT_ONCE, "cpu", 2 * 600 * 5)
+    monkeypatch.setattr(packed_model, "LOGIT_ROWS", 1)
     chunks = train(model, cases)
     for name, student in whole.items():
         for other in (recomputed, chunks):

@@ -1,5 +1,6 @@
 """Packed = alone = peft with a plain loop, full fine-tunes alike; neighbours, resuming, diverging and bad input."""
 
+import copy
 import functools
 import json
 import math
@@ -220,6 +221,29 @@ def test_a_bfloat16_base_stays_within_a_stated_tolerance(method):
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma"])
+def test_a_bfloat16_base_trains_as_the_same_weights_in_float32(kind):
+    """Every product is rounded to 8 bits: losses within 1%, a first step's gradient within 4% of its norm."""
+    model, one = base_model(kind, torch.bfloat16), case("0", rank=4, lr=0.1, optimizer="sgd")
+    wide = copy.deepcopy(model).float()
+    found = []
+    for base in (model, wide):
+        stack = new_stack(base, [one.student.spec])
+        noise = torch.randn(stack.groups[0].flat.shape, generator=torch.Generator().manual_seed(0))
+        stack.groups[0].flat += 0.05 * noise
+        stack.groups[0].train()
+        batch = assemble([one.student.rows], [np.arange(len(one.rows))])
+        with packed_model.lending(base), PackedModel(base, stack) as packed:
+            packed.form_weights(batch.ids.size)
+            loss = packed.losses(batch)
+            loss.sum().backward()
+        assert stack.groups[0].grad.dtype == torch.float32
+        found.append((loss.detach(), stack.groups[0].grad))
+    (loss, grad), (exact_loss, exact) = found
+    assert 0 < (loss - exact_loss).abs() < 0.01 * exact_loss
+    assert 0 < (grad - exact).norm() < 0.04 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_pack_with_and_without_the_shared_prefix(kind, method, monkeypatch):
     model, widths = base_model(kind), []
@@ -254,6 +278,7 @@ def test_the_loss_in_chunks_of_the_vocabulary_is_the_same(monkeypatch):
     model, cases = base_model("qwen2"), mixed()[:2]
     whole = train(model, cases)
     monkeypatch.setitem(packed_model.LOGITS_AT_ONCE, "cpu", 2 * 600 * 5)
+    monkeypatch.setattr(packed_model, "LOGIT_ROWS", 1)
     chunks = train(model, cases)
     assert all(distance(whole[n]["weights"], chunks[n]["weights"]) < EXACT for n in whole)
 
@@ -457,6 +482,27 @@ def test_tokens_are_counted_without_padding():
     train(model, cases, on_step=lambda step, steps, count: tokens.append(count))
     lengths = [len(r.prompt) + len(r.completion) - 1 for c in cases for r in c.rows]
     assert sum(tokens) == 2 * sum(lengths)
+
+
+def test_progress_counts_rows_of_all_students_and_goes_on_after_a_kill(tmp_path):
+    model, cases, path, told = base_model("qwen2"), mixed(), tmp_path / "pack", []
+
+    def note(*news):
+        told.append(news)
+        if len(told) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_progress=note)
+    train(model, cases, checkpoint=Checkpoint(path, every=0.0), on_progress=note)
+    rows = sum(c.student.spec.epochs * len(c.rows) for c in cases)
+    tokens = sum(
+        c.student.spec.epochs * sum(len(r.prompt) + len(r.completion) - 1 for r in c.rows)
+        for c in cases
+    )
+    assert told[-1] == (rows, rows, "rows", tokens)
+    done = [news[0] for news in told]
+    assert done == sorted(done) and done[0] > 0 and done[3] == done[2]
 
 
 @pytest.mark.parametrize("cases", [mixed, fulls])

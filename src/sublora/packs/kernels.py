@@ -5,6 +5,7 @@ its exact gradient in as few passes as torch's operations allow; the tests hold 
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -167,6 +168,67 @@ def completion_loss(
     targets and weights (K, m). The gradient is formed along with the loss, `logits_at_once` numbers at a time."""
     weights = weights.to(wide(hidden).dtype)
     return _CompletionLoss.apply(hidden, head, bias, targets, weights, softcap, logits_at_once)
+
+
+class _LowProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, frozen, parts, *adapters):
+        k, m, width = x.shape
+        ends = [0, *accumulate(len(weight) for weight, _ in frozen)]
+        columns = [slice(*pair) for pair in pairwise(ends)]
+        out, rows, left = x.new_empty(k, m, ends[-1]), x.reshape(-1, width), iter(adapters)
+        for (weight, bias), own in zip(frozen, columns, strict=True):
+            into = out.view(-1, ends[-1])[:, own]
+            if bias is None:
+                torch.mm(rows, weight.T, out=into)
+            else:
+                torch.addmm(bias, rows, weight.T, out=into)
+        thin = []
+        for students, layers in parts:
+            thin.append(torch.bmm(x[students], next(left).mT))
+            for layer, h in zip(layers, thin[-1].chunk(len(layers), -1), strict=True):
+                out[students, :, columns[layer]].baddbmm_(h, next(left).mT)
+        ctx.frozen, ctx.parts, ctx.columns = [weight for weight, _ in frozen], parts, columns
+        ctx.save_for_backward(x, *adapters, *thin)
+        return out if residual is None else out.add_(residual)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, *saved = ctx.saved_tensors
+        left, thin = iter(saved), iter(saved[len(saved) - len(ctx.parts) :])
+        for_x, for_adapters = None, []
+        if ctx.needs_input_grad[0]:
+            for_x, rows = torch.empty_like(x), grad.reshape(-1, grad.shape[-1])
+            for n, (weight, own) in enumerate(zip(ctx.frozen, ctx.columns, strict=True)):
+                into = for_x.view(-1, x.shape[-1])
+                torch.addmm(into, rows[:, own], weight, beta=float(n > 0), out=into)
+        for students, layers in ctx.parts:
+            a, h = next(left), next(thin)
+            slope, for_bs = torch.empty_like(h), []
+            split = (h.chunk(len(layers), -1), slope.chunk(len(layers), -1))
+            for layer, own_h, own_slope in zip(layers, *split, strict=True):
+                own = grad[students, :, ctx.columns[layer]]
+                own_slope.copy_(torch.bmm(own, next(left)))
+                for_bs.append(torch.bmm(own.mT, own_h))
+            for_adapters += [torch.bmm(slope.mT, x[students]), *for_bs]
+            if for_x is not None:
+                for_x[students].baddbmm_(slope, a)
+        return (for_x, grad if ctx.needs_input_grad[1] else None, None, None, *for_adapters)
+
+
+def low_product(
+    x: Tensor,
+    residual: Tensor | None,
+    frozen: list[tuple[Tensor, Tensor | None]],
+    parts: list[tuple[slice, list[int]]],
+    adapters: list[Tensor],
+) -> Tensor:
+    """residual + x (W + B A)^T + bias of layers that read the same input, side by side, (K, M, sum of o) from x (K, M, i).
+
+    `frozen` are the layers' (o, i) and (o,). A part is (its students, the layers that have an adapter); its adapters are their A below each
+    other, (K_g, n r, i), and then B with its scale for each of these layers, (K_g, o, r). The frozen products are made once for all rows, and
+    no output is copied."""
+    return _LowProduct.apply(x, residual, frozen, parts, *adapters)
 
 
 class _DenseWeights(torch.autograd.Function):

@@ -27,6 +27,7 @@ from sublora.packs.weights import AdapterWeights
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
+LOGIT_ROWS = 128  # of a chunk at least: a large frozen head is read anew for each
 
 
 class PackedModel:
@@ -144,6 +145,8 @@ class PackedModel:
             if self.full is not None:
                 head, bias = head[chosen], bias if bias is None else bias[chosen]
         at_once = LOGITS_AT_ONCE.get(picked.device.type, LOGITS_AT_ONCE["cuda"])
+        if self.full is None:
+            at_once = max(at_once, LOGIT_ROWS * len(head))
         return completion_loss(picked, head, bias, goal, weights, self.softcap, at_once)
 
     def _padded_hidden(self, batch: StepBatch) -> Tensor:

@@ -176,6 +176,12 @@ def rows_of_step(spec: StudentSpec, count: int, step: int) -> np.ndarray:
     return order[place * spec.batch_size : (place + 1) * spec.batch_size]
 
 
+def rows_read(spec: StudentSpec, count: int, step: int) -> int:
+    """Rows that have been read after `step` steps; one that is read again counts again."""
+    epoch, place = divmod(step, -(-count // spec.batch_size))
+    return epoch * count + min(count, place * spec.batch_size)
+
+
 @dataclass(frozen=True)
 class SoftTargets:
     """Soft labels of one kind: of the students `students` (S,), `ids` and `logp` (S, m, k) as in `Labels`."""

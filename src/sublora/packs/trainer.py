@@ -19,7 +19,7 @@ from sublora.errors import SubloraError
 from sublora.packs.fit import passes
 from sublora.packs.packed_model import PackedModel, lending
 from sublora.packs.part import Part, load_parts, save_parts
-from sublora.packs.rows import assemble, rows_of_step
+from sublora.packs.rows import assemble, rows_of_step, rows_read
 from sublora.packs.student import Student, Trained
 
 
@@ -37,14 +37,16 @@ def train_pack(
     on_finished: Callable[[Trained], None],
     *,
     checkpoint: Checkpoint | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
+    on_step: Callable[[int, int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int, str, int], None] = lambda *_: None,
     on_notice: Callable[[str], None] | None = None,
     memory: int | None = None,
     recompute: bool = False,
 ) -> None:
     """Train all students; `on_finished` gets each one as soon as it is done, and at the steps of its `keep_at`.
 
-    `on_step(step, steps, tokens)` counts. A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the
+    `on_step(step, steps, tokens)` counts. `on_progress` is told after every step how many rows were read, by all students, of how many in
+    all, "rows", and their tokens. A student whose loss or gradient is not finite keeps its last finite weights, is marked, and the
     others go on. A pack is cut into parts, one after the other, that fit a GPU's free `memory` in bytes, or a CPU's cache (fit.py). Where
     memory runs out all the same, a part is halved and goes on from where it was, and `on_notice` gets a sentence. `recompute` is gradient
     checkpointing. Raises SubloraError where a student cannot be trained on this base (rank, layers), or alone does not fit.
@@ -65,8 +67,8 @@ def train_pack(
             try:
                 with closing(_steps(model, part, recompute)) as steps:
                     for tokens in steps:
-                        if on_step is not None:
-                            on_step(part.step, longest, tokens)
+                        on_step(part.step, longest, tokens)
+                        on_progress(*_so_far(students, parts))
                         if path and time.monotonic() - saved > checkpoint.every:
                             save_parts(parts, path, identity)
                             saved = time.monotonic()
@@ -94,6 +96,14 @@ def _identity(students: Sequence[Student]) -> str:
     """What a checkpoint has to be of."""
     values = [[s.name, s.spec.model_dump(mode="json"), s.rows.digest] for s in students]
     return json.dumps(values, sort_keys=True)
+
+
+def _so_far(students: Sequence[Student], parts: Sequence[Part]) -> tuple[int, int, str, int]:
+    """Rows that were read by all students, of how many, "rows", tokens; the parts are what is left."""
+    at = {i: part.step for part in parts for i in part.indices}
+    rows = [rows_read(s.spec, len(s.rows), at.get(i, s.steps)) for i, s in enumerate(students)]
+    tokens = sum(n * float(s.rows.lengths.mean() - 1) for n, s in zip(rows, students, strict=True))
+    return sum(rows), sum(s.spec.passes * len(s.rows) for s in students), "rows", round(tokens)
 
 
 def _steps(model: nn.Module, part: Part, recompute: bool) -> Iterator[int]:

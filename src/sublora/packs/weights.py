@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sublora.packs.kernels import dense_weights, product
+from sublora.packs.kernels import dense_weights, low_product, product
 from sublora.packs.stack import Stack, siblings
 
 # The dense form is a copy of the adapted layers for every student, and its gradient another; above this many bytes it is not worth it.
@@ -51,11 +51,6 @@ class Low:
         rank, at = self.a.shape[1] // len(self.b), list(self.b).index(index)
         out = torch.bmm(rows[self.part], self.a[:, at * rank : (at + 1) * rank].mT)
         return out if factor is None else out * factor[self.part]
-
-    def all_thin(self, rows: Tensor) -> dict[int, Tensor]:
-        """x A^T of all siblings, from one product."""
-        parts = torch.bmm(rows[self.part], self.a.mT).chunk(len(self.b), -1)
-        return dict(zip(self.b, parts, strict=True))
 
 
 class AdapterWeights:
@@ -152,14 +147,12 @@ class AdapterWeights:
             return product(rows, weights, _joint_bias(modules), residual)
         if weights is None:
             parts = [self.layer(name, rows) for name in names]
-        else:
-            thin = [low.all_thin(rows) for low in weights]
-            parts = [
-                self._add(F.linear(rows, m.weight, m.bias), weights, i, [h.get(i) for h in thin])
-                for i, m in enumerate(modules)
-            ]
-        out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-        return out if residual is None else residual + out
+            out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+            return out if residual is None else residual + out
+        frozen = [(m.weight, m.bias) for m in modules]
+        parts = [(low.part, list(low.b)) for low in weights]
+        adapters = [t for low in weights for t in (low.a, *low.b.values())]
+        return low_product(rows, residual, frozen, parts, adapters)
 
     def _add(
         self, base: Tensor, lows: Sequence[Low], index: int, thin: Sequence[Tensor | None]

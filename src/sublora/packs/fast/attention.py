@@ -329,6 +329,6 @@ def flat_attention(both: Tensor, turns: Turns, layout: Layout) -> Tensor:
     rotated in place. Returns (K, M, query heads * width), dummies hold anything finite; or (K, m, ...) of what is asked."""
     _, rows = _ToRows.apply(both, turns, layout)
     short = layout.prefix + layout.longest <= EXPLICIT_KEYS
-    explicit = rows.device.type == "cpu" and short and rows.dtype in (torch.float32, torch.float64)
+    explicit = rows.device.type == "cpu" and short
     attended = _Attend.apply(rows, layout) if explicit else _library_attend(rows, layout)
     return _FromRows.apply(attended, layout)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sublora.packs.kernels import wide
 
 softmax_gradient = torch.ops.aten._softmax_backward_data
-silu_gradient = torch.ops.aten.silu_backward
+silu_gradient = torch.ops.aten.silu_backward.grad_input
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -20,7 +20,8 @@ class _RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (full * inverse).to(x.dtype).mul_(weight)
+        scaled = full * inverse if full is x else full.mul_(inverse)
+        return scaled.to(x.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -55,7 +56,7 @@ class _Gated(torch.autograd.Function):
         out = torch.empty_like(both)
         for_gate, for_up = out.chunk(2, -1)
         torch.mul(grad, open_, out=for_up)
-        for_gate.copy_(silu_gradient(grad * up, gate))
+        silu_gradient(grad * up, gate, grad_input=for_gate)
         return out
 
 
