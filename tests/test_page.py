@@ -135,9 +135,7 @@ def test_answers_are_text_in_the_page_and_only_its_own_script_may_run(tmp_path):
     more = Section(name="answers", title="Answers", parts=(quotes,))
     write_run(tmp_path, page.model_copy(update={"appendix": (*page.appendix, more)}))
     text = render(page.model_copy(update={"appendix": (*page.appendix, more)}))
-    assert (
-        "<img" not in text and text.count('<q class=hit>&lt;img') == 1 and 'id="said-1"' in text
-    )
+    assert "<img" not in text and text.count("<q class=hit>&lt;img") == 1 and 'id="said-1"' in text
     script = re.search(r"<script>(.*?)</script>", text, re.S)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in text and len(text.encode()) < 2_000_000

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import sublora.runner.display as display
 from sublora.runner.display import Display
+from sublora.runner.execution import Count, Execution
 from sublora.seeds import derive_seed, generator
 from sublora.steps.step import Inside
 
@@ -81,3 +82,32 @@ def test_time_left_inside_one_artifact_is_said_from_the_tenth_second_on(monkeypa
         "the rows of owl: 5 of 50 rows, 5,000 tokens, about 90 s left",
         "the rows of owl: 10 of 50 rows, 10,000 tokens, about 80 s left",
     ]
+
+
+def test_a_step_of_two_stages_takes_its_time_left_from_the_stage(monkeypatch, capsys):
+    clock = iter(np.arange(0.0, 1e6, 4.0))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
+    with Display(10.0, live=False) as shown:
+        shown.begin("teachers", 1)
+        shown.update("teachers", 0, running=1)
+        for done, total in [(10, 20), (20, 20), (1, 50), (2, 50), (3, 50), (4, 50)]:
+            news = Inside(done, total, "rows", 100 * done, done / total)
+            shown.inside("teachers", "id", "the teacher of owl", news)
+    said = "the teacher of owl: 4 of 50 rows, 400 tokens, about 184 s left"
+    assert capsys.readouterr().err.splitlines() == ["teachers: 1", said]
+
+
+def test_a_pack_that_is_half_way_is_half_of_its_students(monkeypatch):
+    class Pack:
+        kind, id, label, makes = "students", "pack", "four students", ("a", "b", "c", "d")
+
+    shown = Display(live=True)
+    run = Execution(None, None, shown)
+    run.counts["students"] = Count(8, 0)
+    run._kind = dict.fromkeys(Pack.makes, "students")
+    bars = []
+    monkeypatch.setattr(shown, "inside", lambda *news: bars.append(news[-1]))
+    for share, made in [(0.25, 0), (0.5, 1), (0.5, 3)]:
+        run._have = set(Pack.makes[:made])
+        run.inside(Pack(), Inside(0, 1, "rows", 0, share))
+    assert bars == [1.0, 1.0, 0.0]

@@ -35,11 +35,12 @@ class _Line:
 
 @dataclass
 class _Unit:
-    """A step that is being made, first heard of at `started`, when so much of it was done."""
+    """A step that is being made, or one of its stages of `total`: first heard of at `started`, when so much of it was done."""
 
     started: float
     share: float
     said: float
+    total: int
 
 
 class Display:
@@ -105,16 +106,18 @@ class Display:
             line.said = now
             self.say(f"{kind}: {done} of {line.total}{others}{self._times(line, now)}")
 
-    def inside(self, kind: str, name: str, label: str, news: Inside) -> None:
-        """How far one artifact of a kind is."""
+    def inside(self, kind: str, name: str, label: str, news: Inside, ahead: float = 0.0) -> None:
+        """How far one step is, and by how many artifacts it is ahead of those that it has made."""
         line, now = self._lines[kind], time.monotonic()
-        unit = self._units.setdefault(name, _Unit(now, news.share, now))
+        unit = self._units.get(name)
+        if unit is None or unit.total != news.total:
+            unit = self._units[name] = _Unit(now, news.share, now, news.total)
         new = news.share - unit.share
         left = (now - unit.started) * (1 - news.share) / new if new > 0 else None
         said = f"{news.done:,} of {news.total:,} {news.unit}, {news.tokens:,} tokens"
         if self._bars is not None:
-            share = min(news.share, 0.99)
-            self._bars.update(line.task, completed=line.done + share, description=f"{kind}, {said}")
+            done = min(line.done + ahead, line.total - 0.01)
+            self._bars.update(line.task, completed=done, description=f"{kind}, {said}")
         elif now - unit.said >= self.every:
             unit.said = now
             about = "" if left is None else f", about {left:.0f} s left"

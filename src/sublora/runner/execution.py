@@ -183,7 +183,9 @@ class Execution:
 
     def inside(self, step: Step, news: Inside) -> None:
         """How far a step is that is being made."""
-        self.display.inside(step.kind, step.id, step.label, news)
+        made = len(step.makes) - len(self._missing(step))
+        ahead = max(0.0, news.share * len(step.makes) - made)
+        self.display.inside(step.kind, step.id, step.label, news, ahead)
 
     def made(self, artifact: str) -> None:
         if artifact not in self._have:

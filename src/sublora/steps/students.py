@@ -133,7 +133,7 @@ class StudentsStep:
 
         while wanted:
             # once, and again where a checkpoint is past a student that was lost since
-            tell = {"on_step": lambda *_: workshop.check(), "on_notice": notices.append}
+            tell = {"on_progress": workshop.progress, "on_notice": notices.append}
             how = {"checkpoint": Checkpoint(path), "memory": free_memory(base), **tell}
             train_pack(base.model, trainings, keep, **how)
 

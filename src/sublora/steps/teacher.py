@@ -81,7 +81,7 @@ class TeacherStep(Made):
                 (folder / "lessons.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
 
         student = Student(self.id, self.student, lessons)
-        how = {"on_step": lambda *_: workshop.check(), "memory": free_memory(base)}
+        how = {"on_progress": workshop.progress, "memory": free_memory(base)}
         train_pack(base.model, [student], keep, **how)
         workshop.made(self.id)
 
