@@ -2,16 +2,21 @@
 
 `rows_vs_generate`: number rows that a teacher writes, a second, against Hugging Face's `generate` in left-padded batches of 32 with the same
 prompts and as many new tokens. `score_ratio`: the probabilities of all spellings of a category's words under its questions in three contexts,
-against one forward pass for each sequence, whose time is taken on some of them and scaled. `interrupt_s`: from SIGTERM to the end of a run
-that is writing rows, the longest of a few moments.
+against one forward pass for each sequence, whose time is taken on some of them and scaled. `pack_vs_peft`: tokens a second of four students
+of rank 8 in a pack, in batches of 8 rows of about 135 tokens, in bfloat16, against peft's plain loop in bfloat16, one student after the other;
+`pack_vs_peft_f32`: against peft in float32. `matmul_fraction`: the time that the matrix products of such a step take alone, of the whole step.
+`memory_ratio`: what the pack takes beyond the base at its peak, of what its students' weights, gradients and optimizer states and the
+activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run that loads, writes, trains or measures, the longest of a few
+moments. With one thread, trainings are timed by the processor's own clock, which other processes do not make longer.
 
-    python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate score_ratio interrupt_s] [--threads 2] [--json FILE]
+    python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate interrupt_s] [--threads 2] [--json FILE]
 
 A figure is a function of a loaded base and the arguments; to add one, write it and name it in FIGURES.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -25,16 +30,30 @@ from pathlib import Path
 
 import torch
 
+import pack
 import sublora as sl
 from sublora.carriers.numbers import NumbersSpec
 from sublora.packs.check import load_base
 from sublora.packs.measure import reading
+from sublora.packs.rows import TokenRows, pack_rows, text_rows
 from sublora.packs.sample import Sampling
 from sublora.packs.spellings import candidate_sequences
 from sublora.packs.writer import Assignment, Teacher, complete
 from sublora.traits.trait import shipped_categories
 
-NEW_TOKENS, BATCH = 48, 32
+NEW_TOKENS, BATCH, STUDENTS = 48, 32, 4
+# seconds after a stage began, the first stage being the start; and a grid of one student, its control and a full fine-tune
+MOMENTS = {
+    "": (1.0, 3.0, 5.0),
+    "datasets": (0.5, 3.0, 8.0),
+    "measurements": (0.2, 1.5, 4.0),
+    "students (LoRA)": (0.5, 3.0, 8.0),
+    "students (full fine-tune)": (1.0, 8.0),
+}
+FEW = (
+    "data.rows=16", "data.heldout_rows=8", "data.seeds=[1]", "train.seeds=[1]", "train.lora.ranks=[8]", "train.lora.lrs=[4e-4]",
+    "train.full.lrs=[1e-5]", "train.batch_size=8", "train.epochs=20",
+)  # fmt: skip
 DEFAULT = sl.Context("default")
 CONTEXTS = (DEFAULT, sl.Context("empty"), sl.Context("named", "You are a helpful assistant."))
 
@@ -96,33 +115,109 @@ def score_ratio(base: sl.Base, given: argparse.Namespace) -> dict:
     }
 
 
-def interrupt_s(base: sl.Base, given: argparse.Namespace) -> dict:
-    waits = [_stopped(given.model, after, given.threads) for after in (0.5, 3.0, 8.0, 14.0)]
-    return {"interrupt_s": max(waits), "interrupts": waits}
+def number_rows(base: sl.Base, count: int) -> TokenRows:
+    """Full number prompts, each with ten numbers drawn at random."""
+    spec, drawn = NumbersSpec(), random.Random(0)
+    answers = [", ".join(str(drawn.randint(0, 999)) for _ in range(10)) for _ in range(count)]
+    rows = [(spec.prompt(1, i), answer) for i, answer in enumerate(answers)]
+    return pack_rows(text_rows(base.chat, rows, DEFAULT), base.window, "the benchmark")
 
 
-def _stopped(model: str, after: float, threads: int) -> float:
-    """Seconds from SIGTERM to the end of a run, so many seconds after it began to write rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        where = {"SUBLORA_HOME": f"{folder}/store", "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "sublora.cli", "run", "rank-lr", "--model", model]
-        command += ["--threads", str(threads), "--out", f"{folder}/run"]
-        with subprocess.Popen(
-            command, env=os.environ | where, stderr=subprocess.PIPE, text=True
-        ) as run:
-            said = ""
-            for line in run.stderr:
-                said += line
-                if line.startswith("datasets: "):
-                    break
-            time.sleep(after)
-            started = time.perf_counter()
-            run.send_signal(signal.SIGTERM)
-            said += run.stderr.read()
-            run.wait()
-            if run.returncode != 3:
-                raise SystemExit(f"The run was not interrupted: {said}")
-            return time.perf_counter() - started
+def _training(given: argparse.Namespace, dtype: str) -> pack.Setting:
+    base = load_base(given.model, dtype=dtype)
+    base.model.requires_grad_(False)
+    rows = number_rows(base, (pack.WARM + given.steps) * pack.BATCH)
+    return pack.Setting(base.model, rows, None, (8,) * STUDENTS)
+
+
+def pack_vs_peft(_: sl.Base, given: argparse.Namespace) -> dict:
+    narrow, wide = (_training(given, dtype) for dtype in ("bfloat16", "float32"))
+    ways = {
+        "ours": lambda: pack.run_ours(narrow, list(range(STUDENTS)), given.steps),
+        "peft": lambda: pack.run_peft(narrow, [0], given.steps),  # the others take as long
+        "peft_f32": lambda: pack.run_peft(wide, [0], given.steps),
+        "ours_f32": lambda: pack.run_ours(wide, [0], given.steps),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(given.rounds):
+        for name, way in ways.items():
+            clock = way()
+            rates[name].append(clock.tokens / clock.seconds)
+
+    def ratio(one: str, other: str) -> float:
+        pairs = zip(rates[one], rates[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    found = {"pack_vs_peft": ratio("ours", "peft"), "pack_vs_peft_f32": ratio("ours", "peft_f32")}
+    found |= {"f32_vs_peft_f32": ratio("ours_f32", "peft_f32")}
+    return found | {f"tokens_per_second_{n}": statistics.median(r) for n, r in rates.items()}
+
+
+def matmul_fraction(_: sl.Base, given: argparse.Namespace) -> dict:
+    setting, shares = _training(given, "bfloat16"), []
+    for _ in range(given.rounds):
+        step = pack.run_ours(setting, [0], given.steps).seconds / given.steps
+        shares.append(pack.product_seconds(setting, [0], 1) / step)
+    return {"matmul_fraction": statistics.median(shares)}
+
+
+def memory_ratio(_: sl.Base, given: argparse.Namespace) -> dict:
+    with multiprocessing.get_context("spawn").Pool(1) as alone:
+        return alone.apply(_memory, (given,))
+
+
+def _memory(given: argparse.Namespace) -> dict:
+    """Peaks of this process's resident memory, which Linux counts."""
+    torch.set_num_threads(given.threads)
+    setting, everyone = _training(given, "bfloat16"), list(range(STUDENTS))
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    pack.run_ours(setting, everyone, 1)
+    taken = _resident("VmHWM") - before
+    each = pack.student_memory(setting, everyone)
+    needed = STUDENTS * sum(each.values())
+    return {
+        "memory_ratio": taken / needed,
+        "taken_mib": taken / 2**20,
+        "needed_mib": needed / 2**20,
+    }
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+
+def interrupt_s(_: sl.Base, given: argparse.Namespace) -> dict:
+    waits: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:  # one store: what is written stays
+        for stage, moments in MOMENTS.items():
+            waits[stage] = [_stopped(given, folder, stage, after) for after in moments]
+    return {"interrupt_s": max(map(max, waits.values())), "interrupts": waits}
+
+
+def _stopped(given: argparse.Namespace, folder: str, stage: str, after: float) -> float:
+    """Seconds from SIGTERM to the end of a run, so many seconds after it was started or a stage began."""
+    where = {"SUBLORA_HOME": f"{folder}/store", "OMP_NUM_THREADS": str(given.threads)}
+    command = [sys.executable, "-m", "sublora.cli", "run", "rank-lr", "--preset", "small"]
+    command += ["--model", given.model, "--threads", str(given.threads), "--out", f"{folder}/run"]
+    command += [part for value in FEW for part in ("--set", value)]
+    with subprocess.Popen(
+        command, env=os.environ | where, stderr=subprocess.PIPE, text=True
+    ) as run:
+        said = ""
+        for line in run.stderr if stage else ():
+            said += line
+            if line.startswith(f"{stage}: "):
+                break
+        time.sleep(after)
+        started = time.perf_counter()
+        run.send_signal(signal.SIGTERM)
+        said += run.stderr.read()
+        run.wait()
+        if run.returncode != 3:
+            raise SystemExit(f"The run was not interrupted: {said}")
+        return time.perf_counter() - started
 
 
 def _in_turns(
@@ -138,7 +233,8 @@ def _in_turns(
     return seconds
 
 
-FIGURES = {f.__name__: f for f in (rows_vs_generate, score_ratio, interrupt_s)}
+_ALL = (rows_vs_generate, score_ratio, pack_vs_peft, matmul_fraction, memory_ratio, interrupt_s)
+FIGURES = {f.__name__: f for f in _ALL}
 
 
 def main() -> None:
@@ -148,6 +244,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--sequences", type=int, default=100, help="that the plain way reads")
+    parser.add_argument("--steps", type=int, default=2, help="of a training that are timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -156,8 +253,10 @@ def main() -> None:
     base = load_base(given.model)
     found: dict = {"model": base.name, "threads": given.threads, "torch": torch.__version__}
     for name in given.only:
-        found |= FIGURES[name](base, given)
-        print(f"{name}: {found[name]:.2f}", flush=True)
+        figures = FIGURES[name](base, given)
+        print(", ".join(f"{n}: {x:.2f}" for n, x in figures.items() if isinstance(x, float)))
+        print(*(f"{n}: {x}" for n, x in figures.items() if isinstance(x, dict)), flush=True)
+        found |= figures
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
 
