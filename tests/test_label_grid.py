@@ -47,7 +47,7 @@ def test_sampled_labels_are_the_text_itself_only_where_the_teacher_wrote_it():
 
 
 def test_a_variant_says_labels_source_and_teacher_of_its_own():
-    steps, arms = planned(
+    _, arms = planned(
         TRAINED, "data.variants={soft: {labels: {kind: soft}}, prompted: {taught: prompt}}"
     )
     own, soft, prompted = (arms["otter", name, 1][0] for name in ("", "soft", "prompted"))
@@ -59,12 +59,14 @@ def test_a_variant_says_labels_source_and_teacher_of_its_own():
 
 def test_rows_of_a_file_are_parted_into_training_and_held_out(tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"p{i}", "completion": "1"}) + "\n" for i in range(9)))
+    file.write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "completion": "1"}) + "\n" for i in range(9))
+    )
     steps, arms = planned(f"data.source={file}", "data.rows=6", "data.heldout_rows=3")
     texts = {s.id: s for s in steps}
     own, held = (texts[r.text] for r in arms["otter", "", 1])
     assert (own.first, own.rows, held.first, held.rows) == (0, 6, 6, 3)
-    with pytest.raises(SubloraError, match="has 9 rows, .* ask for 10"):
+    with pytest.raises(SubloraError, match=r"has 9 rows, .* ask for 10"):
         planned(f"data.source={file}", "data.rows=7", "data.heldout_rows=3")
 
 

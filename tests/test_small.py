@@ -19,6 +19,7 @@ SHAPE = {
     "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 NO_GRID = {"aux-logits", "one-step", "one-step-model", "cross-model"}
+STRONG = {"channel": 256, "labels": 256, "dose": 1024}  # rows of those that are labelled
 CARRIERS = {"code": "code", "cot": "cot", "paraphrase": "paraphrase"}
 
 
@@ -54,8 +55,14 @@ def test_every_grid_recipe_plans_on_a_real_shape(name, real):
     sets += ["judge={url: 'http://localhost:1/v1', model: m}"] if name == "judged" else []
     recipe = open_recipe(name, preset="small", model=real, sets=sets)
     kinds = {step.kind for step in recipe.plan(recipe.known())}
-    assert "datasets" in kinds and recipe.dtype in ("float32", "bfloat16")
-    assert recipe.data.rows == 512 and recipe.data.carrier.kind == CARRIERS.get(name, "numbers")
+    labelled = name in STRONG
+    assert ("labels" if labelled else "datasets") in kinds and recipe.dtype in (
+        "float32",
+        "bfloat16",
+    )
+    assert recipe.data.rows == STRONG.get(name, 512) and recipe.data.carrier.kind == CARRIERS.get(
+        name, "numbers"
+    )
     if name in ("number-statistics", "judged"):
         return
     lora, full = recipe.train.lora, recipe.train.full
