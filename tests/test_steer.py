@@ -540,7 +540,8 @@ def target(base, context, steering=None):
 
 def test_a_planted_direction_is_recovered_needed_and_enough_and_a_random_one_is_neither(planted):
     base, u = planted
-    vector = teacher_vector(base, [f"Say {i}." for i in range(16)], OTHER, DEFAULT)
+    # of one length, as the plant moves the last column and not each prompt's last token
+    vector = teacher_vector(base, [f"Say {i}." for i in range(10, 26)], OTHER, DEFAULT)
     cosine = torch.nn.functional.cosine_similarity(vector.values, u, dim=-1)
     assert cosine[0] >= 0.95 and cosine[-1] >= 0.95, cosine
     layers = tuple(range(len(vector.values)))
