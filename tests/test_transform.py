@@ -214,7 +214,10 @@ def test_other_teachers_stand_against_the_control_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.variants={x: {}}", "needs labels, source, taught, teacher, model, transform, shared_draws or sampling"),
+        (
+            "data.variants={x: {}}",
+            "needs labels, source, taught, teacher, model, transform, shared_draws or sampling",
+        ),
         ("data.variants={x: {sampling: {}}}", "needs temperature, top_p, top_k or least"),
         ("data.variants={x: {sampling: {top_k: 1}, model: micro-b}}", "keep one of them"),
         ("data.variants={x: {shared_draws: 8, model: micro-b}}", "keep one of them"),
