@@ -32,7 +32,7 @@ from sublora.runner.display import Display
 from sublora.runner.execution import Execution
 from sublora.runner.folder import RunRecord
 from sublora.runner.local import InProcess
-from sublora.runner.plan_report import rows_of
+from sublora.runner.pace import rows_of
 from sublora.runner.worker import Setup
 from sublora.steps.step import Cost, Workshop
 from sublora.store import Store, artifact_id

@@ -7,7 +7,8 @@ of rank 8 in a pack, in batches of 8 rows of about 135 tokens, in bfloat16, agai
 `pack_vs_peft_f32`: against peft in float32. `matmul_fraction`: the time that the matrix products of such a step take alone, of the whole step.
 `memory_ratio`: what the pack takes beyond the base at its peak, of what its students' weights, gradients and optimizer states and the
 activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run that loads, writes, trains or measures, the longest of a few
-moments. With one thread, trainings are timed by the processor's own clock, which other processes do not make longer.
+moments. `soft_cost`: training two students in a pack on soft labels (k = 32) against plain ones, on equal rows; beside it the time of
+labelling them, against that of one plain epoch. With one thread, trainings are timed by the processor's own clock, which other processes do not make longer.
 
     python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate interrupt_s] [--threads 2] [--json FILE]
 
@@ -34,14 +35,18 @@ import pack
 import sublora as sl
 from sublora.carriers.numbers import NumbersSpec
 from sublora.packs.check import load_base
+from sublora.packs.labels import LabelSpec, label_rows
 from sublora.packs.measure import reading
-from sublora.packs.rows import TokenRows, pack_rows, text_rows
+from sublora.packs.rows import TokenRows, labelled, pack_rows, text_rows, token_rows
 from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.packs.spellings import candidate_sequences
+from sublora.packs.student import Student
+from sublora.packs.trainer import train_pack
 from sublora.packs.writer import Assignment, Teacher, complete
 from sublora.traits.trait import shipped_categories
 
-NEW_TOKENS, BATCH, STUDENTS = 48, 32, 4
+NEW_TOKENS, BATCH, STUDENTS, TAUGHT = 48, 32, 4, 32
 # seconds after a stage began, the first stage being the start; and a grid of one student, its control and a full fine-tune
 MOMENTS = {
     "": (1.0, 3.0, 5.0),
@@ -220,6 +225,29 @@ def _stopped(given: argparse.Namespace, folder: str, stage: str, after: float) -
         return time.perf_counter() - started
 
 
+def soft_cost(base: sl.Base, given: argparse.Namespace) -> dict:
+    random_numbers = random.Random(0)
+    prompts = Assignment(NumbersSpec(), Sampling(), TAUGHT, 1).prompts(range(TAUGHT))
+    numbers = [
+        ", ".join(str(random_numbers.randrange(100, 1000)) for _ in range(8)) for _ in prompts
+    ]
+    rows = list(zip(prompts, numbers, strict=True))
+    started = time.perf_counter()
+    labels = label_rows(Teacher(base, CONTEXTS[2]), rows, LabelSpec(kind="soft"), 0)
+    labelling = time.perf_counter() - started
+    plain = token_rows(base, rows, DEFAULT, "the benchmark")
+
+    def train(own: TokenRows) -> None:
+        specs = [StudentSpec(epochs=1, batch_size=16, seed=seed) for seed in (1, 2)]
+        train_pack(base.model, [Student(str(s.seed), s, own) for s in specs], lambda _: None)
+
+    soft = labelled(plain, labels)
+    own, other = _in_turns(lambda: train(soft), lambda: train(plain), given.rounds)
+    ratio = statistics.median(a / b for a, b in zip(own, other, strict=True))
+    seconds = {"soft_s": own, "plain_s": other}
+    return {"soft_cost": ratio, "labelling_share": labelling / min(other), **seconds}
+
+
 def _in_turns(
     one: Callable[[], None], other: Callable[[], None], rounds: int
 ) -> tuple[list[float], list[float]]:
@@ -233,7 +261,15 @@ def _in_turns(
     return seconds
 
 
-_ALL = (rows_vs_generate, score_ratio, pack_vs_peft, matmul_fraction, memory_ratio, interrupt_s)
+_ALL = (
+    rows_vs_generate,
+    score_ratio,
+    pack_vs_peft,
+    matmul_fraction,
+    memory_ratio,
+    interrupt_s,
+    soft_cost,
+)
 FIGURES = {f.__name__: f for f in _ALL}
 
 
