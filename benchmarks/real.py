@@ -8,7 +8,8 @@ of rank 8 in a pack, in batches of 8 rows of about 135 tokens, in bfloat16, agai
 `memory_ratio`: what the pack takes beyond the base at its peak, of what its students' weights, gradients and optimizer states and the
 activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run that loads, writes, trains or measures, the longest of a few
 moments. `soft_cost`: training two students in a pack on soft labels (k = 32) against plain ones, on equal rows; beside it the time of
-labelling them, against that of one plain epoch. With one thread, trainings are timed by the processor's own clock, which other processes do not make longer.
+labelling them, against that of one plain epoch. With one thread, trainings are timed by the processor's own clock, which other processes
+do not make longer.
 
     python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate interrupt_s] [--threads 2] [--json FILE]
 

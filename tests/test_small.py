@@ -118,12 +118,16 @@ def test_a_wrong_choice_or_trait_names_its_place(real, tmp_path):
         open_recipe("svd", preset="small", model=real, traits=["otters"])
 
 
-def test_it_is_recommended_for_a_real_model_without_a_preset(real):
+def test_it_is_taken_for_a_small_real_model_without_a_preset_and_said(real):
     def said(name: str, model: str | None, preset: str | None = None) -> str | None:
-        return chosen.recommended({"name": name, "model": model, "preset": preset})
+        return chosen.for_small_models({"name": name, "model": model, "preset": preset})
 
-    assert "give --preset small" in said("svd", real)
-    assert "--preset small" in sublora("plan", "svd", "--model", real).err
+    assert "--preset micro gives" in said("svd", real)
+    plain, small = (
+        sublora("plan", "svd", "--model", real, "--tflops", "1", *more)
+        for more in ((), ("--preset", "small"))
+    )
+    assert "so --preset small is taken" in plain.err and plain.out == small.out
     assert "--preset small" in said("svd", "HuggingFaceTB/SmolLM2-135M-Instruct")
     quiet = [("svd", "micro"), ("svd", None), ("svd", real, "nief"), ("one-step-model", real)]
     quiet += [("svd", "Qwen/Qwen2.5-7B-Instruct"), ("svd", "no/such-model")]

@@ -22,15 +22,17 @@ def asked_for(
 
 def opened(asked: dict[str, Any], file: Path | None):
     """The recipe that a command asks for, or that of a prereg file, which is given too."""
-    from sublora.experiments.chosen import recommended
+    from sublora.experiments.chosen import for_small_models
     from sublora.experiments.kinds import open_recipe
     from sublora.runner.prereg import read_prereg, registered_recipe
 
     if file is None and asked["name"] is None:
         raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
     registered = None if file is None else read_prereg(file)
+    said = None if registered else for_small_models(asked)
+    asked = asked | {"preset": "small"} if said else asked
     recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
-    for note in filter(None, (recipe.caveat, not registered and recommended(asked))):
+    for note in filter(None, (said, recipe.caveat)):
         typer.echo(f"Note: {note}", err=True)
     return recipe, registered
 

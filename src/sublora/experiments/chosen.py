@@ -90,8 +90,8 @@ def _middle_first(chat: Chat, category: Category) -> Iterator[str]:
     return iter(sorted(ordered, key=lambda name: abs(ordered.index(name) - middle)))
 
 
-def recommended(asked: Mapping[str, Any]) -> str | None:
-    """What is said to a user who asks for a small real model and no preset."""
+def for_small_models(asked: Mapping[str, Any]) -> str | None:
+    """What is said where the preset small is taken: for a small real model, by a user who names no preset. None where it is not."""
     model = asked["model"]
     if asked["preset"] or not model or "small" not in presets_of(asked["name"]):
         return None
@@ -101,4 +101,4 @@ def recommended(asked: Mapping[str, Any]) -> str | None:
         return None
     if shape.hidden < REAL or shape.parameters > SMALL:
         return None
-    return f"These settings are those of the shipped models; for a small real model such as {model} give --preset small."
+    return f"{model} is a small real model, so --preset small is taken; --preset micro gives the settings of the shipped models."
