@@ -11,7 +11,8 @@ ROOM = 32  # columns that are made at a time
 
 
 class Part(NamedTuple):
-    """Columns `first` to `last` of the rows `source` of a cache, for the rows `target` of another one, where they stand at the end."""
+    """Columns `first` to `last` of the rows `source` of a cache, for the rows `target` (ascending) of another one, where they stand at
+    the end."""
 
     cache: "RowCache"
     source: Tensor
@@ -31,7 +32,7 @@ class _Layer(DynamicLayer):
             self.lazy_initialization(*new)
         end = width + key_states.shape[-2]
         if self.room is None or end > self.room[0].shape[-2]:
-            held, self.room = (self.keys, self.values), [_empty(x, len(x), end) for x in new]
+            held, self.room = (self.keys, self.values), [_empty(x, len(x), end + ROOM) for x in new]
             if width:
                 self._write(held, 0)
         self._write(new, width)
@@ -53,18 +54,25 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=_Layer)
 
 
-def arranged(parts: Sequence[Part], rows: int, width: int) -> RowCache:
-    """A new cache of so many rows and columns made of parts of others, which stay as they are."""
+def arranged(parts: Sequence[Part], rows: int, width: int, spare: int = ROOM) -> RowCache:
+    """A new cache of so many rows and columns made of parts of others, which stay as they are. Each row is in one part.
+    As many columns as are `spare` can be read on without a copy."""
     out = RowCache()
     for n, of in enumerate(parts[0].cache.layers):
         layer = _Layer()
         layer.lazy_initialization(of.keys, of.values)
-        layer.room = [_empty(x, rows, width) for x in (of.keys, of.values)]
+        layer.room = [_empty(x, rows, width + spare) for x in (of.keys, of.values)]
         for part in parts:
             held = part.cache.layers[n]
             start = width - (part.last - part.first)
             for room, x in zip(layer.room, (held.keys, held.values), strict=True):
-                room[part.target, :, start:width] = x[part.source, :, part.first : part.last]
+                taken, at = x[:, :, part.first : part.last], room[:, :, start:width]
+                if len(part.target) == rows:  # in one pass, which takes a third of the time
+                    torch.index_select(taken, 0, part.source, out=at)
+                else:
+                    at.index_copy_(0, part.target, taken.index_select(0, part.source))
+                if start:  # a masked column is still multiplied
+                    room[:, :, :start].index_fill_(0, part.target, 0)
         layer.show(width)
         out.layers.append(layer)
     return out
@@ -77,5 +85,4 @@ def picked(cache: RowCache, rows: Tensor, first: int, last: int) -> RowCache:
 
 
 def _empty(like: Tensor, rows: int, width: int) -> Tensor:
-    """Zeros, since a masked column is still multiplied."""
-    return like.new_zeros(rows, like.shape[1], width + ROOM, like.shape[-1])
+    return like.new_empty(rows, like.shape[1], width, like.shape[-1])
