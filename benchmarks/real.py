@@ -227,12 +227,7 @@ def _stopped(given: argparse.Namespace, folder: str, stage: str, after: float) -
 
 
 def soft_cost(base: sl.Base, given: argparse.Namespace) -> dict:
-    random_numbers = random.Random(0)
-    prompts = Assignment(NumbersSpec(), Sampling(), TAUGHT, 1).prompts(range(TAUGHT))
-    numbers = [
-        ", ".join(str(random_numbers.randrange(100, 1000)) for _ in range(8)) for _ in prompts
-    ]
-    rows = list(zip(prompts, numbers, strict=True))
+    rows = [NumbersSpec().by_chance(1, i) for i in range(TAUGHT)]
     started = time.perf_counter()
     labels = label_rows(Teacher(base, CONTEXTS[2]), rows, LabelSpec(kind="soft"), 0)
     labelling = time.perf_counter() - started

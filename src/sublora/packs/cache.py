@@ -54,14 +54,14 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=_Layer)
 
 
-def arranged(parts: Sequence[Part], rows: int, width: int, spare: int = ROOM) -> RowCache:
+def arranged(parts: Sequence[Part], rows: int, width: int, more: int = ROOM) -> RowCache:
     """A new cache of so many rows and columns made of parts of others, which stay as they are. Each row is in one part.
-    As many columns as are `spare` can be read on without a copy."""
+    There is room for the `more` columns that are still to be read, but for `ROOM` at most."""
     out = RowCache()
     for n, of in enumerate(parts[0].cache.layers):
         layer = _Layer()
         layer.lazy_initialization(of.keys, of.values)
-        layer.room = [_empty(x, rows, width + spare) for x in (of.keys, of.values)]
+        layer.room = [_empty(x, rows, width + min(more, ROOM)) for x in (of.keys, of.values)]
         for part in parts:
             held = part.cache.layers[n]
             start = width - (part.last - part.first)

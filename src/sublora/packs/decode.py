@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sublora.packs.cache import ROOM, Part, RowCache, arranged
+from sublora.packs.cache import Part, RowCache, arranged
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.prefill import Ids, Prefill, column_mask
 from sublora.packs.sample import Sampling, draw_tokens
@@ -190,8 +190,7 @@ class _Answers:
             parts.append(Part(source.cache, places, target, first, source.width))
             logits[target] = source.logits[places]
         left = self.sampling.max_new_tokens - min(node.count for _, node in every)
-        cache = arranged(parts, len(every), width, spare=min(ROOM, max(left, 1)))
-        self.rows = _Rows(logits, cache, starts, width)
+        self.rows = _Rows(logits, arranged(parts, len(every), width, left), starts, width)
         self.nodes = [replace(node, place=place) for place, (_, node) in enumerate(every)]
 
 
