@@ -106,7 +106,8 @@ def _assumed(known: Known) -> tuple[float, float, str]:
 
 def probe(shape: Shape | None, seconds: float = PROBE_SECONDS) -> tuple[float, float]:
     """FLOP/s of a block of the model on this CPU with the threads that torch has: forward and backward over rows of tokens, and forward
-    over one token a row. The fastest of many passes counts, since what else the machine does can only slow one down."""
+    over one token a row. The fastest of many passes counts, since what else the machine does can only slow one down. They are made by one
+    thread and counted for all: beside a busy process no pass of several threads escapes it, as each waits for the other at every product."""
     import torch
 
     shape = shape or Shape(256, 1, 4, 4, 64, 1024, 1, True)
@@ -132,10 +133,15 @@ def probe(shape: Shape | None, seconds: float = PROBE_SECONDS) -> tuple[float, f
         with torch.inference_mode():
             block(torch.randn(*WRITE, shape.hidden))
 
-    return (
-        2 * once * READ[0] * READ[1] / _fastest(read, seconds),
-        once * WRITE[0] * WRITE[1] / _fastest(write, seconds),
-    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return (
+            threads * 2 * once * READ[0] * READ[1] / _fastest(read, seconds),
+            threads * once * WRITE[0] * WRITE[1] / _fastest(write, seconds),
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fastest(work: Callable[[], None], seconds: float) -> float:
