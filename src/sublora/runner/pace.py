@@ -106,8 +106,8 @@ def _assumed(known: Known) -> tuple[float, float, str]:
 
 def probe(shape: Shape | None, seconds: float = PROBE_SECONDS) -> tuple[float, float]:
     """FLOP/s of a block of the model on this CPU with the threads that torch has: forward and backward over rows of tokens, and forward
-    over one token a row. The fastest of many passes counts, since what else the machine does can only slow one down. They are made by one
-    thread and counted for all: beside a busy process no pass of several threads escapes it, as each waits for the other at every product."""
+    over one token a row. The fastest of many passes counts, since what else the machine does can only slow one down; one thread is tried
+    too, as beside a busy process no pass of several escapes it: each waits for the other at every product."""
     import torch
 
     shape = shape or Shape(256, 1, 4, 4, 64, 1024, 1, True)
@@ -133,15 +133,17 @@ def probe(shape: Shape | None, seconds: float = PROBE_SECONDS) -> tuple[float, f
         with torch.inference_mode():
             block(torch.randn(*WRITE, shape.hidden))
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    threads, rates = torch.get_num_threads(), []
     try:
-        return (
-            threads * 2 * once * READ[0] * READ[1] / _fastest(read, seconds),
-            threads * once * WRITE[0] * WRITE[1] / _fastest(write, seconds),
-        )
+        for tried in {1, threads}:
+            torch.set_num_threads(tried)
+            reading, writing = _fastest(read, seconds / 2), _fastest(write, seconds / 2)
+            rates.append(
+                (2 * once * READ[0] * READ[1] / reading, once * WRITE[0] * WRITE[1] / writing)
+            )
     finally:
         torch.set_num_threads(threads)
+    return max(r for r, _ in rates), max(w for _, w in rates)
 
 
 def _fastest(work: Callable[[], None], seconds: float) -> float:
