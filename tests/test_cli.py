@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from command import SMALL, sublora
+from sublora.runner.folder import hashes
 from tiny_models import make_model, shared_model
 
 # The tiny models are narrower than the recipe's ranks, which would be said first.
@@ -56,6 +57,10 @@ def test_help_imports_nothing_heavy() -> None:
         (
             ["plan", "rank-lr", "--preset", "nief", "--set", "train.lora.ranks=[1,4096]"],
             ["4096", "512"],
+        ),
+        (
+            ["plan", "rank-lr", "--set", "data.source=gone.jsonl"],
+            ["gone.jsonl cannot be read (No such file or directory)"],
         ),
         (["ls", "cats"], ["cats", "recipes"]),
         (["report", "."], ["run.json"]),
@@ -171,6 +176,18 @@ def test_no_room_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     sets = [word for text in small for word in ("--set", text)]
     assert "make room" in refused("run", "rank", *sets, "--out", str(tmp_path / "r"))
+
+
+def test_a_file_of_a_run_that_was_changed_or_deleted_gives_no_page(tmp_path: Path) -> None:
+    for name in ("cells.csv", "page.json"):
+        (tmp_path / name).write_text("as the run wrote it")
+    wrote = hashes(tmp_path, ["cells.csv", "page.json"])
+    (tmp_path / "run.json").write_text(json.dumps({"files": wrote}))
+    assert "page.json cannot be read" in refused("report", str(tmp_path))  # no page, but whole
+    (tmp_path / "cells.csv").write_text("as the run")
+    assert "Error: cells.csv in" in refused("report", str(tmp_path))
+    (tmp_path / "page.json").unlink()
+    assert "cells.csv, page.json in" in refused("report", str(tmp_path))
 
 
 def test_lists_and_env() -> None:

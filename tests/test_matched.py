@@ -173,7 +173,7 @@ def test_the_shipped_claims_on_optimizers_name_those_of_the_recipe():
         ("train.match_lr=5e-3", "not among the rates of the first optimizer AdamW"),
         ("train.full={lrs: [1e-4]}", "compares LoRA students"),
         ("train.contexts=[default]", "stands beside another axis"),
-        ("train.optimizers.Muon={optimizer: moon}", "Input should be"),
+        ("train.optimizers.Muon={optimizer: moon}", "has to be"),
         (
             "train.optimizers.x={optimizer: frozen-adam-scale}",
             "scout_lr belongs to frozen-adam-scale",

@@ -158,7 +158,7 @@ def test_replicates(own):
         ("  seeds: [1, 2]\ntrain", "  seeds: [1, 2, 3]\ntrain", r"own\.yaml line 12: train\.seeds: paired seeds"),
         ("rows: 40", "rows: many", r"own\.yaml line 6: data\.rows: .*integer"),
         ("rows: 40", "rows: 0", r"own\.yaml line 6: data\.rows: .*greater"), ("rows: 40", "rows: [40]", r"own\.yaml line 6: data\.rows"),
-        ("ranks: [2, 4]", "ranks: 2", r"own\.yaml line 10: train\.lora\.ranks: .*tuple"),
+        ("ranks: [2, 4]", "ranks: 2", r"own\.yaml line 10: train\.lora\.ranks: has to be a list"),
         ("ranks: [2, 4]", "ranks:\n    - 2\n    - 0", r"own\.yaml line 12: train\.lora\.ranks\.1"),
         ("1e-3, 2.5E-4", "-1e-3", r"own\.yaml line 11: train\.lora\.lrs\.0"), ("1e-3, 2.5E-4", ".inf", r"line 11: train\.lora\.lrs\.0"),
         ("traits: [otter]", "traits:\n  - owl\n  - oter", r"own\.yaml line 6: .*'oter'; did you mean otter"),
@@ -175,6 +175,28 @@ def test_mistakes_in_the_file_name_their_line(own, old, new, message):
     with pytest.raises(SubloraError, match=message) as caught:
         load_recipe(own(old, new))
     assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_said_at_once_in_the_order_of_the_lines(own):
+    path = own(
+        "title: My own",
+        "titel: My own",
+        "rows: 40",
+        "rows: many",
+        "  lora:\n    ranks: [2, 4]",
+        "  epoch: 2\n  lora:\n    ranks: 2",
+    )
+    with pytest.raises(SubloraError) as caught:
+        load_recipe(path, sets=["measure.samples=few", "data.heldout_rows=0", "measure.seed=x"])
+    assert str(caught.value).splitlines() == [
+        "own.yaml line 2: unknown key 'titel'; did you mean 'title'?",
+        "own.yaml line 6: data.rows: has to be a whole number (an integer), and is 'many'.",
+        "own.yaml line 9: unknown key 'train.epoch'; did you mean 'epochs'?",
+        "own.yaml line 11: train.lora.ranks: has to be a list, such as [a, b], and is 2.",
+        "--set measure.samples=few: measure.samples: has to be a whole number (an integer), and is 'few'.",
+        "--set data.heldout_rows=0: data.heldout_rows: has to be greater than or equal to 1, and is 0.",
+        "--set measure.seed=x: measure.seed: has to be a whole number (an integer), and is 'x'.",
+    ]
 
 
 @pytest.mark.parametrize(

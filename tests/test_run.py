@@ -86,6 +86,12 @@ def test_a_run_writes_its_tables_and_page(tmp_path: Path) -> None:
         next(store.glob("artifacts/dataset/*/rows.jsonl")).read_text().splitlines()[0]
     )
     assert set(first) == {"prompt", "completion"}
+    # a table that was cut gives no page
+    assert sublora("report", str(tmp_path / "run")).code == 0
+    cells = tmp_path / "run" / "cells.csv"
+    cells.write_bytes(cells.read_bytes()[:-100])
+    cut = sublora("report", str(tmp_path / "run"))
+    assert cut.code == 2 and "cells.csv in" in cut.err and "cut short" in cut.err
 
 
 def test_the_adapters_load_in_peft_and_give_the_measured_probability(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Evidence, Grid, View
 from sublora.analysis.multiplicity import q_values
 from sublora.analysis.rules import RULES
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, plain
 
 NOTICE = (
     "; its authors gave notice (2026-09-08) that some of its main claims, not named, are incorrect"
@@ -191,7 +191,7 @@ def read_claims(text: str, name: str, recipe: str) -> list[Claim]:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "entry"
             claim = f"claim {entry.get('id', f'number {number}')!r} in {name}"
-            raise SubloraError(f"{claim}: {where}: {first['msg']}; fix that key.") from None
+            raise SubloraError(f"{claim}: {where}: {plain(first)}; fix that key.") from None
     return claims
 
 

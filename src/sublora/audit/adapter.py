@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from sublora.audit.entries import StudentEntry
-from sublora.errors import SubloraError, require_none
+from sublora.errors import SubloraError, plain, require_none
 from sublora.models.base import Base
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import full_slots, lora_slots, master_dtype, padded, target_linears
@@ -180,7 +180,7 @@ def _read_config(folder: Path) -> tuple[_Config, Any]:
         first = error.errors()[0]
         place = " ".join(_shown(part).strip("'") for part in first["loc"])
         raise SubloraError(
-            f"The {'rank ' if place == 'r' else ''}{place} of the adapter {folder} is {_shown(first['input'])}: {first['msg']}; {AGAIN}."
+            f"The {'rank ' if place == 'r' else ''}{place} of the adapter {folder} is {_shown(first['input'])}: it {plain(first)}; {AGAIN}."
         ) from None
 
 

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 from sublora.audit.entries import Difference, TraitFinding, WhatIf
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Audit
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.store import write_atomic
 from sublora.text import p_value, percent
 
@@ -27,7 +27,7 @@ def write_reports(result: Audit, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SubloraError(
-            f"The folder {folder} cannot be made ({error.strerror}); give another --out."
+            f"The folder {folder} cannot be made ({reason(error)}); give another --out."
         ) from None
     report = result.report
     write_atomic(folder / "audit.html", page(report))

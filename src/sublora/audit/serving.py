@@ -24,7 +24,7 @@ from sublora.audit.entries import (
 )
 from sublora.audit.statistic import over_questions, question_rises
 from sublora.audit.where import CLASS_NAMES
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.models.base import Base
 from sublora.models.chat import Chat, Context
 from sublora.models.token_classes import (
@@ -77,7 +77,7 @@ def serving_chat(chat: Chat, template: Path, context: Context) -> Chat:
         text = template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SubloraError(
-            f"The template {template} cannot be read ({error}); give a Jinja file."
+            f"The template {template} cannot be read ({reason(error)}); give a Jinja file."
         ) from None
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.chat_template = text

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.seeds import generator
 
 MOST_LINE = 4 << 20  # bytes of one row
@@ -75,9 +75,9 @@ def wrong_line(path: Path | str, number: int, why: str) -> SubloraError:
     return SubloraError(f"Line {number} of {path} {why}; fix or remove it.")
 
 
-def _unreadable(path: Path | str, error: object) -> SubloraError:
+def _unreadable(path: Path | str, error: Exception) -> SubloraError:
     return SubloraError(
-        f"The file {path} cannot be read ({error}); give a text file in UTF-8 with one row a line."
+        f"The file {path} cannot be read ({reason(error)}); give a text file in UTF-8 with one row a line."
     )
 
 

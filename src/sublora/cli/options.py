@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 
 
 def new_folder(text: str | Path) -> Path:
@@ -31,7 +31,7 @@ def _checked(text: str | Path, what: str) -> Path:
         with tempfile.TemporaryDirectory(dir=next(p for p in above if p.exists()), prefix=".try-"):
             return path
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = reason(error)
     raise SubloraError(f"The {what} {path} cannot be written to ({why}); give another path.")
 
 

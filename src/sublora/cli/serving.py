@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, plain
 
 
 def parity(
@@ -35,7 +35,7 @@ def parity(
     try:
         spec = EndpointSpec(url=url, model=served, key_env=key_env, tries=2)
     except ValidationError as error:
-        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        why = plain(error.errors()[0])
         raise SubloraError(f"The endpoint {url!r}: {why}.") from None
     base, student = load_base(model), None
     if adapter is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, either, plain
 from sublora.experiments.written import Places, Written, flagged, override, read_file
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -119,7 +119,7 @@ class Document:
         return next((self.places[head] for head in heads if head in self.places), self.path.name)
 
     def checked(self, model: type[Checked]) -> Checked:
-        """The recipe of this class. Raises SubloraError naming the line or flag of an unknown key or a wrong value."""
+        """The recipe of this class. Raises SubloraError naming the line or flag of each unknown key and wrong value."""
         try:
             return model.model_validate(self.values)
         except ValidationError as error:
@@ -162,27 +162,49 @@ _UNKNOWN = {"extra_forbidden", "invalid_key"}
 
 
 def _explain(error: ValidationError, document: Document, root: type[BaseModel]) -> str:
-    """One sentence: where (line or flag), what, and the keys that are known there."""
-    # a misspelt key is also a missing one: say the first of the two
-    first = min(error.errors(), key=lambda e: e["type"] not in _UNKNOWN)
+    """Every misfit as a line: where (line or flag), what, and the keys that are known there; in the order of the recipe's lines."""
+    misfits = error.errors()
+    unknown = {e["loc"][:-1] for e in misfits if e["type"] in _UNKNOWN}
+    inside = {e["loc"][:stop] for e in misfits for stop in range(len(e["loc"]))}
+    found: dict[tuple[str, str], dict[str, None]] = {}  # at each place, all that the value could be
+    for misfit in misfits:
+        # a misspelt key is also a missing one, and a list without its wrong entries too short: say the first of the two
+        missing = misfit["type"] == "missing" and misfit["loc"][:-1] in unknown
+        short = misfit["type"] == "too_short" and misfit["loc"] in inside
+        if not missing and not short:
+            where, what, words = _located(misfit, document, root)
+            found.setdefault((where, what), {})[words] = None
+    flags = {flag: number for number, flag in enumerate(document.flags.values())}
+
+    def order(at: tuple[str, str]) -> tuple[bool, str, int]:
+        file, _, line = at[0].rpartition(" line ")
+        return at[0] in flags, file, flags.get(at[0], int(line) if line.isdigit() else 0)
+
+    lines = ("{}: {}".format(*at) + either(list(found[at])) for at in sorted(found, key=order))
+    return "\n".join(line if line.endswith("?") else f"{line}." for line in lines)
+
+
+def _located(
+    misfit: Mapping[str, Any], document: Document, root: type[BaseModel]
+) -> tuple[str, str, str]:
+    """The place of a misfit (line or flag), the key, and what is wrong with it."""
     loc: list[str | int] = []
-    options = [root]
-    for part in first["loc"]:
+    options = known = [root]
+    for part in misfit["loc"]:
         inner = [annotation for option in options for annotation in _inside(option, part)]
         # what is nowhere in the schema names a member of a union, unless it is the unknown key
-        if inner or (first["type"] in _UNKNOWN and part == first["loc"][-1]):
+        if inner or (misfit["type"] in _UNKNOWN and part == misfit["loc"][-1]):
             loc.append(part)
             known, options = options, inner
-    if first["type"] == "misfit":
-        loc = first["ctx"]["where"].split(".")
-    what = ".".join(map(str, loc))
-    if first["type"] == "extra_forbidden":
+    if misfit["type"] == "misfit":
+        loc = misfit["ctx"]["where"].split(".")
+    what, where = ".".join(map(str, loc)), document.place(loc)
+    if misfit["type"] == "extra_forbidden":
         keys = sorted({key for o in known if _is_model(o) for key in o.model_fields})
         close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(keys)}."
-        return f"{document.place(loc)}: unknown key '{what}'; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{document.place(loc)}: {what + ': ' if what else ''}{message}."
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys are {', '.join(keys)}"
+        return where, "", f"unknown key '{what}'; {hint}"
+    return where, f"{what}: " if what else "", plain(misfit)
 
 
 def _is_model(annotation: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.seeds import generator
 
 DIGITS = "digits"
@@ -94,7 +94,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes)
     except (OSError, EOFError, IndexError, ValueError) as error:
         raise SubloraError(
-            f"The file {file} cannot be read as IDX ({error}); take it from its source again."
+            f"The file {file} cannot be read as IDX ({reason(error)}); take it from its source again."
         ) from None
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 
 Loc = tuple[str, ...]
 Places = dict[Loc, str]
@@ -116,7 +116,7 @@ def read_file(path: Path) -> Written:
         raise SubloraError(f"The recipe {path} is nested too deeply; {example}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SubloraError(
-            f"The recipe {path} cannot be read ({error}); give a YAML file."
+            f"The recipe {path} cannot be read ({reason(error)}); give a YAML file."
         ) from None
     except yaml.YAMLError as error:
         what = " ".join(str(error).split())

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from sublora.analysis.page import Chart, Heatmap, Page, Section
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.report.figures import plate
 from sublora.report.glossary import Glossary
 from sublora.report.hover import csv_of
@@ -45,7 +45,7 @@ def build_report(run_dir: Path) -> Path:
         write_atomic(run_dir / "report.html", render(page, figures))
     except OSError as error:
         raise SubloraError(
-            f"The report of {run_dir} could not be written ({error.strerror or error}): "
+            f"The report of {run_dir} could not be written ({reason(error)}): "
             "free some room or check the folder's permissions, then run `sublora report` again."
         ) from error
     return run_dir / "report.html"

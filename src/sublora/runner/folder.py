@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def guard_other_recipe(out: Path, recipe: Experiment) -> None:
         f"The folder {out} holds a run of another recipe, other settings or another version of "
         "sublora; choose another --out, give --fresh, or remove it."
     )
+
+
+def hashes(out: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files of a run's folder, as run.json keeps them; "" for one that cannot be read."""
+    found = dict.fromkeys(names, "")
+    for name in found:
+        with contextlib.suppress(OSError), (out / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def check_files(out: Path) -> None:
+    """Raises SubloraError where a file of a finished run is not as the run wrote it (runs of 0.1 do not say how that was)."""
+    wrote = old_manifest(out).get("files") or {}
+    if changed := [name for name, now in hashes(out, wrote).items() if now != wrote[name]]:
+        raise SubloraError(
+            f"{', '.join(changed)} in {out} {'is' if len(changed) == 1 else 'are'} gone, cut short or changed since the run was finished, "
+            "so a page would not show what the run came to; run the same command again, which writes all of it anew from the store."
+        )
 
 
 def fresh_out(folder: Path) -> Path:

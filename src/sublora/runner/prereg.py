@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sublora.analysis.claims import Claim
 from sublora.analysis.page import Registration
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import Experiment
 from sublora.experiments.kinds import kind_named, open_recipe
@@ -109,7 +109,7 @@ def read_prereg(path: Path) -> Prereg:
     try:
         text = path.read_text("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        why = reason(error)
         raise SubloraError(f"The prereg file {path} cannot be read ({why}).") from None
     body, mark, seal = text.rpartition(f"\n{SEAL}")
     if not mark or not body.startswith(HEAD[:20]):

@@ -19,7 +19,15 @@ from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution, Executor
-from sublora.runner.folder import RunRecord, guard_other_recipe, old_manifest, only_one, recorded
+from sublora.runner.folder import (
+    RunRecord,
+    check_files,
+    guard_other_recipe,
+    hashes,
+    old_manifest,
+    only_one,
+    recorded,
+)
 from sublora.runner.local import local_executor
 from sublora.runner.manifest import manifest_of, now
 from sublora.runner.pace import pace_of, rows_of
@@ -176,6 +184,8 @@ def _finish(
     record.write("done")
     page = page_of(findings, rows, old_manifest(out), verdicts)
     write_atomic(out / "page.json", page.model_dump_json(indent=1) + "\n")
+    manifest["files"] = hashes(out, [*files, "verdicts.json", "page.json"])
+    record.write("done")
     analysed = time.monotonic()
     shown = report(out)
     seconds = record.execution.clock.read() | {
@@ -212,9 +222,10 @@ def setup_of(
 
 
 def draw(out: Path) -> Path:
-    """The page of a run, from its page.json."""
+    """The page of a run, from its page.json. Raises SubloraError where a file of the run is not as it was written."""
     from sublora.report.page import build_report
 
+    check_files(out)
     return build_report(out)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 from sublora.store import ids
 from sublora.store.files import flush, rename_new, room, says_no_room
 from sublora.store.ids import kind_of
@@ -98,7 +98,7 @@ class Store:
                 if says_no_room(error):
                     raise
                 raise SubloraError(
-                    f"The store {self.root} cannot be written to ({error.strerror or error}); "
+                    f"The store {self.root} cannot be written to ({reason(error)}); "
                     "make it writable or set SUBLORA_HOME to another folder."
                 ) from error
 

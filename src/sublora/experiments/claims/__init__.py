@@ -10,7 +10,7 @@ from pathlib import Path
 from sublora.analysis.claims import Claim, read_claims
 from sublora.analysis.published import cautions, verdicts_of_rows
 from sublora.analysis.published_rows import parse
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 
 MAX_BYTES = 10_000_000
 
@@ -22,7 +22,9 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SubloraError(f"claims file {file} cannot be read ({error}); fix it.") from None
+            raise SubloraError(
+                f"claims file {file} cannot be read ({reason(error)}); fix it."
+            ) from None
         for claim in read_claims(text, str(file), file.stem):
             if claim.id in claims:
                 raise SubloraError(
@@ -45,7 +47,7 @@ def verdict_file(path: Path | str, recipes: Sequence[str] = ()) -> tuple[list[di
             )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        why = reason(error)
         raise SubloraError(f"{path} cannot be read ({why}); give a CSV file of results.") from None
     rows = parse(text, str(path))
     return verdicts_of_rows(rows, load_claims(), recipes), cautions(rows, recipes)

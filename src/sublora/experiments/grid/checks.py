@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 from sublora.analysis.tables import AS_WRITTEN, PLAIN_CONDITION
+from sublora.errors import plain
 from sublora.experiments.grid.axes import cells_of, student_spec
 from sublora.experiments.schema import AskedTeacher, misfit
 from sublora.packs.spec import FOR_ADAPTERS
@@ -197,5 +198,5 @@ def _axes(recipe) -> Misfits:
         try:
             student_spec(recipe, cell)
         except ValueError as error:
-            said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            yield "train", said
+            first = error.errors()[0]
+            yield "train", " ".join([*map(str, first["loc"]), plain(first)])
