@@ -23,6 +23,7 @@ PAGES = [
     "docs/experiments.md",
     "docs/vectors.md",
     "docs/labels.md",
+    "docs/notebooks.md",
     "docs/audit.md",
     "docs/verdict.md",
 ]

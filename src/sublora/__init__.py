@@ -5,6 +5,7 @@ is first used, so that `import sublora` costs nothing.
 """
 
 import re
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ _HOME = {name: module for module, name in re.findall(r"from (\S+) import (\w+) a
 __all__ = sorted(_HOME)
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("sublora")
     if name not in _HOME:
-        raise AttributeError(f"module 'sublora' has no attribute '{name}'")
+        close = get_close_matches(name, __all__, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise AttributeError(f"module 'sublora' has no attribute '{name}'{hint}")
     return getattr(import_module(_HOME[name]), name)

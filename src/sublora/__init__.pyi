@@ -1,9 +1,12 @@
 """The public names, for `__init__.py`, editors and type checkers."""
 
 from sublora.analysis.claims import judge as judge
+from sublora.analysis.frame import Frame as Frame
 from sublora.analysis.intervals import clustered_interval as clustered_interval
 from sublora.analysis.intervals import contrast as contrast
 from sublora.analysis.tables import summarise as summarise
+from sublora.audit import audit as audit
+from sublora.audit.report import write_reports as write_reports
 from sublora.carriers.numbers import NumbersSpec as NumbersSpec
 from sublora.errors import SubloraError as SubloraError
 from sublora.experiments.claims import load_claims as load_claims
@@ -36,6 +39,8 @@ from sublora.packs.vectors import SteeringVector as SteeringVector
 from sublora.packs.writer import Assignment as Assignment
 from sublora.packs.writer import Teacher as Teacher
 from sublora.packs.writer import write_dataset as write_dataset
+from sublora.report.loaded import LoadedRun as LoadedRun
+from sublora.report.loaded import load_run as load_run
 from sublora.report.page import build_report as build_report
 from sublora.runner.run import RunOptions as RunOptions
 from sublora.runner.run import run as run

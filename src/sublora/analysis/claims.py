@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sublora.analysis.contrast import Answer, Contrast, Outcome, Pattern, select
 from sublora.analysis.effects import ACROSS, Effect, NotRun
 from sublora.analysis.evidence import Evidence, Grid, View
+from sublora.analysis.frame import Shown
 from sublora.analysis.multiplicity import q_values
 from sublora.analysis.rules import RULES
 from sublora.errors import SubloraError, plain
@@ -118,8 +119,8 @@ class Claim(BaseModel):
         return self.model_copy(update={part: (self.contrast or self.rule).at(factor)})
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """The verdict on one claim for one trait; `to_dict` gives an entry of verdicts.json.
 
     `q`: its q value among all claims of the run, None where its test has no p value. `stability`: what it would be at `half` and at
@@ -140,6 +141,13 @@ class Verdict:
         """The p value of what decides, where its test has one."""
         p = math.nan if self.verdict in SILENT else self.statistic.get("p", math.nan)
         return p if math.isfinite(p) else None
+
+    def _line(self) -> str:
+        return f"{self.verdict}: {self.claim.id}, {self.trait}"
+
+    def _pairs(self) -> Mapping[str, Any]:
+        own = {"verdict": self.verdict, "claim": self.claim.statement, "trait": self.trait}
+        return {**own, "why": self.reason, "q": self.q, **self.stability}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only: a statistic that is not finite becomes None."""

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sublora.analysis.frame import Shown
 from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.multiplicity import holm
 from sublora.errors import SubloraError
+from sublora.text import interval as span
+from sublora.text import p_value, signed
 
 Label = str | int | float | None
 ACROSS = "all"  # the trait of what is found across traits
@@ -21,8 +24,8 @@ class NotRun(SubloraError):
     """The results cannot answer what is asked; the message is the verdict's reason."""
 
 
-@dataclass(frozen=True)
-class Effect:
+@dataclass(frozen=True, repr=False)
+class Effect(Shown):
     """A number with its labels, its values by replicate and question, and an interval.
 
     `labels` say which number it is: `trait` (or the subject that it is about), `group` and `name`
@@ -74,6 +77,24 @@ class Effect:
         if "rise" not in self.parts:
             return None
         return clustered_interval(self.parts["rise"], self.data_seeds, self.train_seeds, level)
+
+    def _line(self) -> str:
+        labels = ", ".join(f"{k} {v}" for k, v in self.labels.items() if v is not None and v != "")
+        if not self.values.size and self.given is None:
+            return f"{labels}: no values"
+        i = self.interval()
+        return f"{labels}: {signed(i.estimate)} {span(i.low, i.high)}"
+
+    def _pairs(self) -> Mapping[str, object]:
+        found = {}
+        if self.values.size or self.given is not None:
+            i = self.interval()
+            found = {
+                "estimate": i.estimate,
+                "interval": span(i.low, i.high),
+                "p": p_value(i.p_value),
+            }
+        return {**self.labels, **found, **self.facts, **self.sizes}
 
     @property
     def trait(self) -> str:

@@ -20,9 +20,10 @@ FOLLOWED_SHOWN = 4  # traits that --what-if followed, a table or column each
 _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 
-def write_reports(result: Audit, folder: Path) -> Path:
+def write_reports(result: Audit, folder: Path | str) -> Path:
     """Write audit.json (last, its presence means that all is there) and its renderings; return the
     page. Raises SubloraError where the folder cannot be made or is a file."""
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

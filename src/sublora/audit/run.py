@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
+from sublora.analysis.frame import Frame, Shown
 from sublora.audit.adapter import Audited, load_audited
 from sublora.audit.against import AGAINST_SHARE
 from sublora.audit.calibrate import own_settings
@@ -24,6 +25,7 @@ from sublora.errors import SubloraError, require_none
 from sublora.models.base import Base, chosen_device
 from sublora.models.chat import PLAIN_CONTEXTS, Context, read_contexts, resolve_context
 from sublora.packs.check import load_base
+from sublora.text import p_value
 from sublora.traits.trait import load_categories
 
 # Of alpha, for the screening of the data where there is some: its evidence grows with every row, so
@@ -39,13 +41,35 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """A finished audit; `null` is that of the placebo students where some were trained here."""
 
     report: AuditReport
-    verdict: Verdict = field(repr=False)
-    null: Null | None = field(default=None, repr=False)
+    verdict: Verdict
+    null: Null | None = None
+
+    @property
+    def traits(self) -> Frame:
+        """Every trait in every context, smallest p first: P in base and student, rise in nats, corrected p."""
+        return Frame.of_rows([asdict(finding) for finding in self.report.traits])
+
+    def _line(self) -> str:
+        return f"{self.report.status}: {self.report.sentence}"
+
+    def _pairs(self) -> dict[str, object]:
+        found = {
+            f"{f.trait} in {f.context}": f"P {f.before:.3f} → {f.after:.3f}, p {p_value(f.p)}"
+            for f in self.report.found
+        }
+        what = self.report.what_if
+        return {
+            "status": self.report.status,
+            "what": self.report.sentence,
+            **found,
+            **({"what if": what.sentence} if what else {}),
+            "limits": " ".join(self.report.limits),
+        }
 
 
 def audit_request(request: Request, say: Say = silent) -> Audit:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sublora.analysis.effects import Effect
+from sublora.analysis.frame import Shown
 from sublora.analysis.page import Chart, Section, Tile
 from sublora.models.base import Base, known_shape, model_source
 from sublora.models.known import Known, known_model
@@ -42,7 +43,7 @@ class Findings:
     said: str = ""
 
 
-class Experiment(BaseModel):
+class Experiment(Shown, BaseModel):
     """A recipe of any kind. A new experiment is one file with a subclass, and a line in `experiments.kinds`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -54,6 +55,14 @@ class Experiment(BaseModel):
     level: float = Field(
         0.05, gt=0, lt=0.5, description="false calls allowed over all tested estimates of a group"
     )
+
+    def _line(self) -> str:
+        return ", ".join([self.name, *self.out_words])
+
+    def _pairs(self) -> Mapping[str, Any]:
+        varied = dict(line.split(": ", 1) for line in self.varied() if ": " in line)
+        own = {"recipe": self.name, "title": self.title, "model": self.model_name or "none"}
+        return {**own, "what": self.sentence, **varied}
 
     @property
     def model_name(self) -> str | None:

@@ -35,6 +35,10 @@ class Base:
     window: int | None
     organism: bool
 
+    def __repr__(self) -> str:
+        kind = "a model organism" if self.organism else type(self.model).__name__
+        return f"Base({self.name}, {self.model.num_parameters():,} parameters, {kind}, on {self.device})"
+
     @property
     def device(self) -> "torch.device":
         return next(self.model.parameters()).device

@@ -121,6 +121,9 @@ class Chat:
     no token that ends an assistant's turn.
     """
 
+    def __repr__(self) -> str:
+        return f"Chat({len(self.tokenizer):,} tokens, system role {self.system_support})"
+
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         if not getattr(tokenizer, "is_fast", False):
             why = "The tokenizer has no fast version, and character offsets are needed; save one with a tokenizer.json."

@@ -60,6 +60,11 @@ class Answers:
     samples: list[list[str]]
     by_prefix: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        questions, entities = self.p.shape
+        samples = sum(map(len, self.samples))
+        return f"Answers({questions} questions, {entities} entities, {samples} sampled answers)"
+
 
 class Reader:
     """Reads prompts with all students of a pack at once; see `reading`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sublora.analysis.page import Registration
 from sublora.analysis.tables import estimate_rows, to_csv
@@ -38,6 +38,9 @@ from sublora.steps.step import ROWS_AT_ONCE, Step
 from sublora.store import Store, write_atomic, write_json_atomic
 from sublora.store.known_runs import note_run
 
+if TYPE_CHECKING:  # draws figures, and a run may draw none
+    from sublora.report.loaded import LoadedRun
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -54,8 +57,10 @@ class RunOptions:
     ray_address: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
+    """What a run came to; a notebook shows it as the run that it left in `folder`."""
+
     folder: Path
     page: Path
     findings: Findings
@@ -63,6 +68,18 @@ class RunResult:
     warnings: list[str]
     seconds: dict[str, float]
     planned: dict[str, float]
+
+    def load(self) -> LoadedRun:
+        """The run's tables, verdicts and figures."""
+        from sublora.report.loaded import load_run
+
+        return load_run(self.folder)
+
+    def __repr__(self) -> str:
+        return f"RunResult({self.load()!r})"
+
+    def _repr_html_(self) -> str:
+        return self.load()._repr_html_()
 
 
 def run(
