@@ -13,9 +13,7 @@ from sublora.analysis.rules import MAX_JUMPS
 from sublora.experiments.claims import load_claims
 from sublora.experiments.grid.axes import cells_of
 
-SEED_SD = (
-    0.35  # nats, of students of neutral rows on micro, between data seeds (benchmarks/validity.py)
-)
+SEED_SD = 0.35  # nats, of students of neutral rows on micro, between data seeds (validity.py)
 QUESTIONS = 4  # of a made-up result
 WORLDS: Mapping[str, Callable[[float, float], float]] = {
     # transfer in nats by the places of rank and rate among those of the recipe, from 0 to 1
@@ -34,11 +32,18 @@ def design_of(recipe) -> list[str]:
         clusters, kind = len(set(recipe.train.seeds)), "training seed"
     if clusters < 2:
         return ["With one replicate no claim can be settled; give two data seeds or more."]
-    least = smallest_effect(SEED_SD / clusters**0.5, clusters - 1, recipe.level)
+    differ = recipe.seed_sd or SEED_SD
+    least = smallest_effect(differ / clusters**0.5, clusters - 1, recipe.level)
+    as_where = "" if recipe.seed_sd else " as students of neutral rows on micro do"
     said = [
-        f"With {clusters} {kind}s a cell finds an effect of {least:+.2f} nats with a power of 80%, where seeds differ by {SEED_SD:g} nats as "
-        "students of neutral rows on micro do; corrections over many cells ask for more."
+        f"With {clusters} {kind}s a cell finds an effect of {least:+.2f} nats with a power of 80%, where seeds differ by {differ:g} nats"
+        f"{as_where}; corrections over many cells ask for more."
     ]
+    if len(recipe.traits) > 1:
+        mean = least / len(recipe.traits) ** 0.5
+        said.append(
+            f"The mean of the {len(recipe.traits)} traits is found from {mean:+.2f} nats where their errors are independent."
+        )
     missed = jumps_missed(len(recipe.seeds))
     if missed > MAX_JUMPS:
         said.append(

@@ -36,7 +36,11 @@ class Recipe(WritesRows):
     fixed_lr: float | None = Field(
         None, description="the one rate of the fixed-lr view; must be in the grid"
     )
-
+    seed_sd: float | None = Field(
+        None,
+        gt=0,
+        description="how far data seeds are expected to differ, in nats, from exploration: for the smallest effect that a plan states",
+    )
     added_lrs: tuple[float, ...] = Field(
         (), description="those of train.lora.lrs that --extend-lrs added after a first look"
     )
