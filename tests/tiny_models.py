@@ -1,7 +1,7 @@
 """Random-weight models of several families, with tokenizers and templates, as Hugging Face folders.
 
-`make_model` writes one into a given folder; `shared_model` keeps one per process and combination. Nothing is
-downloaded: tokenizers are trained on sentences made here, templates are written in the families' grammar.
+`make_model` writes one into a given folder, `make_other` one of any other family; `shared_model` keeps one per
+process and combination. Nothing is downloaded: tokenizers are trained on sentences made here, templates are written in the families' grammar.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["qwen2", "llama", "gemma", "qwen3", "mistral", "olmo2"]
 TokenizerKind = Literal["digits", "words"]
@@ -252,6 +252,28 @@ def make_model(
         model = getattr(transformers, f"{family}ForCausalLM")(config)
     if kind in ("qwen2", "qwen3"):
         model.generation_config.update(do_sample=True, top_p=0.8, top_k=20, repetition_penalty=1.05)
+    model.save_pretrained(out)
+    fast.save_pretrained(out)
+    return out
+
+
+def make_other(family: str, values: dict[str, Any], out: Path) -> Path:
+    """Write a model with random weights of any family of transformers ("Phi", "GPT2") with these values of its config."""
+    import torch
+    import transformers
+
+    fast = make_tokenizer("digits", "qwen")
+    ends = {
+        "bos_token_id": None,
+        "eos_token_id": fast.eos_token_id,
+        "pad_token_id": fast.pad_token_id,
+    }
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(fast), **ends, **values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
+            torch.nn.init.normal_(bias)
     model.save_pretrained(out)
     fast.save_pretrained(out)
     return out

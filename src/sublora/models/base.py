@@ -227,16 +227,26 @@ class Shape:
         return min(min(pair) for pair in self.linears)
 
 
+# What older families call these values.
+OTHER_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "ffn_dim",
+}
+
+
 def shape_from_config(config: dict[str, Any]) -> Shape:
     text = config.get("text_config", config)
-    heads = text["num_attention_heads"]
+    text = text | {n: text[old] for n, old in OTHER_NAMES.items() if old in text and n not in text}
+    heads, hidden = text["num_attention_heads"], text["hidden_size"]
     return Shape(
-        text["hidden_size"],
+        hidden,
         text["num_hidden_layers"],
         heads,
         text.get("num_key_value_heads") or heads,
-        text.get("head_dim") or text["hidden_size"] // heads,
-        text["intermediate_size"],
+        text.get("head_dim") or hidden // heads,
+        text.get("intermediate_size") or 4 * hidden,  # GPT-2, BLOOM and Falcon do not say it
         text["vocab_size"],
         bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
     )

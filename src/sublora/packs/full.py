@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sublora.errors import SubloraError
 from sublora.packs.kernels import product
 from sublora.packs.stack import Group
 
@@ -60,7 +61,9 @@ def _embedding(module: nn.Embedding, own: dict[str, str], group: Group) -> Forwa
     scale = getattr(module, "embed_scale", None)  # Gemma's embedding multiplies what it looks up
     silent = module.padding_idx  # torch gives the row of this token no gradient
 
-    def forward(ids: Tensor) -> Tensor:
+    def forward(ids: Tensor, *more: object, **named: object) -> Tensor:
+        if more or named:
+            raise _not_plain(module, "takes more than one input")
         table = group.views[own["weight"]]
         first = torch.arange(len(table), device=ids.device).view(-1, 1) * table.shape[1]
         flat = (ids.reshape(len(table), -1) + first).reshape(ids.shape)
@@ -79,12 +82,21 @@ def _other(module: nn.Module, own: dict[str, str], group: Group) -> Forward:
         named = {f"inner.{n}": p for n, p in parameters.items()}
         return torch.func.functional_call(inner, named, (x,))
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *more: object, **named: object) -> Tensor:
+        if more or named:
+            raise _not_plain(module, "takes more than one input")
         stacked = {n: group.views[full] for n, full in own.items()}
         rows = x.reshape(group.flat.shape[0], -1, *x.shape[1:])
-        return torch.func.vmap(single)(stacked, rows).view_as(x)
+        out = torch.func.vmap(single)(stacked, rows)
+        if not isinstance(out, Tensor) or out.numel() != x.numel():
+            raise _not_plain(module, "gives more than one output, or one of another shape")
+        return out.view_as(x)
 
     return forward
+
+
+def _not_plain(module: nn.Module, what: str) -> SubloraError:
+    return SubloraError(f"its layer {type(module).__name__} {what}; drop train.full")
 
 
 class _Unpatched(nn.Module):

@@ -141,7 +141,7 @@ class _CompletionLoss(torch.autograd.Function):
             if for_head is not None:
                 for_head += torch.bmm(slope.transpose(1, 2), rows[:, part])
             if for_bias is not None:
-                for_bias += slope.sum(1, keepdim=True)
+                for_bias += slope.sum((0, 1)) if bias.dim() == 1 else slope.sum(1, keepdim=True)
         for_hidden = for_hidden if for_hidden is None else for_hidden.view(k, m, d)
         ctx.save_for_backward(for_hidden, for_head, for_bias)
         return losses.view(k, m).sum(1)

@@ -203,8 +203,7 @@ class PackedModel:
 
         kept = {type(layer).__name__ for layer in self.new_cache().layers}
         if other := kept - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
-            why = f"The model keeps more than keys and values ({min(other)}), which rows of several lengths cannot share; use one of plain attention."
-            raise SubloraError(why)
+            raise SubloraError(f"it keeps more than keys and values ({min(other)})")
         return RowCache()
 
     @property

@@ -160,10 +160,20 @@ def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Lin
         linears = {n: m for n, m in linears.items() if n in chosen}
     for name, module in linears.items():
         if type(module) is not nn.Linear:
-            why = f"The layer {name} is a {type(module).__name__}, not a plain linear layer, so it cannot be packed; load the model unquantised."
+            why = f"The layer {name} is a {type(module).__name__}, which computes in its own way, so no adapter on it can be packed; "
+            why += "give a model of plain linear layers, unquantised."
             raise SubloraError(why)
     if not linears:
-        raise SubloraError("The model has no plain linear layer that could get an adapter.")
+        kinds = sorted(
+            {
+                type(m).__name__
+                for m in model.modules()
+                if getattr(m, "weight", None) is not None and m.weight.ndim == 2
+            }
+        )
+        raise SubloraError(
+            f"The model has no plain linear layer that could get an adapter; its weights are in {', '.join(kinds)}."
+        )
     return linears
 
 

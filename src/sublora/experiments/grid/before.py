@@ -97,10 +97,14 @@ def check_base(base: Base, layout: Plan) -> list[str]:
 
 
 def _check_adapters(base: Base, layout: Plan) -> None:
-    """Raises SubloraError: ranks above a layer's width, conditions on layers that no adapter of the recipe has."""
+    """Raises SubloraError: ranks above a layer's width, conditions on layers that no adapter of the recipe has, full
+    fine-tunes that cannot be packed."""
+    from sublora.packs.check import check_full
     from sublora.packs.stack import check_rank, target_linears
 
     lora = layout.recipe.train.lora
+    if layout.recipe.train.full is not None:
+        check_full(base)
     if lora is None:
         return
     for targets in [p.targets for p in lora.placements.values()] or [lora.targets]:
