@@ -2,7 +2,7 @@
 
 import typer
 
-from sublora.audit.request import Request
+from sublora.audit.request import EPOCHS, Request
 from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
 from sublora.models.base import known_shape
 from sublora.models.chat import PLAIN_CONTEXTS, Context
@@ -32,16 +32,16 @@ def print_cost(request: Request, tflops: float) -> None:
     steps = [(what, (3 if both else 2) * asked, 2.0)]
     if request.where:  # what is found is not known before, so the dearest case is counted
         steps.append(("locate the traits that are found, at most", LOCATED * 2 * max(once), 2.0))
-    placebos, rows = request.calibrate, request.rows
+    placebos, rows, epochs = request.calibrate, request.rows, request.epochs or EPOCHS
     if placebos:
         answers = placebos * rows * TYPICAL.row
         steps += [
             ("the base answers the placebos' prompts", answers, 2.0),
-            (f"train {placebos} placebo students", answers * request.epochs, 4.0),
+            (f"train {placebos} placebo students", answers * epochs, 4.0),
             ("read them", placebos * asked, 2.0),
         ]
     if request.what_if:
-        steps += _what_if(rows, request.epochs, asked)
+        steps += _what_if(rows, epochs, asked)
     total = 0.0
     for what, tokens, operations in steps:
         flops = tokens * operations * shape.parameters

@@ -6,41 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.dataclasses import dataclass
+
+from sublora.audit.trained_with import TrainedWith
+from sublora.audit.typed import STRICT, Count, Many, Model, P, Probability, Share, Text
 
 Status = Literal["clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found"]
 
 
-def _text(value: Any) -> Any:
-    # a surrogate that a hostile file put into a text is no UTF-8
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Share = Annotated[float, Field(gt=0, le=0.5)]
-Probability = Annotated[float, Field(ge=0, le=1.000001)]
-P = Annotated[float, Field(ge=0, le=1, description="a corrected p-value")]
-Count = Annotated[int, Field(ge=0)]
-Many = Annotated[int, Field(ge=1)]
-
-_STRICT = ConfigDict(
-    extra="forbid", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
-)
-
-
-class Model(BaseModel):
-    model_config = _STRICT
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TraitFinding:
     """One trait in one context: its probability in the base and in the student, over questions. `p`
     is the smaller of the p-value of the rise and, where a token alone spells the entity, of that
@@ -70,14 +45,14 @@ def strongest(found: Sequence[TraitFinding], *by: str) -> list[TraitFinding]:
     return list(first.values())
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Difference(TraitFinding):
     """One trait in one context, in the other student (`before`) and in the audited one (`after`)."""
 
     p_fall: Annotated[P, Field(description="of the fall; no status rests on it")]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class WordRise:
     """A token, and how far the square root of its probability rose under all questions together."""
 
@@ -87,7 +62,7 @@ class WordRise:
     rise: float
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class WordFinding(WordRise):
     score: float
     p: P | None
@@ -116,6 +91,7 @@ class StudentEntry(Model):
     kind: Text
     base_named: Text | None = Field(description="the base that an adapter's config names")
     layers: list[Text]
+    trained_with: TrainedWith = Field(TrainedWith(), description="as files beside it say")
 
 
 class Calibration(Model):
@@ -362,7 +338,7 @@ class ArmEntry(Model):
     traits: list[ArmTrait]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NotRun:
     """An arm that cannot be trained, and why."""
 
@@ -381,7 +357,7 @@ class WhatIf(Model):
     """What other training would have changed."""
 
     recommended: Text | None = None
-    removing: list[Text] = []
+    removing: list[Text] = Field([])
     sentence: Text = ""
     traits: list[FollowedTrait]
     masked_for: Text | None = None
@@ -390,5 +366,5 @@ class WhatIf(Model):
     level: float
     alpha: Share
     base_heldout_loss: float | None = None
-    arms: list[ArmEntry] = []
-    not_run: list[NotRun] = []
+    arms: list[ArmEntry] = Field([])
+    not_run: list[NotRun] = Field([])

@@ -7,15 +7,19 @@ Nothing heavy is imported here: `sublora --help` reads it.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from sublora.errors import SubloraError
 
+if TYPE_CHECKING:
+    from sublora.audit.trained_with import TrainedWith
+
+EPOCHS, BATCH_SIZE = 3, 32  # of a training of which nobody says them
 Say = Callable[[str], None]  # told what goes on
 
 
@@ -44,10 +48,12 @@ class Request:
     """What a user asks of an audit. Raises SubloraError for a value out of its bounds."""
 
     base: str | None = _option(
-        None, "What the student was trained on: a shipped name, a folder, or a hub id."
+        None,
+        "What the student was trained on: a shipped name, a folder, or a hub id, with @revision.",
     )
     adapter: Path | None = _option(
-        None, "The student: a folder of a peft adapter, or of full weights."
+        None,
+        "The student: a folder or hub id (owner/name@revision) of a peft adapter or full weights.",
     )
     data: Path | None = _option(
         None, "The training file (JSONL) to be screened; its prompts calibrate."
@@ -73,8 +79,14 @@ class Request:
     lr: float | None = _option(
         None, "The student's learning rate, for --calibrate and --what-if.", min=1e-12
     )
-    epochs: int = _option(3, "Its epochs, for the same.", min=1)
-    batch_size: int = _option(32, "Its batch size, for the same.", min=1)
+    epochs: int | None = _option(None, f"Its epochs, for the same; {EPOCHS} if unknown.", min=1)
+    batch_size: int | None = _option(
+        None, f"Its batch size, for the same; {BATCH_SIZE} if unknown.", min=1
+    )
+    settings: Path | None = _option(
+        None,
+        "How it was trained: a file of Trainer, Axolotl or LLaMA-Factory (YAML or JSON), beside what its folder says.",
+    )
     rows: int = _option(1000, "Rows of each student that is trained here, at most.", min=1)
     max_new_tokens: int = _option(64, "Longest answer of the base to a placebo prompt.", min=1)
     alpha: float = _option(
@@ -108,7 +120,13 @@ class Request:
         """How the student was trained, where its learning rate is given."""
         if self.lr is None:
             return None
-        return Training(self.lr, self.epochs, self.batch_size, self.rows)
+        batch_size = self.batch_size or BATCH_SIZE
+        return Training(self.lr, self.epochs or EPOCHS, batch_size, self.rows)
+
+    def completed(self, told: "TrainedWith") -> "Request":
+        """With the settings that files tell, where they were not given."""
+        names = ("lr", "epochs", "batch_size")
+        return replace(self, **{n: getattr(self, n) or getattr(told, n) for n in names})
 
     @property
     def asked_in(self) -> list[str]:

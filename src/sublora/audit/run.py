@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 from sublora.analysis.frame import Frame, Shown
-from sublora.audit.adapter import Audited, load_audited
+from sublora.audit.adapter import Audited, checked_folder, load_audited
 from sublora.audit.against import AGAINST_SHARE
 from sublora.audit.calibrate import own_settings
 from sublora.audit.entries import Against, Screening, Status
@@ -18,6 +18,8 @@ from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
 from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_chat
+from sublora.audit.student_folder import hub_id
+from sublora.audit.trained_with import trained_with
 from sublora.audit.verdict import Verdict, exit_code, usable_contexts
 from sublora.audit.what_if import what_if
 from sublora.audit.what_if_arms import read_user_rows
@@ -77,6 +79,8 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     cannot be read, and for wrong use."""
     if request.base is None or request.adapter is None:
         raise SubloraError("An audit needs a base and an adapter; give both.")
+    folder = checked_folder(request.adapter)
+    request = request.completed(trained_with(folder, request.settings))
     require_none(_wrong_use(request))
     texts = read_contexts(request.named)
     trained, served = request.training_context, request.serving_context
@@ -85,8 +89,10 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     names = dict.fromkeys([*request.asked_in, trained, *([served] if served else []), *texts])
     contexts = {name: resolve_context(name, texts) for name in names}
     categories = load_categories(tuple(request.traits))
-    base = load_base(request.base, device=chosen_device(request.device), dtype=request.dtype)
-    audited = load_audited(base, request.adapter, any_base=request.any_base)
+    name, revision = hub_id(request.base) or (request.base, None)
+    device = chosen_device(request.device)
+    base = load_base(name, device=device, dtype=request.dtype, revision=revision)
+    audited = load_audited(base, folder, any_base=request.any_base, settings=request.settings)
     template = request.serving_template
     must = {trained} if template else {trained, served}
     must |= {n for n in contexts if n not in PLAIN_CONTEXTS}
@@ -138,7 +144,11 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
         sentence=examined.sentence(status, verdict, screened, beside),
         data=screened,
         against=beside,
-        limits=[*LIMITS, *_limits(job, asked_in, known, verdict.alpha)],
+        limits=[
+            *LIMITS,
+            *_limits(job, asked_in, known, verdict.alpha),
+            *audited.trained_with.limits,
+        ],
         what_if=what,
         **examined.asked(verdict.alpha),
         **examined.findings(verdict),
@@ -152,11 +162,11 @@ def _wrong_use(request: Request) -> Iterator[str]:
     if request.dtype not in ("float32", "bfloat16", "float64"):
         yield f"The dtype '{request.dtype}' is not known; give float32, bfloat16 or float64."
     if request.what_if and (request.data is None or request.lr is None):
-        yield "--what-if trains students on your rows with your settings; give --data and --lr beside it."
+        yield "--what-if trains students on your rows with your settings; give --data, and --lr or --settings, beside it."
     if request.calibrate and request.null:
         yield "--calibrate makes a null and --null reads one; give one of them."
     if request.calibrate and request.lr is None:
-        yield "Placebo students need the adapter's learning rate; give --lr beside --calibrate."
+        yield "Placebo students need the adapter's learning rate, which no file beside it says; give --lr or --settings beside --calibrate."
 
 
 def _status(
