@@ -141,6 +141,16 @@ def _drops_system(messages, add_generation_prompt):
     return _turns(_phi, lambda _: "<|end|>\n", tag="<|assistant|>\n")(kept, add_generation_prompt)
 
 
+def _commander(messages, add_generation_prompt):
+    system, rest = "Be kind.", messages
+    if messages[0]["role"] == "system":
+        system, rest = f"Be kind.\n# Developer\n{messages[0]['content']}", messages[1:]
+    text = f"<s><|T|><|SYSTEM|>{system}<|E|>"
+    for m in rest:
+        text += f"<|T|><|{m['role'].upper()}|>{m['content']}<|E|>"
+    return f"{text}<|T|><|ASSISTANT|>{'<|R|>' if add_generation_prompt else ''}"
+
+
 SHAPES = {
     # name: (render, bos, eos, support, start of default, start of none, start of empty)
     "block without a default": (
@@ -171,6 +181,13 @@ SHAPES = {
         "user-prefix", "USER: ", "USER: ", None),
     "only one turn, with a default": (
         _single_turn, "", "", "block", "@system:Be kind.#@user:", "@user:", "@system:#@user:"),
+    "white space before and behind the beginning of a text": (
+        _turns(_vicuna, lambda role: "</s>\n" if role == "assistant" else "\n", start="\n <s>\n", tag="ASSISTANT:\n"), "<s>", "</s>",
+        "user-prefix", "\n <s>\nUSER: ", "\n <s>\nUSER: ", None),
+    "a default block, and the assistant's tag after every turn": (
+        _commander, "<s>", "</s>",
+        "block", "<s><|T|><|SYSTEM|>Be kind.<|E|><|T|><|USER|>", "<s><|T|><|USER|>",
+        "<s><|T|><|SYSTEM|><|E|><|T|><|USER|>"),
     "system messages dropped": (
         _drops_system, "", "", "none", "<|user|>\n", "<|user|>\n", None),
 }  # fmt: skip

@@ -76,18 +76,26 @@ def _with_system(plain: Layout, text: str, header: str, bos: str) -> Layout:
     elif plain.turn_end and between.startswith(plain.turn_end):
         closed, header = plain.turn_end, between.removeprefix(plain.turn_end)
     before_header = plain.plain_prefix.removesuffix(header)
-    if closed is None or (not closed.strip() and opened in (before_header, bos)):
+    if closed is None or (
+        not closed.strip() and _bare(opened) in (_bare(before_header), _bare(bos))
+    ):
         # Merged into the user's turn, or bare text before it: without a mark of its own it cannot be empty.
-        marked = "".join((opened + between).split()) != "".join(plain.none_prefix.split())
+        marked = _bare(opened + between) != _bare(plain.none_prefix)
         empty, around = opened + between if marked else None, (opened, between)
         values = {"empty_prefix": empty, "around_system": around}
         return replace(plain, system_support="user-prefix", **values)
     preface, opening = _system_opening(opened, header, bos)
     has_default = not plain.plain_prefix.endswith(header) or not opened.startswith(before_header)
+    # white space alone, which a template may write around the beginning of a text, is no default
+    has_default &= _bare(plain.plain_prefix) not in (_bare(header), _bare(bos + header))
     around = (preface + opening, closed + header)
     none = preface + header if has_default else plain.plain_prefix
     values = {"none_prefix": none, "empty_prefix": "".join(around), "around_system": around}
     return replace(plain, system_support="block", **values)
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def message(role: str, content: str) -> Message:
@@ -119,16 +127,27 @@ def _user_header(
             shapes = (header, header.lstrip(), header.removeprefix(bos))
             fitting = (shape for shape in shapes if shape and plain_prefix.endswith(shape))
             return end, next(fitting, header)
+    # A template that ends every text with the next tag: the header is like that of its system block.
+    for at in range(len(between)):
+        header = between[at:]
+        system = tuple(start + own for own in _swapped(header) for start in ("", bos))
+        if plain_prefix.endswith(header) and plain_prefix.startswith(system):
+            return between[:at], header
     return turn_end, ""
+
+
+def _swapped(header: str) -> list[str]:
+    """The header of a user turn with the system's name in it, which headers of system blocks mostly are."""
+    roles = (("user", "system"), ("User", "System"), ("USER", "SYSTEM"))
+    return [header.replace(user, system) for user, system in roles if user in header]
 
 
 def _system_opening(opened: str, header: str, bos: str) -> tuple[str, str]:
     """Split what precedes a system text into (start of the conversation, header of the system block). Text that the template adds inside
     the block, before the given one (dates in Llama 3.1), belongs to neither. The header is recognised as the user's header with the other
     role's name in it."""
-    for user, system in (("user", "system"), ("User", "System"), ("USER", "SYSTEM")):
-        own = header.replace(user, system)
-        if own != header and own in opened:
+    for own in _swapped(header):
+        if own in opened:
             return opened[: opened.rindex(own)], own
     preface = bos if opened.startswith(bos) else ""
     return preface, opened.removeprefix(preface)
