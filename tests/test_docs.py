@@ -24,6 +24,7 @@ PAGES = [
     "docs/vectors.md",
     "docs/labels.md",
     "docs/notebooks.md",
+    "docs/sharing.md",
     "docs/audit.md",
     "docs/verdict.md",
 ]

@@ -222,7 +222,7 @@ class Registration(_Strict):
 class Page(_Strict):
     """All that a page shows; the verdicts stand between `sections` and `appendix`.
 
-    `manifest` is run.json; `registration`: of a run that a file fixed beforehand; `note` stands below the tiles; `verdicts` None: none was reached.
+    `manifest` is run.json; `registration`: of a run that a file fixed beforehand; `note` stands below the tiles; `verdicts` None: no part for them.
     """
 
     schema_version: Literal[1] = 1

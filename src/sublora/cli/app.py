@@ -242,6 +242,24 @@ def report(
 
 
 @app.command()
+def compare(
+    one: Annotated[Path, Argument(metavar="RUN", help="A run's folder.")],
+    other: Annotated[Path, Argument(metavar="RUN", help="Another one.")],
+    out: Annotated[
+        Path | None, folder_option(help="Where the page goes; compare/ONE-OTHER by default.")
+    ] = None,
+) -> None:
+    """Write one page of two runs: effects side by side, verdicts and settings that differ."""
+    from sublora.report.compare import compare as write_page
+    from sublora.runner.folder import check_files
+
+    for run_folder in (one, other):
+        check_files(run_folder)
+    names = f"{one.resolve().name}-{other.resolve().name}"
+    typer.echo(write_page(one, other, out or Path("compare") / names))
+
+
+@app.command()
 def verdict(
     table: Annotated[
         Path,
