@@ -93,6 +93,15 @@ def test_what_is_cut_first_leaves_the_other_students_as_they_are():
     assert kept[-1].train.lora.lrs == (1e-3, 3e-3) and kept[-1].train.full.lrs == (1e-4, 3e-4)
 
 
+def test_arms_go_before_the_third_seed():
+    whole = open_recipe("channel", preset="small")
+    ladder = list(budget._smaller(whole))
+    alone = next(r for r in ladder if not r.data.variants)
+    assert len(alone.data.seeds) == 3 and len(ladder[-1].data.seeds) == 2
+    found = within(whole, "60s", NOWHERE, lambda r: 50.0 + 9 * len(r.data.variants))
+    assert "arms sampled, greedy" in found.said and "prompted" in found.said
+
+
 def test_the_sentence_says_all_that_is_left_out():
     found = fitted("rank-lr", 0.08 * size(open_recipe("rank-lr")))
     assert found.said.startswith("Left out to fit ")

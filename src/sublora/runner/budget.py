@@ -82,7 +82,7 @@ def _smaller(recipe: Experiment) -> Iterator[Experiment]:
     values = recipe.model_dump(mode="json")
     for way, least in (
         *((_samples, 4), (_seeds, 3), (_rates, 2), (_ranks, 3), (_traits, 4), (_rows, 256)),
-        *((_seeds, 2), (_rates, 1), (_ranks, 2), (_traits, 2), (_rows, 128)),
+        *((_rates, 1), (_ranks, 2), (_traits, 2), (_rows, 128), (_arms, 0), (_seeds, 2)),
     ):
         while way(changed := deepcopy(values), least):
             try:
@@ -167,6 +167,15 @@ def _rows(values: Values, least: int) -> bool:
     return True
 
 
+def _arms(values: Values, least: int) -> bool:
+    """The last of the arms that differ in their rows; those as written stay."""
+    arms = _section(values, "data", "variants")
+    if len(arms) <= least:
+        return False
+    arms.popitem()
+    return True
+
+
 def _left_out(whole: Experiment, part: Experiment) -> str:
     """What a cut recipe lacks of the whole one."""
     before, after = (r.model_dump(mode="json") for r in (whole, part))
@@ -179,6 +188,7 @@ def _left_out(whole: Experiment, part: Experiment) -> str:
         **{("train", "optimizers", o, "lrs"): f"learning rates of {o}" for o in optimizers},
         ("train", "lora", "ranks"): "ranks",
         ("traits",): "traits",
+        ("data", "variants"): "arms",
     }
     said = []
     for (*path, key), what in lists.items():
