@@ -12,9 +12,11 @@ import pytest
 from command import SMALL, sublora
 
 
-def stopped(seconds: float, how: int, *arguments: str, cwd: Path) -> tuple[int, str]:
-    """Exit code and standard error of a command that gets a signal so long after its first line ran."""
-    code = "from sublora.cli import main\nprint('on', flush=True)\nmain()"
+def stopped(
+    seconds: float, how: int, *arguments: str, cwd: Path, before: str = "", within: float = 60
+) -> tuple[int, str]:
+    """Exit code and standard error of a command that gets a signal so long after its first line ran, behind the code `before`."""
+    code = f"{before}\nfrom sublora.cli import main\nprint('on', flush=True)\nmain()"
     words = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(
         words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -22,13 +24,24 @@ def stopped(seconds: float, how: int, *arguments: str, cwd: Path) -> tuple[int, 
         assert process.stdout is not None and process.stdout.readline() == "on\n"
         time.sleep(seconds)
         os.kill(process.pid, how)
-        return process.wait(60), process.communicate()[1]
+        return process.wait(within), process.communicate()[1]
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.3, 0.8, 1.5])
 def test_a_command_that_still_imports_ends_with_3(seconds: float, tmp_path: Path) -> None:
     code, said = stopped(seconds, signal.SIGTERM, "run", "rank", *SMALL, cwd=tmp_path)
     assert code == 3 and "Traceback" not in said, said
+
+
+def test_a_command_that_does_not_come_to_answer_ends_with_3(tmp_path: Path) -> None:
+    """As one in the middle of a long step, which Python cannot interrupt."""
+    deaf = "import ctypes\nfrom sublora.cli import entry\nfrom sublora.cli.interrupts import keeps_what_is_finished as keeps\n"
+    deaf += "def work():\n    with keeps('run again'):\n        ctypes.CDLL(None).system(b'exec sleep 30 2>/dev/null >/dev/null')\n"
+    deaf += "entry.run_command = work"
+    code, said = stopped(1, signal.SIGTERM, cwd=tmp_path, before=deaf, within=20)
+    assert code == 3 and said == "Interrupted; what was finished is kept, run again to go on.\n", (
+        said
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
+        from sublora.cli.interrupts import end_late
+
+        end_late()
         from sublora.cli.entry import run_command
 
         code = run_command()

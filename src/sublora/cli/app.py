@@ -11,6 +11,7 @@ from typer import Argument, Option
 from sublora.cli import machine
 from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, with_added_rates
 from sublora.cli.audit import app as audit_app
+from sublora.cli.interrupts import keeps_what_is_finished
 from sublora.cli.options import (
     ModelOpt,
     PresetOpt,
@@ -113,7 +114,7 @@ def run(
         folder = fresh_folder(folder)
     resolved = with_added_rates(resolved, folder, extend_lrs, bool(fresh or prereg))
     again = f"give --out {folder} in place of --fresh" if fresh else "run the same command again"
-    with machine.keeps_what_is_finished(again):
+    with keeps_what_is_finished(again):
         result = run_recipe(resolved, folder, options, said=words, prereg=registered)
     print_result(result, resolved.level)
 

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from sublora.cli.app import app
+from sublora.cli.interrupts import say
 from sublora.errors import SubloraError
 
 # What is wrong with a path, or with the disk behind it, and how that is fixed.
@@ -33,19 +34,18 @@ def run_command() -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        return _said("Interrupted; run the same command again.", 3)
+        return say()
     except SubloraError as error:
-        return _said(f"Error: {error}", 2)
+        return _failed(f"{error}")
     except OSError as error:
         if error.errno not in FIXES:
             raise
         where, fix = f" at {error.filename}" if error.filename else "", FIXES[error.errno]
-        return _said(
-            f"Error: {error.strerror}{where}; {fix} and run the same command again, what was finished is kept.",
-            2,
+        return _failed(
+            f"{error.strerror}{where}; {fix} and run the same command again, what was finished is kept."
         )
 
 
-def _said(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr)
-    return code
+def _failed(sentence: str) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)
+    return 2

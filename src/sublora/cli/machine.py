@@ -1,15 +1,11 @@
 """What the command line asks of the machine that it runs on."""
 
-import contextlib
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import typer
 
 from sublora.runner.table import print_table
 
@@ -28,16 +24,6 @@ def cores() -> int:
     except OSError:
         return usable
     return max(1, min(usable, len(pairs) or usable))
-
-
-@contextlib.contextmanager
-def keeps_what_is_finished(again: str) -> Iterator[None]:
-    """An interrupt of work that goes on later: says how (`again`) and ends the command."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; what was finished is kept, {again} to go on.", err=True)
-        raise typer.Exit(3) from None
 
 
 def command_line() -> str:
