@@ -51,6 +51,15 @@ def form(request, monkeypatch) -> str:
     return request.param
 
 
+@pytest.mark.parametrize(("small", "inside"), [(20_000_000, 1), (1000, 2)])
+def test_a_small_model_is_computed_by_one_thread_whatever_was_set(small, inside, monkeypatch):
+    monkeypatch.setattr(packed_model, "SMALL_MODEL", small)
+    torch.set_num_threads(2)
+    with PackedModel(base_model(), None):
+        assert torch.get_num_threads() == inside
+    assert torch.get_num_threads() == 2
+
+
 def mixed(top: int = 16):
     """Students that differ in all that a student may have of its own."""
     sgd = {"rank": 4, "optimizer": "sgd"}

@@ -27,6 +27,7 @@ from sublora.packs.weights import AdapterWeights
 
 # Numbers in a chunk of logits, which are never held all at once: on a CPU a chunk should stay in its cache.
 LOGITS_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
+SMALL_MODEL = 20_000_000  # parameters up to which one thread computes a model best on a CPU
 LOGIT_ROWS = 128  # of a chunk at least: a large frozen head is read anew for each
 
 
@@ -66,6 +67,7 @@ class PackedModel:
 
     def __enter__(self) -> "PackedModel":
         with ExitStack() as opened:
+            opened.enter_context(best_threads(self.model))
             if self.steering is not None:
                 layers, steer = self.decoder.layers, self.steering.steer
                 acts = [(layers[n], partial(steer, n)) for n in self.steering.layers]
@@ -219,6 +221,20 @@ def _recomputing(decoder: nn.Module):
     """Every decoder layer keeps its input only, and runs again in the backward pass."""
     again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
     return hooks.forwards([(layer, partial(again, layer.forward)) for layer in decoder.layers])
+
+
+@contextmanager
+def best_threads(model: nn.Module) -> Iterator[None]:
+    """One thread for a small model on a CPU: its products are too short to be split, a second thread beside another busy process makes
+    each of them wait, and so their bytes are the same for any number of threads. As before on exit."""
+    threads, parameters = torch.get_num_threads(), list(model.parameters())
+    small = sum(p.numel() for p in parameters) <= SMALL_MODEL
+    if small and parameters[0].device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

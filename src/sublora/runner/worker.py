@@ -25,13 +25,13 @@ from typing import Any, Literal
 from sublora.errors import SubloraError
 from sublora.models.base import Base, known_shape
 from sublora.packs.check import load_base
+from sublora.packs.packed_model import SMALL_MODEL
 from sublora.runner.rates import device_name
 from sublora.steps.step import ROWS_AT_ONCE, Inside, Step, Workshop, perform
 from sublora.store import Busy, NoRoom, Store, write_atomic
 
 RETRIES = 5  # of a step whose worker died
 VISIBLE_SECONDS = 60.0  # a network disk may take so long to show what another machine wrote
-SMALL_MODEL = 20_000_000  # parameters up to which one thread computes a model best on a CPU
 
 
 @dataclass(frozen=True)
