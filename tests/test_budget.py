@@ -94,7 +94,7 @@ def test_what_is_cut_first_leaves_the_other_students_as_they_are():
 
 
 def test_arms_go_before_the_third_seed():
-    whole = open_recipe("channel", preset="small")
+    whole = open_recipe("channel")
     ladder = list(budget._smaller(whole))
     alone = next(r for r in ladder if not r.data.variants)
     assert len(alone.data.seeds) == 3 and len(ladder[-1].data.seeds) == 2
