@@ -27,9 +27,13 @@ OTHER_KINDS = {
 TEXTS = {("paraphrase", "blank"), ("paraphrase", "small")}
 FEW_ROWS = "no preset but feng has as many unique rows"
 KNOWN = {
-    ("feng-flat-with-unique-rows", "rank-lr", "micro nief blank cloud small"): FEW_ROWS,
-    ("feng-full-ft-transfers", "rank-lr", "micro nief blank cloud small"): FEW_ROWS,
-    ("feng-full-ft-transfers", "full-ft", "micro nief blank cloud small"): FEW_ROWS,
+    (
+        "feng-flat-with-unique-rows",
+        "rank-lr",
+        "micro nief blank cloud small soft small+soft",
+    ): FEW_ROWS,
+    ("feng-full-ft-transfers", "rank-lr", "micro nief blank cloud small soft small+soft"): FEW_ROWS,
+    ("feng-full-ft-transfers", "full-ft", "micro nief blank cloud small soft small+soft"): FEW_ROWS,
 }
 UNTESTABLE = {(c, r, p): why for (c, r, ps), why in KNOWN.items() for p in ps.split()}
 
@@ -38,7 +42,7 @@ def opened(name: str, preset: str) -> Grid:
     texts = "data.carrier.prompts=" + str(Path(__file__))  # paraphrased texts are a user's own
     sets = [texts] if (name, preset) in TEXTS else []
     # its traits are chosen by a tokenizer, which smollm2 would have to be fetched for
-    model = "micro" if preset == "small" else None
+    model = "micro" if preset.startswith("small") else None
     recipe = open_recipe(name, preset=preset, sets=sets, model=model)
     assert isinstance(recipe, Grid)
     return recipe

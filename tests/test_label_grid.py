@@ -1,11 +1,15 @@
 """Labels, sources and teachers by weights in a recipe: which steps they plan, and what is refused."""
 
+import csv
 import json
+from dataclasses import replace
 
 import pytest
 
+from command import sublora
 from sublora.carriers.numbers import NumbersSpec, parse_numbers
 from sublora.errors import SubloraError
+from sublora.experiments.grid import datasets
 from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import traits_of
 from sublora.experiments.kinds import open_recipe
@@ -57,6 +61,73 @@ def test_a_variant_says_labels_source_and_teacher_of_its_own():
     assert arms["otter", "soft", 1][1].text == arms["otter", "", 1][1].id
 
 
+SOFT = (
+    *("rank-lr", "context-matrix", "localise", "optimizers", "emergence", "cross-model"),
+    *("in-context", "steering-student"),
+)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_the_preset_soft_has_fine_tuned_teachers_label_the_rows_of_a_recipe(name):
+    plain, soft = open_recipe(name), open_recipe(name, preset="soft")
+    steps = soft.plan(soft.known())
+    labels = [s for s in steps if isinstance(s, LabelStep) and "neutral" not in s.label]
+    assert labels and all(s.weights and s.how.kind == "soft" for s in labels)
+    texts = {type(s) for s in steps if s.id in {one.text for one in labels}}
+    assert texts == {DatasetStep if name == "in-context" else GivenStep}
+    changed = {"labels", "source", "teacher"}
+    assert soft.data.model_dump(exclude=changed) == plain.data.model_dump(exclude=changed)
+    assert soft.model_copy(update={"data": plain.data}) == plain
+
+
+def test_a_student_s_vector_stands_beside_that_of_its_own_teacher_s_weights():
+    recipe = open_recipe("steering-student", preset="soft")
+    plan = recipe.layout(recipe.known())
+    teachers = {t.id: t for t in plan.teachers}
+    aims = {v.id: teachers[v.student] for v in plan.vectors if v.student in teachers}
+    assert {(t.trait, t.seed) for t in aims.values()} == {("otter", s) for s in recipe.seeds}
+    assert not any(v.teacher for v in plan.vectors)
+    students = {s.id: s for s in plan.students}
+    steered = [m for m in plan.measures if m.steer and m.steer.spec.vector == "teacher"]
+    assert len(steered) == len(students)
+    assert all(aims[m.steer.vector].seed == students[m.student].data_seed for m in steered)
+
+
+def test_a_teacher_on_another_model_is_trained_on_it_and_labels_with_its_tokenizer(monkeypatch):
+    recipe = open_recipe("cross-model", preset="soft")
+    labels = [s for s in recipe.plan(recipe.known()) if isinstance(s, LabelStep) and s.weights]
+    assert {s.model for s in labels} == {s.weights.model for s in labels}
+    assert all(s.spec["model"] == s.weights.spec["model"] for s in labels)
+    assert len({s.model for s in labels}) == 2
+    known = datasets.known_model
+    other = {"tokenizer": "another"}
+    monkeypatch.setattr(
+        datasets, "known_model", lambda *a: replace(k := known(*a), identity=k.identity | other)
+    )
+    with pytest.raises(SubloraError, match=r"labels .* are of another tokenizer than that of"):
+        recipe.plan(recipe.known())
+
+
+SMALL = (
+    *("data.rows=48", "data.heldout_rows=8", "data.seeds=[1, 2]", "train.seeds=[1, 2]"),
+    *("train.pairing=paired", "measure.samples=1", "data.teacher.trained.count=200"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in-context", "emergence", "steering-student"])
+def test_the_preset_soft_runs(name, tmp_path):
+    few = ["--set", "variants={step 10: null, step 20: null, step 40: null, step 80: null}"]
+    few = few if name == "emergence" else []
+    sets = [word for setting in SMALL for word in ("--set", setting)]
+    answer = sublora("run", name, "--preset", "soft", "--out", str(tmp_path / "run"), *sets, *few)
+    assert answer.code == 0, answer.err
+    if name == "emergence":
+        rows = csv.DictReader((tmp_path / "run" / "findings.csv").open())
+        own = [float(r["estimate"]) for r in rows if r["name"] == "own cosine: all steps"]
+        assert len(own) == 1 and own[0] > 0
+
+
 def test_rows_of_a_file_are_parted_into_training_and_held_out(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(
@@ -91,8 +162,16 @@ def test_rows_by_chance_have_the_form_that_their_prompt_asks_for():
         ("data.variants={x: {taught: weights}}", "data.teacher.trained"),
         ("data.variants={x: {labels: {kind: soft}, teacher: neutral}}", "another change"),
         ("train.vary={kl: [forward, reverse]}", "direction of soft labels"),
+        (
+            "data={labels: {kind: soft}, variants: {x: {transform: shuffle-within}}}",
+            "changes the text that a teacher writes",
+        ),
+        (
+            "data={labels: {kind: soft}};variants={x: {mask: {keep: others}}}",
+            "masks, probes, gradients and teachers that are steered",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(setting, message):
     with pytest.raises(SubloraError, match=message):
-        planned(setting)
+        planned(*setting.split(";"))

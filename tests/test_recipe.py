@@ -261,7 +261,7 @@ def test_a_mistake_in_what_is_inherited_names_the_file_that_says_it(own, tmp_pat
     [
         ("nif", r"child\.yaml line 2: there is no 'nif' to extend; did you mean nief\?"),
         ("other.yaml", r"child\.yaml line 2: there is no 'other\.yaml' to extend"),
-        ("[a]", r"child\.yaml line 2: there is no '\['a'\]' to extend"),
+        ("[a]", r"child\.yaml line 2: there is no 'a' to extend"),
         ("child.yaml", r"child\.yaml line 2: child extends itself"),
     ],
 )

@@ -115,10 +115,13 @@ def test_a_wrong_choice_or_trait_names_its_place(real, tmp_path):
 
 
 def test_it_is_taken_for_a_small_real_model_without_a_preset_and_said(real):
-    def said(name: str, model: str | None, preset: str | None = None) -> str | None:
-        return chosen.for_small_models({"name": name, "model": model, "preset": preset})
+    def said(name: str, model: str | None, preset: str | None = None) -> str:
+        return (chosen.for_small_models({"name": name, "model": model, "preset": preset}) or [""])[
+            -1
+        ]
 
     assert "--preset micro gives" in said("svd", real)
+    assert "so --preset small+soft is taken." in said("rank-lr", real, "soft")
     plain, small = (
         sublora("plan", "svd", "--model", real, "--tflops", "1", *more)
         for more in ((), ("--preset", "small"))

@@ -29,8 +29,10 @@ def opened(asked: dict[str, Any], file: Path | None):
     if file is None and asked["name"] is None:
         raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
     registered = None if file is None else read_prereg(file)
-    said = None if registered else for_small_models(asked)
-    asked = asked | {"preset": "small"} if said else asked
+    said = None
+    if not registered and (small := for_small_models(asked)):
+        preset, said = small
+        asked = asked | {"preset": preset}
     recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
     for note in filter(None, (said, recipe.caveat)):
         typer.echo(f"Note: {note}", err=True)

@@ -90,10 +90,12 @@ def _middle_first(chat: Chat, category: Category) -> Iterator[str]:
     return iter(sorted(ordered, key=lambda name: abs(ordered.index(name) - middle)))
 
 
-def for_small_models(asked: Mapping[str, Any]) -> str | None:
-    """What is said where the preset small is taken: for a small real model, by a user who names no preset. None where it is not."""
-    model = asked["model"]
-    if asked["preset"] or not model or "small" not in presets_of(asked["name"]):
+def for_small_models(asked: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The preset that a small real model takes, and what is said of that, where the user names none, or one that has a form for small
+    models: soft. None where the words stay as they are."""
+    model, preset = asked["model"], asked["preset"]
+    small = f"small+{preset}" if preset else "small"
+    if not model or small not in presets_of(asked["name"]):
         return None
     try:
         shape = known_shape(model)
@@ -101,4 +103,5 @@ def for_small_models(asked: Mapping[str, Any]) -> str | None:
         return None
     if shape.hidden < REAL or shape.parameters > SMALL:
         return None
-    return f"{model} is a small real model, so --preset small is taken; --preset micro gives the settings of the shipped models."
+    other = "" if preset else "; --preset micro gives the settings of the shipped models"
+    return small, f"{model} is a small real model, so --preset {small} is taken{other}."

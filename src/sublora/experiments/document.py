@@ -77,11 +77,16 @@ def _whole(path: Path, behind: tuple[Path, ...] = ()) -> tuple[Written, dict[str
 
 
 def _extended(own: Written, path: Path, behind: tuple[Path, ...]) -> Written:
-    """What the key `extends`, which is taken out, names: a recipe, a shared preset, or a file beside this one."""
-    name = own.values.pop("extends", None)
-    if name is None:
-        return Written({}, {})
-    where = own.places["extends",]
+    """What the key `extends`, which is taken out, names: a recipe, a shared preset, or a file beside this one; of a list, each over those
+    before it."""
+    names = own.values.pop("extends", None)
+    found = Written({}, {})
+    for name in names if isinstance(names, list) else [] if names is None else [names]:
+        found.put(_named(name, own.places["extends",], path, behind))
+    return found
+
+
+def _named(name: Any, where: str, path: Path, behind: tuple[Path, ...]) -> Written:
     known = _folder("presets") | shipped_recipes()
     beside = path.parent / str(name)
     file = known.get(str(name), beside if beside.suffix in {".yaml", ".yml"} else None)
@@ -134,7 +139,7 @@ def read_document(
     model: str | None = None,
     traits: Sequence[str] = (),
 ) -> Document:
-    """Read a recipe's file, apply a preset, then the flags, then --set; in this order.
+    """Read a recipe's file, apply a preset, then the flags, then --set; in this order. A preset A+B stands over the preset A.
 
     Raises SubloraError: unknown recipe or preset, or a file that is no recipe, with its line.
     """
@@ -146,8 +151,9 @@ def read_document(
         raise SubloraError(
             f"The recipe {path.stem} has no preset '{preset}'; it has {', '.join(presets) or 'none'}."
         )
-    if chosen in presets:
-        whole.put(whole.section("presets", chosen))
+    for part in (chosen.partition("+")[0], *([chosen] if "+" in chosen else [])):
+        if part in presets:
+            whole.put(whole.section("presets", part))
     del whole.values["presets"]
     given = [flagged(f"--trait {' '.join(traits)}", "traits", list(traits))] if traits else []
     given += [flagged(f"--model {model}", "model", model)] if model is not None else []

@@ -33,7 +33,7 @@ class VectorStep(PackStep):
 
     @property
     def kind(self) -> str:
-        return "student vectors" if self.students else "teacher vectors"
+        return f"{self.students[0].noun if self.students else 'teacher'} vectors"
 
     @property
     def label(self) -> str:

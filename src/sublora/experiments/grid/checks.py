@@ -11,6 +11,7 @@ from sublora.experiments.schema import AskedTeacher, misfit
 from sublora.packs.spec import FOR_ADAPTERS
 from sublora.steps.reading import readings
 
+WRITTEN = ("sampled", "teacher")  # labels and source of rows as the teacher writes them
 Misfits = Iterator[tuple[str, str]]  # (the key at fault, what is wrong with it and how to fix it)
 
 
@@ -78,8 +79,12 @@ def _data(recipe) -> Misfits:
         where = f"data.variants.{name}"
         if endpoint is not None and (variant.model or variant.shared_draws):
             yield where, "the teacher is behind an endpoint, drop model and shared_draws"
-        if trained is not None and variant.model:
-            yield where, "a trained teacher writes on the students' base, drop model"
+        changed = variant.transform or variant.shared_draws or variant.sampling
+        if changed and not variant.labels and (data.labels.kind, data.source) != WRITTEN:
+            yield (
+                where,
+                "changes the text that a teacher writes, and data.labels or data.source ask for more than that, give it a run of its own",
+            )
         if _no_name(name, AS_WRITTEN):
             yield where, f"'{name}' is no name for a variant, choose another one"
         if variant.transform is not None and data.carrier.kind != "numbers":
@@ -156,14 +161,20 @@ def _steering(recipe) -> Misfits:
     for name in sorted(set(recipe.variants) & set(measure.teachers)):
         yield "measure.teachers", f"'{name}' is the name of a variant too, choose another one"
     data, plain = recipe.data, AskedTeacher()
-    other = data.variants or data.teacher.trained or data.teacher.endpoint
-    other = other or data.source != "teacher" or data.labels.kind != "sampled"
     taught = [n for n, v in recipe.variants.items() if v.teacher != plain or v.mask]
-    reads = (taught, measure.teachers, steered, recipe.vectors.students)
-    if other and any(map(bool, (*reads, measure.probe, measure.gradients))):
+    other = data.variants or data.teacher.endpoint
+    if other and (steered or recipe.vectors.students):
+        yield (
+            "measure",
+            "vectors are of one teacher and its students here, give variants of the rows and an endpoint a run of their own",
+        )
+    other = other or data.teacher.trained or data.source != "teacher"
+    reads = (taught, measure.teachers, measure.probe, measure.gradients)
+    if (other or data.labels.kind != "sampled") and any(map(bool, reads)):
         yield (
             f"variants.{taught[0]}" if taught else "measure",
-            "masks, vectors and teachers that are steered are for rows as the prompted teacher writes them, give others a run of their own",
+            "masks, probes, gradients and teachers that are steered are for rows as the prompted teacher writes them, give others a run of "
+            "their own",
         )
     if recipe.variants and recipe.train.optimizers:
         yield "variants", "stands beside train.optimizers, give each a run of its own"

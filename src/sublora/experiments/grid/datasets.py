@@ -103,12 +103,11 @@ class _Writer:
     ) -> DatasetStep:
         """`sampling` is that of the recipe, unless it is given."""
         data, author = self.recipe.data, self.sources[source][seed]
-        teacher, steer, weights = self._teacher(source, seed, by_weights)
+        teacher, steer, weights = self._teacher(source, seed, by_weights, model)
         sampling = sampling or data.sampling
         rows = data.heldout_rows if heldout else data.rows
-        identity, endpoint = self.known.identity, data.teacher.endpoint
-        if endpoint or model:
-            identity = endpoint.identity if endpoint else self.identities[model]
+        endpoint = data.teacher.endpoint
+        identity = endpoint.identity if endpoint else self.identity_of(model)
         spec = {
             "model": identity,
             "teacher": {"weights": weights.id} if weights else context_spec(teacher),
@@ -132,7 +131,7 @@ class _Writer:
             self.carrier,
             heldout=heldout,
             sampling=sampling,
-            model=placed(model) if model else self.recipe.model,
+            model=self.place(model),
             sizes=self.sizes,
             weights=weights,
             endpoint=endpoint,
@@ -141,37 +140,51 @@ class _Writer:
         )
         return self.keep(step)
 
+    def identity_of(self, model: str | None) -> dict[str, str]:
+        """Of the students' base, or of a model on which teachers write."""
+        return dict(self.identities[model] if model else self.known.identity)
+
     def _teacher(
-        self, source: str, seed: int, by_weights: bool
+        self, source: str, seed: int, by_weights: bool, model: str | None
     ) -> tuple[Context, Steered | None, TeacherStep | None]:
         author = self.sources[source][seed]
         plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
         teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
-        return teacher, steer, self._taught(author.trait, teacher, seed) if by_weights else None
+        weights = self._taught(author.trait, teacher, seed, model) if by_weights else None
+        return teacher, steer, weights
 
-    def told(self, source: str, seed: int, heldout: bool, how: Rowing) -> Rows:
-        """The rows of a source as its students read them: the teacher's own text as it is, or a text with its labels."""
+    def told(
+        self, source: str, seed: int, heldout: bool, how: Rowing, model: str | None = None
+    ) -> Rows:
+        """The rows of a source as its students read them: the teacher's own text as it is, or a text with its labels. Raises SubloraError
+        where these would be of another tokenizer."""
         own = how.source == "teacher"
         if own and how.labels.kind == "sampled":
-            return self.written(source, seed, heldout, None, by_weights=how.by_weights)
-        text = self._text(source, seed, heldout, how)
-        teacher, steer, weights = self._teacher(source, seed, how.by_weights)
+            return self.written(source, seed, heldout, model, by_weights=how.by_weights)
+        text = self._text(source, seed, heldout, how, model)
+        teacher, steer, weights = self._teacher(source, seed, how.by_weights, model)
         by = {"weights": weights.id} if weights else context_spec(teacher)
+        identity = self.identity_of(model)
+        if identity["tokenizer"] != self.known.identity["tokenizer"]:
+            raise SubloraError(
+                f"The labels of a teacher on {model} are of another tokenizer than that of {self.recipe.model}; choose a model with its "
+                "tokenizer, or data.labels.kind sampled with data.source teacher."
+            )
         spec = {"labels": how.labels.model_dump(mode="json"), "rows_of": text.id, "seed": seed}
-        spec |= {"model": self.known.identity, "teacher": by}
+        spec |= {"model": identity, "teacher": by}
         if steer is not None:
             spec["steer"] = steer.to_spec()
         label = ", ".join(filter(None, (self.sources[source][seed].label, self.writing.label)))
         values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, how.labels)
         return self.keep(
-            LabelStep(*values, self.recipe.model, self.sizes, weights=weights, steer=steer)
+            LabelStep(*values, self.place(model), self.sizes, weights=weights, steer=steer)
         )
 
-    def _text(self, source: str, seed: int, heldout: bool, how: Rowing) -> Rows:
+    def _text(self, source: str, seed: int, heldout: bool, how: Rowing, model: str | None) -> Rows:
         """The rows that a teacher labels."""
         data = self.recipe.data
         if how.source == "teacher":
-            return self.written(source, seed, heldout, None, by_weights=how.by_weights)
+            return self.written(source, seed, heldout, model, by_weights=how.by_weights)
         if how.source == "base":
             return self.written(sources.NEUTRAL, seed, heldout, None)
         count, file, first = data.heldout_rows if heldout else data.rows, None, 0
@@ -196,7 +209,12 @@ class _Writer:
         own = (spec, rows.trait, rows.seed, rows.teacher, rows.rows, rows.carrier)
         return self.keep(TransformStep(*own, how, tuple(needs)))
 
-    def _taught(self, trait: Trait | None, prompt: Context, seed: int) -> TeacherStep | None:
+    def place(self, model: str | None) -> str:
+        return placed(model) if model else self.recipe.model
+
+    def _taught(
+        self, trait: Trait | None, prompt: Context, seed: int, model: str | None
+    ) -> TeacherStep | None:
         """The teacher by weights with this trait, where the recipe trains teachers."""
         how = self.recipe.data.teacher.trained
         if how is None or trait is None:
@@ -220,14 +238,14 @@ class _Writer:
         if written is not None:
             lessons = {"written": [list(pair) for pair in written], "count": how.count}
         spec = {
-            "model": self.known.identity,
+            "model": self.identity_of(model),
             "lessons": lessons,
             "seed": seed,
             "student": student.model_dump(mode="json"),
         }
         own = (spec, trait, seed, prompt, carrier, how.rows or written, how.count, student)
         least = None if how.least is None else Least(how.least, self.begun)
-        return TeacherStep(*own, self.lessons_sampling, self.recipe.model, self.sizes, least)
+        return TeacherStep(*own, self.lessons_sampling, self.place(model), self.sizes, least)
 
 
 def plan_datasets(
@@ -252,11 +270,13 @@ def plan_datasets(
         names += [sources.NEUTRAL] if recipe.controlled and not variant else []
         told = rowing_of(recipe.data, how)
         for source, seed in product(names, recipe.seeds):
-            if model or shared > 1 or drawn or (how and how.transform):
+            if shared > 1 or drawn or (how and how.transform):
                 rows: Rows = writer.written(source, seed, False, model, shared, drawn)
                 held = writer.written(source, seed, True, model)
             else:
-                rows, held = (writer.told(source, seed, part, told) for part in (False, True))
+                rows, held = (
+                    writer.told(source, seed, part, told, model) for part in (False, True)
+                )
             if how and how.transform:
                 rows = writer.transformed(rows, how.transform, model)
             arms[source, variant, seed] = (rows, held)

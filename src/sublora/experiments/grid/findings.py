@@ -116,18 +116,27 @@ def vector_cosines(results: Results, trait: Trait) -> Iterator[Effect]:
         return
     ids = {v.student: v.id for v in plan.vectors if v.student is not None}
     prompt = teacher_context(trait, plan.recipe)
-    teacher = next(v.id for v in plan.vectors if v.teacher == prompt)
+    prompted = next((v.id for v in plan.vectors if v.teacher == prompt), "")
+    by_weights = {t.seed: ids[t.id] for t in plan.teachers if t.trait == trait.name}
 
     def vector(artifact: str) -> Any:
         return load_vector(results.store.read(artifact).file("vector.safetensors"))
 
     labels = labelled(plan, trait)
     for label, members in labels:
-        aim, variant = vector(teacher), plan.recipe.variants.get(members[0].labels["variant"])
-        if variant is not None and variant.teacher.steer is not None:
-            aim = aimed(variant.teacher.steer, aim, teacher)
+        variant, aims = plan.recipe.variants.get(members[0].labels["variant"]), {}
+        for seed in {s.data_seed for s in members}:
+            teacher = by_weights.get(seed, prompted)
+            aims[seed] = vector(teacher)
+            if variant is not None and variant.teacher.steer is not None:
+                aims[seed] = aimed(variant.teacher.steer, aims[seed], teacher)
         own, other = (
-            np.array([cosines(vector(ids[name]), aim).tolist() for name in names])  # (R, L)
+            np.array(
+                [
+                    cosines(vector(ids[name]), aims[s.data_seed]).tolist()
+                    for s, name in zip(members, names, strict=True)
+                ]
+            )  # (R, L)
             for names in ([s.id for s in members], [s.twins[trait.name] for s in members])
         )
         replicates, alone = [s.replicate for s in members], len(labels) == 1

@@ -112,4 +112,4 @@ class Measuring:
         trait = self.planner.trait_of(student.source)
         if gate.steer.vector == "student":
             return self.planner.student_vector(student, trait)
-        return self.planner.teacher_vector(trait)
+        return self.planner.teacher_vector(trait, data_seed=student.data_seed)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 from sublora.experiments.grid import controls, sources
@@ -19,7 +19,7 @@ from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.schema import AskedTeacher
 from sublora.models.chat import Context
 from sublora.models.known import Known
-from sublora.packs.steer_spec import SteerSpec
+from sublora.packs.steer_spec import SteerSpec, Where
 from sublora.seeds import derive_seed
 from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
@@ -109,6 +109,7 @@ class _Planner:
         self.variants = student_variants(recipe)
         self.entities, self.data_seeds = recipe.measure.entities, recipe.data.seeds
         self.begun = recipe.measure.readout == "begun"
+        self.weights: dict[tuple[str, int | None], TeacherStep] = {}  # by trait and data seed
         self.train_contexts = [self.contexts[name] for name in recipe.train_contexts]
         self.datasets: dict[str, Rows] = {}
         self.vectors: dict[str, Vector] = {}
@@ -129,12 +130,13 @@ class _Planner:
         self.most = most_students(rows * self.sizes.row, self.known.device)
         self.pack_indices = plan_packs(self.students, self.most)
         taught = taught_in(tuple(self.datasets.values()))
+        self.weights = {(t.trait, t.seed): t for t in taught if t.model == self.model}
         measures = Measuring(self, taught).all()
         if recipe.vectors.students:
             for student in self.students:
                 self.student_vector(student, self.trait_of(student.source))
-            for trait in self.traits:
-                self.teacher_vector(trait)
+            for trait, seed in product(self.traits, recipe.seeds):
+                self.teacher_vector(trait, data_seed=seed)
         asked = recipe.measure.asked.items()
         found = {key: tuple(readings()[key].plan(spec, self)) for key, spec in asked}
         found = dict.fromkeys(readings(), ()) | found
@@ -183,10 +185,15 @@ class _Planner:
         step = DivergenceStep(*own, self.model, self.sizes)
         return self.divergences.setdefault(step.id, step).id
 
-    def teacher_vector(self, trait: Trait, teacher: Context | None = None) -> str:
-        """Of this teacher, or of the one under the trait's prompt."""
-        teacher, how = teacher or sources.teacher_context(trait, self.recipe), self.recipe.vectors
+    def teacher_vector(
+        self, trait: Trait, teacher: Context | None = None, data_seed: int | None = None
+    ) -> str:
+        """Of this teacher, of the one under the trait's prompt, or of that of a data seed, which may have the trait by its weights."""
+        how = self.recipe.vectors
         plain, (prompts, digest) = self.contexts[how.plain], self._vector_prompts(trait)
+        if weights := self.weights.get((trait.name, data_seed)):
+            return self._vector_of(weights, plain, prompts, digest, how.teacher_at)
+        teacher = teacher or sources.teacher_context(trait, self.recipe)
         spec = {
             "model": self.identity,
             "teacher": context_spec(teacher),
@@ -198,17 +205,28 @@ class _Planner:
         return self.vectors.setdefault(vector.id, vector).id
 
     def student_vector(self, student: Student, trait: Trait) -> str:
-        how, (prompts, digest) = self.recipe.vectors, self._vector_prompts(trait)
+        how, read = self.recipe.vectors, self._vector_prompts(trait)
+        return self._vector_of(student, student.context, *read, how.student_at, how.directions)
+
+    def _vector_of(
+        self,
+        one: Student | TeacherStep,
+        context: Context,
+        prompts: tuple[str, ...],
+        digest: str,
+        where: Where,
+        directions: int = 0,
+    ) -> str:
+        """That of one's weights against the base's, both in a context."""
         spec = {
             "model": self.identity,
-            "student": student.id,
-            "context": context_spec(student.context),
+            "student": one.id,
+            "context": context_spec(context),
             "prompts": digest,
-            "where": how.student_at,
-            "directions": how.directions,
+            "where": where,
+            "directions": directions,
         }
-        own = {"student": student.id, "context": student.context}
-        vector = Vector(spec, prompts, how.student_at, how.directions, **own)
+        vector = Vector(spec, prompts, where, directions, student=one.id, context=context)
         return self.vectors.setdefault(vector.id, vector).id
 
     def _vector_prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
@@ -310,6 +328,7 @@ class _Planner:
         own, rows = (self.model, self.sizes), self.datasets.values()
         yield from taught
         yield from (VectorStep((v,), (), *own) for v in self.vectors.values() if v.teacher)
+        yield from self._vector_steps([[t] for t in taught])
         # those that are made of others come after these
         yield from (d for d in rows if not isinstance(d, (TransformStep, LabelStep)))
         yield from (d for d in rows if isinstance(d, (TransformStep, LabelStep)))
@@ -317,7 +336,7 @@ class _Planner:
         packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
         packs += self._neutral_packs()
         yield from (StudentsStep(pack, *own) for pack in packs)
-        yield from self._student_vectors(packs)
+        yield from self._vector_steps(packs)
         yield from self._measurement_steps(taught, packs, measures)
         yield from heldout_steps(losses, packs, *own)
         yield from (step for steps in found.values() for step in steps)
@@ -328,8 +347,10 @@ class _Planner:
         new = [s for s in self.neutral if s.id not in known]
         return [tuple(new[i] for i in pack) for pack in plan_packs(new, self.most)] if new else []
 
-    def _student_vectors(self, packs: Sequence[Sequence[Student]]) -> Iterator[VectorStep]:
-        """Those of each pack, by training context."""
+    def _vector_steps(
+        self, packs: Sequence[Sequence[Student | TeacherStep]]
+    ) -> Iterator[VectorStep]:
+        """Those of each pack's weights, by training context."""
         of = {v.student: v for v in self.vectors.values() if v.student}
         for pack in packs:
             mine = [s for s in pack if s.id in of]
