@@ -84,6 +84,7 @@ TINY = {
     "shuffle": ONE,
     "one-step-model": ["--set", "draws=2", "--set", "traits=[otter, wolf]", "--set", "prompts=8"],
     "one-step": ["--set", "models=2", "--set", "hidden=[16]", "--set", "noise=64"],
+    "rank": [*ONE, "--set", "train.lora.ranks=[4]"],
     "rank-lr": [
         *SMALL,
         "--set",

@@ -52,6 +52,9 @@ BudgetOpt = Annotated[
         help="Cut the grid to what takes so long here, such as 90m or 2h, and say what is left out."
     ),
 ]
+ServeOpt = Annotated[
+    bool, Option("--serve", help="Show how it goes on a page for this machine alone; say where.")
+]
 ThreadsOpt = Annotated[
     int | None, Option(help="CPU threads; the physical cores by default.", min=1)
 ]
@@ -91,6 +94,7 @@ def run(
     extend_lrs: ExtendOpt = False,
     fresh: FreshOpt = False,
     budget: BudgetOpt = None,
+    serve: ServeOpt = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
     from sublora.cli.listing import print_result
@@ -105,7 +109,7 @@ def run(
     resolved, registered = opened(asked_for(recipe, model, trait, preset, sets), prereg)
     folder = out or default_out(resolved, budget)
     here = device if executor == "ray" else chosen_device(device)
-    options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address)
+    options = RunOptions(here, threads or machine.cores(), batch_rows, executor, ray_address, serve)
     words = {"command": machine.command_line()}
     if budget:
         before = None if fresh else folder

@@ -101,6 +101,10 @@ class Experiment(Shown, BaseModel):
         """Read what the steps made."""
         raise NotImplementedError
 
+    def so_far(self, store: Store, known: Known) -> Sequence[Effect]:
+        """Effects of what is made already, while the rest is not; none where an experiment has none before its end."""
+        return ()
+
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
         """The claims about this recipe, judged."""
         from sublora.analysis.claims import judge

@@ -47,7 +47,8 @@ class RunOptions:
     """Where and how fast a run is made; none of it changes what it comes to.
 
     `device`: cpu, cuda, or with Ray auto. `threads` of the CPU, all by default. `rows_at_once`:
-    rows of a scoring batch. `ray_address` of a running cluster; without it one is started here.
+    rows of a scoring batch. `ray_address` of a running cluster; without it one is started here. `serve`: a page on this machine shows how
+    the run goes.
     """
 
     device: str = "cpu"
@@ -55,6 +56,7 @@ class RunOptions:
     rows_at_once: int | None = None
     executor: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    serve: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,6 +127,11 @@ def run(
         display = stack.enter_context(Display())
         cite = None if prereg is None else partial(registration, prereg, steps, store)
         _announce(display, manifest, cite)
+        if options.serve:
+            from sublora.runner.live import Live
+
+            live = stack.enter_context(Live(out, partial(recipe.so_far, store, known)))
+            display.say(f"Live page, for this machine alone: {live.url}")
         setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
         local = partial(local_executor, base=base, own=own)
         executor = (cluster.executor if cluster else local)(steps, setup, store)

@@ -24,6 +24,7 @@ from sublora.experiments.grid.controlled import (
     interpreted,
 )
 from sublora.experiments.grid.design import design_of, found_by
+from sublora.experiments.grid.early import effects_so_far
 from sublora.experiments.grid.edges import added_sentence, at_the_edge
 from sublora.experiments.grid.elevation import matrix_rows
 from sublora.experiments.grid.findings import asks_steerability, findings_of, steerability
@@ -144,6 +145,9 @@ class Grid(Recipe):
             said=f"{called} of {len(cells)} cells show transfer after correction."
             + "".join(f"\n{sentence}" for sentence in edges),
         )
+
+    def so_far(self, store: Store, known: Known) -> Sequence[Effect]:
+        return effects_so_far(self.layout(known), store)
 
     def _leaks(self, store: Store, known: Known) -> Leaks:
         """By trait; none of numbers, which have a recipe of their own, `number-statistics`."""
