@@ -98,7 +98,7 @@ def test_arms_go_before_the_third_seed():
     ladder = list(budget._smaller(whole))
     alone = next(r for r in ladder if not r.data.variants)
     assert len(alone.data.seeds) == 3 and len(ladder[-1].data.seeds) == 2
-    found = within(whole, "60s", NOWHERE, lambda r: 50.0 + 9 * len(r.data.variants))
+    found = within(whole, "60s", NOWHERE, lambda r: 50.0 + 11 * len(r.data.variants))
     assert "arms sampled, greedy" in found.said and "prompted" in found.said
 
 
