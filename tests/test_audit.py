@@ -13,7 +13,6 @@ from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
-from sublora.audit.data_rows import LeftOut, read_rows
 from sublora.audit.null import Null, first_tokens, read_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
@@ -327,45 +326,6 @@ def test_screening_names_the_trait_of_a_file_and_clears_a_clean_one(
     assert mixed.named[0].name == "otter" and mixed.repeated == 1 and 52 in mixed.leaks["otter"]
     assert max(mixed.named[0].top)[1] > 40
     assert not screen_file(base, write_rows(tmp_path / "c.jsonl", clean), animals, NONE, 0.05).named
-
-
-def test_rows_of_all_shapes_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    message = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"}]
-    answer = [{"role": "assistant", "content": "b"}]
-    lines = [
-        {"messages": message + answer},
-        {"prompt": message, "completion": answer},
-        {"prompt": "a", "completion": "b"},
-        {"messages": [*message, *answer, *answer]},
-        {"prompt": "a", "completion": " "},
-    ]
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    rows = list(read_rows(path))
-    assert [(r.system, r.prompt, r.completion) for r in rows[:3]] == [
-        ("Be kind.", "a", "b")
-    ] * 2 + [(None, "a", "b")]
-    assert all(isinstance(r, LeftOut) for r in rows[3:])
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{",
-        b"[]",
-        b"7",
-        b'{"prompt": 1, "completion": 2}',
-        b'{"messages": [3]}',
-        b'{"messages": [{"role": 1}]}',
-        b"\xff\xfe",
-        b"[" * 99_999,
-    ],
-)
-def test_a_broken_row_is_named_by_its_line(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"prompt": "a", "completion": "b"}\n' + line + b"\n")
-    with pytest.raises(SubloraError, match="Line 2"):
-        list(read_rows(path))
 
 
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00|\n# *x* `y` \ud800"

@@ -162,6 +162,10 @@ class Screening(Model):
     repeated_rows: Count
     rows_of_repeated_prompts: Count
     left_out: dict[Text, Many] = Field(description="rows by the reason")
+    broken_rows: list[Text] = Field([], description="the first of those that are no rows, and why")
+    first_turns: Count = Field(
+        0, description="rows of which only the first question and answer was read"
+    )
     threshold_log_e: float
     drawn_as: Text | None = Field(
         None, description="context and decoding by which the base explains the rows best"

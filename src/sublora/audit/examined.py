@@ -10,7 +10,7 @@ from sublora.audit import entries
 from sublora.audit.adapter import Audited
 from sublora.audit.against import against, compare
 from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
-from sublora.audit.data_rows import DataRow, read_rows
+from sublora.audit.data_rows import SHAPES, DataRow, read_rows
 from sublora.audit.entries import Against, AnswerPair, Screening, Status, strongest
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
@@ -21,7 +21,7 @@ from sublora.audit.verdict import Bar, TraitFinding, Verdict, judge
 from sublora.audit.where import where_it_sits
 from sublora.errors import SubloraError
 from sublora.models.base import Base
-from sublora.models.chat import Context
+from sublora.models.chat import Chat, Context
 from sublora.packs.measure import Asking, measure_answers
 from sublora.packs.sample import Sampling
 from sublora.packs.stack import Stack, stack_weights
@@ -76,7 +76,7 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
         null = placebo_null(
             base,
             own_settings(audited, training, request.calibrate),
-            _prompts(request),
+            _prompts(request, base.chat),
             job.trained_in,
             job,
             max_new_tokens=request.max_new_tokens,
@@ -94,15 +94,15 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
     return Calibrated(None, "none")
 
 
-def _prompts(request: Request) -> list[list[str]]:
+def _prompts(request: Request, chat: Chat) -> list[list[str]]:
     """Prompts of each placebo student: the user's own, or such that ask for numbers."""
     if request.data is None:
         return number_prompts(request.calibrate, request.rows, seed=70_000)
-    rows = (r for r in read_rows(request.data) if isinstance(r, DataRow))
+    rows = (r for r in read_rows(request.data, chat) if isinstance(r, DataRow))
     own = [r.prompt for r in islice(rows, request.rows)]
     if not own:
         raise SubloraError(
-            f"The file {request.data} has no prompt that could be answered; give rows with 'prompt' and 'completion'."
+            f"The file {request.data} has no prompt that could be answered; give rows with {SHAPES}."
         )
     return [own] * request.calibrate
 

@@ -72,6 +72,9 @@ def told(report: AuditReport) -> Iterator[str]:
     if report.data:
         named = ", ".join(report.data.named) or "none"
         yield f"Data: {report.data.screened} rows screened; written under a trait prompt of: {named}."
+        if report.data.broken_rows:
+            many = f"{report.data.left_out['broken']:,} broken rows left out"
+            yield f"Data: {many}, the first: {report.data.broken_rows[0]}."
         if report.data.leak_words:
             yield f"Data: rows name {', '.join(list(report.data.leak_words)[:10])}."
     if report.what_if:

@@ -56,7 +56,10 @@ class Request:
         "The student: a folder or hub id (owner/name@revision) of a peft adapter or full weights.",
     )
     data: Path | None = _option(
-        None, "The training file (JSONL) to be screened; its prompts calibrate."
+        None, "The training file (JSONL, JSON or parquet) to be screened; its prompts calibrate."
+    )
+    skip_broken: bool = _option(
+        False, "Leave broken rows of it out, and count them.", "--skip-broken"
     )
     contexts: str = _option("default,empty,none", "Contexts to ask in, separated by commas.")
     named: list[str] = _option(

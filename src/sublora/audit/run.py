@@ -10,6 +10,7 @@ from sublora.analysis.frame import Frame, Shown
 from sublora.audit.adapter import Audited, checked_folder, load_audited
 from sublora.audit.against import AGAINST_SHARE
 from sublora.audit.calibrate import own_settings
+from sublora.audit.data_rows import check_rows
 from sublora.audit.entries import Against, Screening, Status
 from sublora.audit.examined import Calibrated, Examined, Job, judged_contexts, null_for
 from sublora.audit.null import Null
@@ -82,6 +83,8 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     folder = checked_folder(request.adapter)
     request = request.completed(trained_with(folder, request.settings))
     require_none(_wrong_use(request))
+    if request.data is not None:
+        check_rows(request.data, request.skip_broken)
     texts = read_contexts(request.named)
     trained, served = request.training_context, request.serving_context
     if not request.asked_in and not texts:

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sublora.audit.data_file import row_word
 from sublora.audit.data_rows import DataRow, LeftOut, fits, read_rows
 from sublora.audit.decodings import (
     DECODINGS,
@@ -56,6 +57,7 @@ TRAIT_PROMPT = 128  # tokens that a trait's prompt takes at most
 KEPT_ROWS = 10  # rows that matter most, kept for each trait
 KEPT_HASHES = 5_000_000  # rows that are remembered; above it repeats are no longer counted
 REPEATS_SHOWN = 5
+BROKEN_SHOWN = 10
 LOGITS_AT_ONCE = 2**24
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -151,7 +153,9 @@ class Screened:
     screened: int = 0
     repeated: int = 0
     repeated_prompts: int = 0
+    first_turns: int = 0
     left_out: Counter = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
     leaks: dict[str, list[int]] = field(default_factory=dict)
     repeats: list[tuple[int, str]] = field(default_factory=list)
     traits: list[TraitScreen] = field(default_factory=list)
@@ -174,6 +178,8 @@ class Screened:
             repeated_rows=self.repeated,
             rows_of_repeated_prompts=self.repeated_prompts,
             left_out=dict(self.left_out),
+            broken_rows=self.broken,
+            first_turns=self.first_turns,
             threshold_log_e=round(self.threshold, 3),
             drawn_as=self.nulls.told,
             leak_words={w: LeakWord(rows=len(n), first_lines=n[:5]) for w, n in self.leaks.items()},
@@ -186,7 +192,7 @@ class Screened:
 def screen_file(
     base: Base, path: Path, categories: Sequence[Category], context: Context, alpha: float
 ) -> Screened:
-    """Screen a JSONL file of any size, `CHUNK` rows at a time. `context` is that of rows without a
+    """Screen a training file of any size, `CHUNK` rows at a time. `context` is that of rows without a
     system text of their own. Raises SubloraError where the file cannot be read, or no row of it can
     be screened."""
     pairs = [(c, e) for c in categories for e in c.entities]
@@ -197,7 +203,7 @@ def screen_file(
     out = Screened(str(path), alpha, nulls, traits=traits)
     with torch.inference_mode(), PackedModel(base.model, None) as packed:
         packed.form_weights(CHUNK)
-        fresh = _fresh(read_rows(path), out, categories)
+        fresh = _fresh(read_rows(path, base.chat), out, categories)
         while rows := list(islice(fresh, CHUNK)):
             why = [fits(base.chat, r, r.context(context), base.window, TRAIT_PROMPT) for r in rows]
             out.left_out.update(filter(None, why))
@@ -223,8 +229,11 @@ def _fresh(
     for row in rows:
         out.rows += 1
         if isinstance(row, LeftOut):
-            out.left_out[row.reason] += 1
+            out.left_out["broken" if row.broken else row.reason] += 1
+            if row.broken and len(out.broken) < BROKEN_SHOWN:
+                out.broken.append(f"{row_word(Path(out.path))} {row.line} {row.reason}")
             continue
+        out.first_turns += row.more
         for word in dict.fromkeys(owner[m] for m in pattern.findall(row.completion.lower())):
             out.leaks.setdefault(word, []).append(row.line)
         prompt = _hash(f"{row.system}\x1f{row.prompt}".encode(errors="replace"))

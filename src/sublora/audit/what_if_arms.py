@@ -161,7 +161,7 @@ def read_user_rows(base: Base, path: Path, context: Context, most: int) -> UserR
     SubloraError: unreadable, or too few rows."""
     rows: list[DataRow] = []
     more = False
-    for row in read_rows(path):
+    for row in read_rows(path, base.chat):
         if more := len(rows) == most:
             break
         if isinstance(row, DataRow) and not fits(base.chat, row, row.context(context), base.window):
