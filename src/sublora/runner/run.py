@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sublora.analysis.effects import Effect
 from sublora.analysis.page import Registration
 from sublora.analysis.tables import estimate_rows, to_csv
 from sublora.experiments.experiment import NOTHING, Experiment, Findings
@@ -128,10 +129,7 @@ def run(
         cite = None if prereg is None else partial(registration, prereg, steps, store)
         _announce(display, manifest, cite)
         if options.serve:
-            from sublora.runner.live import Live
-
-            live = stack.enter_context(Live(out, partial(recipe.so_far, store, known)))
-            display.say(f"Live page, for this machine alone: {live.url}")
+            _serve(stack, out, partial(recipe.so_far, store, known), display)
         setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
         local = partial(local_executor, base=base, own=own)
         executor = (cluster.executor if cluster else local)(steps, setup, store)
@@ -171,6 +169,19 @@ def _announce(
     display.say(manifest["sentence"])
     if cite is not None:
         display.say(cite().sentence)
+
+
+def _serve(
+    stack: contextlib.ExitStack,
+    out: Path,
+    effects: Callable[[], Sequence[Effect]],
+    display: Display,
+) -> None:
+    """Show how the run goes, until it ends."""
+    from sublora.runner.live import Live
+
+    live = stack.enter_context(Live(out, effects))
+    display.say(f"Live page, for this machine alone: {live.url}")
 
 
 def _cluster(stack: contextlib.ExitStack, options: RunOptions, threads: int):
