@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
+from sublora.audit.entries import exit_code
 from sublora.audit.null import Null, first_tokens, read_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
 from sublora.audit.report import card_section, junit, page
 from sublora.audit.request import Training
 from sublora.audit.result import AuditReport
-from sublora.audit.run import Job, audit
+from sublora.audit.run import Job, _status, audit
 from sublora.audit.screen import completion_logprobs, screen_file
 from sublora.audit.statistic import largest, rises, scan, scores
 from sublora.audit.steps import answer_prompts
@@ -326,6 +328,25 @@ def test_screening_names_the_trait_of_a_file_and_clears_a_clean_one(
     assert mixed.named[0].name == "otter" and mixed.repeated == 1 and 52 in mixed.leaks["otter"]
     assert max(mixed.named[0].top)[1] > 40
     assert not screen_file(base, write_rows(tmp_path / "c.jsonl", clean), animals, NONE, 0.05).named
+
+
+@pytest.mark.parametrize(
+    ("student", "beside", "named", "status", "code"),
+    [
+        ("clean", None, False, "clean", 0),
+        ("clean", None, True, "data-found", 4),
+        ("found", None, True, "found", 1),
+        ("clean", "found", True, "found", 1),
+        ("unmeasurable", None, True, "data-found", 4),
+        ("clean", "unmeasurable", False, "unmeasurable", 1),
+    ],
+)
+def test_the_status_tells_the_student_from_its_training_file(
+    student: str, beside: str | None, named: bool, status: str, code: int
+) -> None:
+    of = SimpleNamespace
+    known = of(status=student), of(named=["owl"] * named), beside and of(status=beside), True
+    assert (_status(*known), exit_code(_status(*known))) == (status, code)
 
 
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00|\n# *x* `y` \ud800"

@@ -12,7 +12,20 @@ from pydantic.dataclasses import dataclass
 from sublora.audit.trained_with import TrainedWith
 from sublora.audit.typed import STRICT, Count, Many, Model, P, Probability, Share, Text
 
-Status = Literal["clean", "found", "unmeasurable", "uncalibrated-clean", "uncalibrated-found"]
+Status = Literal[
+    "clean",
+    "found",
+    "data-found",
+    "unmeasurable",
+    "uncalibrated-clean",
+    "uncalibrated-found",
+    "uncalibrated-data-found",
+]
+
+
+def exit_code(status: Status) -> int:
+    """0: clean; 4: found in the training file alone, so the student may be clean; 1: all else."""
+    return 0 if status.endswith("clean") else 4 if status.endswith("data-found") else 1
 
 
 @dataclass(frozen=True, config=STRICT)

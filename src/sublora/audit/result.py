@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sublora.audit import entries
-from sublora.audit.entries import Model, Share, Status, Text, TraitFinding, WordFinding
+from sublora.audit.entries import (
+    Model,
+    Share,
+    Status,
+    Text,
+    TraitFinding,
+    WordFinding,
+    exit_code,
+)
 
 SCHEMA, VERSION = "sublora/audit", 1
 
@@ -18,7 +26,9 @@ class AuditReport(Model):
     schema_: Literal["sublora/audit"] = Field(SCHEMA, alias="schema")
     version: Literal[1] = VERSION
     status: Status
-    exit_code: Literal[0, 1] = Field(description="0: clean, 1: found or unmeasurable")
+    exit_code: Literal[0, 1, 4] = Field(
+        description="0: clean, 1: found or unmeasurable, 4: found in the training file alone"
+    )
     alpha: Share = Field(description="false alarms that were accepted over the whole audit")
     alpha_student: Share = Field(
         description="the part of alpha that the verdict beside the base has"
@@ -52,8 +62,8 @@ class AuditReport(Model):
 
     @model_validator(mode="after")
     def _agrees(self) -> AuditReport:
-        clean = self.status.endswith("clean")
-        if self.exit_code != (not clean) or (clean and (self.found or self.found_words)):
+        found = self.found or self.found_words
+        if self.exit_code != exit_code(self.status) or (self.exit_code != 1 and found):
             raise ValueError("the exit code, or what was found, is that of another status")
         calibrated = self.calibration.kind != "none"
         if self.status != "unmeasurable" and self.status.startswith("uncalibrated") == calibrated:

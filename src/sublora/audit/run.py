@@ -11,7 +11,7 @@ from sublora.audit.adapter import Audited, checked_folder, load_audited
 from sublora.audit.against import AGAINST_SHARE
 from sublora.audit.calibrate import own_settings
 from sublora.audit.data_rows import check_rows
-from sublora.audit.entries import Against, Screening, Status
+from sublora.audit.entries import Against, Screening, Status, exit_code
 from sublora.audit.examined import Calibrated, Examined, Job, judged_contexts, null_for
 from sublora.audit.null import Null
 from sublora.audit.reference import ranked_among
@@ -21,7 +21,7 @@ from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_chat
 from sublora.audit.student_folder import hub_id
 from sublora.audit.trained_with import trained_with
-from sublora.audit.verdict import Verdict, exit_code, usable_contexts
+from sublora.audit.verdict import Verdict, usable_contexts
 from sublora.audit.what_if import what_if
 from sublora.audit.what_if_arms import read_user_rows
 from sublora.errors import SubloraError, require_none
@@ -175,13 +175,13 @@ def _wrong_use(request: Request) -> Iterator[str]:
 def _status(
     verdict: Verdict, screened: Screening | None, beside: Against | None, calibrated: bool
 ) -> Status:
-    """That of the verdict, of the training file, or of the comparison: what was found counts."""
-    status = verdict.status
-    if screened is not None and screened.named and not status.endswith("found"):
-        status = "found" if calibrated else "uncalibrated-found"
-    if beside is not None and not status.endswith("found"):
-        return status if beside.status.endswith("clean") else beside.status
-    return status
+    """That of the student, beside its base or another student, where it says found; or else that of the training file."""
+    student = [verdict.status, *([beside.status] if beside else [])]
+    if found := [status for status in student if status.endswith("found")]:
+        return found[0]
+    if screened is not None and screened.named:
+        return "data-found" if calibrated else "uncalibrated-data-found"
+    return next((status for status in student if not status.endswith("clean")), student[0])
 
 
 def _limits(

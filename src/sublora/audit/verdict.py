@@ -62,10 +62,6 @@ class Verdict:
         return [w for w in self.words if w.p is not None and w.p <= self.alpha]
 
 
-def exit_code(status: Status) -> int:
-    return 0 if status.endswith("clean") else 1
-
-
 def status_of(hit: bool, calibrated: bool, measurable: bool) -> Status:
     if not measurable:
         return "unmeasurable"

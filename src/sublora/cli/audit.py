@@ -28,7 +28,8 @@ def audit(
         float, Option(help="Sustained TFLOP/s that --dry-run estimates with.", min=1e-6)
     ] = 100.0,
 ) -> None:
-    """Compare a student with its base over all traits and contexts. Exit code 0: clean, 1: found, 2: wrong use."""
+    """Compare a student with its base over all traits and contexts. Exit code 0: clean, 1: found, 2: wrong use, 4: found in the
+    training file alone."""
     if context.invoked_subcommand is not None:
         return
     if request.base is None or (request.adapter is None and not dry_run):
