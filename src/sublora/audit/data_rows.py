@@ -10,9 +10,14 @@ from sublora.errors import SubloraError
 from sublora.models.chat import Chat, Context
 
 ROLES = {
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "developer": "system",
-}  # fmt: skip
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "developer": "system",
+}
 SHAPES = (
     "'messages', 'conversations', 'instruction' and 'output', 'prompt' and 'completion', or 'text'"
 )
