@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sublora.audit.adapter import Audited
+from sublora.audit.lenses import placebo_lenses
 from sublora.audit.null import FEWEST, Null, make_null
 from sublora.audit.readings import Asked, joined, read_model
 from sublora.audit.request import Training
@@ -122,7 +123,8 @@ def placebo_null(
     plain = read_model(base, None, asked)
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
     own = [None if t is None else t.trait for t in teachers]
-    return make_null(base, read, plain, asked, labels, own)
+    lens = placebo_lenses(base, students, asked.categories, store)
+    return make_null(base, read, plain, asked, labels, own, lens)
 
 
 def _label(spec: StudentSpec, rows: int, teacher: TraitTeacher | None) -> str:

@@ -10,8 +10,12 @@ from sublora.audit import entries
 from sublora.audit.adapter import Audited
 from sublora.audit.against import against, compare
 from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
+from sublora.audit.chance_band import bands
 from sublora.audit.data_rows import SHAPES, DataRow, read_rows
 from sublora.audit.entries import Against, AnswerPair, Screening, Status, strongest
+from sublora.audit.lens_entries import Lenses
+from sublora.audit.lens_tokens import token_lens
+from sublora.audit.lenses import student_lenses
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import ranked_among
@@ -175,7 +179,20 @@ class Examined:
             serving = serving_effects(base, stack, *asked, verdict.traits, found)
         names = ("found", "found_words", "traits", "words", "coherence")
         told = {name: getattr(verdict, name) for name in names}
+        told["bands"] = bands(self.student, self.bar(verdict.alpha))
         return {**told, "answers": self._answers(found), "where": where, "serving": serving}
+
+    def lenses(self) -> Lenses | None:
+        """What the student shows beside its answers; None where that is not asked for."""
+        job, null = self.job, self.known.null
+        if not job.request.lenses:
+            return None
+        chance = null.lenses if null else {}
+        seen = student_lenses(self.base, self.audited.sha256, self.stack, job.categories, chance)
+        if job.request.data is None:
+            return seen
+        tokens = token_lens(self.base, self.stack, job.request.data, job.trained_in)
+        return seen.model_copy(update={"tokens": tokens})
 
     def _answers(self, found: Sequence[TraitFinding]) -> list[AnswerPair]:
         """For the strongest finding of each category a few questions, answered by both."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,7 +26,8 @@ ANEW = "make one with --calibrate"
 @dataclass(frozen=True)
 class Null:
     """K placebo students. `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the
-    scan of words; `settings` says how they were trained; `digests` what was asked."""
+    scan of words; `settings` says how they were trained; `digests` what was asked; `lenses` (K,) are
+    the statistics of lenses.py."""
 
     base: Mapping[str, str]
     contexts: Mapping[str, str]
@@ -35,6 +36,7 @@ class Null:
     rises: Mapping[str, Mapping[str, np.ndarray]]
     top: Mapping[str, np.ndarray]
     rest: Mapping[str, np.ndarray]
+    lenses: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -85,6 +87,7 @@ def make_null(
     asked: Asked,
     settings: Sequence[str],
     teachers: Sequence[Trait | None] = (),
+    lenses: Mapping[str, np.ndarray] | None = None,
 ) -> Null:
     """The null that the readings of placebo students give, with the digits that a file keeps.
 
@@ -111,6 +114,7 @@ def make_null(
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
         {c: _short(s.top) for c, s in seen.items()},
         {c: _short(s.rest) for c, s in seen.items()},
+        {name: _short(own) for name, own in (lenses or {}).items()},
     )
 
 
@@ -162,9 +166,10 @@ def _null_of(entry: Mapping) -> Null | None:
             {c: arrays(by) for c, by in entry["rises"].items()},
             arrays(entry["top"]),
             arrays(entry["rest"]),
+            arrays(entry.get("lenses", {})),
         )
         shaped = [(r, 2) for by in null.rises.values() for r in by.values()]
-        shaped += [(v, 1) for part in (null.top, null.rest) for v in part.values()]
+        shaped += [(v, 1) for part in (null.top, null.rest, null.lenses) for v in part.values()]
         sound = all(
             a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in shaped
         )

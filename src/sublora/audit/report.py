@@ -12,7 +12,7 @@ from sublora.audit.result import AuditReport
 from sublora.audit.run import Audit
 from sublora.errors import SubloraError, reason
 from sublora.store import write_atomic
-from sublora.text import p_value, percent
+from sublora.text import p_value, percent, visible
 
 SHOWN = 20
 FOLLOWED_SHOWN = 4  # traits that --what-if followed, a table or column each
@@ -42,15 +42,17 @@ def write_reports(result: Audit, folder: Path | str) -> Path:
 
 
 def page(report: AuditReport) -> bytes:
+    from sublora.audit.picture import picture
     from sublora.audit.what_if_chart import what_if_chart
     from sublora.report.page import environment
 
     made = environment()
-    made.filters |= {"p": p_value, "percent": percent}
+    made.filters |= {"p": p_value, "percent": percent, "visible": visible}
     text = made.get_template("audit.html.j2").render(
         body=report,
         shown=SHOWN,
         traits_shown=FOLLOWED_SHOWN,
+        picture=picture(report),
         what_if_chart=report.what_if and what_if_chart(report.what_if),
     )
     return text.encode("utf-8", errors="replace")

@@ -73,6 +73,9 @@ class Request:
         None, "The chat template that it is served with (a Jinja file), if another."
     )
     where: bool = _option(True, "Locate what is found: at which tokens, layers and modules.")
+    lenses: bool = _option(
+        True, "Look at what it shows beside its answers: tokens, activations, weights."
+    )
     entity: list[str] = _option(
         [], "A name in the prompts, whose tokens are then looked at by themselves."
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sublora.audit import entries
+from sublora.audit.chance_band import Band
 from sublora.audit.entries import (
     Model,
     Share,
@@ -16,6 +17,7 @@ from sublora.audit.entries import (
     WordFinding,
     exit_code,
 )
+from sublora.audit.lens_entries import Lenses
 
 SCHEMA, VERSION = "sublora/audit", 1
 
@@ -44,6 +46,10 @@ class AuditReport(Model):
     found: list[TraitFinding] = Field(description="those of `traits` with p at most alpha_student")
     found_words: list[WordFinding]
     traits: list[TraitFinding] = Field(description="every trait in every context, smallest p first")
+    bands: list[Band] = Field(
+        default_factory=list,
+        description="the rise from which a trait would have been found in this student",
+    )
     words: list[WordFinding] = Field(description="words that rose most in each context")
     coherence: dict[Text, Annotated[float, Field(ge=0)]] = Field(
         min_length=1,
@@ -54,6 +60,7 @@ class AuditReport(Model):
     where: entries.Where | None = Field(
         description="null where nothing was found, or with --no-where"
     )
+    lenses: Lenses | None = Field(None, description="null with --no-lenses")
     serving: entries.ServingReport | None = Field(description="null without --serving-context")
     against: entries.Against | None = Field(description="null without --against")
     limits: Annotated[list[Text], Field(min_length=1, description="what it cannot see")]

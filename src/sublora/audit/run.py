@@ -153,6 +153,7 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
             *audited.trained_with.limits,
         ],
         what_if=what,
+        lenses=examined.lenses(),
         **examined.asked(verdict.alpha),
         **examined.findings(verdict),
         seconds=round(time.monotonic() - started, 2),

@@ -36,7 +36,7 @@ TOGETHER = 12  # LoRA students that are read in one pack
 
 
 @dataclass(frozen=True)
-class _Step:
+class AuditStep:
     """What the audit's steps have in common: one model, no other step's artifacts."""
 
     base: Mapping[str, str]  # the identity of the base
@@ -59,7 +59,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class BaseAnswers(_Step):
+class BaseAnswers(AuditStep):
     """What the base answers to prompts (list, row, text); a draw belongs to (seed, list, row)."""
 
     context: Context
@@ -156,7 +156,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class AuditPack(_Step):
+class AuditPack(AuditStep):
     """Students trained in one pack, one artifact each; after a kill the training goes on."""
 
     students: tuple[StudentSpec, ...]
@@ -254,7 +254,7 @@ def train_students(
 
 
 @dataclass(frozen=True)
-class StudentReading(_Step):
+class StudentReading(AuditStep):
     """What students of the store answer, read in one pack."""
 
     students: tuple[tuple[str, StudentSpec], ...]

@@ -164,7 +164,7 @@ def module_parts(names: Sequence[str], group_of: Callable[[str], str]) -> list[P
     ]
 
 
-def _group(module: str) -> str:
+def module_kind(module: str) -> str:
     try:
         return layer_and_group(module)[1]
     except SubloraError:
@@ -196,7 +196,7 @@ def _read_lora(
     except SubloraError as error:
         notes.append(f"The adapter is not gated in the context {context.name}: {error}")
         return [], np.zeros((0, len(category.questions), len(category.entities)))
-    parts = token_parts(tokens, candidates[0]) + module_parts(list(stack.linears), _group)
+    parts = token_parts(tokens, candidates[0]) + module_parts(list(stack.linears), module_kind)
     return parts, read_gated(base, stack, tokens, parts, category)
 
 
@@ -236,7 +236,7 @@ def _read_full(
 
     def group_of(tensor: str) -> str:
         owner = tensor.rpartition(".")[0]
-        found = _group(owner) if owner in linear else "other"
+        found = module_kind(owner) if owner in linear else "other"
         return OTHER if found == "other" else found
 
     parts = module_parts([slot.name for slot in full_slots(base.model)], group_of)

@@ -1,4 +1,5 @@
-"""What models do at single tokens of given rows: loss, greedy choice, confidence, and the size of the gradient that a token sends back."""
+"""What models do at single tokens of given rows: loss, greedy choice, distance to the base, and the size of the gradient that a token
+sends back."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -15,6 +17,8 @@ from sublora.models.chat import Context
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.rows import TokenRows, token_rows
 from sublora.packs.stack import Stack
+
+AT_ONCE = 2**23  # logits of one model
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,46 @@ def probe_rows(
         return RowProbe(*shares, *(size[k] / count if count else None for size, count in sizes))
 
     return [of(k) for k in np.argsort(stack.order)]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """K students beside their base at the N tokens of given rows that carry loss, `row` and `place` (N,): `gain` (K, N), log p(student) - log
+    p(base) of the token itself; `kl` (K, N), KL(base || student); both in nats. `same` (K, N): whether both have the same first choice.
+    """
+
+    row: np.ndarray
+    place: np.ndarray
+    gain: np.ndarray
+    kl: np.ndarray
+    same: np.ndarray
+
+
+@torch.inference_mode()
+def beside_base(base: Base, stack: Stack, rows: TokenRows, batch: int = 32) -> Beside:
+    """Students in the order in which they were given to the stack."""
+    own = [hidden[0] for _, _, _, hidden in _passes(base, None, rows, batch)]
+    found, places, count = [], [], stack.size
+    for plain, (packed, row, place, hidden) in zip(
+        own, _passes(base, stack, rows, batch), strict=True
+    ):
+        places.append((row, place))
+        targets = torch.from_numpy(rows.ids[row, place]).to(base.device)
+        bias, step = getattr(packed.head, "bias", None), max(1, AT_ONCE // packed.head.out_features)
+        for at in range(0, len(row), step):
+            part = slice(at, at + step)
+            before = functional.linear(plain[part], packed.head.weight, bias).float()
+            if packed.softcap is not None:
+                before = packed.softcap * torch.tanh(before / packed.softcap)
+            before, goal = before.log_softmax(-1), targets[part].unsqueeze(-1)
+            logits = packed.logits(hidden[:, part].flatten(0, 1)).view(count, len(goal), -1)
+            after = logits.log_softmax(-1)
+            gain = after.gather(-1, goal.expand(count, -1, -1)) - before.gather(-1, goal)
+            kl = (before.exp() * (before - after)).sum(-1)
+            same = after.argmax(-1) == before.argmax(-1)
+            found.append(torch.stack((gain.squeeze(-1), kl, same.to(kl.dtype))).double().cpu())
+    gain, kl, same = torch.cat(found, 2)[:, np.argsort(stack.order)].numpy()
+    return Beside(*map(np.concatenate, zip(*places, strict=True)), gain, kl, same > 0)
 
 
 @torch.inference_mode()
