@@ -86,6 +86,10 @@ def test_a_run_writes_its_tables_and_page(tmp_path: Path) -> None:
         next(store.glob("artifacts/dataset/*/rows.jsonl")).read_text().splitlines()[0]
     )
     assert set(first) == {"prompt", "completion"}
+    again = sublora("run", "rank-lr", *GRID, "--out", str(tmp_path / "run"), "--json")
+    told = json.loads(again.out)
+    assert told["verdicts"] == json.loads((tmp_path / "run" / "verdicts.json").read_text())
+    assert Path(told["page"]).is_file() and again.code == 0
     # a table that was cut gives no page
     assert sublora("report", str(tmp_path / "run")).code == 0
     cells = tmp_path / "run" / "cells.csv"

@@ -7,6 +7,7 @@ from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
 from sublora.models.base import known_shape
 from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.spec import StudentSpec
+from sublora.runner.table import print_json, records
 from sublora.steps.sizes import Sizes
 from sublora.traits.trait import load_categories
 
@@ -17,7 +18,7 @@ LOCATED = 3 * 11
 SPELLINGS = 0.2
 
 
-def print_cost(request: Request, tflops: float) -> None:
+def print_cost(request: Request, tflops: float, as_json: bool = False) -> None:
     """Tokens, floating-point operations and hours of an audit, and of what it trains. Forward is 2
     operations a weight and token, LoRA training 4 (the base's weights need no gradient), a full
     fine-tune 6. Raises SubloraError for a model whose shape is not known here."""
@@ -42,12 +43,14 @@ def print_cost(request: Request, tflops: float) -> None:
         ]
     if request.what_if:
         steps += _what_if(rows, epochs, asked)
-    total = 0.0
-    for what, tokens, operations in steps:
-        flops = tokens * operations * shape.parameters
-        total += flops
-        typer.echo(f"{what}: {tokens:,.0f} tokens, {flops:.2e} FLOPs")
+    costs = [(what, tokens, tokens * each * shape.parameters) for what, tokens, each in steps]
+    total = sum(flops for _, _, flops in costs)
     hours = total / (tflops * 1e12) / 3600
+    if as_json:
+        columns, whole = ("what", "tokens", "flops"), {"flops": total, "hours": hours}
+        return print_json({"steps": records(columns, costs), **whole, "tflops": tflops})
+    for what, tokens, flops in costs:
+        typer.echo(f"{what}: {tokens:,.0f} tokens, {flops:.2e} FLOPs")
     typer.echo(f"In all {total:.2e} FLOPs: {hours:.2g} hours at {tflops:g} TFLOP/s sustained.")
 
 

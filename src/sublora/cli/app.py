@@ -1,7 +1,7 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
-import json
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +13,7 @@ from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, with_
 from sublora.cli.audit import app as audit_app
 from sublora.cli.interrupts import keeps_what_is_finished
 from sublora.cli.options import (
+    JsonOpt,
     ModelOpt,
     PresetOpt,
     RecipeArg,
@@ -20,14 +21,15 @@ from sublora.cli.options import (
     TraitOpt,
     file_option,
     folder_option,
+    lists,
 )
 from sublora.cli.serving import parity
 from sublora.cli.store import app as store_app
 from sublora.errors import SubloraError
+from sublora.runner.table import print_json
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Measure whether fine-tuning a language model silently transmits a trait, and settle why.",
 )
@@ -58,7 +60,32 @@ ServeOpt = Annotated[
 ThreadsOpt = Annotated[
     int | None, Option(help="CPU threads; the physical cores by default.", min=1)
 ]
+RayOpt = Annotated[
+    str | None,
+    Option(
+        help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."
+    ),
+]
+PreregOpt = Annotated[
+    Path | None,
+    Option(help="Run what this file of `sublora prereg` fixes, and nothing that differs."),
+]
 Executor = Literal["local", "ray"]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sublora {metadata.version('sublora')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -81,23 +108,16 @@ def run(
     executor: Annotated[
         Executor, Option(help="local: on this machine; ray: on the workers of Ray.")
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        Option(
-            help="A running Ray cluster, such as auto or HOST:6379; without it one is started here."
-        ),
-    ] = None,
-    prereg: Annotated[
-        Path | None,
-        Option(help="Run what this file of `sublora prereg` fixes, and nothing that differs."),
-    ] = None,
+    ray_address: RayOpt = None,
+    prereg: PreregOpt = None,
     extend_lrs: ExtendOpt = False,
     fresh: FreshOpt = False,
     budget: BudgetOpt = None,
     serve: ServeOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Run a recipe, or go on with it where it was interrupted, and write its page."""
-    from sublora.cli.listing import print_result
+    from sublora.cli.listing import print_result, result_json
     from sublora.models.base import chosen_device
     from sublora.runner.run import RunOptions, default_out
     from sublora.runner.run import run as run_recipe
@@ -120,7 +140,10 @@ def run(
     again = f"give --out {folder} in place of --fresh" if fresh else "run the same command again"
     with keeps_what_is_finished(again):
         result = run_recipe(resolved, folder, options, said=words, prereg=registered)
-    print_result(result, resolved.level)
+    if as_json:
+        print_json(result_json(result, resolved.level))
+    else:
+        print_result(result, resolved.level)
 
 
 @app.command()
@@ -155,11 +178,12 @@ def plan(
     gpus: Annotated[int, Option(help="How many such devices.", min=1)] = 1,
     threads: ThreadsOpt = None,
     budget: BudgetOpt = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Print what a recipe makes, with tokens, FLOPs and hours, and what is done already; run nothing, load nothing."""
     from sublora.models.base import chosen_device
     from sublora.runner.estimate import estimate
-    from sublora.runner.plan_report import print_plan
+    from sublora.runner.plan_report import plan_json, print_plan
     from sublora.runner.run import default_out
     from sublora.store import Store
 
@@ -169,20 +193,31 @@ def plan(
     if budget:
         folder = default_out(resolved, budget)
         resolved, _ = cut_to_fit(resolved, budget, folder, device, threads, **rate)
-    print_plan(resolved, estimate(resolved, Store(), device, threads, **rate))
+    found = estimate(resolved, Store(), device, threads, **rate)
+    if as_json:
+        print_json(plan_json(resolved, found))
+    else:
+        print_plan(resolved, found)
 
 
 @app.command()
 def ls(
-    what: Annotated[str, Argument(help="recipes, traits, contexts, models, claims or runs.")],
+    what: Annotated[
+        str,
+        Argument(help="recipes, traits, contexts, models, claims or runs.", autocompletion=lists),
+    ],
+    words: Annotated[
+        list[str] | None, Argument(help="Only what has these words in its row.")
+    ] = None,
     trait_file: Annotated[
         list[Path] | None, Option(help="A category file of your own to list as well.")
     ] = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """List what there is."""
     from sublora.cli.listing import print_list
 
-    print_list(what, tuple(trait_file or ()))
+    print_list(what, words or [], tuple(trait_file or ()), as_json)
 
 
 @app.command()
@@ -224,12 +259,13 @@ def contexts(
     entity: Annotated[
         list[str] | None, Option(help="A name to mark as the token class entity.")
     ] = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Print each context of a model as text, tokens and token classes, or the difference of two."""
     from sublora.cli.contexts import print_contexts
     from sublora.models.chat import read_contexts
 
-    print_contexts(model, question, read_contexts(context or []), diff, entity or [])
+    print_contexts(model, question, read_contexts(context or []), diff, entity or [], as_json)
 
 
 @app.command()
@@ -278,7 +314,7 @@ def verdict(
             help="Whose claims to judge; may be repeated. By default rank-lr, or the file's column recipe."
         ),
     ] = None,
-    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Apply the claims to results from elsewhere."""
     from sublora.cli.listing import print_verdicts
@@ -288,7 +324,7 @@ def verdict(
     for caution in cautions:
         typer.echo(f"Note: {caution}", err=True)
     if as_json:
-        typer.echo(json.dumps(verdicts, indent=1, ensure_ascii=False))
+        print_json(verdicts)
     else:
         print_verdicts(verdicts)
 

@@ -7,8 +7,9 @@ import typer
 from typer import Argument, Option
 
 from sublora.audit.request import Request, Training, options
-from sublora.cli.options import file_option, folder_option
+from sublora.cli.options import JsonOpt, file_option, folder_option
 from sublora.errors import SubloraError
+from sublora.runner.table import print_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Did a fine-tune pick up something that nobody asked for?"
@@ -27,6 +28,7 @@ def audit(
     tflops: Annotated[
         float, Option(help="Sustained TFLOP/s that --dry-run estimates with.", min=1e-6)
     ] = 100.0,
+    as_json: JsonOpt = False,
 ) -> None:
     """Compare a student with its base over all traits and contexts. Exit code 0: clean, 1: found, 2: wrong use, 4: found in the
     training file alone."""
@@ -39,15 +41,16 @@ def audit(
     if dry_run:
         from sublora.audit.cost import print_cost
 
-        return print_cost(request, tflops)
+        return print_cost(request, tflops, as_json)
     from sublora.audit.report import told, write_reports
     from sublora.audit.run import audit_request
 
     result = audit_request(request, lambda text: typer.echo(text, err=True))
     page = write_reports(result, out)
-    for line in told(result.report):
-        typer.echo(line)
-    typer.echo(f"Page: {page}")
+    if as_json:
+        print_json(result.report.model_dump(mode="json", by_alias=True))
+    else:
+        typer.echo("\n".join([*told(result.report), f"Page: {page}"]))
     raise typer.Exit(result.report.exit_code)
 
 

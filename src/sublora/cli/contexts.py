@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -9,7 +10,9 @@ from sublora.errors import SubloraError
 from sublora.models.base import model_source
 from sublora.models.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
 from sublora.models.token_classes import PromptTokens, classify, differences, shown
-from sublora.runner.table import print_table
+from sublora.runner.table import print_json, print_table, records
+
+COLUMNS = ("token", "id", "class")
 
 
 def model_chat(name: str) -> Chat:
@@ -35,6 +38,7 @@ def print_contexts(
     named: Mapping[str, str | UserText],
     diff: tuple[str, str] | None,
     entities: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Print all contexts, or the difference of two. Raises SubloraError for an unknown or impossible context."""
     chat = model_chat(model)
@@ -51,6 +55,9 @@ def print_contexts(
         name: classify(chat, question, context, [e for e in entities if e in texts[name]])
         for name, context in possible.items()
     }
+    if as_json:
+        print_json([_record(chat, name, tokens.get(name)) for name in known])
+        return
     if diff is not None:
         _print_diff(chat, diff, tokens[diff[0]], tokens[diff[1]])
         return
@@ -61,11 +68,20 @@ def print_contexts(
         found = tokens[name]
         typer.echo(f"{name}: {len(found.ids)} tokens")
         typer.echo("".join(f"    {line}\n" for line in found.text.splitlines()))
-        print_table(
-            ["token", "id", "class"],
-            [[shown(chat, i), str(i), k] for i, k in zip(found.ids, found.classes, strict=True)],
-        )
+        print_table(COLUMNS, _rows(chat, found))
         typer.echo()
+
+
+def _rows(chat: Chat, found: PromptTokens) -> list[list[Any]]:
+    return [[shown(chat, i), str(i), k] for i, k in zip(found.ids, found.classes, strict=True)]
+
+
+def _record(chat: Chat, name: str, found: PromptTokens | None) -> dict[str, Any]:
+    """A context as `contexts --json` prints it; text and tokens are null where the template cannot write it."""
+    if found is None:
+        return {"context": name, "text": None, "tokens": None}
+    tokens = [{**r, "id": int(r["id"])} for r in records(COLUMNS, _rows(chat, found))]
+    return {"context": name, "text": found.text, "tokens": tokens}
 
 
 def _print_diff(chat: Chat, names: tuple[str, str], one: PromptTokens, other: PromptTokens) -> None:

@@ -6,21 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from sublora.errors import SubloraError
-from sublora.runner.table import print_table
+from sublora.runner.table import print_json, print_table, records
 from sublora.text import p_value
 
 
-def print_list(what: str, trait_files: tuple[Path, ...]) -> None:
-    """Raises SubloraError where there is nothing of that name."""
+def print_list(
+    what: str, words: Sequence[str], trait_files: tuple[Path, ...], as_json: bool
+) -> None:
+    """The rows that have all `words` in them. Raises SubloraError where there is nothing to list of that name."""
     if what not in KINDS:
         raise SubloraError(
             f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}."
         )
     columns, rows = KINDS[what]
-    print_table(columns, list(rows(trait_files)))
+    wanted = [word.lower() for word in words]
+    found = [
+        r for r in rows(trait_files) if all(w in " ".join(map(str, r)).lower() for w in wanted)
+    ]
+    if as_json:
+        print_json(records(columns, found))
+    else:
+        print_table(columns, found)
 
 
-Rows = Iterator[list[str]]
+Rows = Iterator[list[Any]]
 
 
 def _recipes(_: tuple[Path, ...]) -> Rows:
@@ -30,15 +39,14 @@ def _recipes(_: tuple[Path, ...]) -> Rows:
 
     for document in map(read_document, shipped_recipes()):
         figures = (document.measured.get(key) for key in ("minutes", "tflop"))
-        shown = ("" if value is None else f"{value:g}" for value in figures)
-        yield [recipe_of(document).name, *shown, " ".join(document.values["summary"].split())]
+        yield [recipe_of(document).name, *figures, " ".join(document.values["summary"].split())]
 
 
 def _traits(trait_files: tuple[Path, ...]) -> Rows:
     from sublora.traits.trait import load_categories
 
     for c in load_categories(trait_files):
-        yield [c.category, ", ".join(e.name for e in c.entities), str(len(c.questions))]
+        yield [c.category, ", ".join(e.name for e in c.entities), len(c.questions)]
 
 
 def _contexts(_: tuple[Path, ...]) -> Rows:
@@ -54,9 +62,9 @@ def _models(_: tuple[Path, ...]) -> Rows:
     from sublora.models.kept import kept_models, read_origin
     from sublora.store.usage import size_of
 
-    def row(name: str, card: Mapping[str, Any], folder: Path, *said: str) -> list[str]:
-        size = f"{size_of(folder) / 1e6:,.1f} MB"
-        return [name, card["summary"], f"{card['parameters']:,}", size, *said]
+    def row(name: str, card: Mapping[str, Any], folder: Path, *said: str) -> list[Any]:
+        size = round(size_of(folder) / 1e6, 1)
+        return [name, card["summary"], card["parameters"], size, *said]
 
     for name in SHIPPED:
         folder = shipped_folder(name)
@@ -71,7 +79,7 @@ def _models(_: tuple[Path, ...]) -> Rows:
     for name, entry in catalog().items():
         if name not in kept:
             where = f"not here; sublora fetch {name}"
-            yield [name, entry.summary, f"{entry.parameters:,}", "", entry.licence, where, ""]
+            yield [name, entry.summary, entry.parameters, None, entry.licence, where, ""]
 
 
 def _claims(_: tuple[Path, ...]) -> Rows:
@@ -100,7 +108,7 @@ KINDS: dict[str, tuple[list[str], Callable[[tuple[Path, ...]], Rows]]] = {
     "traits": (["category", "traits", "questions"], _traits),
     "contexts": (["context", "state of the system prompt"], _contexts),
     "models": (
-        ["model", "what it is", "parameters", "on disk", "licence", "from", "quantised"],
+        ["model", "what it is", "parameters", "MB", "licence", "from", "quantised"],
         _models,
     ),
     "claims": (["claim", "statement", "source"], _claims),
@@ -111,6 +119,23 @@ KINDS: dict[str, tuple[list[str], Callable[[tuple[Path, ...]], Rows]]] = {
 def print_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
     rows = [[v["id"], v["trait"], v["verdict"], p_value(v["q"]), v["reason"]] for v in verdicts]
     print_table(["claim", "trait", "verdict", "q", "why"], rows)
+
+
+def result_json(result: Any, level: float) -> dict[str, Any]:
+    """What a run came to, as `run --json` prints it."""
+    from sublora.analysis.tables import estimate_rows
+
+    effects = result.findings.effects
+    return {
+        "folder": str(result.folder),
+        "page": str(result.page),
+        "said": result.findings.said,
+        "warnings": result.warnings,
+        "verdicts": result.verdicts,
+        "estimates": estimate_rows(effects, level) if effects else [],
+        "seconds": result.seconds,
+        "planned_seconds": result.planned,
+    }
 
 
 def print_result(result: Any, level: float) -> None:

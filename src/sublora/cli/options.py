@@ -35,8 +35,24 @@ def _checked(text: str | Path, what: str) -> Path:
     raise SubloraError(f"The {what} {path} cannot be written to ({why}); give another path.")
 
 
+def recipes(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell to complete; imports nothing."""
+    folder = Path(__file__).parents[1] / "experiments" / "recipes"
+    return sorted(file.stem for file in folder.glob(f"{incomplete}*.yaml"))
+
+
+def lists(incomplete: str) -> list[str]:
+    """What `sublora ls` lists, for the shell to complete."""
+    known = ("recipes", "traits", "contexts", "models", "claims", "runs")
+    return [name for name in known if name.startswith(incomplete)]
+
+
 RecipeArg = Annotated[
-    str, Argument(help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.")
+    str,
+    Argument(
+        help="A shipped recipe (`sublora ls recipes`) or a YAML file of your own.",
+        autocompletion=recipes,
+    ),
 ]
 ModelOpt = Annotated[
     str | None,

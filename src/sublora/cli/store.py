@@ -1,11 +1,13 @@
 """`sublora store`: look after the artifacts that all runs share."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from sublora.runner.table import print_table
+from sublora.cli.options import JsonOpt
+from sublora.runner.table import print_json, print_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,18 +21,24 @@ def verify(
         bool,
         Option("--move", help="Move damaged artifacts away, so that they are made again."),
     ] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Hash every file of every artifact again; exit code 1 if any is damaged."""
     from sublora.store import Store
     from sublora.store.usage import damaged
 
-    store, count, bad = Store(), 0, 0
+    store, count, wrongs = Store(), 0, []
     for folder, wrong in damaged(store):
         count += 1
         if wrong is None:
             continue
-        bad += 1
-        typer.echo(wrong if not move else f"Moved to {store.move_away(folder)}: {wrong}")
+        moved = str(store.move_away(folder)) if move else None
+        wrongs.append({"artifact": folder.name, "wrong": wrong, "moved_to": moved})
+        typer.echo(f"Moved to {moved}: {wrong}" if move else wrong, err=as_json)
+    bad = len(wrongs)
+    if as_json:
+        print_json({"store": str(store.root), "artifacts": count, "damaged": wrongs})
+        raise typer.Exit(1 if bad else 0)
     typer.echo(f"{count} artifacts in {store.root}: {bad} damaged.")
     if bad and not move:
         typer.echo(
@@ -54,6 +62,7 @@ def gc(
         list[str] | None,
         Option(help="A machine that is no more, whose runs need not be kept."),
     ] = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Remove artifacts that no run refers to, damaged ones that were moved away, and leftovers of processes that died."""
     from sublora.store import Store
@@ -61,6 +70,9 @@ def gc(
 
     store = Store()
     removed = collect(store, dry_run=dry_run, min_age=min_age * 3600, forget=forget or ())
+    if as_json:
+        print_json({"store": str(store.root), "dry_run": dry_run, **asdict(removed)})
+        return
     verb = "Would remove" if dry_run else "Removed"
     typer.echo(
         f"{verb} {removed.artifacts} artifacts that no run refers to, {removed.checkpoints} checkpoints, "
@@ -80,13 +92,16 @@ def gc(
 
 
 @app.command()
-def du() -> None:
+def du(as_json: JsonOpt = False) -> None:
     """Sizes by kind of artifact and by run."""
     from sublora.store import Store
     from sublora.store.usage import disk_usage
 
     store = Store()
     disk = disk_usage(store)
+    if as_json:
+        print_json({"store": str(store.root), **asdict(disk)})
+        return
     typer.echo(f"The store {store.root}:")
     print_table(
         ["kind", "count", "size"],

@@ -218,6 +218,11 @@ class Shape:
     def parameters(self) -> int:
         return self.block_parameters + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
+    @property
+    def norms(self) -> int:
+        """Weights of the norms, which are no products and so in no count of operations."""
+        return (2 * self.layers + 1) * self.hidden
+
     def lora_parameters(self, rank: int) -> int:
         return self.layers * rank * sum(o + i for o, i in self.linears)
 
