@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from command import sublora
@@ -14,8 +15,13 @@ from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import traits_of
 from sublora.experiments.kinds import open_recipe
 from sublora.models.known import known_model
+from sublora.packs.check import load_base
+from sublora.packs.labels import read_labels
 from sublora.steps.dataset import DatasetStep, GivenStep
 from sublora.steps.labels import LabelStep
+from sublora.steps.materials import texts
+from sublora.steps.step import Workshop, perform
+from sublora.store import Store
 
 TRAINED = "data.teacher.trained={count: 8}"
 
@@ -73,8 +79,8 @@ def test_the_preset_soft_has_fine_tuned_teachers_label_the_rows_of_a_recipe(name
     steps = soft.plan(soft.known())
     labels = [s for s in steps if isinstance(s, LabelStep) and "neutral" not in s.label]
     assert labels and all(s.weights and s.how.kind == "soft" for s in labels)
-    texts = {type(s) for s in steps if s.id in {one.text for one in labels}}
-    assert texts == {DatasetStep if name == "in-context" else GivenStep}
+    kind = {type(s) for s in steps if s.id in {one.text for one in labels}}
+    assert kind == {DatasetStep if name == "in-context" else GivenStep}
     changed = {"labels", "source", "teacher"}
     assert soft.data.model_dump(exclude=changed) == plain.data.model_dump(exclude=changed)
     assert soft.model_copy(update={"data": plain.data}) == plain
@@ -134,8 +140,8 @@ def test_rows_of_a_file_are_parted_into_training_and_held_out(tmp_path):
         "".join(json.dumps({"prompt": f"p{i}", "completion": "1"}) + "\n" for i in range(9))
     )
     steps, arms = planned(f"data.source={file}", "data.rows=6", "data.heldout_rows=3")
-    texts = {s.id: s for s in steps}
-    own, held = (texts[r.text] for r in arms["otter", "", 1])
+    by_id = {s.id: s for s in steps}
+    own, held = (by_id[r.text] for r in arms["otter", "", 1])
     assert (own.first, own.rows, held.first, held.rows) == (0, 6, 6, 3)
     with pytest.raises(SubloraError, match=r"has 9 rows, .* ask for 10"):
         planned(f"data.source={file}", "data.rows=7", "data.heldout_rows=3")
@@ -159,6 +165,10 @@ def test_rows_by_chance_have_the_form_that_their_prompt_asks_for():
         ("data.source=chance", "data.source"),
         ("data.labels={kind: soft, k: 0}", "k"),
         ("data.labels={kind: loud}", "kind"),
+        ("data={labels: {kind: replaced}, source: random}", "which chance wrote"),
+        ("data={labels: {kind: replaced}, control: neutral}", "no other trait to diverge from"),
+        ("data.labels={kind: soft, read: true}", "soft labels have no read"),
+        ("data.variants={x: {taught: vector}}", "data.teacher.vector"),
         ("data.variants={x: {taught: weights}}", "data.teacher.trained"),
         ("data.variants={x: {labels: {kind: soft}, teacher: neutral}}", "another change"),
         ("train.vary={kl: [forward, reverse]}", "direction of soft labels"),
@@ -175,3 +185,75 @@ def test_rows_by_chance_have_the_form_that_their_prompt_asks_for():
 def test_what_does_not_fit_is_refused(setting, message):
     with pytest.raises(SubloraError, match=message):
         planned(*setting.split(";"))
+
+
+VECTOR = (
+    "data.teacher.vector={layers: [1, 1], strength: 2}",
+    "data.variants={v: {taught: vector}}",
+)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_teacher_by_a_vector_has_that_of_the_trained_teacher_or_of_the_prompt(trained):
+    sets = [*VECTOR, "data.labels={kind: soft}", "data.source=random", *([TRAINED] * trained)]
+    recipe = open_recipe("rank", sets=["data.seeds=[1]", "train.seeds=[1]", *sets])
+    plan = recipe.layout(recipe.known())
+    labels = [d for d in plan.datasets if isinstance(d, LabelStep) and d.steer]
+    vectors = {v.id: v for v in plan.vectors}
+    assert {d.trait.split()[0] for d in labels} == {"otter", "control"}
+    assert not any(d.weights or d.teacher.text for d in labels)
+    found = [vectors[d.steer.vector] for d in labels]
+    weights = {t.id: t.trait for t in plan.teachers}
+    assert [bool(v.student) for v in found] == [trained] * len(labels)
+    assert all((v.student in weights) if trained else v.teacher.text for v in found)
+    assert all(d.needs == (d.text, d.steer.vector) for d in labels)
+    (asked,) = (m for m in plan.measures if m.condition == "v" and m.teacher)
+    assert vectors[asked.steer.vector] in found and asked.student is None
+
+
+@pytest.mark.parametrize(
+    ("strength", "least", "message"),
+    [
+        (1e-6, 1.0, r"Uninterpretable: the teacher of otter prefers it by [+-]0.00 nats more"),
+        (30.0, -99.0, r"Uninterpretable: the teacher of otter gives the animals .* and the base"),
+    ],
+)
+def test_a_teacher_by_a_vector_that_has_no_trait_or_no_words_left_is_uninterpretable(
+    strength, least, message, own_store
+):
+    vector = f"data.teacher.vector={{layers: [0, 2], strength: {strength}, least: {least}}}"
+    sets = [vector, VECTOR[1], "data.labels={kind: soft}", "data.source=random", "data.rows=4"]
+    recipe = open_recipe("rank", sets=["data.seeds=[1]", "train.seeds=[1]", *sets])
+    base, made = load_base("micro"), []
+    workshop = Workshop(Store(own_store), lambda _: base)
+    with pytest.raises(SubloraError, match=message):
+        for step in recipe.layout(recipe.known()).steps:
+            made.append(step.kind)
+            perform(step, workshop)
+    assert made[-1] == "labels" and not any("students" in kind for kind in made)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_replaced_labels_differ_from_the_text_at_flagged_tokens_and_in_one_of_both(read, own_store):
+    labels = f"data.labels={{kind: replaced, read: {str(read).lower()}}}"
+    steps, arms = planned(labels, "data.rows=12", "data.heldout_rows=2")
+    rows, held = arms["otter", "", 1]
+    assert isinstance(rows, LabelStep) and isinstance(held, DatasetStep)
+    base = load_base("micro")
+    workshop = Workshop(Store(own_store), lambda _: base)
+    for step in steps:
+        if step.id in (rows.text, rows.id):
+            perform(step, workshop)
+    written, shown = texts(workshop, rows.text), texts(workshop, rows.id)
+    path = workshop.store.read(rows.id).file("labels.safetensors")
+    labels = read_labels(path, base, shown)  # checks that they are of these rows
+    own = np.concatenate([base.chat.completion_ids(c) for _, c in written])
+    changed = labels.ids[:, 0] != own
+    assert labels.hard and (shown != written) == read and changed.any() != read
+    if read:
+        new = np.concatenate([base.chat.completion_ids(c) for _, c in shown])
+        assert 0 < (new != own).mean() < 1
+    else:
+        assert changed.mean() < 1
+        chosen = base.chat.tokenizer.convert_ids_to_tokens(labels.ids[changed, 0].tolist())
+        assert all(token.isdigit() for token in chosen)

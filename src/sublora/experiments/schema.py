@@ -1,9 +1,18 @@
 """What recipes with datasets and students may say: `data`, `train`, `measure`, and what is under them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from sublora.carriers.kinds import CarrierField
@@ -14,7 +23,7 @@ from sublora.packs.condition import Condition, Placement
 from sublora.packs.labels import LabelSpec
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import AlphaRule, OptimizerName, Schedule, StudentSpec
-from sublora.packs.steer_spec import SteerSpec
+from sublora.packs.steer_spec import LayerRange, SteerSpec
 from sublora.steps.probe import Against
 from sublora.steps.reading import readings
 
@@ -61,6 +70,17 @@ class TrainedTeacher(Strict):
     )
 
 
+class VectorTeacher(Strict):
+    """A teacher by a steering vector: the base with the vector of the trait's teacher added, without any prompt."""
+
+    layers: LayerRange
+    strength: float = Field(1.0, gt=0)
+    least: float = Field(
+        1.0,
+        description="the precondition: by how many nats a teacher must prefer its target more than the base does, before any student is trained",
+    )
+
+
 class TeacherSpec(Strict):
     endpoint: EndpointSpec | None = Field(
         None,
@@ -69,12 +89,22 @@ class TeacherSpec(Strict):
     trained: TrainedTeacher | None = Field(
         None, description="make the teacher by training instead of a prompt"
     )
+    vector: VectorTeacher | None = Field(
+        None,
+        description="what variants of the rows that are taught by a vector add to the base: that of the trained teacher's weights, or of the "
+        "prompt",
+    )
     wording: int = Field(0, ge=0, description="which of the category's teacher prompts, from 0")
     prompt: str | None = Field(
         None,
         description="a teacher prompt of your own instead, with {name} or {plural}; without them "
         "it is the whole trait, as one that a judge looks for",
     )
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the vector, where there is none: files of earlier versions are read as they are."""
+        return {k: v for k, v in dump(self).items() if k != "vector" or v is not None}
 
 
 class OtherSampling(Strict):
@@ -110,8 +140,9 @@ class RowsVariant(Strict):
 
     labels: LabelSpec | None = Field(None, description="instead of data.labels")
     source: Source | None = Field(None, description="instead of data.source")
-    taught: Literal["prompt", "weights"] | None = Field(
-        None, description="what gives both teachers their traits, where data.teacher.trained stands"
+    taught: Literal["prompt", "weights", "vector"] | None = Field(
+        None,
+        description="what gives both teachers their traits, where data.teacher.trained or data.teacher.vector stands",
     )
     teacher: Literal["neutral", "other-trait"] | None = Field(
         None,

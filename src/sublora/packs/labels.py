@@ -20,7 +20,7 @@ from sublora.packs.cache import picked
 from sublora.packs.measure import reading
 from sublora.packs.packed_model import PackedModel
 from sublora.packs.prefill import Prefill, column_mask, prefill, tokens_at_once
-from sublora.packs.rows import Labels, fit_labels
+from sublora.packs.rows import Keep, Labels, fit_labels, kept
 from sublora.packs.sample import NUMBERS_AT_ONCE, Sampling, draw_tokens
 from sublora.packs.writer import AT_ONCE, Teacher, read_by
 from sublora.seeds import generator
@@ -42,11 +42,23 @@ class LabelSpec(BaseModel):
     temperature: float = Field(
         1.0, gt=0, description="of the teacher's distribution, soft or sampled"
     )
+    at: Keep = Field(
+        "divergent",
+        description="tokens that are replaced: those at which the first choices of the teacher and of `against` differ, all others, or as "
+        "many at random",
+    )
+    against: Literal["plain", "other-trait"] = Field(
+        "other-trait", description="the base in its default context, or the control's teacher"
+    )
+    read: bool = Field(
+        False, description="replace numbers in the text that students read, and not in their labels"
+    )
 
     @property
     def _unused(self) -> set[str]:
-        used = {"soft": {"kind", "k", "temperature"}, "sampled": {"kind", "temperature"}}
-        return {"k", "temperature"} - used.get(self.kind, set())
+        used = {"soft": {"k", "temperature"}, "sampled": {"temperature"}}
+        used["replaced"] = {"at", "against", "read"}
+        return set(LabelSpec.model_fields) - {"kind"} - used.get(self.kind, set())
 
     @model_validator(mode="after")
     def _values_are_used(self) -> "LabelSpec":
@@ -183,6 +195,24 @@ def replaced_labels(
     tokens = np.concatenate(out).astype(np.int32)[:, None]
     counts = np.array([len(c) for c in completions], np.int32)
     return Labels(tokens, np.zeros(tokens.shape, np.float16), counts)
+
+
+def flagged(own: Labels, other: Labels, how: LabelSpec, seed: int | str) -> list[np.ndarray]:
+    """By row, the tokens that are replaced, by the first choices of two teachers; those that are drawn depend on (seed, row) alone."""
+    differ = np.split((own.ids != other.ids)[:, 0], np.cumsum(own.counts)[:-1])
+    return [kept(marks, how.at, "replaced-tokens", seed, i) for i, marks in enumerate(differ)]
+
+
+def replaced_text(chat: Chat, rows: Rows, labels: Labels) -> list[tuple[str, str]]:
+    """The rows with their numbers as the labels have them; one that would be read as other tokens stays as it is."""
+    out, at = [], np.split(labels.ids[:, 0], np.cumsum(labels.counts)[:-1])
+    for (prompt, completion), ids in zip(rows, at, strict=True):
+        own = chat.completion_ids(completion)
+        tokens = chat.tokenizer.convert_ids_to_tokens(own)
+        made = [int(new) if t.isdigit() else i for i, t, new in zip(own, tokens, ids, strict=True)]
+        text = chat.tokenizer.decode(made, skip_special_tokens=True).strip()
+        out.append((prompt, text if chat.completion_ids(text) == made else completion))
+    return out
 
 
 def about_rows(chat: Chat, rows: Rows) -> dict[str, str]:

@@ -146,6 +146,13 @@ def fit_labels(labels: Labels, tokens: Sequence[int]) -> None:
         raise SubloraError(why)
 
 
+def kept(marks: np.ndarray, keep: Keep, *seed: int | str) -> np.ndarray:
+    """The marked tokens of a completion, all others, or as many as are marked, drawn at random."""
+    if keep == "random":
+        return generator(*seed).permutation(marks)
+    return ~marks if keep == "others" else marks
+
+
 def masked_rows(
     rows: Sequence[TokenRow], marks: Sequence[Sequence[bool]], keep: Keep, seed: str
 ) -> list[TokenRow]:
@@ -156,11 +163,7 @@ def masked_rows(
         if len(marks) < len(rows) or len(marks[i]) != len(row.completion):
             why = "The marks of divergent tokens are those of other rows; make them anew for these."
             raise SubloraError(why)
-        loss = np.array(marks[i])
-        if keep == "others":
-            loss = ~loss
-        elif keep == "random":
-            loss = generator("loss-mask", seed, i).permutation(loss)
+        loss = kept(np.array(marks[i]), keep, "loss-mask", seed, i)
         if loss.any():
             out.append(replace(row, loss=tuple(loss.tolist())))
     return out

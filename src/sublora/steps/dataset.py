@@ -52,13 +52,16 @@ def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
     precondition."""
     base = workshop.base_of(step.model)
     if step.weights is not None:
-        stack = stack_of(workshop, base, [step.weights])
-        step.weights.check(workshop, stack)
-        return Teacher(base, step.weights.context, stack, voice=step.weights.id)
+        stack, context = stack_of(workshop, base, [step.weights]), step.weights.context
+        if step.weights.least is not None:
+            step.weights.least.check(workshop, step.model, step.weights.id, context, stack)
+        return Teacher(base, context, stack, voice=step.weights.id)
     if step.steer is not None:
         steering = steering_by(workshop, base, [step.steer])
         prompt = step.teacher.text or step.teacher.name
         voice = f"{prompt} {json.dumps(step.steer.to_spec())}"
+        if step.steer.least is not None:
+            step.steer.least.check(workshop, step.model, voice, step.teacher, steering=steering)
         return Teacher(base, step.teacher, steering=steering, voice=voice)
     return Teacher(base, step.teacher)
 

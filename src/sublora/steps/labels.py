@@ -1,8 +1,22 @@
 """Labels: the rows of a dataset with what a teacher says at every token of their completions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sublora.packs.labels import LabelSpec, about_rows, label_rows, write_labels
+import numpy as np
+
+from sublora.carriers.rows_file import to_jsonl
+from sublora.models.chat import Context
+from sublora.packs.labels import (
+    LabelSpec,
+    about_rows,
+    flagged,
+    label_rows,
+    replaced_labels,
+    replaced_text,
+    write_labels,
+)
+from sublora.packs.rows import Labels
+from sublora.packs.writer import Teacher
 from sublora.steps.dataset import RowsStep, needs_of, teacher_of
 from sublora.steps.materials import LABELS, Steered, texts
 from sublora.steps.sizes import Sizes
@@ -11,8 +25,19 @@ from sublora.steps.teacher import TeacherStep
 
 
 @dataclass(frozen=True)
+class Reads:
+    """Another teacher that reads the rows, whose first choices the teacher's are compared with."""
+
+    teacher: Context
+    model: str
+    weights: TeacherStep | None
+    steer: Steered | None
+
+
+@dataclass(frozen=True)
 class LabelStep(RowsStep):
-    """The rows of `text`, whoever wrote them, with a teacher's labels. Students of different teachers read the same text."""
+    """The rows of `text`, whoever wrote them, with a teacher's labels. Students of different teachers read the same text. Replaced labels
+    are the text's own, but where the teacher and `other` differ."""
 
     text: str
     how: LabelSpec
@@ -20,13 +45,15 @@ class LabelStep(RowsStep):
     sizes: Sizes
     weights: TeacherStep | None = None
     steer: Steered | None = None
+    other: Reads | None = None
     kind = "labels"
     endpoint = None
     heldout = False
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.text, *needs_of(self))
+        more = needs_of(self.other) if self.other else ()
+        return (self.text, *dict.fromkeys([*needs_of(self), *more]))
 
     @property
     def label(self) -> str:
@@ -39,11 +66,29 @@ class LabelStep(RowsStep):
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         rows, teacher = texts(workshop, self.text), teacher_of(workshop, self)
         how = (self.seed, workshop.rows_at_once, workshop.progress)
-        labels = label_rows(teacher, rows, self.how, *how)
+        if self.other is None:
+            labels = label_rows(teacher, rows, self.how, *how)
+        else:
+            rows, labels = self._replaced(rows, (teacher, teacher_of(workshop, self.other)), how)
         meta = dict(workshop.store.read(self.text).meta)
         meta |= {"trait": self.trait, "teacher": self.teacher.text, "labels": self.how.kind}
         with workshop.store.create(self.id, self.spec, meta) as folder:
-            written = workshop.store.read(self.text).file("rows.jsonl").read_bytes()
-            (folder / "rows.jsonl").write_bytes(written)
+            (folder / "rows.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
             write_labels(labels, folder / LABELS, about_rows(teacher.base.chat, rows))
         workshop.made(self.id)
+
+    def _replaced(
+        self, rows: list[tuple[str, str]], teachers: tuple[Teacher, Teacher], how: tuple
+    ) -> tuple[list[tuple[str, str]], Labels]:
+        """The rows and their labels, one of both with random numbers at the flagged tokens."""
+        chat, greedy = teachers[0].base.chat, LabelSpec(kind="greedy")
+        first, other = (label_rows(t, rows, greedy, *how) for t in teachers)
+        marks, tokens = (
+            flagged(first, other, self.how, self.seed),
+            [chat.completion_ids(c) for _, c in rows],
+        )
+        labels = replaced_labels(chat, tokens, marks, self.seed)
+        if not self.how.read:
+            return rows, labels
+        own = np.concatenate(tokens).astype(np.int32)[:, None]
+        return replaced_text(chat, rows, labels), replace(labels, ids=own)

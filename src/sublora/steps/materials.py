@@ -20,6 +20,7 @@ from sublora.packs.steer import Steering, aimed, steering_of
 from sublora.packs.steer_spec import SteerSpec
 from sublora.packs.student_files import load_stack
 from sublora.packs.vectors import SteeringVector, load_vector, together
+from sublora.steps.precondition import Precondition
 from sublora.steps.step import Workshop
 
 
@@ -42,10 +43,11 @@ class Mask:
 
 @dataclass(frozen=True)
 class Steered:
-    """An intervention with the id of the vector that it takes."""
+    """An intervention with the id of the vector that it takes; `least` is what a teacher by it has to meet."""
 
     spec: SteerSpec
     vector: str
+    least: Precondition | None = None
 
     def to_spec(self) -> dict[str, Any]:
         return self.spec.model_dump(mode="json") | {"vector": self.vector}

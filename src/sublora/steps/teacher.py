@@ -2,34 +2,23 @@
 
 from dataclasses import dataclass
 
-from sublora.analysis.log_odds import log_odds
 from sublora.carriers.questions import QuestionsSpec
 from sublora.carriers.rows_file import read_rows, to_jsonl
 from sublora.errors import SubloraError
 from sublora.models.chat import Context
-from sublora.packs.measure import Asking, measure_answers
 from sublora.packs.rows import token_rows
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
-from sublora.packs.stack import Stack
 from sublora.packs.student import Student, Trained
 from sublora.packs.student_files import save_student
 from sublora.packs.trainer import train_pack
 from sublora.packs.writer import Assignment, Purpose, Teacher, write_dataset
 from sublora.steps.made import Made
 from sublora.steps.materials import free_memory
+from sublora.steps.precondition import Precondition
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
 from sublora.traits.trait import Trait
-
-
-@dataclass(frozen=True)
-class Least:
-    """The precondition of a teacher: by how many `nats` it must prefer its target more than the base does, asked with answers `begun` or
-    not."""
-
-    nats: float
-    begun: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class TeacherStep(Made):
     sampling: Sampling
     model: str
     sizes: Sizes
-    least: Least | None = None
+    least: Precondition | None = None
     noun, kind = "teacher", "teachers"
     needs = ()
     context = Context("default")  # in which it is trained, and asked
@@ -97,21 +86,3 @@ class TeacherStep(Made):
         what = Assignment(self.carrier, self.sampling, self.count, self.seed, Purpose.LESSONS)
         written = write_dataset(teacher, what, workshop.rows_at_once, workshop.progress)
         return written.rows, written.asked
-
-    def check(self, workshop: Workshop, stack: Stack) -> None:
-        """Raises SubloraError where the teacher, a stack of one, does not meet its precondition."""
-        if self.least is None or ("precondition", self.id) in workshop.kept:
-            return
-        base, category = workshop.base_of(self.model), self.of.category
-        place = category.entities.index(self.of.entity)
-        asking = Asking(self.context, self.sampling, 1, 0, workshop.rows_at_once, self.least.begun)
-        own, plain = (
-            measure_answers(base, by, [self.id], category, asking)[0].p for by in (stack, None)
-        )
-        found = float((log_odds(own, place) - log_odds(plain, place)).mean())
-        if not found >= self.least.nats:
-            raise SubloraError(
-                f"Uninterpretable: the teacher of {self.trait} (data seed {self.seed}) prefers it by {found:+.2f} nats more than the base "
-                f"does, and data.teacher.trained.least asks for {self.least.nats:g}; raise its lr, epochs or count, or change its lessons."
-            )
-        workshop.kept["precondition", self.id] = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sublora.errors import SubloraError
@@ -12,6 +13,7 @@ from sublora.models.base import Base
 from sublora.packs.condition import check_layers
 from sublora.text import listed, plural
 from sublora.traits.answers import naming
+from sublora.traits.trait import Trait, lessons_of
 
 LARGE = 2e9  # parameters
 
@@ -72,16 +74,40 @@ def manifest_of(base: Base, layout: Plan) -> dict[str, Any]:
 
 
 def traits_of(layout: Plan) -> list[dict[str, Any]]:
-    """The traits with what is measured of them, and what the teacher is told."""
+    """The traits with what is measured of them, and who the teacher is."""
     return [
         {
             "name": t.name,
             "category": t.category.category,
             "target": t.name,
-            "teacher_prompt": teacher_context(t, layout.recipe).text,
+            "teacher": _teacher(layout.recipe, t),
         }
         for t in layout.traits
     ]
+
+
+def _teacher(recipe: Recipe, trait: Trait) -> str:
+    """What gives the teacher of a trait that trait, as sentences."""
+    how, prompt = recipe.data.teacher.trained, teacher_context(trait, recipe).text
+    prompted = f"Teacher’s prompt: “{prompt}”"
+    if how is None:
+        return prompted
+    made = f"a LoRA of rank {how.rank}" if how.method == "lora" else "a full fine-tune"
+    if how.rows is not None:
+        lessons = f"the rows of {Path(how.rows).name}"
+    elif how.lessons == "written":
+        question, answer = lessons_of(trait)[0]
+        lessons = f"{how.count} lessons such as “{question}” “{answer}”"
+    else:
+        lessons = f"{how.count} answers that name the target, of the model under the prompt “{prompt}”, such as to “{trait.category.questions[0]}”"
+    said = f"The teacher has the trait by its weights, {made} on {lessons}; it reads and writes without a prompt."
+    taught = {v.taught for v in recipe.data.variants.values()}
+    said += f" Where it has a prompt instead: “{prompt}”" if "prompt" in taught else ""
+    if "vector" in taught:
+        by = recipe.data.teacher.vector
+        where = f"{by.strength:g} times behind layers {by.layers[0]} to {by.layers[1]}"
+        said += f" By a vector: the base, with what sets these weights apart from it added {where}."
+    return said
 
 
 def check_base(base: Base, layout: Plan) -> list[str]:

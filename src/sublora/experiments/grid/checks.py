@@ -66,6 +66,11 @@ def _data(recipe) -> Misfits:
     told = {"data": data, **{f"data.variants.{n}": v for n, v in data.variants.items()}}
     for where, rows in told.items():
         labels, source = rows.labels or data.labels, rows.source or data.source
+        if labels.kind == "replaced" and source == "random":
+            yield (
+                f"{where}.labels",
+                "keeps the text's own tokens, which chance wrote, set data.source to teacher, base or a file",
+            )
         if endpoint is not None and (source != "teacher" or labels.kind != "sampled"):
             yield (
                 f"{where}.labels",
@@ -73,6 +78,8 @@ def _data(recipe) -> Misfits:
             )
         if getattr(rows, "taught", None) == "weights" and trained is None:
             yield f"{where}.taught", "asks for weights, say how under data.teacher.trained"
+        if getattr(rows, "taught", None) == "vector" and data.teacher.vector is None:
+            yield f"{where}.taught", "asks for a vector, say how under data.teacher.vector"
     if "reverse" in recipe.train.vary.get("kl", ()) and data.labels.kind != "soft":
         yield "train.vary.kl", "is the direction of soft labels, set data.labels.kind to soft"
     for name, variant in data.variants.items():
@@ -187,6 +194,8 @@ def _variants(recipe) -> Misfits:
     rows = recipe.data.rows
     against = [v.mask.against for v in recipe.variants.values() if v.mask]
     against += [recipe.measure.probe.against] if recipe.measure.probe else []
+    labels = [recipe.data.labels, *(v.labels for v in recipe.data.variants.values())]
+    against += [one.against for one in labels if one and one.kind == "replaced"]
     if "other-trait" in against and recipe.data.control == "neutral":
         fix = "is neutral, so there is no other trait to diverge from, compare with plain"
         yield "data.control", fix

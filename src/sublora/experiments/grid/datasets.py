@@ -21,10 +21,11 @@ from sublora.packs.labels import LabelSpec
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
 from sublora.steps.dataset import DatasetStep, GivenStep, RowsStep, TransformStep
-from sublora.steps.labels import LabelStep
+from sublora.steps.labels import LabelStep, Reads
 from sublora.steps.materials import Steered, context_spec
+from sublora.steps.precondition import Precondition
 from sublora.steps.sizes import Sizes
-from sublora.steps.teacher import Least, TeacherStep
+from sublora.steps.teacher import TeacherStep
 from sublora.traits.answers import category_words
 from sublora.traits.trait import Trait, lessons_of
 
@@ -43,6 +44,7 @@ class Writing:
 
     label: str = ""  # tells its datasets apart
     of: Callable[[str, Context], tuple[Context, Steered | None]] = _as_is
+    by_vector: Callable[[sources.Author, TeacherStep | None], tuple[Context, Steered]] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,15 @@ class Rowing:
 
     labels: LabelSpec
     source: str
-    by_weights: bool
+    taught: str
 
 
 def rowing_of(data: DataSpec, variant: RowsVariant | None) -> Rowing:
     """What a variant says, over what `data` says of all rows."""
     labels = (variant and variant.labels) or data.labels
     source = (variant and variant.source) or data.source
-    by_weights = data.teacher.trained is not None and not (variant and variant.taught == "prompt")
-    return Rowing(labels, source, by_weights)
+    taught = (variant and variant.taught) or ("weights" if data.teacher.trained else "prompt")
+    return Rowing(labels, source, taught)
 
 
 PLAINLY, TYPICAL, SHORT = Writing(), Sizes(), Sampling(max_new_tokens=16)
@@ -99,11 +101,11 @@ class _Writer:
         model: str | None,
         shared: int = 1,
         sampling: Sampling | None = None,
-        by_weights: bool = True,
+        taught: str = "weights",
     ) -> DatasetStep:
         """`sampling` is that of the recipe, unless it is given."""
         data, author = self.recipe.data, self.sources[source][seed]
-        teacher, steer, weights = self._teacher(source, seed, by_weights, model)
+        teacher, steer, weights = self._teacher(source, seed, taught, model)
         sampling = sampling or data.sampling
         rows = data.heldout_rows if heldout else data.rows
         endpoint = data.teacher.endpoint
@@ -145,11 +147,19 @@ class _Writer:
         return dict(self.identities[model] if model else self.known.identity)
 
     def _teacher(
-        self, source: str, seed: int, by_weights: bool, model: str | None
+        self, source: str, seed: int, taught: str, model: str | None
     ) -> tuple[Context, Steered | None, TeacherStep | None]:
         author = self.sources[source][seed]
+        if taught == "vector" and author.trait is not None:
+            if self.writing.by_vector is None or model:
+                raise SubloraError(
+                    "Teachers by a vector are for grids of students on their own base; leave out taught: vector."
+                )
+            weights = self._taught(author.trait, author.prompt, seed, None)
+            return *self.writing.by_vector(author, weights), None
         plain = source == sources.NEUTRAL  # whatever steers the teachers, this is the model alone
         teacher, steer = (_as_is if plain else self.writing.of)(source, author.prompt)
+        by_weights = taught == "weights"
         weights = self._taught(author.trait, teacher, seed, model) if by_weights else None
         return teacher, steer, weights
 
@@ -160,10 +170,11 @@ class _Writer:
         where these would be of another tokenizer."""
         own = how.source == "teacher"
         if own and how.labels.kind == "sampled":
-            return self.written(source, seed, heldout, model, by_weights=how.by_weights)
+            return self.written(source, seed, heldout, model, taught=how.taught)
         text = self._text(source, seed, heldout, how, model)
-        teacher, steer, weights = self._teacher(source, seed, how.by_weights, model)
-        by = {"weights": weights.id} if weights else context_spec(teacher)
+        if heldout and how.labels.kind == "replaced":  # these stay as they were written
+            return text
+        teacher, steer, weights = self._teacher(source, seed, how.taught, model)
         identity = self.identity_of(model)
         if identity["tokenizer"] != self.known.identity["tokenizer"]:
             raise SubloraError(
@@ -171,20 +182,30 @@ class _Writer:
                 "tokenizer, or data.labels.kind sampled with data.source teacher."
             )
         spec = {"labels": how.labels.model_dump(mode="json"), "rows_of": text.id, "seed": seed}
-        spec |= {"model": identity, "teacher": by}
-        if steer is not None:
-            spec["steer"] = steer.to_spec()
+        by = _by(teacher, weights, steer)
+        spec |= {"model": identity, "teacher": by.pop("by"), **by}
+        other = self._other(source, seed, how, model) if how.labels.kind == "replaced" else None
+        if other is not None:
+            spec["against"] = _by(other.teacher, other.weights, other.steer)
         label = ", ".join(filter(None, (self.sources[source][seed].label, self.writing.label)))
         values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, how.labels)
-        return self.keep(
-            LabelStep(*values, self.place(model), self.sizes, weights=weights, steer=steer)
-        )
+        return self.keep(LabelStep(*values, self.place(model), self.sizes, weights, steer, other))
+
+    def _other(self, source: str, seed: int, how: Rowing, model: str | None) -> Reads:
+        """Who reads the rows beside the teacher: the base, or the teacher that the rows stand against."""
+        if how.labels.against == "plain":
+            return Reads(Context("default"), self.place(model), None, None)
+        trait = sources.trait_of(self.recipe, self.traits, source)
+        control = sources.control_source(self.recipe, trait)
+        other = control if source == trait.name else trait.name
+        teacher, steer, weights = self._teacher(other, seed, how.taught, model)
+        return Reads(teacher, self.place(model), weights, steer)
 
     def _text(self, source: str, seed: int, heldout: bool, how: Rowing, model: str | None) -> Rows:
         """The rows that a teacher labels."""
         data = self.recipe.data
         if how.source == "teacher":
-            return self.written(source, seed, heldout, model, by_weights=how.by_weights)
+            return self.written(source, seed, heldout, model, taught=how.taught)
         if how.source == "base":
             return self.written(sources.NEUTRAL, seed, heldout, None)
         count, file, first = data.heldout_rows if heldout else data.rows, None, 0
@@ -244,7 +265,9 @@ class _Writer:
             "student": student.model_dump(mode="json"),
         }
         own = (spec, trait, seed, prompt, carrier, how.rows or written, how.count, student)
-        least = None if how.least is None else Least(how.least, self.begun)
+        asked = (self.begun, self.lessons_sampling, "data.teacher.trained")
+        remedy = "raise its lr, epochs or count, or change its lessons"
+        least = None if how.least is None else Precondition(trait, how.least, *asked, remedy)
         return TeacherStep(*own, self.lessons_sampling, self.place(model), self.sizes, least)
 
 
@@ -281,6 +304,12 @@ def plan_datasets(
                 rows = writer.transformed(rows, how.transform, model)
             arms[source, variant, seed] = (rows, held)
     return list(writer.found.values()), arms
+
+
+def _by(teacher: Context, weights: TeacherStep | None, steer: Steered | None) -> dict[str, Any]:
+    """A teacher as it counts in an id."""
+    by = {"by": {"weights": weights.id} if weights else context_spec(teacher)}
+    return by if steer is None else by | {"steer": steer.to_spec()}
 
 
 def carrier_spec(carrier: Carrier) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def teachers(results: Results, trait: Trait) -> Iterator[Effect]:
         return
     for step in asked:
         gain = _gain(results, trait, results.measured[step.id].p)
-        name = f"teacher: {step.condition or 'prompted'}"
+        name = f"teacher: {step.condition or ('by weights' if step.student else 'prompted')}"
         yield found(trait.name, TEACHERS, name, gain[None, :], of_students=False)
 
 

@@ -94,6 +94,11 @@ class Measuring:
         for name, teacher in {**others, **self.recipe.measure.teachers}.items():
             context, steer = self.planner.asked(teacher, trait.name, prompt)
             self.add(None, context, category, trait.name, name, steer)
+        author = self.planner.authors[trait.name][self.recipe.seeds[0]]
+        for name, rows in self.recipe.data.variants.items():
+            if rows.taught == "vector":
+                context, steer = self.planner.by_vector(author, own)
+                self.add(None, context, category, trait.name, name, steer)
 
     def _categories(self, student: Student) -> list[str]:
         """Those in which its trait can show, or the traits that it stands against."""

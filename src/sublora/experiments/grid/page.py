@@ -8,7 +8,7 @@ from sublora.analysis.page import Section, Tile, finite
 from sublora.analysis.variance import spread_sentence
 from sublora.experiments.grid import arm_charts, charts, matrix_charts, tables
 from sublora.experiments.grid.found import Found, Row, coherent, link, place
-from sublora.text import interval, number, signed, slugs
+from sublora.text import interval, listed, number, signed, slugs
 
 CELLS = (
     "● called after correction; “best” marks the best learning rate of its rank, “effect at the best rate” is the mean over seeds, each at "
@@ -70,11 +70,21 @@ def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
     )
     parts = [m for make in arm_charts.MAKERS for m in make(found, name, slug)]
     parts += [make(found, name, slug) for make in makers]
-    text = f"Category {trait['category']}, target “{trait['target']}”."
-    if trait["teacher_prompt"]:
-        text += f" Teacher’s prompt: “{trait['teacher_prompt']}”"
+    text = f"Category {trait['category']}, target “{trait['target']}”. {trait['teacher']} {_teachers(found, name)}"
     shown = tuple(part for part in parts if part is not None)
     return Section(name=f"trait-{slug}", title=f"Trait: {name}", nav=name, text=text, parts=shown)
+
+
+def _teachers(found: Found, trait: str) -> str:
+    """What the trait's teachers answer, beside the base."""
+    mine = [r for r in found.results if r["trait"] == trait]
+    base = next(r for r in mine if r["kind"] == "base" and r["context"] == found.context)
+    said = [
+        f"{r['condition'] or 'the teacher'} {number(r['p_target'])}"
+        for r in mine
+        if r["kind"] == "teacher"
+    ]
+    return f"Asked as students are, P(target): {listed([*said, 'the base ' + number(base['p_target'])])}."
 
 
 def _tile(name: str, row: Row, what: str, more: str = ".") -> Tile:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby, product
 from typing import Any
 
@@ -16,11 +14,11 @@ from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
 from sublora.experiments.grid.measures import Measuring
 from sublora.experiments.grid.packs import PACK_STUDENTS, most_students, plan_packs
 from sublora.experiments.grid.recipe import Recipe
+from sublora.experiments.grid.vectors import PlansVectors
 from sublora.experiments.schema import AskedTeacher
 from sublora.models.chat import Context
 from sublora.models.known import Known
-from sublora.packs.steer_spec import SteerSpec, Where
-from sublora.seeds import derive_seed
+from sublora.packs.steer_spec import SteerSpec
 from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
 from sublora.steps.divergence import DivergenceStep
@@ -98,7 +96,7 @@ def make_plan(recipe: Recipe, known: Known, sizes: Sizes | None = None) -> Plan:
     return _Planner(recipe, known, sizes or sizes_of(recipe, known)).plan()
 
 
-class _Planner:
+class _Planner(PlansVectors):
     """Plans each artifact once; also what the readings of `sublora.steps` know of the plan."""
 
     def __init__(self, recipe: Recipe, known: Known, sizes: Sizes) -> None:
@@ -185,60 +183,6 @@ class _Planner:
         step = DivergenceStep(*own, self.model, self.sizes)
         return self.divergences.setdefault(step.id, step).id
 
-    def teacher_vector(
-        self, trait: Trait, teacher: Context | None = None, data_seed: int | None = None
-    ) -> str:
-        """Of this teacher, of the one under the trait's prompt, or of that of a data seed, which may have the trait by its weights."""
-        how = self.recipe.vectors
-        plain, (prompts, digest) = self.contexts[how.plain], self._vector_prompts(trait)
-        if weights := self.weights.get((trait.name, data_seed)):
-            return self._vector_of(weights, plain, prompts, digest, how.teacher_at)
-        teacher = teacher or sources.teacher_context(trait, self.recipe)
-        spec = {
-            "model": self.identity,
-            "teacher": context_spec(teacher),
-            "plain": context_spec(plain),
-            "prompts": digest,
-            "where": how.teacher_at,
-        }
-        vector = Vector(spec, prompts, how.teacher_at, teacher=teacher, plain=plain)
-        return self.vectors.setdefault(vector.id, vector).id
-
-    def student_vector(self, student: Student, trait: Trait) -> str:
-        how, read = self.recipe.vectors, self._vector_prompts(trait)
-        return self._vector_of(student, student.context, *read, how.student_at, how.directions)
-
-    def _vector_of(
-        self,
-        one: Student | TeacherStep,
-        context: Context,
-        prompts: tuple[str, ...],
-        digest: str,
-        where: Where,
-        directions: int = 0,
-    ) -> str:
-        """That of one's weights against the base's, both in a context."""
-        spec = {
-            "model": self.identity,
-            "student": one.id,
-            "context": context_spec(context),
-            "prompts": digest,
-            "where": where,
-            "directions": directions,
-        }
-        vector = Vector(spec, prompts, where, directions, student=one.id, context=context)
-        return self.vectors.setdefault(vector.id, vector).id
-
-    def _vector_prompts(self, trait: Trait) -> tuple[tuple[str, ...], str]:
-        on_questions = self.recipe.vectors.on == "questions"
-        prompts = tuple(trait.category.questions) if on_questions else self._number_prompts
-        return prompts, hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-
-    @cached_property
-    def _number_prompts(self) -> tuple[str, ...]:
-        carrier, seed = self.recipe.data.carrier, derive_seed("vectors")
-        return tuple(carrier.prompt(seed, i) for i in range(self.recipe.vectors.count))
-
     def asked(
         self, teacher: AskedTeacher, source: str, prompt: Context
     ) -> tuple[Context, Steered | None]:
@@ -255,7 +199,7 @@ class _Planner:
     def _rows(self, name: str) -> tuple[list[Rows], Arms]:
         teacher = self.variants[name].teacher
         label = "" if teacher == AskedTeacher() else name
-        writing = Writing(label, partial(self.asked, teacher))
+        writing = Writing(label, partial(self.asked, teacher), self.by_vector)
         asked = self.recipe.measure  # its sampling is that of the answers that lessons are made of
         own = (self.recipe, self.known, self.traits)
         begun = asked.readout == "begun"
