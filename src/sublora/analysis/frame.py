@@ -20,13 +20,13 @@ TRUTH = {"True": True, "False": False}
 SHOWN = 60  # rows of a table in a notebook
 
 
-def needs(package: str, extra: str) -> Any:
-    """An optional package. Raises SubloraError with the line that installs it."""
+def needs(package: str, by: str) -> Any:
+    """An optional package. Raises SubloraError that says what pip installs it `by`."""
     try:
         return import_module(package)
     except ImportError:
         raise SubloraError(
-            f"This needs {package.split('.')[0]}, which is not installed; pip install 'sublora[{extra}]' brings it."
+            f"This needs {package.split('.')[0]}, which is not installed; `pip install {by}` brings it."
         ) from None
 
 
@@ -111,11 +111,11 @@ class Frame:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Raises SubloraError where pandas is not installed."""
-        return needs("pandas", "notebook").DataFrame(self.columns)
+        return needs("pandas", "sublora[notebook]").DataFrame(self.columns)
 
     def to_arrow(self) -> pyarrow.Table:
         """Raises SubloraError where pyarrow is not installed."""
-        return needs("pyarrow", "notebook").table(self.columns)
+        return needs("pyarrow", "sublora[notebook]").table(self.columns)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.to_arrow().__arrow_c_stream__(requested_schema)

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from sublora.cli import machine
 from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, with_added_rates
 from sublora.cli.audit import app as audit_app
+from sublora.cli.export import export, push
 from sublora.cli.interrupts import keeps_what_is_finished
 from sublora.cli.options import (
     JsonOpt,
@@ -37,7 +38,8 @@ organism_app = typer.Typer(no_args_is_help=True, help="The shipped models: how t
 app.add_typer(organism_app, name="organism")
 app.add_typer(store_app, name="store")
 app.add_typer(audit_app, name="audit")
-app.command()(parity)
+for command in (parity, export, push):
+    app.command()(command)
 
 ExtendOpt = Annotated[
     bool, Option("--extend-lrs", help="Add the learning rates that the finished run asks for.")
