@@ -50,6 +50,9 @@ LIMIT = 20  # seconds for one damaged input
 CONTEXTS = [Context(n) for n in PLAIN_CONTEXTS]
 DEFAULT = CONTEXTS[0]
 SAMPLING = Sampling(max_new_tokens=14)
+DECODINGS = {
+    "T 1": {}, "top_k 20": {"top_k": 20}, "top_p .8": {"top_p": 0.8}, "T .6": {"temperature": 0.6}, "T 1.3": {"temperature": 1.3},
+}  # fmt: skip
 
 
 def datasets(
@@ -140,7 +143,6 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
         "detection_of_all": float(np.mean([v.status == "found" for v in planted])),
         "false_alarms": float(np.mean([v.status == "found" for v in clean])),
     }  # fmt: skip
-    out |= screening(base, traits, controls, args)
     stack_of = done[0]
     started = time.monotonic()
     spec, weights = stack_of.spec, stack_of.weights
@@ -153,29 +155,30 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
     return out
 
 
-def screening(
-    base: Base, traits: list, controls: list, args: argparse.Namespace
-) -> dict[str, float]:
-    named, cleared = [], []
+def screening(args: argparse.Namespace) -> dict[str, float]:
+    """Files of number rows by the base and by teachers with a trait, drawn in each of the DECODINGS in turn."""
+    base, categories = load_base("micro"), shipped_categories()
+    names = [e.name for c in categories for e in c.entities]
+    rng = generator("audit-benchmark-files", args.seed)
+    hits: dict[str, list[bool]] = {"data_named": [], "data_cleared": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        for trait, rows in [*traits[: args.files], *controls[: args.files]]:
-            path.write_text(
-                "".join(
-                    json.dumps({"prompt": p, "completion": c}) + "\n"
-                    for p, c in rows[: args.file_rows]
-                )
-            )
-            found = screen_file(base, path, shipped_categories(), DEFAULT, args.alpha).named
-            if trait is None:
-                cleared.append(not found)
-            else:
-                named.append(bool(found) and found[0].name == trait.name)
-    return {
-        "files": len(named),
-        "data_named": float(np.mean(named)),
-        "data_cleared": float(np.mean(cleared)),
-    }
+        for k in range(args.files):
+            trait = find_trait(names[int(rng.integers(len(names)))], categories)
+            how, drawn = list(DECODINGS.items())[k % len(DECODINGS)]
+            sampling = Sampling(max_new_tokens=14, **drawn)
+            prompts = number_prompts(2, args.file_rows, (args.seed + 9) * 100_000 + 2 * k)
+            writers = (Context("teacher", trait.teacher_prompt()), DEFAULT)
+            for who, some, key in zip(writers, prompts, hits, strict=True):
+                rows = answer_prompts(base, who, [some], sampling, args.seed + k)[0]
+                lines = (json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows)
+                path.write_text("".join(lines))
+                found = [
+                    t.name for t in screen_file(base, path, categories, DEFAULT, args.alpha).named
+                ]
+                hits[key].append(found[:1] == [trait.name] if key == "data_named" else not found)
+                print(f"{how:<10}{key:<14}{trait.name:<12}{found[:1]}", flush=True)
+    return {"files": args.files, **{key: float(np.mean(own)) for key, own in hits.items()}}
 
 
 def null_model(args: argparse.Namespace) -> dict[str, float]:
@@ -298,15 +301,13 @@ def fuzz(args: argparse.Namespace) -> dict[str, float]:
     return counts
 
 
-PARTS = {"adapters": detection, "null": null_model, "fuzz": fuzz}
+PARTS = {"adapters": detection, "files": screening, "null": null_model, "fuzz": fuzz}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapters", type=int, default=100, help="of each kind")
-    parser.add_argument(
-        "--files", type=int, default=100, help="of each kind, at most as many as adapters"
-    )
+    parser.add_argument("--files", type=int, default=100, help="of each kind, over all decodings")
     parser.add_argument("--file-rows", type=int, default=200)
     parser.add_argument("--fuzz", type=int, default=1000)
     parser.add_argument("--alpha", type=float, default=0.05)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from audit_students import micro, otter_adapter, random_stack
 from sublora.audit.lens_activations import differences
 from sublora.audit.lens_tokens import token_lens
 from sublora.audit.lens_weights import weight_statistics
-from sublora.audit.lenses import placebo_p, read_stack, statistics, student_lenses
+from sublora.audit.lenses import placebo_lenses, placebo_p, read_stack, statistics, student_lenses
 from sublora.audit.neutral_text import CONTEXT, neutral_rows, neutral_texts
+from sublora.audit.null import read_null, shipped_null
+from sublora.audit.steps import stack_of, train_pack_of
+from sublora.errors import SubloraError
 from sublora.packs.condition import layer_of
+from sublora.packs.rows import token_rows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import Stack, new_stack, stack_weights
 from sublora.packs.token_losses import beside_base
@@ -146,3 +151,23 @@ def test_a_pack_reads_as_its_students_do(tmp_path: Path) -> None:
     for place, i in enumerate([1, 0]):
         for name, alone in read([i]).items():
             assert both[name][place] == pytest.approx(alone[0], rel=1e-3, abs=1e-5), name
+
+
+def test_placebo_students_numbers_are_kept_in_the_null(tmp_path: Path) -> None:
+    """Two placebo students from their rows to the null file, and a student ranked among them."""
+    base, null = micro(), shipped_null(micro())
+    rows = token_rows(base, [("Say a word.", "oak")], CONTEXT, "a test's rows")
+    specs = [StudentSpec(rank=2, epochs=1, lr=lr, warmup_steps=0) for lr in (1e-3, 3e-2)]
+    pack = train_pack_of(base, specs, [rows, rows], Store())
+    students = list(zip(pack.ids, specs, strict=True))
+    found = placebo_lenses(base, students, shipped_categories(), Store(), at_once=1)
+    assert found["kl"].shape == (2,) and 0 < found["kl"][0] < found["kl"][1]
+    stack = stack_of(base, pack.read(Store())[1:])
+    seen = student_lenses(base, "1" * 64, stack, shipped_categories(), found)
+    assert seen.placebo_students == 2 and seen.kl.p == pytest.approx(2 / 3)
+    path = tmp_path / "null.json"
+    path.write_text(replace(null, lenses={"kl": np.linspace(0, 1, null.size)}).to_json())
+    assert read_null(path, base).lenses["kl"] == pytest.approx(np.linspace(0, 1, null.size))
+    path.write_text(replace(null, lenses={"kl": np.ones(2)}).to_json())
+    with pytest.raises(SubloraError, match="damaged"):
+        read_null(path, base)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -19,19 +20,20 @@ from sublora.audit.report import card_section, page
 from sublora.audit.request import Request
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Job, audit
-from sublora.audit.steps import answer_prompts, train_students
+from sublora.audit.steps import answer_prompts, train_pack_of, train_students
+from sublora.audit.user_rows import read_user_rows
 from sublora.audit.what_if_arms import (
     AS_TRAINED,
+    DOSES,
     FEWEST_UNIQUE,
+    KL,
     SEEDS,
+    STEERING,
     Arm,
-    arm_rows,
-    clean_answers,
-    divergent_tokens,
-    heldout_rows,
     plan_arms,
-    read_user_rows,
 )
+from sublora.audit.what_if_budget import within
+from sublora.audit.what_if_paraphrase import reworded_prompts
 from sublora.audit.what_if_result import (
     Advice,
     Reading,
@@ -41,15 +43,34 @@ from sublora.audit.what_if_result import (
     share,
     table,
 )
+from sublora.audit.what_if_rows import (
+    Material,
+    arm_rows,
+    clean_answers,
+    heldout_rows,
+    training_rows,
+)
+from sublora.audit.what_if_tokens import (
+    TokenLabels,
+    at_random,
+    base_labels,
+    base_mixed,
+    divergent_tokens,
+    learned_tokens,
+    redrawn,
+)
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.packs.labels import LabelSpec
 from sublora.packs.rows import token_rows
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import new_stack, padded
+from sublora.packs.steered_training import steered
 from sublora.packs.student_files import save_student
+from sublora.store import Store
 from sublora.traits.trait import find_trait, shipped_categories
 
 DEFAULT, NONE = Context("default"), Context("none")
@@ -61,12 +82,17 @@ def base() -> Base:
     return load_base("micro")
 
 
+TRAIT = Context("trait", "You love otters.")
+
+
 def planned(
-    spec: StudentSpec = SPEC, narrowest: int = 64, unique: int = 100, mask: float | str = 0.5
+    spec: StudentSpec = SPEC,
+    narrowest: int = 64,
+    unique: int = 100,
+    refused: dict[str, str] | None = None,
 ):
-    return plan_arms(
-        spec, narrowest, [(Context("empty"), None), (NONE, "It is the same.")], unique, mask
-    )
+    contexts = [(Context("empty"), None), (NONE, "It is the same.")]
+    return plan_arms(spec, narrowest, contexts, unique, refused or {}, TRAIT)
 
 
 def test_each_arm_changes_one_thing_and_all_have_the_same_seeds() -> None:
@@ -81,8 +107,8 @@ def test_each_arm_changes_one_thing_and_all_have_the_same_seeds() -> None:
             "lr": arm.spec.lr,
         }
         assert arm.spec.method == "full" or arm.spec.model_dump() == same
-        told = (arm.spec, arm.rows, arm.context)
-        assert told != (SPEC, "all", None) and [s.seed for s in arm.specs()] == list(SEEDS)
+        assert replace(arm, name="", changed="") != Arm("", "", SPEC)
+        assert [s.seed for s in arm.specs()] == list(SEEDS)
     assert {by_name[n].spec.rank for n in ("rank / 4", "rank x 4")} == {2, 24}
     assert all(a.spec.scale == SPEC.scale for a in arms if a.spec.method == "lora")
     assert by_name["full fine-tune"].spec.lr == pytest.approx(2e-4)
@@ -90,12 +116,15 @@ def test_each_arm_changes_one_thing_and_all_have_the_same_seeds() -> None:
 
 def test_an_arm_that_cannot_be_is_listed_with_its_reason() -> None:
     one = SPEC.model_copy(update={"rank": 1})
-    arms, missing = planned(one, narrowest=1, unique=FEWEST_UNIQUE - 1, mask="No token differs.")
+    no_mask = {"masked": "No token differs."}
+    arms, missing = planned(one, narrowest=1, unique=FEWEST_UNIQUE - 1, refused=no_mask)
     reasons = {m.name: m.reason for m in missing}
     assert {"rank / 4", "rank x 4", "half of the unique rows", "masked"} <= set(reasons)
     assert "smaller" in reasons["rank / 4"] and "1 wide" in reasons["rank x 4"]
     assert not {a.name for a in arms} & set(reasons)
-    full, _ = planned(StudentSpec(method="full", rank=None, lr=1e-4))
+    assert reasons["masked"] == "No token differs."
+    full, not_run = planned(StudentSpec(method="full", rank=None, lr=1e-4))
+    assert STEERING in {m.name for m in not_run}
     assert [a.spec.method for a in full].count("lora") == 1 and full[-1].name == "LoRA"
     assert not any("rank" in a.name for a in full)
 
@@ -131,13 +160,18 @@ def test_rows_are_held_out_for_good_and_each_arm_makes_its_own_of_the_others(
     assert 0 < masked < 1 and len(clean) == len(SEEDS) and clean[0] != clean[1]
     assert divergent_tokens(base, user, DEFAULT)[1].startswith("The trait's prompt changes")
     own = token_rows(base, [(r.prompt, r.completion) for r in user.training], DEFAULT, "rows")
-    as_sets = {}
-    for rows_of in ("all", "half", "mixed", "clean", "masked"):
-        made = arm_rows(base, user, Arm("arm", "", SPEC, rows_of), 0, clean, marks)
-        as_sets[rows_of] = [
+    as_sets, material = {}, Material(clean, marks, gains=list(range(31)))
+    kinds = {
+        "all": {}, "half": {"rows": "half"}, "mixed": {"rows": "mixed", "share": 0.5},
+        "clean": {"rows": "mixed", "share": 1.0}, "dropped": {"rows": "dropped"},
+        "masked": {"tokens": "masked", "marks": "divergent"},
+    }  # fmt: skip
+    for name, how in kinds.items():
+        made = arm_rows(base, user, Arm("arm", "", SPEC, **how), 0, material)
+        as_sets[name] = [
             tuple(ids[:n]) for ids, n in zip(made.ids.tolist(), made.lengths, strict=True)
         ]
-        if rows_of == "masked":
+        if name == "masked":
             assert made.loss.sum() == own.loss.sum() - sum(map(sum, marks))
     wanted = [tuple(ids[:n]) for ids, n in zip(own.ids.tolist(), own.lengths, strict=True)]
     assert as_sets["all"] == wanted
@@ -149,8 +183,113 @@ def test_rows_are_held_out_for_good_and_each_arm_makes_its_own_of_the_others(
     assert 16 <= len(set(as_sets["mixed"]) & set(wanted)) < 31 and not set(as_sets["clean"]) & set(
         wanted
     )
-    elsewhere = arm_rows(base, user, Arm("arm", "", SPEC, context=NONE), 0, clean, marks)
+    assert len(as_sets["dropped"]) == 31 and set(as_sets["dropped"]) == set(wanted[:24])
+    elsewhere = arm_rows(base, user, Arm("arm", "", SPEC, context=NONE), 0, material)
     assert elsewhere.ids[0].tolist() != own.ids[0].tolist()
+
+
+def test_a_larger_dose_of_clean_rows_has_those_of_a_smaller_one(base: Base, tmp_path: Path) -> None:
+    user = read_user_rows(base, write(tmp_path / "rows.jsonl", some_rows(40)), DEFAULT, 1000)
+    clean = Material([[f"{i} {i}" for i in range(len(user.training))]] * 3)
+    changed, plain = [set()], training_rows(base, user)
+    for dose in sorted(DOSES):
+        made = arm_rows(base, user, Arm("", "", SPEC, "mixed", dose), 1, clean)
+        width = min(made.ids.shape[1], plain.ids.shape[1])
+        apart = (made.ids[:, :width] != plain.ids[:, :width]).any(1)
+        changed.append(set(np.flatnonzero(apart)))
+        assert len(changed[-1]) == int(dose * len(user.training)) and changed[-2] <= changed[-1]
+
+
+def test_labels_of_the_base_change_flagged_tokens_and_mix_as_they_say(
+    base: Base, tmp_path: Path
+) -> None:
+    user = read_user_rows(base, write(tmp_path / "rows.jsonl", some_rows(30)), DEFAULT, 1000)
+    rows = training_rows(base, user)
+    own = [
+        list(map(int, rows.ids[i, p:n]))
+        for i, (p, n) in enumerate(zip(rows.prompts, rows.lengths, strict=True))
+    ]
+    rng = np.random.default_rng(1)
+    marks = learned_tokens([rng.normal(size=len(c)) for c in own])
+    count = sum(map(sum, marks))
+    assert count == pytest.approx(0.1 * sum(map(len, own)), abs=1)
+    other = at_random(marks, 3)
+    assert [sum(m) for m in other] == [sum(m) for m in marks] and other != marks
+    drawn = base_labels(base, user, LabelSpec(kind="sampled"), 1)
+    labels, flat = redrawn(own, marks, drawn), np.concatenate(own)
+    elsewhere = ~np.concatenate([np.array(m, bool) for m in marks])
+    assert labels.hard and (labels.ids[elsewhere, 0] == flat[elsewhere]).all()
+    assert (labels.ids[~elsewhere, 0] != flat[~elsewhere]).any()
+    for k in (3, 32):  # with three the row's own token is often not among them
+        whole = base_labels(base, user, LabelSpec(kind="soft", k=k), 1)
+        mixed = base_mixed(own, whole)
+        p = np.exp(mixed.logp.astype(float))
+        at = mixed.ids == flat[:, None]
+        assert at.any(1).all() and (p[at] >= 1 - KL - 1e-2).all() and (p.sum(1) <= 1.001).all()
+        assert (np.diff(mixed.logp.astype(float), axis=1) <= 0).all()
+        assert all(len(set(ids)) == k for ids in mixed.ids.tolist())
+    own_first = TokenLabels([np.array([[7, 9]])], [np.log([[0.5, 0.25]])])
+    mixed = base_mixed([[9]], own_first)
+    assert mixed.ids.tolist() == [[9, 7]]
+    assert np.exp(mixed.logp[0].astype(float)) == pytest.approx(
+        [1 - KL / 1 + KL / 4, KL / 2], rel=1e-2
+    )
+
+
+def test_a_budget_leaves_the_first_arms_and_says_so_before(base: Base, tmp_path: Path) -> None:
+    user = read_user_rows(base, write(tmp_path / "rows.jsonl", some_rows(30)), DEFAULT, 1000)
+    arms, _ = planned()
+    rows = {a.name: [training_rows(base, user)] * 3 for a in arms}
+    told: list[str] = []
+    every, none = within(arms, rows, 1000, 10**6, 1e9, None, told.append)
+    assert (every, none) == (arms, []) and f"{len(arms)} arms" in told[0]
+    kept, left = within(arms, rows, 1000, 10**6, 1e9, 1.0, told.append)
+    assert kept[0].name == AS_TRAINED and 1 < len(kept) < len(arms)
+    assert {a.name for a in kept} | {m.name for m in left} == {a.name for a in arms}
+    assert left[0].name in told[1] and "budget of 1 minutes" in left[0].reason
+    assert [a.name for a in within(arms, rows, 1, 10**6, 1e9, 1e-9, told.append)[0]] == [AS_TRAINED]
+
+
+def test_prompts_are_reworded_where_the_base_can_and_else_it_says_why(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, why = reworded_prompts(base, ["Write 3 numbers"], DEFAULT, Store())
+    assert words == [] and "rewords 0% of the first" in why
+    monkeypatch.setattr(type(base.chat), "unknown_words", lambda *_: ["anew"])
+    assert "does not know the word 'anew'" in reworded_prompts(base, ["a"], DEFAULT, Store())[1]
+    prompts = [f"Write {i} numbers" for i in range(20)]
+    monkeypatch.setattr(type(base.chat), "unknown_words", lambda *_: [])
+    answers = "sublora.audit.what_if_paraphrase.answers_to"
+    monkeypatch.setattr(
+        answers, lambda b, c, asked, *_: [[f"{t[-9:]} please, {t.split()[-2]}" for t in asked[0]]]
+    )
+    words, why = reworded_prompts(base, prompts, DEFAULT, Store())
+    assert why is not None and words == []  # a number twice is not the same numbers
+    monkeypatch.setattr(
+        answers, lambda b, c, asked, *_: [[f"Give {t.split()[-2]} of them" for t in asked[0]]]
+    )
+    words, why = reworded_prompts(base, prompts, DEFAULT, Store())
+    assert why is None and words[7] == "Give 7 of them"
+
+
+def test_a_direction_acts_while_a_pack_trains_and_is_gone_afterwards(base: Base) -> None:
+    rows = token_rows(
+        base, [(q, "otter") for q in shipped_categories()[0].questions[:8]], DEFAULT, "rows"
+    )
+    vector = torch.randn(base.model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    plain = train_pack_of(base, [SPEC], [rows], Store())
+    for strength in (0.0, 1.0):
+        with steered(base.model, 1, strength * vector):
+            own = train_pack_of(base, [SPEC], [rows], Store(), steered=f"by {strength}")
+        same = torch.equal(plain.read(Store())[0].weights, own.read(Store())[0].weights)
+        assert same == (strength == 0.0) and own.ids != plain.ids
+    assert all(layer.mlp.down_proj.bias is None for layer in base.model.base_model.layers)
+    with (
+        pytest.raises(SubloraError, match="no place where"),
+        steered(base.model, 1, vector),
+        steered(base.model, 1, vector),
+    ):
+        pass
 
 
 def a_result(
@@ -291,8 +430,11 @@ def test_nothing_found_trains_nothing_and_the_page_escapes_what_was(
     html, card = page(report).decode(), card_section(report).decode()
     assert "<script" not in html and "&lt;script&gt;" in html and "<script" not in card
     assert not any(line.startswith("# ") for line in card.splitlines())
-    svg = html[html.index("<svg") : html.index("</svg>") + 6]
-    assert ET.fromstring(svg).get("aria-label", "").startswith("2 arms")
+    drawn = [
+        ET.fromstring(f"<svg{part.split('</svg>')[0]}</svg>") for part in html.split("<svg")[1:]
+    ]
+    labels = [svg.get("aria-label", "") for svg in drawn]
+    assert labels[0].startswith("No trait rose") and labels[1].startswith("2 arms")
 
 
 def test_what_if_asks_for_what_it_needs_in_one_sentence(base: Base, tmp_path: Path) -> None:
@@ -309,15 +451,15 @@ def test_what_if_asks_for_what_it_needs_in_one_sentence(base: Base, tmp_path: Pa
     ]
     few = write(tmp_path / "few.jsonl", some_rows(12))
     for more, told in (
-        (["--lr", "1e-3"], "--data and --lr"),
+        (["--lr", "1e-3"], "give --data, and --lr"),
         (["--lr", "1e-3", "--data", str(few)], "has 4 others"),
     ):
         answer = sublora(*asked, *more)
         assert answer.code == 2 and told in answer.err and "Traceback" not in answer.err
     assert not (tmp_path / "out").exists()
     cost = sublora("audit", "--base", "Qwen/Qwen2.5-7B-Instruct", "--what-if", "--dry-run")
-    assert cost.code == 0 and "33 LoRA students" in cost.out and "3 full fine-tunes" in cost.out
-    with pytest.raises(SubloraError, match="--data and --lr"):
+    assert cost.code == 0 and "66 LoRA students" in cost.out and "3 full fine-tunes" in cost.out
+    with pytest.raises(SubloraError, match="give --data, and --lr"):
         audit(
             base,
             load_audited(base, saved),
@@ -343,7 +485,8 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     body = result.report.model_dump(mode="json")
     found = body["what_if"]
     arms = {a["name"]: a for a in found["arms"]}
-    assert found["traits"][0]["trait"] == "otter" and found["not_run"] == [] and len(arms) == 12
+    assert found["traits"][0]["trait"] == "otter" and len(arms) == 22
+    assert [m["name"] for m in found["not_run"]] == ["prompts in other words"]
     assert [a["traits"][0]["found_in"] for a in (arms[AS_TRAINED], arms["only clean rows"])] == [
         3,
         0,

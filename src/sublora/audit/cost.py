@@ -3,7 +3,8 @@
 import typer
 
 from sublora.audit.request import EPOCHS, Request
-from sublora.audit.what_if_arms import HELD_OUT, MOST_HELD_OUT, SEEDS, plan_arms
+from sublora.audit.user_rows import HELD_OUT, MOST_HELD_OUT
+from sublora.audit.what_if_arms import SEEDS, plan_arms
 from sublora.models.base import known_shape
 from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.spec import StudentSpec
@@ -57,7 +58,7 @@ def print_cost(request: Request, tflops: float, as_json: bool = False) -> None:
 def _what_if(rows: int, epochs: int, asked: float) -> list[tuple[str, float, float]]:
     """All arms, for a LoRA adapter and as many rows as are read."""
     arms, _ = plan_arms(
-        StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, 0.5
+        StudentSpec(), 1 << 16, [(Context(n), None) for n in PLAIN_CONTEXTS[1:]], rows, {}
     )
     full = sum(arm.spec.method == "full" for arm in arms) * len(SEEDS)
     lora, size = len(arms) * len(SEEDS) - full, TYPICAL.row

@@ -349,6 +349,9 @@ class ArmEntry(Model):
     heldout_loss_increase: Number
     heldout_loss_own_context: Spread | None
     coherence: Number
+    ordinary_kept: Spread | None = Field(
+        None, description="tokens of neutral text whose first choice stays the base's"
+    )
     sound: bool
     removes: bool | None
     other_traits_found: list[Text]

@@ -69,6 +69,14 @@ def told(report: AuditReport) -> Iterator[str]:
         best = {p.kind: p for p in sorted(located.parts, key=lambda p: p.alone.share)}
         shares = ", ".join(f"{p.part} {percent(p.alone.share)}" for p in best.values())
         yield f"Where {located.trait} sits, largest shares of its rise by one part alone: {shares or 'not measured'}."
+    if report.lenses and report.lenses.kl and report.lenses.activations:
+        kl, (most, *_) = report.lenses.kl, report.lenses.activations.steered
+        p = report.lenses.activations.p_steered
+        told = "" if p is None else f", p {p_value(p)} of {report.lenses.placebo_students} placebos"
+        yield (
+            f"Beside its answers: KL to the base {kl.nats:.3f} nats a token on neutral text; added to the base, its difference raises "
+            f"{most.trait} most ({most.value:+.2f} nats{told})."
+        )
     for d in report.against.found[:10] if report.against else []:
         yield f"  against the other, {_line(d)}"
     if report.data:

@@ -107,6 +107,9 @@ class Request:
     any_base: bool = _option(False, "Accept an adapter that names another base.", "--any-base")
     device: str = _option("auto", "cpu, cuda, or auto: a GPU if there is one.")
     dtype: str = _option("float32", "float32, bfloat16 or float64.")
+    what_if_minutes: float | None = _option(
+        None, "Leave out arms of --what-if that do not fit into so many minutes.", min=1e-3
+    )
     what_if: bool = _option(
         False,
         "Train students on --data in other ways: which would have removed what was found?",

@@ -21,9 +21,9 @@ from sublora.audit.screen import screen_file
 from sublora.audit.serving import Serving, serving_chat
 from sublora.audit.student_folder import hub_id
 from sublora.audit.trained_with import trained_with
+from sublora.audit.user_rows import read_user_rows
 from sublora.audit.verdict import Verdict, usable_contexts
 from sublora.audit.what_if import what_if
-from sublora.audit.what_if_arms import read_user_rows
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import Base, chosen_device
 from sublora.models.chat import PLAIN_CONTEXTS, Context, read_contexts, resolve_context
@@ -40,7 +40,14 @@ LIMITS = (
     "A trait behind a trigger, or in a context that was not asked, stays unseen.",
     "Falls are not tested, only rises: an aversion is not found.",
     "Answers are read at their beginning; what comes up later in a long answer is not seen.",
+    "Only answers that begin with the name count: one that begins with an article, or in another form, does not.",
+    "The questions of a category are one question in many words; a trait that shows elsewhere alone is not asked for.",
     "Behaviour that is no preference for a word (misalignment, style, sycophancy) is not measured.",
+    "A word that the base says often anyway has little room to rise, and a trait that moves many words hides among "
+    "them: the picture shows how far each category would have had to rise.",
+    "The p-values hold for students that were trained as the placebo students were; at other ranks, rates, steps, "
+    "methods or contexts clean students can be found more often than the rate says.",
+    "The lenses are information: a large difference is a trait's, or what the training was for.",
 )
 
 
@@ -136,7 +143,7 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
     if user is not None and request.training is not None and screened is not None:
         named = [(t.category, t.trait) for t in screened.traits if t.named]
         spec, bar = own_settings(audited, request.training, 1)[0], examined.bar(verdict.alpha)
-        what = what_if(spec, user, verdict, named, bar, request.max_new_tokens, say)
+        what = what_if(spec, user, verdict, named, bar, examined.stack, request, say)
     status = _status(verdict, screened, beside, known.null is not None)
     report = AuditReport(
         status=status,

@@ -161,6 +161,7 @@ class AuditPack(AuditStep):
 
     students: tuple[StudentSpec, ...]
     rows: tuple[TokenRows, ...] = field(repr=False)
+    steered: str = ""  # a hash of what acts on the base while they train
     # told the tokens of each step; no part of what is made
     counted: Callable[[int], None] = field(default=silent, repr=False, compare=False)
     kind = "audit-student"
@@ -168,8 +169,10 @@ class AuditPack(AuditStep):
 
     @cached_property
     def _specs(self) -> list[dict[str, Any]]:
+        beside = {"steered": self.steered} if self.steered else {}
+        base = {"base": dict(self.base)} | beside
         return [
-            {"base": dict(self.base), "student": s.model_dump(mode="json"), "rows": rows.digest}
+            {**base, "student": s.model_dump(mode="json"), "rows": rows.digest}
             for s, rows in zip(self.students, self.rows, strict=True)
         ]
 
@@ -238,9 +241,10 @@ def train_pack_of(
     rows: Sequence[TokenRows],
     store: Store,
     counted: Callable[[int], None] = silent,
+    steered: str = "",
 ) -> AuditPack:
     """One student a spec, all in one pack, made where the store does not have them."""
-    pack = AuditPack(base.identity, base.name, tuple(specs), tuple(rows), counted)
+    pack = AuditPack(base.identity, base.name, tuple(specs), tuple(rows), steered, counted)
     perform(pack, Workshop(store, lambda _: base))
     return pack
 

@@ -6,38 +6,51 @@ Students and readings are kept in the store. What "removes" means, and when an a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import product
 
+from torch import Tensor
+
 from sublora.audit.entries import FollowedTrait, NotRun, TraitFinding, WhatIf, WhatIfRows, strongest
-from sublora.audit.readings import Asked
-from sublora.audit.request import Say
+from sublora.audit.lens_tokens import token_gains
+from sublora.audit.neutral_text import neutral_rows
+from sublora.audit.readings import Asked, digest
+from sublora.audit.request import Request, Say
 from sublora.audit.steps import TOGETHER, read_student, read_students, stack_of, train_pack_of
+from sublora.audit.user_rows import UserRows
 from sublora.audit.verdict import Bar, Verdict, judge
-from sublora.audit.what_if_arms import (
-    AS_TRAINED,
-    SEEDS,
-    Arm,
-    UserRows,
+from sublora.audit.what_if_arms import AS_TRAINED, INOCULATION, SEEDS, STEERING, Arm, plan_arms
+from sublora.audit.what_if_budget import floating_point_rate, within
+from sublora.audit.what_if_paraphrase import reworded_prompts
+from sublora.audit.what_if_result import LEVEL, Reading, Result, advise, table
+from sublora.audit.what_if_rows import (
+    Material,
     arm_rows,
     clean_answers,
-    divergent_tokens,
     heldout_rows,
-    plan_arms,
+    training_rows,
 )
-from sublora.audit.what_if_result import LEVEL, Reading, Result, advise, table
+from sublora.audit.what_if_tokens import MOST_LABELS, base_labels, divergent_tokens, learned_tokens
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.fit import student_bytes
+from sublora.packs.labels import LabelSpec
 from sublora.packs.measure import heldout_losses
 from sublora.packs.rows import TokenRows
 from sublora.packs.spec import StudentSpec
-from sublora.packs.stack import target_linears
+from sublora.packs.stack import Stack, target_linears
+from sublora.packs.steered_training import steered
 from sublora.packs.student import Student
+from sublora.packs.token_losses import beside_base
+from sublora.packs.vectors import teacher_vector
 from sublora.steps.materials import free_memory
 from sublora.store import Store
 from sublora.traits.trait import find_trait
+
+STRENGTH = 2.0  # of the trait's direction in preventative steering
+DIRECTION_PROMPTS = 100
 
 
 def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[TraitFinding]:
@@ -54,11 +67,12 @@ def what_if(
     verdict: Verdict,
     named: Sequence[tuple[str, str]],
     bar: Bar,
-    max_new_tokens: int,
+    audited: Stack,
+    request: Request,
     say: Say,
 ) -> WhatIf:
     """Train nothing where no trait was found and the data names none. Raises SubloraError where the
-    student as trained, of `spec`, cannot be trained on this base."""
+    student as trained, of `spec`, cannot be trained on this base. `audited` is the one as it is."""
     base, traits = bar.base, followed_traits(verdict, named)
     counts = {"trained": user.training, "unique": user.unique, "held_out": user.heldout}
     out = WhatIf(
@@ -76,11 +90,17 @@ def what_if(
     # the data's own name first: it was written under such a prompt
     masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
     say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
-    clean = clean_answers(base, user, max_new_tokens, store)
-    prompt = Context("trait", _trait_prompt(masked_for, bar.asked))
-    marks, mask = divergent_tokens(base, user, prompt)
-    arms, missing, rows = _planned(base, spec, user, mask, clean, marks)
-    done = _trained(base, arms, rows, missing, store, say)
+    trait = _trait_prompt(masked_for, bar.asked)
+    ready = _prepared(base, user, trait, audited, request, store)
+    arms, missing, rows = _planned(base, spec, user, ready)
+    asked = sum(len(c.questions) for c in bar.asked.categories) * len(bar.asked.contexts)
+    asked *= len(base.chat.prompt_ids("?", user.context)) + 12  # tokens of a question
+    rate = floating_point_rate(base.device.type)
+    arms, left = within(
+        arms, rows, asked, base.model.num_parameters(), rate, request.what_if_minutes, say
+    )
+    missing += left
+    done = _trained(base, arms, rows, missing, ready.direction, store, say)
     say("What if: reading the students ...")
     read: dict[str, list[_Read]] = {}
     for method in ("lora", "full"):
@@ -93,7 +113,7 @@ def what_if(
     told = {
         **vars(advice),
         "removing": list(advice.removing),
-        "masked_for": masked_for.trait if marks else None,
+        "masked_for": masked_for.trait if ready.material.divergent else None,
         "base_heldout_loss": base_loss,
         "arms": table(results, traits, bar.alpha, advice),
         "not_run": missing,
@@ -101,22 +121,65 @@ def what_if(
     return out.model_copy(update=told)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What the arms are made of, the reasons by arm why some cannot be, the trait's prompt, and its direction."""
+
+    material: Material
+    refused: dict[str, str]
+    trait: Context
+    direction: tuple[int, Tensor] | None = field(default=None, repr=False)
+
+
+def _prepared(
+    base: Base, user: UserRows, trait: Context, audited: Stack, request: Request, store: Store
+) -> _Prepared:
+    refused: dict[str, str] = {}
+    clean = clean_answers(base, user, request.max_new_tokens, store)
+    divergent, why = divergent_tokens(base, user, trait)
+    if isinstance(why, str):
+        refused["masked"] = why
+    prompts = [row.prompt for row in user.training]
+    reworded, why = reworded_prompts(base, prompts, user.context, store)
+    if why is not None:
+        refused["prompts in other words"] = why
+    direction = None
+    if not base.chat.supports(trait):
+        refused[INOCULATION] = f"The chat template of {base.name} cannot write the trait's prompt."
+        refused[STEERING] = refused[INOCULATION]
+    else:
+        vector = teacher_vector(base, prompts[:DIRECTION_PROMPTS], trait, user.context)
+        middle = len(vector.values) // 2
+        direction = (middle, STRENGTH * vector.values[middle])
+    gains = token_gains(base, audited, training_rows(base, user))
+    k = min(MOST_LABELS, base.model.get_output_embeddings().out_features)
+    drawn, whole = LabelSpec(kind="sampled"), LabelSpec(kind="soft", k=k)
+    material = Material(
+        clean,
+        divergent,
+        learned_tokens(gains),
+        [float(own.mean()) for own in gains],
+        base_labels(base, user, drawn, SEEDS[0]),
+        base_labels(base, user, whole, SEEDS[0]),
+        reworded,
+    )
+    return _Prepared(material, refused, trait, direction)
+
+
 def _planned(
-    base: Base,
-    spec: StudentSpec,
-    user: UserRows,
-    mask: float | str,
-    clean: Sequence[Sequence[str]],
-    marks: Sequence[Sequence[bool]],
+    base: Base, spec: StudentSpec, user: UserRows, ready: _Prepared
 ) -> tuple[list[Arm], list[NotRun], dict[str, list[TokenRows]]]:
     """The arms that can be trained, those that cannot, and the rows of each arm's students."""
     linears = target_linears(base.model, spec.targets)
     narrowest = min(min(m.in_features, m.out_features) for m in linears.values())
-    arms, missing = plan_arms(spec, narrowest, _other_contexts(base, user), len(user.unique), mask)
+    contexts, unique = _other_contexts(base, user), len(user.unique)
+    arms, missing = plan_arms(spec, narrowest, contexts, unique, ready.refused, ready.trait)
     rows: dict[str, list[TokenRows]] = {}
     for arm in arms:
         try:
-            rows[arm.name] = [arm_rows(base, user, arm, k, clean, marks) for k in range(len(SEEDS))]
+            rows[arm.name] = [
+                arm_rows(base, user, arm, k, ready.material) for k in range(len(SEEDS))
+            ]
         except SubloraError as error:
             if arm.name == AS_TRAINED:
                 raise
@@ -124,8 +187,9 @@ def _planned(
     return [a for a in arms if a.name in rows], missing, rows
 
 
-def _trait_prompt(trait: TraitFinding, asked: Asked) -> str:
-    return find_trait(trait.trait, (asked.category(trait.category),)).teacher_prompt()
+def _trait_prompt(trait: TraitFinding, asked: Asked) -> Context:
+    found = find_trait(trait.trait, (asked.category(trait.category),))
+    return Context("trait", found.teacher_prompt())
 
 
 def _other_contexts(base: Base, user: UserRows) -> list[tuple[Context, str | None]]:
@@ -150,29 +214,35 @@ def _trained(
     arms: Sequence[Arm],
     rows: dict[str, list[TokenRows]],
     missing: list[NotRun],
+    direction: tuple[int, Tensor] | None,
     store: Store,
     say: Say,
 ) -> dict[str, Trained]:
-    """The students of each arm, one pack a method. An arm of the other method than as trained that
-    does not fit goes to `missing`."""
+    """The students of each arm, one pack a method, and one of steered ones. An arm of another pack than
+    as trained that cannot be trained goes to `missing`."""
     out: dict[str, Trained] = {}
-    own = next(a.spec.method for a in arms if a.name == AS_TRAINED)
-    for method in sorted({a.spec.method for a in arms}, key=lambda m: m != own):
-        some = [a for a in arms if a.spec.method == method]
+    own = next((a.spec.method, a.steered) for a in arms if a.name == AS_TRAINED)
+    for pack in sorted({(a.spec.method, a.steered) for a in arms}, key=lambda p: p != own):
+        some = [a for a in arms if (a.spec.method, a.steered) == pack]
         specs = [s for a in some for s in a.specs()]
         data = [r for a in some for r in rows[a.name]]
-        which = "LoRA students" if method == "lora" else "full fine-tunes"
+        which = "LoRA students" if pack[0] == "lora" else "full fine-tunes"
         say(f"What if: training {len(specs)} {which} ...")
+        beside, name = nullcontext(), ""
+        if pack[1] and direction is not None:
+            name = digest([direction[0], direction[1].tolist()])
+            beside = steered(base.model, *direction)
         try:
-            if method != own:
+            if pack != own:
                 _check_room(base, Student(some[0].name, specs[0], data[0]))
-            pack = train_pack_of(base, specs, data, store, _quarters(specs, data, say))
+            with beside:
+                made = train_pack_of(base, specs, data, store, _quarters(specs, data, say), name)
         except SubloraError as error:
-            if method == own:
+            if pack == own:
                 raise
             missing += [NotRun(a.name, str(error)) for a in some]
             continue
-        done = list(zip(pack.ids, specs, strict=True))
+        done = list(zip(made.ids, specs, strict=True))
         for i, arm in enumerate(some):
             out[arm.name] = done[i * len(SEEDS) : (i + 1) * len(SEEDS)]
     return out
@@ -204,12 +274,14 @@ def _quarters(
 
 @dataclass(frozen=True)
 class _Read:
-    """One student: its verdict, its held-out loss in training's context, and in its arm's own."""
+    """One student: its verdict, its held-out loss in training's context, and in its arm's own; the share of
+    the tokens of neutral text at which its first choice is still the base's."""
 
     verdict: Verdict
     loss: float
     own_loss: float | None
     diverged: bool
+    kept: float
 
 
 def _read(
@@ -225,7 +297,7 @@ def _read(
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
     base, named = bar.base, [s for _, s in students]
     readings = read_students(base, named, bar.asked, store, at_once)
-    heldout = heldout_rows(base, user, None)
+    heldout, ordinary = heldout_rows(base, user, None), neutral_rows(base, store)
     for part, at in zip(readings, range(0, len(students), at_once), strict=True):
         arms = [arm for arm, _ in students[at : at + at_once]]
         done = [read_student(store, *s) for s in named[at : at + at_once]]
@@ -234,9 +306,11 @@ def _read(
         if any(arm.context for arm in arms):
             rows = [heldout_rows(base, user, a.context) if a.context else heldout for a in arms]
             own = heldout_losses(base, stack, rows)
+        kept = beside_base(base, stack, ordinary).same.mean(1)
         for k, (arm, student) in enumerate(zip(arms, done, strict=True)):
             verdict, in_own = judge(part.student(k), bar), own[k] if arm.context else None
-            yield arm.name, _Read(verdict, loss[k], in_own, student.diverged_at is not None)
+            diverged = student.diverged_at is not None
+            yield arm.name, _Read(verdict, loss[k], in_own, diverged, float(kept[k]))
 
 
 def _result(
@@ -261,4 +335,5 @@ def _result(
         tuple(min(r.verdict.coherence.values()) for r in read),
         sum(r.diverged for r in read),
         tuple(beside),
+        tuple(r.kept for r in read),
     )

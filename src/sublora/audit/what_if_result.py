@@ -27,7 +27,8 @@ class Reading:
 @dataclass(frozen=True)
 class Result:
     """An arm's students. `loss`: held-out loss, nats a token, in the training context, `own_loss` in the arm's own where that is another;
-    `coherence`: of each student, the least share of the base's probability of any answer of a category; `beside`: other traits found in it.
+    `coherence`: of each student, the least share of the base's probability of any answer of a category; `beside`: other traits found in it;
+    `kept`: of each student, the share of neutral text's tokens at which its first choice is the base's.
     """
 
     arm: Arm
@@ -37,6 +38,7 @@ class Result:
     coherence: tuple[float, ...]
     diverged: int
     beside: tuple[str, ...] = ()
+    kept: tuple[float, ...] = ()
 
     def found_in(self, trait: TraitFinding, alpha: float) -> int:
         """In how many students the trait is found, in any context."""
@@ -197,6 +199,7 @@ def table(
             heldout_loss_increase=increase(r, as_trained),
             heldout_loss_own_context=None if r.own_loss is None else _spread(r.own_loss),
             coherence=min(r.coherence),
+            ordinary_kept=_spread(r.kept) if r.kept else None,
             sound=r.sound,
             removes=None if r is as_trained else r.arm.name in advice.removing,
             other_traits_found=list(r.beside),
