@@ -257,3 +257,55 @@ def test_replaced_labels_differ_from_the_text_at_flagged_tokens_and_in_one_of_bo
         assert changed.mean() < 1
         chosen = base.chat.tokenizer.convert_ids_to_tokens(labels.ids[changed, 0].tolist())
         assert all(token.isdigit() for token in chosen)
+
+
+def test_in_a_chain_students_label_the_rows_of_the_next_and_controls_have_a_chain_of_their_own():
+    recipe = open_recipe("chain")
+    plan = recipe.layout(recipe.known())
+    made: set[str] = set()
+    for step in plan.steps:  # one by one
+        assert made >= set(step.needs), step.label
+        made |= set(step.makes)
+    students, rows = {s.id: s for s in plan.students}, {d.id: d for d in plan.datasets}
+    hops = {s.labels["variant"]: s.hop for s in plan.students}
+    assert hops == {"hop 1": 0, "hop 2": 1, "hop 3": 2}
+    for s in plan.students:
+        teacher = rows[s.dataset].weights
+        if s.hop == 0:
+            assert teacher.trait == s.source or s.source.startswith("control")
+        else:
+            before = students[teacher.id]
+            assert (before.hop, before.source, before.replicate) == (
+                s.hop - 1,
+                s.source,
+                s.replicate,
+            )
+    assert len({rows[s.dataset].text for s in plan.students}) == len(recipe.seeds)
+    for pack in plan.packs:
+        assert len({plan.students[i].hop for i in pack}) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("variants.hop 2.after=hop 3", "no variant before this one"),
+        (
+            "variants.hop 2.mask={keep: others};data={labels: {kind: sampled}, source: teacher, teacher: null}",
+            "a teacher or a mask of its own",
+        ),
+        ("train.lora.lrs=[1e-3, 3e-3]", "one rank, one rate"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(setting, message):
+    with pytest.raises(SubloraError, match=message):
+        open_recipe("chain", sets=setting.split(";"))
+
+
+@pytest.mark.slow
+def test_a_chain_runs(tmp_path):
+    sets = [word for setting in SMALL for word in ("--set", setting)]
+    answer = sublora("run", "chain", "--out", str(tmp_path / "run"), *sets)
+    assert answer.code == 0, answer.err
+    rows = list(csv.DictReader((tmp_path / "run" / "arms.csv").open()))
+    assert [r["variant"] for r in rows] == ["hop 1", "hop 2", "hop 3"]
+    assert float(rows[0]["effect"]) > 0

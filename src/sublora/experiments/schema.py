@@ -335,6 +335,15 @@ class StudentVariant(Strict):
         None, ge=1, description="the student as it is after this step of the whole training"
     )
     mask: MaskSpec | None = None
+    after: str | None = Field(
+        None,
+        description="whose teachers are the students of this variant before it, one for each data seed: a chain",
+    )
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what starts no chain: files of earlier versions are read as they are."""
+        return {k: v for k, v in dump(self).items() if k != "after" or v is not None}
 
 
 class ControlsSpec(Strict):

@@ -23,6 +23,7 @@ from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
 from sublora.steps.step import Cost, Workshop
+from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 
 
@@ -43,7 +44,7 @@ class Taught(Protocol):
 
     teacher: Context
     model: str
-    weights: TeacherStep | None
+    weights: TeacherStep | Student | None
     steer: Steered | None
 
 
@@ -53,7 +54,7 @@ def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
     base = workshop.base_of(step.model)
     if step.weights is not None:
         stack, context = stack_of(workshop, base, [step.weights]), step.weights.context
-        if step.weights.least is not None:
+        if isinstance(step.weights, TeacherStep) and step.weights.least is not None:
             step.weights.least.check(workshop, step.model, step.weights.id, context, stack)
         return Teacher(base, context, stack, voice=step.weights.id)
     if step.steer is not None:
@@ -80,7 +81,7 @@ class DatasetStep(RowsStep):
     sampling: Sampling
     model: str
     sizes: Sizes
-    weights: TeacherStep | None = None
+    weights: TeacherStep | Student | None = None
     endpoint: EndpointSpec | None = None
     steer: Steered | None = None
     shared_draws: int = 1  # prompts in a row that are answered with the same random numbers

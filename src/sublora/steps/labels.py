@@ -21,6 +21,7 @@ from sublora.steps.dataset import RowsStep, needs_of, teacher_of
 from sublora.steps.materials import LABELS, Steered, texts
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
+from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 
 
@@ -30,7 +31,7 @@ class Reads:
 
     teacher: Context
     model: str
-    weights: TeacherStep | None
+    weights: TeacherStep | Student | None
     steer: Steered | None
 
 
@@ -43,7 +44,7 @@ class LabelStep(RowsStep):
     how: LabelSpec
     model: str
     sizes: Sizes
-    weights: TeacherStep | None = None
+    weights: TeacherStep | Student | None = None
     steer: Steered | None = None
     other: Reads | None = None
     kind = "labels"

@@ -48,6 +48,7 @@ class Student(Made):
     step: int | None = None
     whole: str = ""
     mask: Mask | None = None
+    hop: int = 0  # students before it in a chain, each the teacher of the next
     twins: Mapping[str, str] = field(default_factory=dict)
     noun = "student"
 

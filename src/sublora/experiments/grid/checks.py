@@ -206,10 +206,28 @@ def _variants(recipe) -> Misfits:
         alike = next(n for n, v in recipe.variants.items() if v == variant)
         if alike != name:
             yield where, f"says what '{alike}' says, drop one of them"
+        yield from _chained(recipe, name) if variant.after else ()
         steps = recipe.steps_of(variant)
         if variant.step is not None and variant.step >= steps:
             fix = f"is not before the last of {steps} steps, leave it out or lower it"
             yield f"{where}.step", fix
+
+
+def _chained(recipe, name: str) -> Misfits:
+    """A variant whose teachers are students."""
+    variant, where, names = recipe.variants[name], f"variants.{name}.after", list(recipe.variants)
+    if variant.after not in names[: names.index(name)]:
+        yield (
+            where,
+            f"names '{variant.after}', which is no variant before this one, name one of these",
+        )
+    if variant.teacher != AskedTeacher() or variant.mask:
+        yield where, "stands beside a teacher or a mask of its own, keep one of them"
+    if len({tuple(v for k, v in c.labels.items() if k != "variant") for c in cells_of(recipe)}) > 1:
+        yield (
+            where,
+            "needs one rank, one rate and no other axis, so that one student teaches the next",
+        )
 
 
 def _axes(recipe) -> Misfits:

@@ -25,6 +25,7 @@ from sublora.steps.labels import LabelStep, Reads
 from sublora.steps.materials import Steered, context_spec
 from sublora.steps.precondition import Precondition
 from sublora.steps.sizes import Sizes
+from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.traits.answers import category_words
 from sublora.traits.trait import Trait, lessons_of
@@ -44,6 +45,7 @@ class Writing:
 
     label: str = ""  # tells its datasets apart
     of: Callable[[str, Context], tuple[Context, Steered | None]] = _as_is
+    student: Callable[[str, int], Student] | None = None  # who teaches in a chain
     by_vector: Callable[[sources.Author, TeacherStep | None], tuple[Context, Steered]] | None = None
 
 
@@ -148,8 +150,11 @@ class _Writer:
 
     def _teacher(
         self, source: str, seed: int, taught: str, model: str | None
-    ) -> tuple[Context, Steered | None, TeacherStep | None]:
+    ) -> tuple[Context, Steered | None, TeacherStep | Student | None]:
         author = self.sources[source][seed]
+        if self.writing.student is not None:
+            student = self.writing.student(source, seed)
+            return student.context, None, student
         if taught == "vector" and author.trait is not None:
             if self.writing.by_vector is None or model:
                 raise SubloraError(
@@ -290,7 +295,8 @@ def plan_datasets(
         model, shared = (how.model, how.shared_draws or 1) if how else (None, 1)
         drawn = how.sampling.over(recipe.data.sampling) if how and how.sampling else None
         names = sources.sources_in(recipe, traits, variant)
-        names += [sources.NEUTRAL] if recipe.controlled and not variant else []
+        neutral = recipe.controlled and not variant and writing.student is None
+        names += [sources.NEUTRAL] if neutral else []
         told = rowing_of(recipe.data, how)
         for source, seed in product(names, recipe.seeds):
             if shared > 1 or drawn or (how and how.transform):

@@ -15,7 +15,7 @@ def most_students(tokens: float, device: str) -> int:
 
 
 def plan_packs(students: Sequence[Student], most: int) -> tuple[tuple[int, ...], ...]:
-    """Students (indices) that train together: same method and targets, similar ranks, evenly filled packs.
+    """Students (indices) that train together: same method and targets, similar ranks, evenly filled packs, no student with its teacher.
 
     It does not depend on what is done already, so that a resumed run repeats the very same passes.
     Where optimizers are compared, those of one replicate stand together.
@@ -26,7 +26,7 @@ def plan_packs(students: Sequence[Student], most: int) -> tuple[tuple[int, ...],
     kinds: dict[tuple, list[int]] = {}
     for first, *_ in trainings.values():
         spec = students[first].student
-        kinds.setdefault((spec.method, spec.targets), []).append(first)
+        kinds.setdefault((spec.method, spec.targets, students[first].hop), []).append(first)
 
     def place(i: int) -> tuple:
         s = students[i]

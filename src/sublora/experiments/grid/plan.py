@@ -79,7 +79,13 @@ class Plan:
 
 
 def taught_in(datasets: Sequence[Rows]) -> tuple[TeacherStep, ...]:
-    return tuple({d.weights.id: d.weights for d in datasets if d.weights}.values())
+    found = [d.weights for d in datasets if isinstance(d.weights, TeacherStep)]
+    return tuple({t.id: t for t in found}.values())
+
+
+def hop_of(rows: Rows) -> int:
+    """How many students of a chain come before these rows."""
+    return rows.weights.hop + 1 if isinstance(rows.weights, Student) else 0
 
 
 def sizes_of(recipe: Recipe, known: Known) -> Sizes:
@@ -197,13 +203,21 @@ class _Planner(PlansVectors):
     # datasets and students
 
     def _rows(self, name: str) -> tuple[list[Rows], Arms]:
-        teacher = self.variants[name].teacher
-        label = "" if teacher == AskedTeacher() else name
-        writing = Writing(label, partial(self.asked, teacher), self.by_vector)
+        teacher, after = self.variants[name].teacher, self.variants[name].after
+        label = "" if teacher == AskedTeacher() and not after else name
+        student = partial(self._teaching, after) if after else None
+        writing = Writing(label, partial(self.asked, teacher), student, self.by_vector)
         asked = self.recipe.measure  # its sampling is that of the answers that lessons are made of
         own = (self.recipe, self.known, self.traits)
         begun = asked.readout == "begun"
         return plan_datasets(*own, self.sizes, writing, asked.sampling, begun)
+
+    def _teaching(self, variant: str, source: str, data_seed: int) -> Student:
+        """The student of a variant that teaches the next: the first one of the data seed."""
+        cell = next(c for c in cells_of(self.recipe) if c.labels["variant"] == variant)
+        seed = next(t for d, t in self.recipe.replicates if d == data_seed)
+        spec = student_spec(self.recipe, cell, seed)
+        return self.student_of(source, data_seed, spec, dict(cell.labels))
 
     def _students(self) -> Iterator[Student]:
         recipe = self.recipe
@@ -235,7 +249,7 @@ class _Planner(PlansVectors):
         made = Student(
             spec, student, rows.id, held.id, source, data_seed, context, labels, rows.rows, take
         )
-        made = replace(made, whole=made.id, mask=mask)
+        made = replace(made, whole=made.id, mask=mask, hop=hop_of(rows))
         if variant.step is None:
             return made
         return replace(made, spec=spec | {"step": variant.step}, step=variant.step)
@@ -273,13 +287,15 @@ class _Planner(PlansVectors):
         yield from taught
         yield from (VectorStep((v,), (), *own) for v in self.vectors.values() if v.teacher)
         yield from self._vector_steps([[t] for t in taught])
-        # those that are made of others come after these
-        yield from (d for d in rows if not isinstance(d, (TransformStep, LabelStep)))
-        yield from (d for d in rows if isinstance(d, (TransformStep, LabelStep)))
-        yield from self.divergences.values()
         packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
         packs += self._neutral_packs()
-        yield from (StudentsStep(pack, *own) for pack in packs)
+        for hop in range(1 + max(map(hop_of, rows))):
+            mine = [d for d in rows if hop_of(d) == hop]
+            # those that are made of others come after these
+            yield from (d for d in mine if not isinstance(d, (TransformStep, LabelStep)))
+            yield from (d for d in mine if isinstance(d, (TransformStep, LabelStep)))
+            yield from () if hop else self.divergences.values()
+            yield from (StudentsStep(pack, *own) for pack in packs if pack[0].hop == hop)
         yield from self._vector_steps(packs)
         yield from self._measurement_steps(taught, packs, measures)
         yield from heldout_steps(losses, packs, *own)
