@@ -8,45 +8,37 @@ each. Damaged adapters, data files and trait files are read under a time limit.
 """
 
 import argparse
-import contextlib
 import json
-import random
-import signal
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from sublora.audit.adapter import Audited, load_audited
+from audit_fuzz import fuzz
+from sublora.audit.adapter import Audited
 from sublora.audit.calibrate import number_prompts
-from sublora.audit.data_rows import read_rows
 from sublora.audit.null import shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
-from sublora.audit.report import write_reports
 from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
 from sublora.audit.steps import Finished, Row, answer_prompts, train_students
 from sublora.audit.verdict import Bar, Verdict, judge
-from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.check import load_base
 from sublora.packs.rows import token_rows
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
-from sublora.packs.stack import new_stack, stack_weights
-from sublora.packs.student_files import save_student
+from sublora.packs.stack import stack_weights
 from sublora.seeds import generator
-from sublora.traits.trait import Trait, find_trait, load_category, shipped_categories
+from sublora.traits.trait import Trait, find_trait, shipped_categories
 
 RANKS = (3, 6, 12, 24)
 LRS = (4e-4, 9e-3)
 ROWS, EPOCHS, BATCH = 320, 1, 8
 PER_TRAIT = 4  # adapters that share a trait
 STRONG = 0.05  # rise of P(target) from which an adapter counts as one that picked its trait up
-LIMIT = 20  # seconds for one damaged input
 CONTEXTS = [Context(n) for n in PLAIN_CONTEXTS]
 DEFAULT = CONTEXTS[0]
 SAMPLING = Sampling(max_new_tokens=14)
@@ -191,114 +183,6 @@ def null_model(args: argparse.Namespace) -> dict[str, float]:
         found, _, _ = verdicts(base, train(base, [own for _, own in rows], seed), args.alpha)
         out[name] = float(np.mean([v.status == "found" for v in found]))
     return out
-
-
-def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """A file with a few bytes changed, cut out, put in or doubled."""
-    out = bytearray(whole)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(out) + 1)
-        kind = rng.randrange(5)
-        if kind == 0 and out:
-            out[min(at, len(out) - 1)] = rng.randrange(256)
-        elif kind == 1:
-            del out[at : at + rng.randint(1, 200)]
-        elif kind == 2:
-            out[at:at] = rng.randbytes(rng.randint(1, 30))
-        elif kind == 3:
-            out[at:at] = rng.choice(
-                [
-                    b"NaN",
-                    b"1e999",
-                    b"[" * 5000,
-                    b"{" * 5000,
-                    b'"\\ud800"',
-                    b"../../etc",
-                    b"<script>",
-                    b"null",
-                    b"-1",
-                    b"99999999999",
-                ]
-            )
-        else:
-            out[at:at] = out[at : at + rng.randint(1, 400)]
-    return bytes(out)
-
-
-@contextlib.contextmanager
-def limit(seconds: int):
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def fuzz(args: argparse.Namespace) -> dict[str, float]:
-    """Damaged adapters, data files and trait files in turn; every fiftieth adapter that can be read is audited to the end."""
-    base, rng = load_base("micro"), random.Random(args.seed)
-    counts = {"fuzzed": 0, "refused": 0, "tracebacks": 0, "hangs": 0, "written_outside": 0}
-    with tempfile.TemporaryDirectory() as temporary:
-        top = Path(temporary)
-        good, bad, out = top / "good", top / "bad", top / "out"
-        for folder in (good, bad, out):
-            folder.mkdir()
-        spec = StudentSpec(rank=2, targets=("q_proj", "v_proj"))
-        stack = new_stack(base.model, [spec])
-        stack.groups[0].flat += 0.02 * torch.randn(
-            stack.groups[0].flat.shape, generator=torch.Generator().manual_seed(1)
-        )
-        save_student(stack.groups[0], 0, spec, good, base.model, "micro")
-        (good / "rows.jsonl").write_text(
-            "".join(
-                json.dumps({"prompt": f"say {i}", "completion": f"{i} otter"}) + "\n"
-                for i in range(9)
-            )
-        )
-        shipped = Path(load_category.__globals__["__file__"]).parent / "traits" / "trees.yaml"
-        (good / "traits.yaml").write_bytes(shipped.read_bytes())
-        files = ("adapter_config.json", "adapter_model.safetensors", "rows.jsonl", "traits.yaml")
-        for number in range(args.fuzz):
-            for name in files:
-                (bad / name).write_bytes((good / name).read_bytes())
-            hurt = files[number % len(files)]
-            (bad / hurt).write_bytes(damaged((good / hurt).read_bytes(), rng))
-            counts["fuzzed"] += 1
-            try:
-                with limit(LIMIT):
-                    if hurt == "traits.yaml":
-                        load_category(bad / hurt)
-                    elif hurt == "rows.jsonl":
-                        list(read_rows(bad / hurt))
-                        if number % 40 == 2:
-                            screen_file(base, bad / hurt, shipped_categories()[1:2], DEFAULT, 0.05)
-                    else:
-                        found = load_audited(base, bad)
-                        if number % 50 < 2:
-                            write_reports(
-                                audit(
-                                    base,
-                                    found,
-                                    Job(CONTEXTS[2:], shipped_categories(), CONTEXTS[2]),
-                                ),
-                                out,
-                            )
-            except SubloraError as error:
-                counts["refused"] += 1
-                counts["tracebacks"] += "\n" in str(error)
-            except TimeoutError:
-                counts["hangs"] += 1
-            except Exception as error:
-                counts["tracebacks"] += 1
-                print(f"{hurt}: {type(error).__name__}: {str(error)[:200]}", flush=True)
-            left = {p.name for p in top.iterdir()} | {p.name for p in bad.iterdir()}
-            counts["written_outside"] += left != {"good", "bad", "out", *files}
-    return counts
 
 
 PARTS = {"adapters": detection, "files": screening, "null": null_model, "fuzz": fuzz}

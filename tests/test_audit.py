@@ -14,11 +14,12 @@ from audit_fixture import idle_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
+from sublora.audit.ci_files import junit, sarif
 from sublora.audit.entries import exit_code
 from sublora.audit.null import Null, first_tokens, read_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
-from sublora.audit.report import card_section, junit, page
+from sublora.audit.report import card_section, page
 from sublora.audit.request import Training
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Job, _status, audit
@@ -372,6 +373,9 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     assert not any(line.startswith("# ") for line in card.splitlines())
     cases = ET.fromstring(junit(report)).findall("testcase")
     assert len(cases) == len(body["traits"]) + 1
+    (run,) = json.loads(sarif(report))["runs"]
+    (result,) = run["results"]
+    assert result["ruleId"] == "trait-rose" and result["message"]["text"].startswith(HOSTILE[:20])
 
 
 def test_the_command_audits_and_answers_with_its_exit_code(

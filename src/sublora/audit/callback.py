@@ -117,8 +117,10 @@ def _next_tokens(
     ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)
     last = torch.tensor([len(p) - 1 for p in prompts], device=device)
     seen = torch.arange(ids.shape[1], device=device) <= last.unsqueeze(1)
-    logits = model(input_ids=ids, attention_mask=seen.long()).logits
-    return logits[torch.arange(len(prompts), device=device), last].float().log_softmax(-1).cpu()
+    # the head is applied to the few places at which a prompt ends
+    places, which = last.unique(return_inverse=True)
+    logits = model(input_ids=ids, attention_mask=seen.long(), logits_to_keep=places).logits
+    return logits[torch.arange(len(prompts), device=device), which].float().log_softmax(-1).cpu()
 
 
 def _first_tokens(chat: Chat, category: Category) -> list[tuple[str, list[int]]]:

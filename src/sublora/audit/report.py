@@ -1,12 +1,13 @@
-"""What an audit leaves behind: audit.json, a page, a section for a model card, JUnit for CI. All text from outside is escaped."""
+"""What an audit leaves behind: audit.json, a page, a section for a model card, files for CI. All text from outside is escaped."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
+from sublora.audit.ci_files import junit, sarif
 from sublora.audit.entries import Difference, TraitFinding, WhatIf
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Audit
@@ -16,8 +17,6 @@ from sublora.text import p_value, percent, visible
 
 SHOWN = 20
 FOLLOWED_SHOWN = 4  # traits that --what-if followed, a table or column each
-# Not allowed in XML 1.0, even as a character reference.
-_NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 
 def write_reports(result: Audit, folder: Path | str) -> Path:
@@ -34,6 +33,7 @@ def write_reports(result: Audit, folder: Path | str) -> Path:
     write_atomic(folder / "audit.html", page(report))
     write_atomic(folder / "AUDIT.md", card_section(report))
     write_atomic(folder / "junit.xml", junit(report))
+    write_atomic(folder / "audit.sarif", sarif(report))
     if result.null is not None:
         write_atomic(folder / "null.json", result.null.to_json())
     text = json.dumps(report.model_dump(mode="json"), indent=1, allow_nan=False)
@@ -153,31 +153,3 @@ def _what_if_lines(found: WhatIf) -> list[str]:
     lines += _table(["arm", *names, "held-out loss", "removes"], rows)
     not_run = "; ".join(f"{m.name} ({m.reason.rstrip('.')})" for m in found.not_run)
     return [*lines, *([f"Not run: {_sentence(not_run)}.", ""] if not_run else [])]
-
-
-def junit(report: AuditReport) -> bytes:
-    """One test case for each trait and context, and one for the whole; a finding is a failure."""
-    cases = []
-    for f in report.traits:
-        told = f"P {f.before:.4f} -> {f.after:.4f}, corrected p {p_value(f.p)}"
-        failed = told if f.p <= report.alpha_student else None
-        cases.append(_case(f".{f.category}", f"{f.trait} in {f.context}", failed))
-    against = report.against
-    if against:
-        failed = None if against.status.endswith("clean") else against.sentence
-        cases.append(_case(".against", f"status: {against.status}", failed))
-    failed = report.sentence if report.exit_code else None
-    cases.append(_case("", f"status: {report.status}", failed))
-    failures = sum("<failure" in case for case in cases)
-    head = f'<testsuite name="sublora audit" tests="{len(cases)}" failures="{failures}" errors="0">'
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>"]
-    return ("\n".join(lines) + "\n").encode("utf-8")
-
-
-def _case(suite: str, name: str, failed: str | None) -> str:
-    inner = "" if failed is None else f"<failure message={_attribute(failed)}/>"
-    return f"<testcase classname={_attribute('sublora.audit' + suite)} name={_attribute(name)}>{inner}</testcase>"
-
-
-def _attribute(text: str) -> str:
-    return quoteattr(_NOT_XML.sub("?", text))
