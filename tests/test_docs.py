@@ -26,6 +26,7 @@ PAGES = [
     "docs/notebooks.md",
     "docs/sharing.md",
     "docs/audit.md",
+    "docs/audit-in-ci.md",
     "docs/verdict.md",
 ]
 # A documented run is the real thing; here it is cut down to a grid of seconds.
