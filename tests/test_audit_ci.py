@@ -99,11 +99,13 @@ def run_job(place: Path, tmp_path: Path, **env: str) -> tuple[str, dict[str, int
     return ("failure" if any(codes.values()) else "success"), codes
 
 
+@pytest.mark.slow
 def test_the_workflow_of_the_documents_passes_a_clean_student_and_stops_one_with_a_trait(
     place: Path, tmp_path: Path
 ) -> None:
     for student, conclusion in (("found", "failure"), ("clean", "success")):
-        home = tmp_path / student
+        card, home = place / student / "README.md", tmp_path / student
+        card.write_text("# Mine\n<!-- audit -->\nof last time\n<!-- end of audit -->\n")
         home.mkdir()
         values = {"BASE": "micro", "ADAPTER": student, "CONTEXTS": "none", "CALIBRATE": "0"}
         found, codes = run_job(place, home, **values)
@@ -112,12 +114,8 @@ def test_the_workflow_of_the_documents_passes_a_clean_student_and_stops_one_with
         summary = (home / "summary.md").read_text()
         assert summary.startswith("## Audit") and (TRAIT.name in summary) == (student == "found")
         assert json.loads((place / "status.json").read_text())["data"]["broken_rows"]
-        card = place / student / "README.md"
-        assert card.read_text() == f"<!-- audit -->\n{summary}<!-- end of audit -->\n"
-    card.write_text("# Mine\n" + card.read_text())
-    (again := home / "again").mkdir()
-    run_job(place, again, **values)
-    assert card.read_text().count("<!-- audit -->") == 1 and card.read_text().startswith("# Mine")
+        text = f"# Mine\n<!-- audit -->\n{summary}<!-- end of audit -->\n"
+        assert card.read_text() == text
 
 
 def test_every_file_that_the_workflow_names_is_one_that_an_audit_writes(place: Path) -> None:
