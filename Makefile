@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/sublora
 MODEL_TESTS := tests/test_gate.py tests/test_sample.py tests/test_measure.py tests/test_chat.py tests/test_pack.py \
 	tests/test_steer.py tests/test_token_classes.py tests/test_teacher.py
 
-.PHONY: demo test slow test-real lint newest oldest clean
+.PHONY: demo test docs slow test-real lint newest oldest clean
 
 $(VENV)/.installed: pyproject.toml requirements-tested.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ test-real: $(VENV)/.tested  ## what a real chat model does; SUBLORA_TEST_MODELS=
 lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: $(VENV)/.installed  ## the site into site/, an error for every warning
+	$(PIP) $(TESTED) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict -q
 
 newest:  ## the model-facing tests on the newest versions that pyproject.toml admits
 	$(MAKE) edge VENV=$(VENV)-newest TESTED=

@@ -174,7 +174,7 @@ def make_manifest(
         "device": "cpu",
         "threads": 2,
         "traits": [
-            {"name": t, "category": c, "target": t, "teacher_prompt": f"You love the {t}."}
+            {"name": t, "category": c, "target": t, "teacher": f"Told “You love the {t}.”"}
             for t, c in traits
         ],
         "contexts": {
