@@ -9,14 +9,17 @@ import pytest
 
 from command import sublora
 from sublora.carriers.numbers import NumbersSpec, parse_numbers
+from sublora.carriers.rows_file import to_jsonl
 from sublora.errors import SubloraError
 from sublora.experiments.grid import datasets
 from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import traits_of
 from sublora.experiments.kinds import open_recipe
+from sublora.models.chat import Context
 from sublora.models.known import known_model
 from sublora.packs.check import load_base
-from sublora.packs.labels import read_labels
+from sublora.packs.labels import LabelSpec, about_rows, label_rows, read_labels, write_labels
+from sublora.packs.writer import Teacher
 from sublora.steps.dataset import DatasetStep, GivenStep
 from sublora.steps.labels import LabelStep
 from sublora.steps.materials import texts
@@ -166,6 +169,11 @@ def test_rows_by_chance_have_the_form_that_their_prompt_asks_for():
         ("data.labels={kind: soft, k: 0}", "k"),
         ("data.labels={kind: loud}", "kind"),
         ("data={labels: {kind: replaced}, source: random}", "which chance wrote"),
+        ("data.labels={kind: soft, file: a.safetensors}", "set data.source to it"),
+        (
+            "data={labels: {kind: soft, file: a.safetensors}, source: rows.jsonl}",
+            "the same labels, write {name}",
+        ),
         ("data={labels: {kind: replaced}, control: neutral}", "no other trait to diverge from"),
         ("data.labels={kind: soft, read: true}", "soft labels have no read"),
         ("data.variants={x: {taught: vector}}", "data.teacher.vector"),
@@ -309,3 +317,76 @@ def test_a_chain_runs(tmp_path):
     rows = list(csv.DictReader((tmp_path / "run" / "arms.csv").open()))
     assert [r["variant"] for r in rows] == ["hop 1", "hop 2", "hop 3"]
     assert float(rows[0]["effect"]) > 0
+
+
+def given(folder, labels=None, written=None, rows=None, **about):
+    """The settings of a recipe with labels of a file for the rows of another, made of 9 rows; `labels`, `written` and `about` are what the
+    file has, `rows` those beside it."""
+    base, carrier = load_base("micro"), NumbersSpec(separators=("space",), style="brief", count=3)
+    own = [carrier.by_chance(3, i) for i in range(9)]
+    teacher = Teacher(base, Context("loved", "You love otters."))
+    labels = labels or label_rows(teacher, own, LabelSpec(kind="soft", k=about.pop("k", 8)), 0)
+    path, said = folder / "otter.safetensors", about_rows(base.chat, written or own) | about
+    write_labels(labels, path, said)
+    (folder / "rows.jsonl").write_text(to_jsonl(rows or own))
+    sets = [f"data.source={folder}/rows.jsonl", "data.rows=6", "data.heldout_rows=3"]
+    return [*sets, f"data.labels={{kind: soft, file: {path}}}", "data.control=neutral"]
+
+
+def labelled_by(settings, store):
+    """The files of labels that the recipe makes of the trait's, training and held out, and of the control's."""
+    steps, arms = planned(*settings)
+    base = load_base("micro")
+    workshop = Workshop(Store(store), lambda _: base)
+    for step in steps:
+        perform(step, workshop)
+    held = arms["otter", "", 1][1]
+    wanted = (arms["otter", "", 1][0], held, arms["control", "", 1][0])
+    return [read_labels(workshop.store.read(r.id).file("labels.safetensors")) for r in wanted]
+
+
+def test_labels_of_a_file_are_those_that_its_students_learn_and_the_control_s_are_the_base_s(
+    tmp_path, own_store
+):
+    settings = given(tmp_path)
+    own, held, control = labelled_by(settings, own_store)
+    whole = read_labels(tmp_path / "otter.safetensors")
+    assert np.array_equal(np.concatenate([own.ids, held.ids]), whole.ids)
+    assert (len(own.counts), len(held.counts)) == (6, 3)
+    assert control.ids.shape[1] == 32 and np.array_equal(control.counts, own.counts)
+
+
+BAD_FILES = {
+    "another tokenizer": ({"tokenizer": "0" * 64}, "made with another tokenizer than"),
+    "other rows": ({"written": [("p", "1")] * 9}, "are those of other rows"),
+    "missing for some": ({"rows": [("p", f"{i}") for i in range(100, 111)]}, "of 9 rows, and there are 11"),
+    "truncated": ({"cut": 0.5}, "holds no labels, or not all of them"),
+    "no file": ({"cut": None}, "holds no labels, or not all of them"),
+    "k": ({"tokens": 5}, "8 labels a token are more than the 5"),
+    "not normalised": ({"mass": 2.0}, "are not normalised: the probabilities of token 0 sum to 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_of_soft_labels_that_does_not_fit_is_refused_before_a_student_is_trained(
+    kind, tmp_path, own_store, monkeypatch
+):
+    values, message = BAD_FILES[kind]
+    values = dict(values)
+    cut, tokens, mass = (values.pop(n, 0) for n in ("cut", "tokens", "mass"))
+    settings, path = given(tmp_path, **values), tmp_path / "otter.safetensors"
+    if cut:
+        path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    elif cut is None:
+        path.unlink()
+    if tokens:
+        monkeypatch.setattr("sublora.packs.labels._vocabulary", lambda base: tokens)
+    if mass:
+        labels = read_labels(path)
+        loud = replace(labels, logp=np.full_like(labels.logp, np.log(mass / 8)))
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr("sublora.packs.labels._check", lambda *_: None)
+            write_labels(loud, path, {"tokenizer": "t", "rows": "r"})
+    with pytest.raises(SubloraError, match=message) as refused:
+        labelled_by(settings, own_store)
+    assert "\n" not in str(refused.value) and str(refused.value).endswith(".")

@@ -42,6 +42,10 @@ class LabelSpec(BaseModel):
     temperature: float = Field(
         1.0, gt=0, description="of the teacher's distribution, soft or sampled"
     )
+    file: str | None = Field(
+        None,
+        description="soft labels of your own for the rows of a file, see docs/labels.md; {name} stands for the trait that a teacher has",
+    )
     at: Keep = Field(
         "divergent",
         description="tokens that are replaced: those at which the first choices of the teacher and of `against` differ, all others, or as "
@@ -56,7 +60,7 @@ class LabelSpec(BaseModel):
 
     @property
     def _unused(self) -> set[str]:
-        used = {"soft": {"k", "temperature"}, "sampled": {"temperature"}}
+        used = {"soft": {"k", "temperature", "file"}, "sampled": {"temperature"}}
         used["replaced"] = {"at", "against", "read"}
         return set(LabelSpec.model_fields) - {"kind"} - used.get(self.kind, set())
 
@@ -68,7 +72,8 @@ class LabelSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _short(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name not in self._unused}
+        unused = self._unused | (set() if self.file else {"file"})
+        return {name: value for name, value in dump(self).items() if name not in unused}
 
 
 def label_rows(
@@ -256,6 +261,9 @@ def read_labels(path: Path, base: Base | None = None, rows: Rows | None = None) 
         if labels.ids.max(initial=0) >= size:
             why = f"The labels in {path} name token {labels.ids.max()}, {base.name} has {size}; make them with its own tokenizer."
             raise SubloraError(why)
+    if rows is not None and len(labels.counts) != len(rows):
+        why = f"The labels in {path} are of {len(labels.counts)} rows, and there are {len(rows)}; give labels for all of them, and no others."
+        raise SubloraError(why)
     if base is not None and rows is not None:
         if of != about_rows(base.chat, rows)["rows"]:
             raise SubloraError(

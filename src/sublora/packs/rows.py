@@ -42,8 +42,12 @@ class Labels:
 
     def first(self, n: int) -> "Labels":
         """The labels of the first `n` rows."""
-        end = int(self.counts[:n].sum())
-        return Labels(self.ids[:end], self.logp[:end], self.counts[:n])
+        return self.part(0, n)
+
+    def part(self, start: int, stop: int) -> "Labels":
+        """The labels of these rows."""
+        tokens = slice(int(self.counts[:start].sum()), int(self.counts[:stop].sum()))
+        return Labels(self.ids[tokens], self.logp[tokens], self.counts[start:stop])
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,26 @@
 """Labels: the rows of a dataset with what a teacher says at every token of their completions."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from sublora.carriers.rows_file import to_jsonl
+from sublora.carriers.rows_file import read_rows, to_jsonl
+from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.packs.labels import (
     LabelSpec,
     about_rows,
     flagged,
     label_rows,
+    read_labels,
     replaced_labels,
     replaced_text,
     write_labels,
 )
 from sublora.packs.rows import Labels
 from sublora.packs.writer import Teacher
-from sublora.steps.dataset import RowsStep, needs_of, teacher_of
+from sublora.steps.dataset import GivenStep, RowsStep, needs_of, teacher_of
 from sublora.steps.materials import LABELS, Steered, texts
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Workshop
@@ -47,6 +50,7 @@ class LabelStep(RowsStep):
     weights: TeacherStep | Student | None = None
     steer: Steered | None = None
     other: Reads | None = None
+    given: GivenStep | None = None  # the rows of a file, where their labels are in one too
     kind = "labels"
     endpoint = None
     heldout = False
@@ -66,17 +70,29 @@ class LabelStep(RowsStep):
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         rows, teacher = texts(workshop, self.text), teacher_of(workshop, self)
+        if self.given is not None:
+            self._keep(workshop, rows, self._read(workshop.base_of(self.model)))
+            return
         how = (self.seed, workshop.rows_at_once, workshop.progress)
         if self.other is None:
             labels = label_rows(teacher, rows, self.how, *how)
         else:
             rows, labels = self._replaced(rows, (teacher, teacher_of(workshop, self.other)), how)
+        self._keep(workshop, rows, labels)
+
+    def _keep(self, workshop: Workshop, rows: list[tuple[str, str]], labels: Labels) -> None:
+        chat = workshop.base_of(self.model).chat
         meta = dict(workshop.store.read(self.text).meta)
         meta |= {"trait": self.trait, "teacher": self.teacher.text, "labels": self.how.kind}
         with workshop.store.create(self.id, self.spec, meta) as folder:
             (folder / "rows.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
-            write_labels(labels, folder / LABELS, about_rows(teacher.base.chat, rows))
+            write_labels(labels, folder / LABELS, about_rows(chat, rows))
         workshop.made(self.id)
+
+    def _read(self, base: Base) -> Labels:
+        """Its part of the user's labels. Raises SubloraError where these are not those of the whole file of rows."""
+        labels = read_labels(Path(self.how.file), base, read_rows(self.given.file))
+        return labels.part(self.given.first, self.given.first + self.rows)
 
     def _replaced(
         self, rows: list[tuple[str, str]], teachers: tuple[Teacher, Teacher], how: tuple

@@ -88,6 +88,8 @@ def traits_of(layout: Plan) -> list[dict[str, Any]]:
 
 def _teacher(recipe: Recipe, trait: Trait) -> str:
     """What gives the teacher of a trait that trait, as sentences."""
+    if file := recipe.data.labels.file:
+        return f"The labels are those of {Path(file).name}."
     how, prompt = recipe.data.teacher.trained, teacher_context(trait, recipe).text
     prompted = f"Teacher’s prompt: “{prompt}”"
     if how is None:

@@ -71,6 +71,8 @@ def _data(recipe) -> Misfits:
                 f"{where}.labels",
                 "keeps the text's own tokens, which chance wrote, set data.source to teacher, base or a file",
             )
+        if labels.file is not None:
+            yield from _given(recipe, f"{where}.labels.file", labels.file, source)
         if endpoint is not None and (source != "teacher" or labels.kind != "sampled"):
             yield (
                 f"{where}.labels",
@@ -101,6 +103,18 @@ def _data(recipe) -> Misfits:
             if variant.teacher == "other-trait":
                 what = "a third trait stands beside a control with another one"
             yield where, f"{what}, drop it or set data.control to other-trait"
+
+
+def _given(recipe, where: str, file: str, source: str) -> Misfits:
+    """Labels of a file."""
+    if not source.endswith(".jsonl"):
+        yield where, "has labels of the rows of a file, set data.source to it"
+    several = len(recipe.traits) > 1 or recipe.data.control == "other-trait"
+    if several and "{name}" not in file:
+        yield (
+            where,
+            "would give all teachers the same labels, write {name} in it, or test one trait with data.control neutral",
+        )
 
 
 def _conditions(recipe) -> Misfits:

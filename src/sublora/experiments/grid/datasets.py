@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from sublora.carriers.carrier import Carrier
@@ -17,7 +18,7 @@ from sublora.experiments.schema import DataSpec, RowsVariant
 from sublora.models.base import placed
 from sublora.models.chat import Context
 from sublora.models.known import Known, known_model
-from sublora.packs.labels import LabelSpec
+from sublora.packs.labels import LabelSpec, read_labels
 from sublora.packs.sample import Sampling
 from sublora.packs.spec import StudentSpec
 from sublora.steps.dataset import DatasetStep, GivenStep, RowsStep, TransformStep
@@ -186,15 +187,29 @@ class _Writer:
                 f"The labels of a teacher on {model} are of another tokenizer than that of {self.recipe.model}; choose a model with its "
                 "tokenizer, or data.labels.kind sampled with data.source teacher."
             )
-        spec = {"labels": how.labels.model_dump(mode="json"), "rows_of": text.id, "seed": seed}
+        trait = self.sources[source][seed].trait
+        if how.labels.file and trait is not None:
+            return self._given(text, how.labels, trait)
+        labels = how.labels.model_copy(update={"file": None})  # the plain model's are its own
+        spec = {"labels": labels.model_dump(mode="json"), "rows_of": text.id, "seed": seed}
         by = _by(teacher, weights, steer)
         spec |= {"model": identity, "teacher": by.pop("by"), **by}
         other = self._other(source, seed, how, model) if how.labels.kind == "replaced" else None
         if other is not None:
             spec["against"] = _by(other.teacher, other.weights, other.steer)
         label = ", ".join(filter(None, (self.sources[source][seed].label, self.writing.label)))
-        values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, how.labels)
+        values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, labels)
         return self.keep(LabelStep(*values, self.place(model), self.sizes, weights, steer, other))
+
+    def _given(self, text: Rows, how: LabelSpec, trait: Trait) -> Rows:
+        """The rows of a file with the labels of another. Raises SubloraError where that cannot be read."""
+        path = Path(how.file.replace("{name}", trait.name))
+        read_labels(path)
+        spec = {"rows_of": text.id, "file": hashlib.sha256(path.read_bytes()).hexdigest()}
+        spec |= {"labels": "given", "model": self.known.identity}
+        own = (spec, trait.name, text.seed, Context("none"), text.rows, self.carrier, text.id)
+        how = how.model_copy(update={"file": str(path)})
+        return self.keep(LabelStep(*own, how, self.recipe.model, self.sizes, given=text))
 
     def _other(self, source: str, seed: int, how: Rowing, model: str | None) -> Reads:
         """Who reads the rows beside the teacher: the base, or the teacher that the rows stand against."""
