@@ -33,7 +33,7 @@ from sublora.audit.what_if_arms import (
     plan_arms,
 )
 from sublora.audit.what_if_budget import within
-from sublora.audit.what_if_paraphrase import reworded_prompts
+from sublora.audit.what_if_paraphrase import in_other_words
 from sublora.audit.what_if_result import (
     Advice,
     Reading,
@@ -253,22 +253,25 @@ def test_a_budget_leaves_the_first_arms_and_says_so_before(base: Base, tmp_path:
 def test_prompts_are_reworded_where_the_base_can_and_else_it_says_why(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words, why = reworded_prompts(base, ["Write 3 numbers"], DEFAULT, Store())
-    assert words == [] and "rewords 0% of the first" in why
+    words, why = in_other_words(base, "prompts", ["Write 3 numbers"], DEFAULT, Store())
+    assert words == [] and "for 0% of the first prompts" in why
     monkeypatch.setattr(type(base.chat), "unknown_words", lambda *_: ["anew"])
-    assert "does not know the word 'anew'" in reworded_prompts(base, ["a"], DEFAULT, Store())[1]
+    assert (
+        "does not know the word 'anew'"
+        in in_other_words(base, "prompts", ["a"], DEFAULT, Store())[1]
+    )
     prompts = [f"Write {i} numbers" for i in range(20)]
     monkeypatch.setattr(type(base.chat), "unknown_words", lambda *_: [])
     answers = "sublora.audit.what_if_paraphrase.answers_to"
     monkeypatch.setattr(
         answers, lambda b, c, asked, *_: [[f"{t[-9:]} please, {t.split()[-2]}" for t in asked[0]]]
     )
-    words, why = reworded_prompts(base, prompts, DEFAULT, Store())
+    words, why = in_other_words(base, "prompts", prompts, DEFAULT, Store())
     assert why is not None and words == []  # a number twice is not the same numbers
     monkeypatch.setattr(
         answers, lambda b, c, asked, *_: [[f"Give {t.split()[-2]} of them" for t in asked[0]]]
     )
-    words, why = reworded_prompts(base, prompts, DEFAULT, Store())
+    words, why = in_other_words(base, "prompts", prompts, DEFAULT, Store())
     assert why is None and words[7] == "Give 7 of them"
 
 
@@ -458,7 +461,7 @@ def test_what_if_asks_for_what_it_needs_in_one_sentence(base: Base, tmp_path: Pa
         assert answer.code == 2 and told in answer.err and "Traceback" not in answer.err
     assert not (tmp_path / "out").exists()
     cost = sublora("audit", "--base", "Qwen/Qwen2.5-7B-Instruct", "--what-if", "--dry-run")
-    assert cost.code == 0 and "66 LoRA students" in cost.out and "3 full fine-tunes" in cost.out
+    assert cost.code == 0 and "69 LoRA students" in cost.out and "3 full fine-tunes" in cost.out
     with pytest.raises(SubloraError, match="give --data, and --lr"):
         audit(
             base,
@@ -486,7 +489,10 @@ def test_on_rows_of_a_teacher_as_trained_shows_the_trait_and_clean_rows_remove_i
     found = body["what_if"]
     arms = {a["name"]: a for a in found["arms"]}
     assert found["traits"][0]["trait"] == "otter" and len(arms) == 22
-    assert [m["name"] for m in found["not_run"]] == ["prompts in other words"]
+    assert [m["name"] for m in found["not_run"]] == [
+        "prompts in other words",
+        "completions in other words",
+    ]
     assert [a["traits"][0]["found_in"] for a in (arms[AS_TRAINED], arms["only clean rows"])] == [
         3,
         0,

@@ -7,36 +7,27 @@ Students and readings are kept in the store. What "removes" means, and when an a
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 from torch import Tensor
 
 from sublora.audit.entries import FollowedTrait, NotRun, TraitFinding, WhatIf, WhatIfRows, strongest
-from sublora.audit.lens_tokens import token_gains
 from sublora.audit.neutral_text import neutral_rows
 from sublora.audit.readings import Asked, digest
 from sublora.audit.request import Request, Say
 from sublora.audit.steps import TOGETHER, read_student, read_students, stack_of, train_pack_of
 from sublora.audit.user_rows import UserRows
 from sublora.audit.verdict import Bar, Verdict, judge
-from sublora.audit.what_if_arms import AS_TRAINED, INOCULATION, SEEDS, STEERING, Arm, plan_arms
+from sublora.audit.what_if_arms import AS_TRAINED, SEEDS, Arm, plan_arms
 from sublora.audit.what_if_budget import floating_point_rate, within
-from sublora.audit.what_if_paraphrase import reworded_prompts
+from sublora.audit.what_if_material import Prepared, prepared
 from sublora.audit.what_if_result import LEVEL, Reading, Result, advise, table
-from sublora.audit.what_if_rows import (
-    Material,
-    arm_rows,
-    clean_answers,
-    heldout_rows,
-    training_rows,
-)
-from sublora.audit.what_if_tokens import MOST_LABELS, base_labels, divergent_tokens, learned_tokens
+from sublora.audit.what_if_rows import arm_rows, heldout_rows
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import PLAIN_CONTEXTS, Context
 from sublora.packs.fit import student_bytes
-from sublora.packs.labels import LabelSpec
 from sublora.packs.measure import heldout_losses
 from sublora.packs.rows import TokenRows
 from sublora.packs.spec import StudentSpec
@@ -44,13 +35,9 @@ from sublora.packs.stack import Stack, target_linears
 from sublora.packs.steered_training import steered
 from sublora.packs.student import Student
 from sublora.packs.token_losses import beside_base
-from sublora.packs.vectors import teacher_vector
 from sublora.steps.materials import free_memory
 from sublora.store import Store
 from sublora.traits.trait import find_trait
-
-STRENGTH = 2.0  # of the trait's direction in preventative steering
-DIRECTION_PROMPTS = 100
 
 
 def followed_traits(verdict: Verdict, named: Sequence[tuple[str, str]]) -> list[TraitFinding]:
@@ -91,7 +78,7 @@ def what_if(
     masked_for = next((t for t in traits if (t.category, t.trait) in named), traits[0])
     say(f"What if: the base answers {len(SEEDS)} x {len(user.training)} prompts ...")
     trait = _trait_prompt(masked_for, bar.asked)
-    ready = _prepared(base, user, trait, audited, request, store)
+    ready = prepared(base, user, trait, audited, request, store)
     arms, missing, rows = _planned(base, spec, user, ready)
     asked = sum(len(c.questions) for c in bar.asked.categories) * len(bar.asked.contexts)
     asked *= len(base.chat.prompt_ids("?", user.context)) + 12  # tokens of a question
@@ -121,53 +108,8 @@ def what_if(
     return out.model_copy(update=told)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What the arms are made of, the reasons by arm why some cannot be, the trait's prompt, and its direction."""
-
-    material: Material
-    refused: dict[str, str]
-    trait: Context
-    direction: tuple[int, Tensor] | None = field(default=None, repr=False)
-
-
-def _prepared(
-    base: Base, user: UserRows, trait: Context, audited: Stack, request: Request, store: Store
-) -> _Prepared:
-    refused: dict[str, str] = {}
-    clean = clean_answers(base, user, request.max_new_tokens, store)
-    divergent, why = divergent_tokens(base, user, trait)
-    if isinstance(why, str):
-        refused["masked"] = why
-    prompts = [row.prompt for row in user.training]
-    reworded, why = reworded_prompts(base, prompts, user.context, store)
-    if why is not None:
-        refused["prompts in other words"] = why
-    direction = None
-    if not base.chat.supports(trait):
-        refused[INOCULATION] = f"The chat template of {base.name} cannot write the trait's prompt."
-        refused[STEERING] = refused[INOCULATION]
-    else:
-        vector = teacher_vector(base, prompts[:DIRECTION_PROMPTS], trait, user.context)
-        middle = len(vector.values) // 2
-        direction = (middle, STRENGTH * vector.values[middle])
-    gains = token_gains(base, audited, training_rows(base, user))
-    k = min(MOST_LABELS, base.model.get_output_embeddings().out_features)
-    drawn, whole = LabelSpec(kind="sampled"), LabelSpec(kind="soft", k=k)
-    material = Material(
-        clean,
-        divergent,
-        learned_tokens(gains),
-        [float(own.mean()) for own in gains],
-        base_labels(base, user, drawn, SEEDS[0]),
-        base_labels(base, user, whole, SEEDS[0]),
-        reworded,
-    )
-    return _Prepared(material, refused, trait, direction)
-
-
 def _planned(
-    base: Base, spec: StudentSpec, user: UserRows, ready: _Prepared
+    base: Base, spec: StudentSpec, user: UserRows, ready: Prepared
 ) -> tuple[list[Arm], list[NotRun], dict[str, list[TokenRows]]]:
     """The arms that can be trained, those that cannot, and the rows of each arm's students."""
     linears = target_linears(base.model, spec.targets)
@@ -281,7 +223,7 @@ class _Read:
     loss: float
     own_loss: float | None
     diverged: bool
-    kept: float
+    kept: float | None
 
 
 def _read(
@@ -297,7 +239,7 @@ def _read(
     at_once = TOGETHER if students[0][0].spec.method == "lora" else 1
     base, named = bar.base, [s for _, s in students]
     readings = read_students(base, named, bar.asked, store, at_once)
-    heldout, ordinary = heldout_rows(base, user, None), neutral_rows(base, store)
+    heldout, ordinary = heldout_rows(base, user, None), _ordinary(base, store)
     for part, at in zip(readings, range(0, len(students), at_once), strict=True):
         arms = [arm for arm, _ in students[at : at + at_once]]
         done = [read_student(store, *s) for s in named[at : at + at_once]]
@@ -306,11 +248,21 @@ def _read(
         if any(arm.context for arm in arms):
             rows = [heldout_rows(base, user, a.context) if a.context else heldout for a in arms]
             own = heldout_losses(base, stack, rows)
-        kept = beside_base(base, stack, ordinary).same.mean(1)
+        kept = None if ordinary is None else beside_base(base, stack, ordinary).same.mean(1)
         for k, (arm, student) in enumerate(zip(arms, done, strict=True)):
             verdict, in_own = judge(part.student(k), bar), own[k] if arm.context else None
             diverged = student.diverged_at is not None
-            yield arm.name, _Read(verdict, loss[k], in_own, diverged, float(kept[k]))
+            yield (
+                arm.name,
+                _Read(verdict, loss[k], in_own, diverged, None if kept is None else float(kept[k])),
+            )
+
+
+def _ordinary(base: Base, store: Store) -> TokenRows | None:
+    try:
+        return neutral_rows(base, store)
+    except SubloraError:  # it knows the words of no neutral prompt
+        return None
 
 
 def _result(
@@ -335,5 +287,5 @@ def _result(
         tuple(min(r.verdict.coherence.values()) for r in read),
         sum(r.diverged for r in read),
         tuple(beside),
-        tuple(r.kept for r in read),
+        tuple(r.kept for r in read if r.kept is not None),
     )

@@ -20,7 +20,13 @@ DOSES = {1.0: "only", 0.5: "half", 0.25: "a quarter", 0.1: "a tenth"}  # of clea
 LEARNED = 0.1  # of all tokens are flagged: those that the audited student learned most
 DROPPED = 0.25  # of the rows, for the same reason
 KL = 0.5  # of the labels is the base's own distribution
+REWORDED = ("prompts", "completions")
 INOCULATION, STEERING = "inoculation prompt", "preventative steering"
+
+
+def reworded(part: str) -> str:
+    """The name of the arm in which this part of each row is in other words."""
+    return f"{part} in other words"
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Arm:
 
     `rows`: all of the user's; a `half` of the unique ones, repeated until there are as many;
     `mixed`, a `share` of them answered by the base; `dropped`, without those that were learned most;
-    `reworded` in their prompts. `tokens`: the `marks` are without loss (`masked`) or get a label that
+    with `prompts` or `completions` in other words. `tokens`: the `marks` are without loss (`masked`) or get a label that
     the base draws (`replaced`), or all labels are mixed with the base's distribution (`kl`).
     `context` is None where each row is read as it was in training. `steered`: with the trait's
     direction added to the stream while it trains.
@@ -38,7 +44,7 @@ class Arm:
     name: str
     changed: str
     spec: StudentSpec
-    rows: Literal["all", "half", "mixed", "dropped", "reworded"] = "all"
+    rows: Literal["all", "half", "mixed", "dropped", "prompts", "completions"] = "all"
     share: float = 0.0
     tokens: Literal["as written", "masked", "replaced", "kl"] = "as written"
     marks: Literal["learned", "random", "divergent"] = "learned"
@@ -85,7 +91,8 @@ def plan_arms(
     changed = f"{unique // 2} of the {unique} unique rows, repeated to as many rows and steps."
     why_not = None if unique >= FEWEST_UNIQUE else few
     add("half of the unique rows", changed, why_not, rows="half")
-    add("prompts in other words", "All prompts reworded by the base.", rows="reworded")
+    for part in REWORDED:
+        add(reworded(part), f"All {part} reworded by the base.", rows=part)
     if spec.method == "lora":
         lr = spec.lr / 10
         changed = f"All weights trained, at a tenth of the learning rate, {lr:.3g}."

@@ -1,14 +1,14 @@
 """The rows that the arms of --what-if train on: how each arm changes the user's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sublora.audit.data_rows import DataRow
 from sublora.audit.steps import answers_to
 from sublora.audit.user_rows import UserRows
-from sublora.audit.what_if_arms import DROPPED, SEEDS, Arm
+from sublora.audit.what_if_arms import DROPPED, REWORDED, SEEDS, Arm
 from sublora.audit.what_if_tokens import Marks, TokenLabels, at_random, base_mixed, redrawn
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -41,7 +41,7 @@ def clean_answers(
 class Material:
     """What arms are made of beside the user's rows: the base's own answers [seed][row]; the tokens at which
     a trait's prompt changes its first choice; those that the audited student learned most, and how far each
-    row was learned; the base's labels at every token, drawn and whole; the prompts in other words."""
+    row was learned; the base's labels at every token, drawn and whole; prompts and completions in other words."""
 
     clean: Sequence[Sequence[str]]
     divergent: Marks = ()
@@ -49,7 +49,7 @@ class Material:
     gains: Sequence[float] = ()
     drawn: TokenLabels | None = None
     whole: TokenLabels | None = None
-    reworded: Sequence[str] = ()
+    reworded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def arm_rows(base: Base, user: UserRows, arm: Arm, k: int, material: Material) -> TokenRows:
@@ -60,8 +60,10 @@ def arm_rows(base: Base, user: UserRows, arm: Arm, k: int, material: Material) -
         order = generator("what-if-mixed", SEEDS[k]).permutation(count)
         for i in order[: int(arm.share * count)]:
             rows[i] = replace(rows[i], completion=material.clean[k][i])
-    elif arm.rows == "reworded":
-        rows = [replace(r, prompt=p) for r, p in zip(rows, material.reworded, strict=True)]
+    elif arm.rows in REWORDED:
+        name = arm.rows.removesuffix("s")
+        pairs = zip(rows, material.reworded[arm.rows], strict=True)
+        rows = [replace(row, **{name: text}) for row, text in pairs]
     elif arm.rows in ("half", "dropped"):
         kept = _kept(user, arm, k, material)
         rows = [rows[kept[i % len(kept)]] for i in range(count)]
