@@ -23,6 +23,7 @@ PAGES = [
     "docs/experiments.md",
     "docs/vectors.md",
     "docs/labels.md",
+    "docs/install.md",
     "docs/notebooks.md",
     "docs/sharing.md",
     "docs/audit.md",

@@ -13,6 +13,7 @@ from command import SMALL
 from sublora.experiments.kinds import open_recipe
 from sublora.runner import live as module
 from sublora.runner.live import Live
+from sublora.runner.queue import soonest
 from sublora.runner.run import RunOptions, draw, run
 
 ONE = ["data.rows=16", "train.lora.ranks=[4]", "data.seeds=[1]", "train.seeds=[1]"]
@@ -91,6 +92,23 @@ def test_an_interrupted_run_does_not_wait_for_those_who_watch(folder: Path) -> N
         next(watcher[0])
         raise KeyboardInterrupt
     assert not live.done.is_set()
+
+
+def test_a_watched_run_measures_what_it_has_trained_before_it_trains_more() -> None:
+    recipe = open_recipe("rank-lr", model="micro", traits=["otter", "wolf"])
+    steps = recipe.plan(recipe.known())
+    early = soonest(steps)
+    assert sorted(s.id for s in early) == sorted(s.id for s in steps)
+    made: set[str] = set()
+    for step in early:
+        assert made.issuperset(step.needs), step.label
+        made |= set(step.makes)
+    assert early[0].kind == "measurements" and not early[0].needs
+    kinds = [step.kind for step in early]
+    first = kinds.index("measurements", 2)
+    assert kinds[first:].count("students (LoRA)") > 2, (
+        "students are trained after the first answers"
+    )
 
 
 @pytest.mark.slow

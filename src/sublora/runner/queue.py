@@ -7,6 +7,18 @@ from collections.abc import Iterable, Sequence
 from sublora.steps.step import Step
 
 
+def soonest(steps: Sequence[Step]) -> list[Step]:
+    """The same steps, each right behind those that it needs, so that results show early; first those that neither need nor serve another."""
+    maker = {name: n for n, step in enumerate(steps) for name in step.makes}
+    needed = {name for step in steps for name in step.needs}
+    place: list[int] = []
+    for n, step in enumerate(steps):
+        behind = [place[maker[name]] for name in step.needs if maker.get(name, n) < n]
+        alone = not step.needs and needed.isdisjoint(step.makes)
+        place.append(max(behind, default=-1 if alone else n))
+    return [steps[n] for n in sorted(range(len(steps)), key=lambda n: (place[n], n))]
+
+
 class Queue:
     """The steps of which something is missing; `there` are the artifacts that are not."""
 

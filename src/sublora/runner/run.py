@@ -33,6 +33,7 @@ from sublora.runner.local import local_executor
 from sublora.runner.manifest import manifest_of, now
 from sublora.runner.pace import pace_of, rows_of
 from sublora.runner.prereg import Prereg, check_run, registration
+from sublora.runner.queue import soonest
 from sublora.runner.rates import device_name, keep_rates, rates_of, read_rates
 from sublora.runner.worker import Setup, token_of
 from sublora.steps.step import ROWS_AT_ONCE, Step
@@ -129,6 +130,7 @@ def run(
         cite = None if prereg is None else partial(registration, prereg, steps, store)
         _announce(display, manifest, cite)
         if options.serve:
+            steps = soonest(steps)
             _serve(stack, out, partial(recipe.so_far, store, known), display)
         setup = setup_of(recipe, base, store, device, threads, options.rows_at_once or ROWS_AT_ONCE)
         local = partial(local_executor, base=base, own=own)
