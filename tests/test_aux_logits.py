@@ -24,6 +24,7 @@ from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.images import load_images
 from sublora.experiments.kinds import open_recipe
+from sublora.steps.step import Workshop, perform
 from sublora.store import Store
 
 SMALL = [
@@ -180,6 +181,25 @@ def test_every_estimate_that_a_claim_names_is_there(tmp_path):
     found = {f"{e.group}: {e.name}" for e in own.findings(store, NOTHING).effects}
     named = {f"{c.of['group']}: {c.of['name']}" for c in load_claims() if "aux-logits" in c.recipes}
     assert named and named <= found
+
+
+def test_a_wider_classifier_stands_beside_the_others_and_changes_none_of_them():
+    def made(name, *sets):
+        own = open_recipe(name, sets=[*SMALL, *sets])
+        return own, [n for t in own.plan(NOTHING) for n in t.makes]
+
+    _, alone = made("aux-logits")
+    wide, both = made("aux-width", "wider=[32]", "models=3")
+    assert both[:3] == alone and len(set(both)) == 6
+    workshop, store = Workshop(Store(), lambda _: None), Store()
+    for step in wide.plan(NOTHING):
+        perform(step, workshop)
+    effects = {f"{e.group}: {e.name}": e for e in wide.findings(store, NOTHING).effects}
+    (claim,) = (c for c in load_claims() if "aux-width" in c.recipes)
+    gap = effects[f"{claim.of['group']}: {claim.of['name']}"].interval().estimate
+    same = "accuracy: auxiliary logits, same start"
+    own, other = (effects[name].interval().estimate for name in (same, f"{same}, wider"))
+    assert gap == pytest.approx(own - other)
 
 
 @pytest.mark.parametrize(

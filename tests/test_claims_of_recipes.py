@@ -12,6 +12,7 @@ from sublora.analysis.effects import NotRun
 from sublora.experiments.claims import load_claims
 from sublora.experiments.document import read_document, shipped_recipes
 from sublora.experiments.grid.effects import first_cell
+from sublora.experiments.grid.elevation import DRIFT, OTHERS
 from sublora.experiments.grid.findings import asks_steerability, axes_of, labelled
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.grid.spread import LEAST_CELLS, LEAST_SEEDS
@@ -22,7 +23,7 @@ MODEL = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
 CLAIMS = load_claims()
 # of these the tests of the experiment show which names its results have
 OTHER_KINDS = {
-    "aux-logits", "cross-model", "in-context", "judged", "number-statistics", "one-step", "one-step-model",
+    "aux-logits", "aux-width", "cross-model", "in-context", "judged", "number-statistics", "one-step", "one-step-model",
 }  # fmt: skip
 TEXTS = {("paraphrase", "blank"), ("paraphrase", "small")}
 FEW_ROWS = "no preset but feng has as many unique rows"
@@ -102,6 +103,7 @@ def planned_effects(plan) -> list[dict]:
     if len(plan.traits) > 1:  # the matrix of students by words
         group = {"group": "diagonal elevation, nats"}
         out += [group | {"name": name} for name in ("all", "least with one left out")]
+        out += [{"group": DRIFT, "name": OTHERS}]
     return out + [{"name": name} for name in names]
 
 

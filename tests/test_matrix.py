@@ -1,5 +1,6 @@
 """The matrix of students by readouts: shared drift counts nothing, a planted diagonal is found, and the page shows the numbers of the CSV."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,6 +197,21 @@ def test_every_trait_and_all_of_them_are_named_findings_that_claims_are_judged_o
     assert of["traits-one-carries-the-diagonal"].verdict == "supported"
     broken = verdicts(Made(gain=1.0, broken="owl"))
     assert {v.verdict for v in broken.values()} == {"inconclusive"}
+
+
+def test_drift_is_what_students_of_the_other_traits_do_to_a_word():
+    def judged(effects):
+        said = judge(load_claims(), "traits", effects)
+        return {v.verdict for v in said if v.claim.id == "rain-1-generic-drift"}
+
+    drifting = Made(gain=1.0, drift=4.0)
+    effects = list(elevation.drift_effects(drifting))
+    (animals, *_), off = elevation.matrices_of(drifting), ~np.eye(3, dtype=bool)[:, 0]
+    assert effects[0].trait == animals.traits[0] and len(effects) == 9
+    assert np.allclose(effects[0].values, animals.values[:, off, 0].mean(axis=1))
+    assert all(abs(e.values).max() > 0.1 for e in effects)
+    assert judged(list(elevation.drift_effects(Made(gain=1.0, drift=0.0)))) == {"refuted"}
+    assert judged([replace(e, values=1 + 0.01 * e.values) for e in effects]) == {"supported"}
 
 
 def test_three_traits_alone_have_a_page_and_no_verdict_on_leaving_one_out():

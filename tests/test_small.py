@@ -18,7 +18,7 @@ SHAPE = {
     "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
     "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
-NO_GRID = {"aux-logits", "one-step", "one-step-model", "cross-model"}
+NO_GRID = {"aux-logits", "aux-width", "one-step", "one-step-model", "cross-model"}
 STRONG = {"channel": 128, "labels": 128, "dose": 1024}  # rows of those that are labelled
 CARRIERS = {"code": "code", "cot": "cot", "paraphrase": "paraphrase"}
 

@@ -40,7 +40,7 @@ STUDENTS = {
     "all logits, same start": ("all", "same"),
     "all logits, other start": ("all", "other"),
 }
-ARMS = (UNTRAINED, TEACHER, *STUDENTS)
+ARMS, WIDTHS = (UNTRAINED, TEACHER, *STUDENTS), next(iter(STUDENTS))
 CONTRASTS = {
     "auxiliary logits: same start - other start": (
         "auxiliary logits, same start",
@@ -73,6 +73,9 @@ class AuxLogits(OfClassifiers):
     models: int = Field(100, ge=2, description="teachers, each with its students")
     teacher: Lessons = Lessons(epochs=27)
     student: NoiseLessons = NoiseLessons()
+    wider: tuple[int, ...] = Field(
+        (), description="hidden layers of other classifiers, which are trained alike beside these"
+    )
 
     @property
     def sentence(self) -> str:
@@ -84,12 +87,26 @@ class AuxLogits(OfClassifiers):
 
     def plan(self, known: Known) -> list[Step]:
         content = {"hidden", "auxiliary", "teacher", "student", "seed"}
-        return [ArmsStep(specs, self) for specs in self.specs(content)]
+        steps = [ArmsStep(specs, self) for specs in self.specs(content)]
+        return steps + (self._other.plan(known) if self.wider else [])
+
+    @property
+    def _other(self) -> "AuxLogits":
+        """The classifiers of the other width alone."""
+        return self.model_copy(update={"hidden": self.wider, "wider": ()})
+
+    def _right(self, store: Store, known: Known) -> tuple[np.ndarray, list[Any]]:
+        """(M, arms, images), and what is said of each model."""
+        alone = self.model_copy(update={"wider": ()})
+        found = [store.read(name) for step in alone.plan(known) for name in step.makes]
+        marks = [np.load(a.file("right.npy"), allow_pickle=False) for a in found]
+        return np.stack(marks).astype(float), found
 
     def findings(self, store: Store, known: Known) -> Findings:
-        found = [store.read(name) for step in self.plan(known) for name in step.makes]
-        marks = [np.load(a.file("right.npy"), allow_pickle=False) for a in found]
-        effects = self._effects(np.stack(marks).astype(float), [a.meta for a in found])
+        right, found = self._right(store, known)
+        effects = self._effects(right, [a.meta for a in found])
+        if self.wider:
+            effects += self._widths(right, self._other._right(store, known)[0])
         within = f"Intervals: {1 - self.level:.0%}, clustered by model and by test image."
         of = {group: [e for e in effects if e.group == group] for group in (ACCURACY, GAP)}
         n = of[ACCURACY][0].n
@@ -134,6 +151,19 @@ class AuxLogits(OfClassifiers):
             counts = {"models": len(metas)}
             effects.append(named(self.subject, DIVERGENCE, arm, kept, counts, tested=False))
         return effects
+
+    def _widths(self, right: np.ndarray, wider: np.ndarray) -> list[Effect]:
+        """What students of auxiliary logits lose where all layers are wider, from the teacher's own start."""
+        k, n = ARMS.index(WIDTHS), {"models": right.shape[0], "images": right.shape[2]}
+        interval = partial(
+            clustered_interval, data_seeds=list(range(len(right))), level=1 - self.level
+        )
+        share = interval(wider[:, k], clip=(0.0, 1.0))
+        gap = interval(right[:, k] - wider[:, k])
+        return [
+            named(self.subject, ACCURACY, f"{WIDTHS}, wider", share, n, tested=False),
+            named(self.subject, GAP, f"{WIDTHS}: as written - wider", gap, n),
+        ]
 
 
 class ArmsStep(ClassifiersStep):

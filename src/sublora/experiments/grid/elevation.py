@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from sublora.traits.trait import Trait
 
 GROUP = "diagonal elevation, nats"
 LEAST = "least with one left out"
+DRIFT, OTHERS = "generic drift: rise of a trait’s word, nats", "under students of the other traits"
 NEUTRAL_ROWS = "neutral rows"
 FEWEST = 3  # traits of one category: two have but one contrast between them
 Replicates = tuple[tuple[int, ...], tuple[int, ...]]  # data seeds and training seeds
@@ -97,6 +98,15 @@ def elevation_effects(results: Results) -> list[Effect]:
     if whole.left_out:
         out.append(effect(LEAST, values.mean(axis=1), whole.least))
     return out
+
+
+def drift_effects(results: Results) -> Iterator[Effect]:
+    """What students that were taught another word do to each trait's word."""
+    for matrix in matrices_of(results):
+        replicates = list(zip(matrix.data_seeds, matrix.train_seeds, strict=True))
+        for k, trait in enumerate(matrix.traits):
+            others = np.delete(matrix.values[:, :, k], k, axis=1).mean(axis=1)
+            yield found(trait, DRIFT, OTHERS, others, replicates)
 
 
 def _facts(results: Results) -> dict[str, float]:

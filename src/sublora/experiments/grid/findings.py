@@ -16,7 +16,7 @@ from sublora.analysis.intervals import Array, Interval
 from sublora.analysis.log_odds import log_odds
 from sublora.analysis.separability import auc
 from sublora.experiments.grid.effects import Results, cell_effects, groups, target
-from sublora.experiments.grid.elevation import elevation_effects
+from sublora.experiments.grid.elevation import drift_effects, elevation_effects
 from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.sources import teacher_context
 from sublora.experiments.grid.spread import loss_correlations, seed_variance
@@ -53,7 +53,7 @@ def findings_of(results: Results) -> list[Effect]:
     for key, reading in readings().items():
         if reading.reads is not None and plan.readings[key]:
             effects += reading.reads(plan, store)
-    effects += elevation_effects(results)
+    effects += [*elevation_effects(results), *drift_effects(results)]
     if asks_steerability(results.plan):
         effects += across_traits(steerability(results), results.plan.recipe.level)
     return effects
