@@ -16,6 +16,15 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!http|#|mailto)[^)#\s]+)(#[^)]*)?\)")
 
 
+def on_config(config):
+    """Documents that the list of pages does not name stand at the end of "Use"."""
+    named, use = str(config.nav), next(part["Use"] for part in config.nav if "Use" in part)
+    use += [page for page in sorted(p.name for p in DOCS.glob("*.md")) if f"'{page}'" not in named]
+    findings = [p.relative_to(DOCS).as_posix() for p in sorted(DOCS.glob("findings/*.md"))]
+    config.nav[-1:-1] = [{"Findings": findings}] if findings else []
+    return config
+
+
 def on_files(files, config):
     """Add what is made."""
     from mkdocs.structure.files import File
