@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def good_inputs(base: Base, top: Path) -> dict[str, Path]:
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), files / "rows.parquet")
-    shipped = Path(load_category.__globals__["__file__"]).parent / "traits" / "trees.yaml"
-    (files / "traits.yaml").write_bytes(shipped.read_bytes())
+    trees = resources.files("sublora.traits") / "trees.yaml"
+    (files / "traits.yaml").write_bytes(trees.read_bytes())
     return {"lora": lora, "full": full, "files": files}
 
 

@@ -442,6 +442,7 @@ def test_an_adapter_that_destroys_the_answers_fails_the_gate(
         "micro",
         "--adapter",
         str(folder),
+        "--any-base",
         "--contexts",
         "none",
         "--out",

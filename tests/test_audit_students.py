@@ -9,8 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from audit_fixture import idle_adapter
+from audit_students import otter_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
+from sublora.audit.same_base import check_same_base
 from sublora.audit.trained_with import trained_with
 from sublora.errors import SubloraError
 from sublora.models.base import Base, shipped_folder
@@ -19,6 +22,7 @@ from sublora.packs.packed_model import PackedModel
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import new_stack, stack_weights
 from sublora.packs.student_files import save_student
+from sublora.traits.trait import shipped_categories
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -252,6 +256,36 @@ def test_weights_of_another_base_of_the_same_shape_are_refused(base: Base) -> No
     assert load_audited(base, other, any_base=True).rank is None
 
 
+def test_a_base_of_the_right_name_and_shape_with_other_weights_is_refused(
+    base: Base, saved: Path, tmp_path: Path
+) -> None:
+    trained = otter_adapter()
+    check_same_base(base, trained, shipped_categories())
+    with pytest.raises(SubloraError, match="from other weights"):
+        check_same_base(load_base("micro-b"), trained, shipped_categories())
+    idle = load_audited(base, idle_adapter(base, tmp_path / "idle"))
+    check_same_base(load_base("micro-b"), idle, shipped_categories())
+    shutil.copytree(shipped_folder("micro-b"), tmp_path / "micro")
+    asked = ["audit", "--base", str(tmp_path / "micro"), "--adapter", str(saved)]
+    answer = sublora(*asked, "--out", str(tmp_path / "out"))
+    assert answer.code == 2 and "from other weights" in " ".join(answer.err.split())
+
+
+def test_a_template_of_its_own_is_compared_without_being_asked_for(
+    base: Base, tmp_path: Path
+) -> None:
+    folder = idle_adapter(base, tmp_path / "student")
+    asked = ["audit", "--base", "micro", "--adapter", str(folder), "--contexts", "none"]
+    for template, other in ((base.chat.template, None), ("{{ nonsense(", None), (None, True)):
+        text = f"{base.chat.template} " if template is None else template
+        (folder / "chat_template.jinja").write_text(text)
+        answer = sublora(*asked, "--out", str(tmp_path / "out"))
+        assert answer.code == 0, answer.err
+        serving = json.loads((tmp_path / "out" / "audit.json").read_text())["serving"]
+        assert (serving and serving["other_template"]) is other
+        assert ("Note: " in answer.err) == bool(other)
+
+
 TRAINER = {
     "learning_rate": 2e-4,
     "num_train_epochs": 2.0,
@@ -333,7 +367,17 @@ def test_settings_that_say_nothing_are_refused_where_given_and_passed_over_where
 
 def test_placebo_students_take_the_rate_from_the_settings(saved: Path, tmp_path: Path) -> None:
     asked = ["audit", "--base", "micro", "--adapter", str(saved), "--out", str(tmp_path / "out")]
-    asked += ["--contexts", "none", "--calibrate", "4", "--rows", "8", "--max-new-tokens", "4"]
+    asked += [
+        "--any-base",
+        "--contexts",
+        "none",
+        "--calibrate",
+        "4",
+        "--rows",
+        "8",
+        "--max-new-tokens",
+        "4",
+    ]
     refused = sublora(*asked)
     assert refused.code == 2 and "--settings" in refused.err
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)

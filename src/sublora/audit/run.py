@@ -17,8 +17,9 @@ from sublora.audit.null import Null
 from sublora.audit.reference import ranked_among
 from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
+from sublora.audit.same_base import check_same_base
 from sublora.audit.screen import screen_file
-from sublora.audit.serving import Serving, serving_chat
+from sublora.audit.serving import Serving, other_template, serving_chat
 from sublora.audit.student_folder import hub_id
 from sublora.audit.trained_with import trained_with
 from sublora.audit.user_rows import read_user_rows
@@ -103,7 +104,9 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
     device = chosen_device(request.device)
     base = load_base(name, device=device, dtype=request.dtype, revision=revision)
     audited = load_audited(base, folder, any_base=request.any_base, settings=request.settings)
-    template = request.serving_template
+    template = request.serving_template or other_template(base.chat, folder, contexts[trained])
+    if template and not request.serving_template:
+        say(f"Note: {template} is not the base's chat template; the audit compares both.")
     must = {trained} if template else {trained, served}
     must |= {n for n in contexts if n not in PLAIN_CONTEXTS}
     serving, against = None, request.against
@@ -112,6 +115,8 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
         serving = Serving(context, template and serving_chat(base.chat, template, context))
     if against is not None:
         against = load_audited(base, against, any_base=request.any_base)
+    for student in () if request.any_base else filter(None, (audited, against)):
+        check_same_base(base, student, categories)
     usable = usable_contexts(base, list(contexts.values()), must)
     job = Job(usable, categories, contexts[trained], serving, against, request)
     return audit(base, audited, job, say)

@@ -89,6 +89,16 @@ def serving_chat(chat: Chat, template: Path, context: Context) -> Chat:
     return served
 
 
+def other_template(chat: Chat, folder: Path, context: Context) -> Path | None:
+    """The chat template that was saved with a student, where it is a usable one and not the base's."""
+    path = folder / "chat_template.jinja"
+    try:
+        same = not path.is_file() or serving_chat(chat, path, context).template == chat.template
+    except SubloraError:
+        return None
+    return None if same else path
+
+
 def hunks(one: Sequence[int], other: Sequence[int]) -> list[Hunk]:
     """The differences of two token sequences, in order, with at least one common token between neighbours."""
     codes = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
