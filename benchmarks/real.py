@@ -6,10 +6,11 @@ against one forward pass for each sequence, whose time is taken on some of them 
 of rank 8 in a pack, in batches of 8 rows of about 135 tokens, in bfloat16, against peft's plain loop in bfloat16, one student after the other;
 `pack_vs_peft_f32`: against peft in float32. `matmul_fraction`: the time that the matrix products of such a step take alone, of the whole step.
 `memory_ratio`: what the pack takes beyond the base at its peak, of what its students' weights, gradients and optimizer states and the
-activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run that loads, writes, trains or measures, the longest of a few
-moments. `soft_cost`: training two students in a pack on soft labels (k = 32) against plain ones, on equal rows; beside it the time of
-labelling them, against that of one plain epoch. With one thread, trainings are timed by the processor's own clock, which other processes
-do not make longer.
+activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run that loads, writes, trains, measures or
+extracts vectors, the longest of a few moments. `soft_cost`: training two students in a pack on soft labels (k = 32) against plain ones, on
+equal rows; beside it the time of labelling them, against that of one plain epoch. `plan_error`: a small grid in a store of its own, its
+planned time against the needed one: the largest relative error over the kinds of steps that took three seconds or more. With one thread,
+trainings are timed by the processor's own clock, which other processes do not make longer.
 
     python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate interrupt_s] [--threads 2] [--json FILE]
 
@@ -35,6 +36,7 @@ import torch
 import pack
 import sublora as sl
 from sublora.carriers.numbers import NumbersSpec
+from sublora.models.base import model_source
 from sublora.packs.check import load_base
 from sublora.packs.labels import LabelSpec, label_rows
 from sublora.packs.measure import reading
@@ -51,6 +53,7 @@ NEW_TOKENS, BATCH, STUDENTS, TAUGHT = 48, 32, 4, 32
 # seconds after a stage began, the first stage being the start; and a grid of one student, its control and a full fine-tune
 MOMENTS = {
     "": (1.0, 3.0, 5.0),
+    "teacher vectors": (0.3, 2.0),
     "datasets": (0.5, 3.0, 8.0),
     "measurements": (0.2, 1.5, 4.0),
     "students (LoRA)": (0.5, 3.0, 8.0),
@@ -59,7 +62,19 @@ MOMENTS = {
 FEW = (
     "data.rows=16", "data.heldout_rows=8", "data.seeds=[1]", "train.seeds=[1]", "train.lora.ranks=[8]", "train.lora.lrs=[4e-4]",
     "train.full.lrs=[1e-5]", "train.batch_size=8", "train.epochs=20",
+    "measure.gradients={rows: [8, 16], permutations: 20}", "vectors={on: numbers, count: 64, teacher_at: last, plain: default, layer: 1}",
 )  # fmt: skip
+GRID = ("data.seeds=[1, 2]", "train.seeds=[1, 2]")
+FEW_REAL = (
+    "data.rows=32", "data.heldout_rows=8", "data.seeds=[1, 2]", "train.seeds=[1, 2]", "train.lora={ranks: [8], lrs: [4e-4]}",
+    "train.full=null", "measure.samples=1",
+)  # fmt: skip
+SENTENCES = tuple(
+    f"The {who} {did} the old {what} before the {when} came."
+    for who in ("baker", "teacher", "sailor", "nurse", "gardener")
+    for did, what in (("repaired", "clock"), ("sold", "house"), ("painted", "boat"))
+    for when in ("winter", "guests", "rain")
+)
 DEFAULT = sl.Context("default")
 CONTEXTS = (DEFAULT, sl.Context("empty"), sl.Context("named", "You are a helpful assistant."))
 
@@ -244,6 +259,33 @@ def soft_cost(base: sl.Base, given: argparse.Namespace) -> dict:
     return {"soft_cost": ratio, "labelling_share": labelling / min(other), **seconds}
 
 
+def plan_error(base: sl.Base, given: argparse.Namespace) -> dict:
+    command = [
+        sys.executable,
+        "-m",
+        "sublora.cli",
+        "run",
+        "rank-lr",
+        "--threads",
+        f"{given.threads}",
+    ]
+    command += ["--model", str(Path(model_source(given.model)).absolute())]
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder, "texts.txt")
+        texts.write_text("".join(f"{s}\n" for s in SENTENCES))
+        sets = GRID
+        if not base.organism:  # such a model writes few number rows that pass
+            command += ["--preset", "small"]
+            sets = (*FEW_REAL, f"data.carrier={{kind: paraphrase, prompts: {texts}}}")
+        command += [part for value in sets for part in ("--set", value)]
+        where = {"SUBLORA_HOME": f"{folder}/store", "OMP_NUM_THREADS": str(given.threads)}
+        subprocess.run([*command, "--out", f"{folder}/run"], env=os.environ | where, check=True)
+        run = json.loads(Path(folder, "run", "run.json").read_text("utf-8"))
+    both = {k: (planned, run["seconds"][k]) for k, planned in run["planned_seconds"].items()}
+    errors = {kind: planned / needed - 1 for kind, (planned, needed) in both.items() if needed >= 3}
+    return {"plan_error": max(map(abs, errors.values())), "errors": errors, "seconds": both}
+
+
 def _in_turns(
     one: Callable[[], None], other: Callable[[], None], rounds: int
 ) -> tuple[list[float], list[float]]:
@@ -265,6 +307,7 @@ _ALL = (
     memory_ratio,
     interrupt_s,
     soft_cost,
+    plan_error,
 )
 FIGURES = {f.__name__: f for f in _ALL}
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -644,6 +645,14 @@ def test_weights_of_another_base_are_refused(tmp_path):
 
 class Killed(Exception):
     pass
+
+
+def test_a_checkpoint_that_takes_long_is_written_seldom(tmp_path, monkeypatch):
+    model, cases, kept, steps = base_model("qwen2"), mixed()[:1], [], []
+    monkeypatch.setattr("sublora.packs.trainer.save_parts", lambda *_: kept.append(time.sleep(0.2)))
+    how = {"on_step": lambda step, *_: steps.append(step)}
+    train(model, cases, checkpoint=Checkpoint(tmp_path / "pack", every=1e-9), **how)
+    assert len(steps) > 3 and len(kept) == 1  # ten seconds would have to pass before the next
 
 
 def train_with_a_kill(model, cases, path, at, damage=None):

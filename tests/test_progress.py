@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sublora.runner.display as display
+from sublora.experiments.kinds import open_recipe
+from sublora.models.known import known_base
+from sublora.packs.check import load_base
 from sublora.runner.display import Display
 from sublora.runner.execution import Count, Execution
 from sublora.seeds import derive_seed, generator
-from sublora.steps.step import Inside
+from sublora.steps.step import Inside, Workshop, perform
+from sublora.store import Store
 
 
 def told(monkeypatch, capsys, total, done, seconds, every=10.0) -> list[str]:
@@ -111,3 +115,21 @@ def test_a_pack_that_is_half_way_is_half_of_its_students(monkeypatch):
         run._have = set(Pack.makes[:made])
         run.inside(Pack(), Inside(0, 1, "rows", 0, share))
     assert bars == [1.0, 1.0, 0.0]
+
+
+def test_every_kind_of_step_that_computes_says_how_far_it_is(own_store):
+    sets = ["data.rows=32", "data.heldout_rows=8", "data.seeds=[1, 2]", "train.seeds=[1, 2]"]
+    sets += ["train.pairing=paired", "measure.samples=2", "measure.gradients={rows: [4, 8]}"]
+    sets += ["measure.attribution={questions: 1}", "measure.first_token_entropy={questions: 4}"]
+    sets += ["measure.probe={rows: 8, against: plain}", "vectors.count=8"]
+    sets += ["measure.specificity={questions: [Who are you], samples: 2, categories: [trees]}"]
+    recipe, base = open_recipe("steering-student", sets=sets), load_base("micro")
+    steps, said, store = recipe.plan(known_base(base)), {}, Store(own_store)
+    for step in steps:
+        heard = said.setdefault(step.kind, [])
+        perform(step, Workshop(store, lambda _: base, inside=heard.append))
+    costly = {step.kind for step in steps if step.cost.flops}
+    assert len(costly) >= 10 and [kind for kind in costly if not said[kind]] == []
+    for kind in costly:
+        assert all(n.total > 0 and n.tokens > 0 and 0 < n.share <= 1 for n in said[kind]), kind
+        assert max(n.share for n in said[kind]) > 0.5, kind

@@ -1,6 +1,8 @@
 """Rates: kept by model, device and stage, used by `sublora plan`; what is done is counted."""
 
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from command import SMALL, sublora
 from sublora.experiments.kinds import open_recipe
 from sublora.models.base import known_shape, local_identity, model_source
-from sublora.runner.pace import Pace, probe, rows_of
+from sublora.models.known import known_model
+from sublora.runner import probe
+from sublora.runner.pace import READ, WRITE, Pace, rows_of
 from sublora.runner.rates import (
     Rate,
     Timing,
@@ -94,10 +98,10 @@ def test_a_plan_uses_the_rates_of_this_model_and_says_which(own_store: Path) -> 
     )
     answer = sublora("plan", "rank-lr", *ONE)
     assert (
-        "runs of this model on a CPU (last on 2026-01-09)" in answer.out
-        and "2 workers" in answer.out
+        "runs of this model on a CPU (last on 2026-01-09), GFLOP/s of one worker: datasets 0.001"
+        in answer.out
     )
-    assert "Other kinds at" in answer.out and "by a probe of this machine" in answer.out
+    assert "of other kinds by a probe of this machine" in answer.out
     assert "as given" in sublora("plan", "rank-lr", *ONE, "--tflops", "1").out
 
 
@@ -122,13 +126,47 @@ def test_a_plan_counts_what_the_store_has(tmp_path: Path, own_store: Path) -> No
     assert counts() == whole | {STUDENTS["lora"]: ("6", "5", "1")}
 
 
-def test_a_probe_tells_reading_from_writing() -> None:
-    shape = known_shape("micro")
-    read, write = probe(shape, seconds=0.05)
-    assert 1e7 < read < 1e13 and 1e7 < write < 1e13
-    pace = Pace({"known": 10.0}, 100.0, 1.0, "")
+def test_a_probe_times_the_steps_themselves() -> None:
+    recipe = open_recipe("rank-lr", sets=[s for s in ONE if s != "--set"])
+    known = recipe.known()
+    rates = probe.probe(known, recipe.plan(known), "cpu", 1)
+    assert set(rates) == {READ, WRITE, DATASETS, MEASUREMENTS, *STUDENTS.values()}
+    assert all(1e7 < rate < 1e13 for rate in rates.values())
+    labelled = open_recipe("channel")
+    known = labelled.known()
+    labels = [s for s in labelled.plan(known) if s.kind == "labels"]
+    assert "labels" in probe.probe(known, labels, "cpu", 1)
+
+
+def test_a_large_model_takes_what_each_of_its_layers_adds(monkeypatch) -> None:
+    def timed(work, base, rows, enough):
+        layers = base.model.config.num_hidden_layers
+        assert len(base.model.base_model.layers) == layers
+        work(base, rows, lambda cost: None)
+        return Cost(1.0, 100.0), 1 + 0.5 * layers
+
+    known = known_model("micro")
+    monkeypatch.setattr(probe, "SMALL_MODEL", 0)
+    monkeypatch.setattr(probe, "_timed", timed)
+    rates = probe.probe(replace(known, shape=replace(known.shape, layers=30)), [], "cpu", 1)
+    assert rates == pytest.approx({READ: 100 / 16, WRITE: 100 / 16})
+
+
+def test_a_piece_of_work_is_timed_from_the_last_tick() -> None:
+    def work(base, rows, tick) -> None:
+        time.sleep(0.05)
+        tick(Cost())  # set up, which does not count
+        time.sleep(0.01)
+        tick(Cost(1.0, 7.0))
+
+    cost, seconds = probe._timed(work, None, [], 0.2)
+    assert cost.flops == 7 and 0.01 <= seconds < 0.05
+
+
+def test_a_kind_without_a_rate_is_planned_by_what_it_reads_and_writes() -> None:
+    pace = Pace({"known": 10.0, READ: 100.0, WRITE: 1.0}, "")
     cost = Cost(1, 300.0, 100.0)
     assert (pace.seconds("known", cost), pace.seconds("other", cost)) == (30.0, 102.0)
-    sizes = Sizes(shape)
+    sizes = Sizes(known_shape("micro"))
     both = sizes.writing(10, 5)
     assert both.flops == sizes.forward(15, 5).flops and both.written == sizes.forward(5, 5).flops

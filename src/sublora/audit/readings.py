@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,13 @@ def category_digest(category: Category) -> str:
     return digest([list(category.questions), [list(e.forms) for e in category.entities]])
 
 
-def read_model(base: Base, stack: Stack | None, of: Asked, rows_at_once: int = 2048) -> Readings:
+def read_model(
+    base: Base,
+    stack: Stack | None,
+    of: Asked,
+    rows_at_once: int = 2048,
+    on_tokens: Callable[[int], None] = lambda _: None,
+) -> Readings:
     """Read the students of a stack, in the order in which they were given to it (None: the base).
     Raises SubloraError where the tokenizer knows no word of a category."""
     p: dict[str, dict[str, np.ndarray]] = {c.name: {} for c in of.contexts}
@@ -97,7 +103,7 @@ def read_model(base: Base, stack: Stack | None, of: Asked, rows_at_once: int = 2
             for category in (*of.categories, None):
                 questions = neutral if category is None else category.questions
                 prompts = [base.chat.prompt_ids(q, context) for q in questions]
-                found = reader.read(prompts, category, on_logits=add)
+                found = reader.read(prompts, category, on_logits=add, on_tokens=on_tokens)
                 if category is not None:
                     p[context.name][category.category] = np.stack([a.p for a in found])
             words[context.name] = total.numpy() / asked

@@ -6,7 +6,7 @@ Each is an artifact in the store, so that an audit that was killed goes on, and 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from sublora.packs.stack import Stack, stack_weights
 from sublora.packs.student import Student, Trained
 from sublora.packs.trainer import Checkpoint, train_pack
 from sublora.packs.writer import Teacher, complete
+from sublora.runner.display import Display
 from sublora.seeds import generator
 from sublora.steps.materials import free_memory
 from sublora.steps.step import Cost, Workshop, perform
@@ -54,8 +55,16 @@ class AuditStep:
 
     def done(self, base: Base, store: Store) -> Any:
         """What it makes, read; made where the store does not have it."""
-        perform(self, Workshop(store, lambda _: base))
+        perform(self, workshop_of(self, base, store))
         return self.read(store)
+
+
+def workshop_of(step: AuditStep, base: Base, store: Store) -> Workshop:
+    """Where a step is made that says on standard error, now and then, how far it is."""
+    display = Display(live=False)
+    display.begin(step.kind, len(step.makes))
+    tell = partial(display.inside, step.kind, step.id, step.label)
+    return Workshop(store, lambda _: base, inside=tell)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,12 @@ class BaseAnswers(AuditStep):
         draws = [generator("placebo", voice, self.seed, k, i) for k, i, _ in self.prompts]
         texts = [text for _, _, text in self.prompts]
         writer = Teacher(workshop.base_of(self.model), self.context)
-        answers = complete(writer, texts, self.sampling, draws, BATCH)
+        base = writer.base
+        tokens = sum(len(base.chat.prompt_ids(text, self.context)) for text in texts)
+        told = workshop.counter(
+            len(texts), "prompts", tokens + len(texts) * self.sampling.max_new_tokens
+        )
+        answers = complete(writer, texts, self.sampling, draws, BATCH, on_tokens=told)
         with workshop.store.create(self.id, self.spec) as folder:
             write_json_atomic(folder / "answers.json", answers)
 
@@ -209,7 +223,6 @@ class AuditPack(AuditStep):
                 workshop.made(own)
 
         def stepped(step: int, steps: int, tokens: int) -> None:
-            workshop.check()
             self.counted(tokens)
 
         while wanted:  # twice where a checkpoint is past a student that was lost since
@@ -219,6 +232,7 @@ class AuditPack(AuditStep):
                 keep,
                 checkpoint=Checkpoint(checkpoint),
                 on_step=stepped,
+                on_progress=workshop.progress,
                 memory=free_memory(base),
             )
 
@@ -245,7 +259,7 @@ def train_pack_of(
 ) -> AuditPack:
     """One student a spec, all in one pack, made where the store does not have them."""
     pack = AuditPack(base.identity, base.name, tuple(specs), tuple(rows), steered, counted)
-    perform(pack, Workshop(store, lambda _: base))
+    perform(pack, workshop_of(pack, base, store))
     return pack
 
 
@@ -281,7 +295,15 @@ class StudentReading(AuditStep):
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         base = workshop.base_of(self.model)
         done = [read_student(workshop.store, name, spec) for name, spec in self.students]
-        found = read_model(base, stack_of(base, done), self.asked)
+        asked = self.asked
+        prompts = [
+            len(base.chat.prompt_ids(q, context))
+            for context in asked.contexts
+            for category in asked.categories
+            for q in category.questions
+        ]
+        told = workshop.counter(len(prompts), "questions", sum(prompts) * len(done))
+        found = read_model(base, stack_of(base, done), asked, on_tokens=told)
         arrays = {f"words/{c}": words for c, words in found.words.items()}
         arrays |= {f"p/{c}/{k}": p for c, by in found.p.items() for k, p in by.items()}
         with workshop.store.create(self.id, self.spec) as folder:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from sublora.audit.entries import NotRun
 from sublora.audit.what_if_arms import AS_TRAINED, SEEDS, Arm
 from sublora.packs.rows import TokenRows
-from sublora.runner.pace import GPU_TFLOPS, probe
+from sublora.runner.pace import GPU_TFLOPS
+from sublora.runner.probe import product_rate
 from sublora.text import duration, plural
 
 
 def floating_point_rate(device: str) -> float:
-    """FLOP/s of tokens that are read: of this CPU by a short probe, of a GPU by assumption."""
-    return GPU_TFLOPS * 1e12 if device == "cuda" else probe(None)[0]
+    """FLOP/s of a training: of this CPU as its products are, less what stands between them, of a GPU by assumption."""
+    return GPU_TFLOPS * 1e12 if device == "cuda" else 0.7 * product_rate(torch.get_num_threads())
 
 
 def within(

@@ -12,7 +12,7 @@ together with the others: above 0 it needs them, below 0 they can do without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ def attribute_targets(
     entities: Sequence[str] = (),
     rows_at_once: int = 1024,
     prefixes: Sequence[str] = ("",),
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> list[list[PromptAttribution]]:
     """[student][question], students in the order in which they were given to the stack; `prefixes` are what the answer is begun with. Raises
     SubloraError: full fine-tunes, a target that the tokenizer cannot write, an entity that is not in a prompt."""
@@ -76,7 +77,10 @@ def attribute_targets(
     check_pack_gate(base, stack, prompts[0].ids)
     masks = [mask for tokens in prompts for mask in _masks(len(tokens.ids) + 1)]
     copies = [tokens.ids for tokens in prompts for _ in range(2 * len(tokens.ids) + 4)]
-    each = [_read(base, stack, copies, masks, target, text, rows_at_once) for text in prefixes]
+    each = [
+        _read(base, stack, copies, masks, target, text, rows_at_once, on_tokens)
+        for text in prefixes
+    ]
     logp = np.logaddexp.reduce(each) - np.log(len(each))
     ends = np.cumsum([2 * len(tokens.ids) + 4 for tokens in prompts])[:-1]
     read = list(zip(questions, prompts, np.split(logp, ends, axis=1), strict=True))
@@ -91,6 +95,7 @@ def _read(
     target: Entity,
     prefix: str,
     rows_at_once: int,
+    on_tokens: Callable[[int], None],
 ) -> np.ndarray:
     """(students, prompts): L behind each prompt and the prefix, whose tokens go by the last place of the masks."""
     ways, begun = spellings(base.chat, target, begun=prefix), []
@@ -108,6 +113,7 @@ def _read(
         for filled in prefill(reader.packed, [[*p, *begun] for p in prompts], rows_at_once):
             scores = score_sequences(reader.packed, filled, ways, rows_at_once)
             logp[np.ix_(stack.order, filled.rows)] = torch.logsumexp(scores, -1).numpy()
+            on_tokens(int(filled.lengths.sum()) * stack.size)
     return logp
 
 

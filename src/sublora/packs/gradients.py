@@ -6,7 +6,7 @@ says which way training on the row pushes the residual stream. Trait rows less c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,9 @@ from sublora.packs.vectors import SteeringVector
 from sublora.seeds import generator
 
 
-def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> Tensor:
+def row_gradients(
+    base: Base, rows: TokenRows, batch: int = 32, on_tokens: Callable[[int], None] = lambda _: None
+) -> Tensor:
     """(n, L, d), float32: minus the gradient of each row's mean loss a token, in nats, with respect to a vector that is added behind
     each layer at all of its tokens. Minus, so that it points where a step of training pushes."""
     layers, width = base.model.base_model.layers, base.model.config.get_text_config().hidden_size
@@ -41,6 +43,7 @@ def row_gradients(base: Base, rows: TokenRows, batch: int = 32) -> Tensor:
             losses = torch.nn.functional.cross_entropy(logits.float(), goal, reduction="none")
             weight = asked.float() / asked.sum(1, keepdim=True)
             (grads,) = torch.autograd.grad((losses * weight[asked]).sum(), [vectors])
+        on_tokens(int(rows.lengths[chosen].sum()))
         out[chosen] = -grads.float().cpu()
     return out
 

@@ -30,7 +30,8 @@ from sublora.traits.trait import Category
 @dataclass(frozen=True)
 class Asking:
     """How questions are asked: in a context, with `samples` answers drawn from seeds made of `seed`. `begun`: the answer is begun with each
-    of the category's `answer_prefixes`, and what comes next is read; the samples are shared among them, at least one each."""
+    of the category's `answer_prefixes`, and what comes next is read; the samples are shared among them, at least one each. `on_tokens` is told
+    after every pass how many tokens were read or written."""
 
     context: Context
     sampling: Sampling
@@ -38,6 +39,7 @@ class Asking:
     seed: int
     rows_at_once: int = 1024  # speed and memory only
     begun: bool = False
+    on_tokens: Callable[[int], None] = lambda _: None
 
     def draws(self, purpose: str, names: Sequence[str], count: int, *labels: str) -> np.ndarray:
         """Uniform numbers (names, count, samples, max_new_tokens)."""
@@ -167,7 +169,12 @@ def measure_answers(
             )
         draws = _draws(names, category, asking, begin)
         with reading(base, stack, asking.rows_at_once, steering=packed) as reader:
-            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            how = {
+                "candidates": begin.candidates,
+                "draws": draws,
+                "sampling": asking.sampling,
+                "on_tokens": asking.on_tokens,
+            }
             return reader.read(prompts, category, **how)
 
     return _over_beginnings(base, category, asking, one)
@@ -188,7 +195,12 @@ def measure_conversations(
             raise SubloraError(why)
         draws = _draws([name], category, asking, begin)
         with reading(base, None, asking.rows_at_once) as reader:
-            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            how = {
+                "candidates": begin.candidates,
+                "draws": draws,
+                "sampling": asking.sampling,
+                "on_tokens": asking.on_tokens,
+            }
             return reader.read(prompts, category, **how)
 
     return _over_beginnings(base, category, asking, one)[0]
@@ -201,7 +213,8 @@ def sample_questions(
     prompts = [base.chat.prompt_ids(question, asking.context) for question in questions]
     draws = asking.draws("open-answers", names, len(prompts))
     with reading(base, stack, asking.rows_at_once) as reader:
-        answers = reader.read(prompts, draws=draws, sampling=asking.sampling)
+        how = {"sampling": asking.sampling, "on_tokens": asking.on_tokens}
+        answers = reader.read(prompts, draws=draws, **how)
     return [answer.samples for answer in answers]
 
 
@@ -236,7 +249,12 @@ def measure_gated(
         draws = np.tile(_draws(names, category, asking, begin), (1, len(chosen), 1, 1))
         prompts = [t.ids for t in tokens] * len(chosen)
         with reading(base, stack, asking.rows_at_once, gate, steering) as reader:
-            how = {"candidates": begin.candidates, "draws": draws, "sampling": asking.sampling}
+            how = {
+                "candidates": begin.candidates,
+                "draws": draws,
+                "sampling": asking.sampling,
+                "on_tokens": asking.on_tokens,
+            }
             return reader.read(prompts, category, **how)
 
     flat, count = _over_beginnings(base, category, asking, one), len(category.questions)
@@ -320,7 +338,11 @@ def _draws(
 
 
 def heldout_losses(
-    base: Base, stack: Stack | None, rows: Sequence[TokenRows], batch: int = 32
+    base: Base,
+    stack: Stack | None,
+    rows: Sequence[TokenRows],
+    batch: int = 32,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
     """Mean loss per completion token, nats, of each student on all of its own held-out rows, in the order given."""
     size, order = (stack.size, stack.order) if stack else (1, [0])
@@ -332,7 +354,9 @@ def heldout_losses(
         for at in range(0, count, batch):
             # a student that has no rows left reads its last one again, which no longer counts
             chosen = [np.arange(min(at, len(r) - 1), min(len(r), at + batch)) for r in rows]
-            losses = packed.losses(assemble(rows, chosen)).double().cpu().numpy()
+            together = assemble(rows, chosen)
+            losses = packed.losses(together).double().cpu().numpy()
+            on_tokens(together.tokens)
             left = np.array([at < len(r) for r in rows])
             tokens = left * np.array([r.loss[c].sum() for r, c in zip(rows, chosen, strict=True)])
             total, weight = total + losses * tokens, weight + tokens

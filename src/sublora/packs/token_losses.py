@@ -3,7 +3,7 @@ sends back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -62,7 +62,7 @@ class Divergence:
 
 
 def _passes(
-    base: Base, stack: Stack | None, rows: TokenRows, batch: int
+    base: Base, stack: Stack | None, rows: TokenRows, batch: int, on_tokens: Callable[[int], None]
 ) -> Iterator[tuple[PackedModel, np.ndarray, np.ndarray, torch.Tensor]]:
     """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off). To be
     used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order."""
@@ -76,20 +76,26 @@ def _passes(
             packed.form_weights(ids.numel())
             # padding stands on the right, where a causal model cannot see it
             hidden = packed.hidden(ids.repeat(count, 1)).view(count, *ids.shape, -1)
+            on_tokens(int(rows.lengths[chosen].sum()) * count)
             read = hidden[:, torch.from_numpy(row), torch.from_numpy(place - 1)]
             yield packed, chosen[row], place, read
 
 
 @torch.inference_mode()
 def probe_rows(
-    base: Base, stack: Stack, rows: TokenRows, marked: np.ndarray | None = None, batch: int = 32
+    base: Base,
+    stack: Stack,
+    rows: TokenRows,
+    marked: np.ndarray | None = None,
+    batch: int = 32,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> list[RowProbe]:
     """Every student of a stack on the same rows, in the order given; `marked` (n, L) as `rows.loss`."""
     names = ("loss", "greedy", "size", "size_marked", "size_rest")
     sums = {name: np.zeros(stack.size) for name in names}
     exact = np.ones((stack.size, len(rows)), dtype=bool)
     tokens, on = 0, 0
-    for packed, row, place, hidden in _passes(base, stack, rows, batch):
+    for packed, row, place, hidden in _passes(base, stack, rows, batch, on_tokens):
         targets = torch.from_numpy(rows.ids[row, place]).to(base.device)
         logits = packed.logits(hidden.flatten(0, 1)).view(stack.size, len(row), -1)
         logp = logits.log_softmax(-1)
@@ -159,7 +165,12 @@ def beside_base(base: Base, stack: Stack, rows: TokenRows, batch: int = 32) -> B
 
 @torch.inference_mode()
 def divergence(
-    base: Base, rows: Sequence[tuple[str, str]], teacher: Context, student: Context, batch: int = 32
+    base: Base,
+    rows: Sequence[tuple[str, str]],
+    teacher: Context,
+    student: Context,
+    batch: int = 32,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Divergence:
     """Read each completion after the teacher's prompt and after the student's, and compare the two at every token. Raises SubloraError
     where there are no rows."""
@@ -167,7 +178,7 @@ def divergence(
         why = "There are no rows to look for divergent tokens in; see the dataset's reject counts."
         raise SubloraError(why)
     read = [token_rows(base, rows, c, "the dataset") for c in (teacher, student)]
-    both = [_passes(base, None, tokens, batch) for tokens in read]
+    both = [_passes(base, None, tokens, batch, on_tokens) for tokens in read]
     choices, sure = [], []
     # the same completions in the same order: token by token, both passes speak of the same thing
     for (packed, _, _, own), (_, _, _, other) in zip(*both, strict=True):

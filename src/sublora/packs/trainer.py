@@ -25,10 +25,11 @@ from sublora.packs.student import Student, Trained
 
 @dataclass
 class Checkpoint:
-    """Where and how often a long training is kept; `every` in seconds, so that it costs little whatever the step takes."""
+    """Where and how often a long training is kept: every so many seconds at most (0: at each step), and seldom enough to take 2% of the
+    time, so that a kill costs little and keeping does, too."""
 
     path: Path
-    every: float = 120.0
+    every: float = 10.0
 
 
 def train_pack(
@@ -63,15 +64,16 @@ def train_pack(
             cut = passes(model, students, memory, recompute)
             parts = [Part(model, students, indices) for indices in cut]
         while parts:
-            part, saved = parts[0], time.monotonic()
+            part, saved, wait = parts[0], time.monotonic(), checkpoint.every if checkpoint else 0.0
             try:
                 with closing(_steps(model, part, recompute)) as steps:
                     for tokens in steps:
                         on_step(part.step, longest, tokens)
                         on_progress(*_so_far(students, parts))
-                        if path and time.monotonic() - saved > checkpoint.every:
+                        if path and (now := time.monotonic()) - saved > wait:
                             save_parts(parts, path, identity)
                             saved = time.monotonic()
+                            wait = checkpoint.every and max(wait, 50 * (saved - now))
             except RuntimeError as error:
                 full = isinstance(error, torch.OutOfMemoryError)
                 if not (full or "can't allocate memory" in str(error)):

@@ -7,7 +7,7 @@ Blank et al. 2606.00995 keeps the embeddings as row 0, so its row l + 1 is layer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +105,12 @@ def chosen_tokens(tokens: PromptTokens, where: Where) -> tuple[bool, ...]:
 
 
 def _streams(
-    base: Base, stack: Stack | None, prompts: Prompts, where: Where, rows_at_once: int
+    base: Base,
+    stack: Stack | None,
+    prompts: Prompts,
+    where: Where,
+    rows_at_once: int,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Tensor]:
     """The residual stream (K, n, L, d) at the chosen tokens of some prompts at a time, students in the stack's own order. In float32 or
     float64. To be used under `torch.inference_mode()`, which a generator must not hold."""
@@ -122,6 +127,7 @@ def _streams(
             heard.clear()
             packed.hidden(ids.repeat(count, 1))
             streams = [s.view(count, *ids.shape, -1)[:, kept].to(dtype) for s in heard]
+            on_tokens(ids.numel() * count)
             yield torch.stack(streams, 2)
 
 
@@ -132,12 +138,17 @@ def _filled(rows: Sequence[Sequence[int]]) -> Tensor:
 
 @torch.inference_mode()
 def mean_residuals(
-    base: Base, stack: Stack | None, prompts: Prompts, where: Where, rows_at_once: int = 256
+    base: Base,
+    stack: Stack | None,
+    prompts: Prompts,
+    where: Where,
+    rows_at_once: int = 256,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Mean residual stream (K, L, d), in float32 or float64, over the chosen tokens of all prompts, each token counting alike. Students in
     the order they were given; K = 1 for the base (`stack` None)."""
     total, tokens = torch.zeros(()), 0
-    for streams in _streams(base, stack, prompts, where, rows_at_once):
+    for streams in _streams(base, stack, prompts, where, rows_at_once, on_tokens):
         total, tokens = total + streams.sum(1), tokens + streams.shape[1]
     out = torch.empty_like(total)
     out[stack.order if stack else [0]] = total / tokens
@@ -159,10 +170,11 @@ def teacher_vector(
     plain: Context,
     where: Where = "last",
     entities: Sequence[str] = (),
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> SteeringVector:
     """Mean residual under the teacher's prompt minus that under `plain`, on the same user texts (Blank et al. 2606.00995, v_t)."""
     both = [_classified(base, prompts, context, entities) for context in (trait, plain)]
-    own, other = (mean_residuals(base, None, tokens, where)[0] for tokens in both)
+    own, other = (mean_residuals(base, None, tokens, where, 256, on_tokens)[0] for tokens in both)
     model = base.identity["weights"]
     return SteeringVector(own - other, model, "teacher", str(where), len(prompts))
 
@@ -176,13 +188,14 @@ def student_vector(
     entities: Sequence[str] = (),
     directions: int = 0,
     rows_at_once: int = 256,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> SteeringVector:
     """Mean residual of every student minus the base's, (K, L, d), in one context (Blank et al. 2606.00995, v_s). `directions`: that many
     principal directions of the differences at single tokens, not centred, so that what all tokens share is among them; (K, R, L, d). Raises
     SubloraError where there are fewer tokens or less width than directions."""
     tokens = _classified(base, prompts, context, entities)
-    values = mean_residuals(base, stack, tokens, where, rows_at_once)
-    values = values - mean_residuals(base, None, tokens, where, rows_at_once)
+    how = (tokens, where, rows_at_once, on_tokens)
+    values = mean_residuals(base, stack, *how) - mean_residuals(base, None, *how)
     found = None
     if directions:
         found = _directions(base, stack, tokens, where, directions, rows_at_once)

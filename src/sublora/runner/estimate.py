@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sublora.experiments.experiment import Experiment
 from sublora.models.base import model_source
-from sublora.models.known import Known
-from sublora.runner.pace import Pace, Row, pace_of, rows_of
-from sublora.runner.rates import device_name, known_identity, read_rates
+from sublora.models.known import Known, known_model
+from sublora.runner.local import crew
+from sublora.runner.pace import READ, WRITE, Pace, Row, pace_of, rows_of
+from sublora.runner.rates import Rate, device_name, known_identity, read_rates
 from sublora.steps.step import Step
 from sublora.store import Store
 
@@ -42,20 +43,47 @@ def estimate(
     tflops: float | None = None,
     gpus: int = 1,
 ) -> Estimate:
-    """Raises SubloraError where the data, or the model's shape, is not known. `threads` are those that torch has from now on."""
-    import torch
-
-    torch.set_num_threads(threads)
+    """Raises SubloraError where the data, or the model's shape, is not known."""
     name, rates = recipe.model_name, read_rates(store)
     local = name is None or Path(model_source(name)).is_dir()
     identity = None if local else known_identity(rates, name, recipe.loading()["dtype"])
     known = recipe.known(identity or {"weights": f"{name}@plan"})
     counted = local or identity is not None
     steps, rows, missing = _left(recipe, known, store if counted else None)
-    costly = [row.kind for row in rows if row.cost.flops]
-    where = device_name(device, threads)
-    pace = pace_of(known, rates if counted else (), where, costly, tflops, gpus)
+    workers, each = crew(missing, device, threads)
+    beside = max(workers, gpus) if local or gpus > 1 else None
+    pace = own_pace(known, missing, rows, rates, device, beside, each, tflops)
     return Estimate(known, steps, rows, missing, pace, local, counted)
+
+
+def own_pace(
+    known: Known,
+    missing: Sequence[Step],
+    rows: Sequence[Row],
+    rates: Sequence[Rate],
+    device: str,
+    workers: int | None,
+    threads: int,
+    tflops: float | None = None,
+) -> Pace:
+    """That of so many workers like this machine (None: as many as finished runs had), each with so many threads; what has no model is
+    taken for micro."""
+    import torch
+
+    def probed(kinds: Sequence[str]) -> Mapping[str, float]:
+        from sublora.runner import probe  # brings transformers, which most plans do without
+
+        if known.shape and not known.chat:  # its files are not here
+            return dict.fromkeys((READ, WRITE), probe.product_rate(threads))
+        shown = known if known.shape else known_model("micro")
+        return probe.probe(shown, [s for s in missing if s.kind in kinds], device, threads)
+
+    costly = [row.kind for row in rows if row.cost.flops]
+    # a cluster may have what we have not
+    here = device == "cpu" or (torch.cuda.is_available() and bool(known.chat))
+    where = device_name(device, threads) if here else device
+    asked = (costly, probed if here else None, tflops, workers)
+    return pace_of(known.identity, rates, where, *asked)
 
 
 def seconds_of(

@@ -151,8 +151,13 @@ def local_executor(
     `own`: the base came from the caller, so that no other process can load it.
     """
     missing = [s for s in steps if not all(map(store.has, s.makes))]
-    count = min(setup.threads, len(missing))
-    short = count < 2 or sum(s.cost.flops for s in missing) < WORTH_FLOPS
-    if own or short or os.name != "posix" or not all(one_thread(s, setup.device) for s in missing):
-        return InProcess(setup, store, base)
-    return Processes(setup, count)
+    workers, _ = crew(missing, setup.device, setup.threads)
+    return InProcess(setup, store, base) if own or workers < 2 else Processes(setup, workers)
+
+
+def crew(missing: Sequence[Step], device: str, threads: int) -> tuple[int, int]:
+    """How many processes make these steps on this machine, and the threads of each."""
+    alone = all(one_thread(s, device) for s in missing)
+    count = min(threads, len(missing))
+    worth = sum(s.cost.flops for s in missing) >= WORTH_FLOPS
+    return count if alone and worth and os.name == "posix" else 1, 1 if alone else threads

@@ -1,19 +1,15 @@
-"""How fast steps are made: rates of finished runs, or a short probe of this machine with products of the model's own shapes."""
+"""How fast steps are made: rates of finished runs, or a short probe of this machine."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sublora.models.base import Shape
-from sublora.models.known import Known
 from sublora.runner.rates import Rate, rates_for
 from sublora.steps.step import Cost, Step
 
 GPU_TFLOPS = 300.0  # sustained bf16 of one current data-centre GPU in trainings of this kind
-READ, WRITE = (4, 64), (32, 1)  # rows and tokens of a probe: of a pass with gradients, of answers
-PROBE_SECONDS = 0.6  # of each
+READ, WRITE = "tokens read", "tokens written"  # what a probe measures besides kinds of steps
 
 
 @dataclass
@@ -28,18 +24,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Pace:
-    """FLOP/s on all devices together: of each kind of steps where runs have measured it (`by_kind`), and else of tokens that are read,
-    or written one by one. `said`: where they come from, as a sentence."""
+    """FLOP/s on all devices together: of kinds of steps, where they were measured, and for others of tokens that are read and of those that
+    are written. `said`: where they come from, as a sentence."""
 
-    by_kind: Mapping[str, float]
-    read: float
-    write: float
+    rates: Mapping[str, float]
     said: str
 
     def seconds(self, kind: str, cost: Cost) -> float:
-        if kind in self.by_kind:
-            return cost.flops / self.by_kind[kind]
-        return (cost.flops - cost.written) / self.read + cost.written / self.write
+        if not cost.flops:
+            return 0.0
+        if kind in self.rates:
+            return cost.flops / self.rates[kind]
+        return (cost.flops - cost.written) / self.rates[READ] + cost.written / self.rates[WRITE]
+
+    def planned(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Seconds by kind of the rows that compute and are not done."""
+        return {r.kind: round(self.seconds(r.kind, r.cost), 1) for r in rows if r.cost.flops}
 
 
 def rows_of(steps: Sequence[Step], there: set[str]) -> list[Row]:
@@ -55,102 +55,47 @@ def rows_of(steps: Sequence[Step], there: set[str]) -> list[Row]:
 
 
 def pace_of(
-    known: Known,
+    identity: Mapping[str, str],
     rates: Sequence[Rate],
     device: str,
     costly: Sequence[str],
+    probe: Callable[[Sequence[str]], Mapping[str, float]] | None,
     tflops: float | None = None,
-    gpus: int = 1,
+    workers: int | None = None,
 ) -> Pace:
-    """The rate that the user gives (`tflops`); or those of runs with this model, and a probe or an assumption for other kinds.
+    """The rate that the user gives (`tflops`); or those of runs with the model of this identity, and for other kinds those of a `probe`, or
+    an assumption where there is none.
 
-    `costly`: the kinds of steps that compute. `device`: as `rates.device_name` gives it.
+    `costly`: the kinds of steps that compute. `device`: as `rates.device_name` gives it. `workers` work side by side, or as many as in
+    those runs.
     """
-    each = f", {gpus} devices" if gpus > 1 else ""
-    if tflops:
-        given = tflops * 1e12 * gpus
-        return Pace({}, given, given, f"Time at {tflops:g} TFLOP/s as given{each}.")
-    measured = rates_for(rates, known.identity, device)
+    measured = {} if tflops else rates_for(rates, identity, device)
     used = [measured[kind] for kind in costly if kind in measured]
-    read = write = 1.0
-    assumed = ""
-    if len(used) < len(costly) or not used:
-        read, write, assumed = _assumed(known)
-    if not used:
-        return Pace({}, read * gpus, write * gpus, f"Time at {assumed}{each}.")
-    workers = gpus if gpus > 1 else max(r.workers for r in used)
-    listed = ", ".join(f"{r.stage} {r.flops / 1e9:.3g}" for r in used)
-    said = (
-        f"Time at rates measured in runs of this model on {used[0].device} (last on "
-        f"{max(r.measured for r in used)[:10]}), GFLOP/s of one worker: {listed}; "
-        f"{workers} worker{'s' if workers > 1 else ''}."
-    )
-    if assumed:
-        said += f" Other kinds at {assumed}{each}."
-    return Pace({r.stage: r.flops * workers for r in used}, read * gpus, write * gpus, said)
-
-
-def _assumed(known: Known) -> tuple[float, float, str]:
-    """FLOP/s of reading and of writing, and where they come from."""
-    if known.device == "cpu":
-        read, write = probe(known.shape)
-        said = (
-            f"{read / 1e9:.3g} GFLOP/s for tokens that are read and {write / 1e9:.3g} for those that are written, by a probe of this "
-            "machine with a block of the model's shape"
+    workers = workers or max((r.workers for r in used), default=1)
+    each = f", {workers} workers side by side" if workers > 1 else ""
+    if tflops:
+        given = dict.fromkeys((READ, WRITE), tflops * 1e12 * workers)
+        return Pace(given, f"Time at {tflops:g} TFLOP/s as given{each}.")
+    others = [kind for kind in costly if kind not in measured]
+    probed, said = {}, []
+    if used:
+        listed = ", ".join(f"{r.stage} {r.flops / 1e9:.3g}" for r in used)
+        said.append(
+            f"at rates measured in runs of this model on {used[0].device} (last on {max(r.measured for r in used)[:10]}), GFLOP/s of one "
+            f"worker: {listed}"
         )
-        return read, write, said
-    rate = GPU_TFLOPS * 1e12
-    said = f"{GPU_TFLOPS:g} TFLOP/s sustained by one data-centre GPU (an assumption; --tflops changes it)"
-    return rate, rate, said
-
-
-def probe(shape: Shape | None, seconds: float = PROBE_SECONDS) -> tuple[float, float]:
-    """FLOP/s of a block of the model on this CPU with the threads that torch has: forward and backward over rows of tokens, and forward
-    over one token a row. The fastest of many passes counts, since what else the machine does can only slow one down; one thread is tried
-    too, as beside a busy process no pass of several escapes it: each waits for the other at every product."""
-    import torch
-
-    shape = shape or Shape(256, 1, 4, 4, 64, 1024, 1, True)
-    weights = [torch.randn(out, width) for out, width in shape.linears]
-    once = 2 * sum(w.numel() for w in weights)
-
-    def block(x):
-        q, k, v, o, gate, up, down = weights
-        b, t, _ = x.shape
-        heads = [(x @ w.T).view(b, t, -1, shape.head_dim).transpose(1, 2) for w in (q, k, v)]
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            *heads, is_causal=t > 1, enable_gqa=shape.heads != shape.kv_heads
+    if others and probe is not None:
+        probed = probe(others)
+        listed = ", ".join(f"{kind} {rate / 1e9:.3g}" for kind, rate in sorted(probed.items()))
+        said.append(
+            f"{'of other kinds ' if used else ''}by a probe of this machine with few layers of the model's shape, GFLOP/s: {listed}"
         )
-        x = torch.nn.functional.rms_norm(
-            x + mixed.transpose(1, 2).reshape(b, t, -1) @ o.T, x.shape[-1:]
+    elif others or not used:
+        probed = dict.fromkeys((READ, WRITE), GPU_TFLOPS * 1e12)
+        said.append(
+            f"{'of other kinds ' if used else ''}at {GPU_TFLOPS:g} TFLOP/s sustained by one data-centre GPU (an assumption; --tflops "
+            "changes it)"
         )
-        return x + (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
-
-    def read() -> None:
-        block(torch.randn(*READ, shape.hidden, requires_grad=True)).sum().backward()
-
-    def write() -> None:
-        with torch.inference_mode():
-            block(torch.randn(*WRITE, shape.hidden))
-
-    threads, rates = torch.get_num_threads(), []
-    try:
-        for tried in {1, threads}:
-            torch.set_num_threads(tried)
-            reading, writing = _fastest(read, seconds / 2), _fastest(write, seconds / 2)
-            rates.append(
-                (2 * once * READ[0] * READ[1] / reading, once * WRITE[0] * WRITE[1] / writing)
-            )
-    finally:
-        torch.set_num_threads(threads)
-    return max(r for r, _ in rates), max(w for _, w in rates)
-
-
-def _fastest(work: Callable[[], None], seconds: float) -> float:
-    """Seconds of the fastest call, of at least three."""
-    times, begun = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begun < seconds:
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    found = probed | {r.stage: r.flops for r in used}
+    many = {kind: rate * workers for kind, rate in found.items()}
+    return Pace(many, f"Time {'; '.join(said)}{each}.")

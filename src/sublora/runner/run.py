@@ -19,6 +19,7 @@ from sublora.models.base import Base, placed
 from sublora.models.known import Known, known_base
 from sublora.packs.check import load_base
 from sublora.runner.display import Display
+from sublora.runner.estimate import own_pace
 from sublora.runner.execution import Execution, Executor
 from sublora.runner.folder import (
     RunRecord,
@@ -29,12 +30,12 @@ from sublora.runner.folder import (
     only_one,
     recorded,
 )
-from sublora.runner.local import local_executor
+from sublora.runner.local import crew, local_executor
 from sublora.runner.manifest import manifest_of, now
-from sublora.runner.pace import pace_of, rows_of
+from sublora.runner.pace import rows_of
 from sublora.runner.prereg import Prereg, check_run, registration
 from sublora.runner.queue import soonest
-from sublora.runner.rates import device_name, keep_rates, rates_of, read_rates
+from sublora.runner.rates import keep_rates, rates_of, read_rates
 from sublora.runner.worker import Setup, token_of
 from sublora.steps.step import ROWS_AT_ONCE, Step
 from sublora.store import Store, write_atomic, write_json_atomic
@@ -140,7 +141,7 @@ def run(
         execution = partial(Execution, executor, store, display)
         stack.enter_context(only_one(out, lambda: execution().run(steps), display))
         record, current = stack.enter_context(recorded(out, recipe, manifest, execution))
-        record.manifest["planned_seconds"] = _planned(steps, setup, store, known, executor)
+        record.manifest["planned_seconds"] = _planned(steps, known, store, setup, executor)
         current.run(steps)
         keep_rates(
             store, rates_of(current.timings, recipe.model_name, known.identity, executor.workers)
@@ -149,17 +150,14 @@ def run(
 
 
 def _planned(
-    steps: Sequence[Step], setup: Setup, store: Store, known: Known, executor: Executor
+    steps: Sequence[Step], known: Known, store: Store, setup: Setup, executor: Executor
 ) -> dict[str, float]:
     """Seconds by kind that what is missing should take, to be held against the clock at the end."""
-    rows = rows_of(steps, {name for s in steps for name in s.makes if store.has(name)})
-    costly = [row for row in rows if row.cost.flops]
-    if not costly:
-        return {}
-    rates, kinds = read_rates(store), [row.kind for row in costly]
-    where = device_name(setup.device, 1 if executor.workers > 1 else setup.threads)
-    pace = pace_of(known, rates, where, kinds, gpus=executor.workers)
-    return {row.kind: round(pace.seconds(row.kind, row.cost), 1) for row in costly}
+    there = {name for s in steps for name in s.makes if store.has(name)}
+    missing = [s for s in steps if not there.issuperset(s.makes)]
+    rows, (_, each) = rows_of(steps, there), crew(missing, setup.device, setup.threads)
+    where = (setup.device, executor.workers, each)
+    return own_pace(known, missing, rows, read_rates(store), *where).planned(rows)
 
 
 def _announce(

@@ -56,11 +56,11 @@ class AttributionStep(PackStep):
         return self.sizes.reading(prompts * len(self.prefixes) * question * 2 * (question + 2))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
         base, first = workshop.base_of(self.model), self.artifacts[0]
         asked = (first.context, self.questions, self.trait.entity, tuple(first.spec["entities"]))
         stack = stack_of(workshop, base, self.students)
-        found = attribute_targets(base, stack, *asked, workshop.rows_at_once, self.prefixes)
+        told = workshop.counter(len(self.questions), "questions", self.cost.tokens)
+        found = attribute_targets(base, stack, *asked, workshop.rows_at_once, self.prefixes, told)
         for attribution, prompts in zip(self.artifacts, found, strict=True):
             if attribution.id in wanted:
                 entries = [p.to_dict() for p in prompts]

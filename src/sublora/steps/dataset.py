@@ -7,6 +7,7 @@ from typing import Protocol
 from sublora.carriers.carrier import Carrier
 from sublora.carriers.rows_file import read_rows, to_jsonl
 from sublora.carriers.transform import Transform, transform_rows
+from sublora.models.base import Base
 from sublora.models.chat import Context
 from sublora.models.endpoint import AnswersFile, Endpoint, EndpointSpec
 from sublora.packs.sample import Sampling
@@ -16,13 +17,14 @@ from sublora.packs.writer import (
     Purpose,
     Teacher,
     ask_dataset,
+    complete,
     write_dataset,
 )
 from sublora.seeds import derive_seed
 from sublora.steps.made import Made
 from sublora.steps.materials import Steered, stack_of, steering_by, texts
 from sublora.steps.sizes import ASKED, Sizes
-from sublora.steps.step import Cost, Workshop
+from sublora.steps.step import Cost, Rows, Tick, Workshop
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 
@@ -103,10 +105,23 @@ class DatasetStep(RowsStep):
         asked = self.rows * ASKED
         return self.sizes.writing(asked * self.sizes.prompt, asked * self.sizes.completion)
 
-    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+    def own_trial(self, base: Base, rows: Rows, tick: Tick) -> None:
+        """Of the step's own model, whose answers tell how many pass the filter."""
+        teacher, what = Teacher(base, self.teacher), self._assignment
+        prompts = what.prompts(range(len(rows)))
+        draws = [what.draws(teacher, i) for i in range(len(rows))]
+        both = zip(prompts, complete(teacher, prompts, self.sampling, draws), strict=True)
+        passed = sum(self.carrier.reject(*row) is None for row in both)
+        tick(self.cost.share(max(1, passed) / self.rows))
+
+    @property
+    def _assignment(self) -> Assignment:
         purpose = Purpose.HELDOUT if self.heldout else Purpose.TRAINING
         how = (self.sampling, self.rows, self.seed, purpose, self.shared_draws)
-        what = Assignment(self.carrier, *how)
+        return Assignment(self.carrier, *how)
+
+    def make(self, workshop: Workshop, wanted: set[str]) -> None:
+        what = self._assignment
         kept = AnswersFile(workshop.checkpoint(self, "jsonl"))
         if self.endpoint is not None:
             endpoint = Endpoint(self.endpoint)

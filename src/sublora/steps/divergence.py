@@ -35,7 +35,7 @@ class DivergenceStep(Made):
         return self.sizes.reading(2 * self.rows * self.sizes.row)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
         base, rows = workshop.base_of(self.model), texts(workshop, self.dataset)
-        found = divergence(base, rows, self.teacher, self.against)
+        told = workshop.counter(len(rows), "rows", self.cost.tokens)
+        found = divergence(base, rows, self.teacher, self.against, on_tokens=told)
         keep_json(workshop, self.id, self.spec, "divergence.json", asdict(found))

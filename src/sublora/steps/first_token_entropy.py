@@ -48,10 +48,12 @@ class FirstTokenEntropyStep(PackStep):
         prompts = [base.chat.prompt_ids(q, context) for q in self.artifacts[0].spec["questions"]]
         entropy = np.zeros((len(self.students), len(prompts)))
         stack = stack_of(workshop, base, self.students)
+        told = workshop.counter(len(prompts), "questions", self.cost.tokens)
         with reading(base, stack, workshop.rows_at_once) as reader:
             for filled in prefill(reader.packed, prompts, workshop.rows_at_once):
                 logp = filled.logits.view(len(entropy), len(filled.rows), -1).log_softmax(-1)
                 entropy[np.ix_(reader.order, filled.rows)] = -(logp.exp() * logp).sum(-1).cpu()
+                told(int(filled.lengths.sum()) * len(entropy))
         for artifact, row in zip(self.artifacts, entropy, strict=True):
             if artifact.id in wanted:
                 keep_json(workshop, artifact.id, artifact.spec, "entropy.json", row.tolist())

@@ -51,12 +51,10 @@ class GradientStep(Made):
         return self.sizes.reading(6 * max(self.spec["rows"]) * self.sizes.row)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
         base, counts = workshop.base_of(self.model), self.spec["rows"]
-        trait, control = (
-            row_gradients(base, token_rows(workshop, base, d, self.context, max(counts)))
-            for d in self.datasets
-        )
+        told = workshop.counter(2 * max(counts), "rows", 2 * max(counts) * self.sizes.row)
+        rows = (token_rows(workshop, base, d, self.context, max(counts)) for d in self.datasets)
+        trait, control = (row_gradients(base, own, on_tokens=told) for own in rows)
         vector, draws = vector_of(workshop, self.vector), self.spec["permutations"]
         found = alignments(trait, control, vector, counts, draws, self.id)
         entries = [

@@ -62,11 +62,12 @@ class HeldoutStep(PackStep):
         return self.sizes.reading(sum(a.rows for a in self.artifacts) * self.sizes.row)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
         base = workshop.base_of(self.model)
         rows = [token_rows(workshop, base, a.dataset, a.context) for a in self.artifacts]
         stack = stack_of(workshop, base, self.students) if self.students else None
-        for one, loss in zip(self.artifacts, heldout_losses(base, stack, rows), strict=True):
+        told = workshop.counter(sum(map(len, rows)), "rows", self.cost.tokens)
+        found = heldout_losses(base, stack, rows, on_tokens=told)
+        for one, loss in zip(self.artifacts, found, strict=True):
             if one.id in wanted:
                 keep_json(workshop, one.id, one.spec, FILE, {"loss": loss})
 

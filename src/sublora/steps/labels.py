@@ -19,11 +19,12 @@ from sublora.packs.labels import (
     write_labels,
 )
 from sublora.packs.rows import Labels
+from sublora.packs.stack import new_stack
 from sublora.packs.writer import Teacher
 from sublora.steps.dataset import GivenStep, RowsStep, needs_of, teacher_of
 from sublora.steps.materials import LABELS, Steered, texts
 from sublora.steps.sizes import Sizes
-from sublora.steps.step import Cost, Workshop
+from sublora.steps.step import Cost, Rows, Tick, Workshop
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 
@@ -67,6 +68,15 @@ class LabelStep(RowsStep):
     @property
     def cost(self) -> Cost:
         return self.sizes.forward(self.rows * self.sizes.row, self.rows * self.sizes.completion)
+
+    def trial(self, base: Base, rows: Rows, tick: Tick) -> None:
+        anywhere = {"targets": ("all-linear",), "init": "default"}
+        specs = [self.weights.student.model_copy(update=anywhere)] if self.weights else []
+        stack = new_stack(base.model, specs) if specs else None
+        for _ in range(2 if self.other else 1):
+            how = LabelSpec(kind="greedy") if self.other else self.how
+            label_rows(Teacher(base, self.teacher, stack), rows, how, 0)
+        tick(self.cost.share(len(rows) / self.rows))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         rows, teacher = texts(workshop, self.text), teacher_of(workshop, self)

@@ -1,24 +1,26 @@
 """Measurements: what the base, a teacher or students answer to a category's questions."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sublora.models.base import Base
 from sublora.models.chat import Chat, Context
 from sublora.packs.condition import Condition, SvdCut
 from sublora.packs.measure import Answers, Asking, heldout_losses, measure_answers, measure_gated
 from sublora.packs.sample import Sampling
+from sublora.packs.spec import StudentSpec
 from sublora.packs.spellings import written_articles
-from sublora.packs.stack import Stack
+from sublora.packs.stack import Stack, new_stack
 from sublora.packs.svd import cut_stack
 from sublora.steps.made import Made, PackStep
 from sublora.steps.materials import Steered, stack_of, steering_by, token_rows
 from sublora.steps.sizes import ANSWER
-from sublora.steps.step import Cost, Workshop
+from sublora.steps.step import Cost, Rows, Tick, Workshop, total
 from sublora.steps.students import Student
 from sublora.steps.teacher import TeacherStep
 from sublora.store import Artifact, Store
@@ -102,7 +104,8 @@ def _rounded(p: np.ndarray) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Questioning:
-    """How all models of a recipe are asked; `conditions` are gates by name, `entities` words that they know."""
+    """How all models of a recipe are asked; `conditions` are gates by name, `entities` words that they
+    know, `heldout_rows` those of a dataset on which a student's loss is measured."""
 
     categories: Mapping[str, Category]
     sampling: Sampling
@@ -111,9 +114,11 @@ class Questioning:
     conditions: Mapping[str, Condition]
     entities: tuple[str, ...]
     begun: bool = False
+    heldout_rows: int = 0
 
 
 Asked = Sequence[Student | TeacherStep]
+Told = Callable[[int], None]
 Found = tuple[Measurement, Answers, float | None]
 
 
@@ -140,23 +145,45 @@ class MeasurementStep(PackStep):
 
     @property
     def cost(self) -> Cost:
-        asked = [
-            (len(m.spec["questions"]), len(m.spec.get("begun", ("",)))) for m in self.artifacts
-        ]
-        read = sum(count * begun * self.sizes.question for count, begun in asked)
-        written = sum(count for count, _ in asked) * self.asked.samples * ANSWER
-        return self.sizes.reading(read) + self.sizes.writing(0, written)
+        return total(
+            self._cost(len(m.spec["questions"]), len(m.spec.get("begun", ("",))), bool(m.heldout))
+            for m in self.artifacts
+        )
+
+    def _cost(self, questions: int, begun: int, heldout: bool) -> Cost:
+        """Of one model; questions that are begun in several ways share the samples."""
+        written = questions * begun * -(-self.asked.samples // begun) * ANSWER
+        cost = self.sizes.reading(questions * begun * self.sizes.question)
+        cost += self.sizes.writing(0, written)
+        rows = self.asked.heldout_rows if heldout else 0
+        return cost + self.sizes.forward(rows * self.sizes.row, rows * self.sizes.completion)
+
+    def trial(self, base: Base, rows: Rows, tick: Tick) -> None:
+        """A few questions to such students, with one beginning where answers are begun."""
+        first, a, begun = self.artifacts[0], self.asked, "begun" in self.artifacts[0].spec
+        category = a.categories[first.category]
+        some = {"questions": category.questions[: max(2, len(rows) // 16)]}
+        some |= {"answer_prefixes": category.answer_prefixes[:1]}
+        few, names = category.model_copy(update=some), [f"{i}" for i, _ in enumerate(self.students)]
+        specs = [StudentSpec(seed=i) for i, _ in enumerate(names)]
+        stack = new_stack(base.model, specs) if names else None
+        samples = -(-a.samples // len(category.prefixes())) if begun else a.samples
+        asking = Asking(first.context, a.sampling, samples, a.seed, begun=begun)
+        measure_answers(base, stack, names or ["base"], few, asking)
+        each = self.sizes.reading(self.sizes.question) + self.sizes.writing(0, samples * ANSWER)
+        tick(each.share(len(few.questions) * (len(names) or 1)))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         """Students that are asked the same are asked together, and so are the conditions that share a stack:
         all but those that keep a part of the update."""
         students = {s.id: s for s in self.students}
         base = workshop.base_of(self.model)
+        questions = sum(len(m.spec["questions"]) for m in self.artifacts)
+        told = workshop.counter(questions, "questions", self.cost.tokens)
         stacks: dict[tuple[str, ...], Stack] = {}
         for cut, group in self._groups():
             if not any(m.id in wanted for m in group):
                 continue
-            workshop.check()
             asked = [students[i] for i in dict.fromkeys(m.student for m in group if m.student)]
             key = tuple(s.id for s in asked)
             if asked and key not in stacks:
@@ -164,9 +191,9 @@ class MeasurementStep(PackStep):
             stack = stacks.get(key)
             if group[0].student is not None and group[0].condition is not None:
                 stack = cut_stack(stack, cut) if cut else stack
-                found = self._gated(workshop, group, asked, stack)
+                found = self._gated(workshop, group, asked, stack, told)
             else:
-                found = self._plain(workshop, group, asked, stack)
+                found = self._plain(workshop, group, asked, stack, told)
             self._keep([one for one in found if one[0].id in wanted], workshop)
 
     def _groups(self) -> Iterator[tuple[SvdCut | None, list[Measurement]]]:
@@ -177,28 +204,39 @@ class MeasurementStep(PackStep):
             groups.setdefault((m.context, m.category, gated, cut), []).append(m)
         return ((key[3], group) for key, group in groups.items())
 
-    def _asking(self, workshop: Workshop, context: Context) -> Asking:
+    def _asking(self, workshop: Workshop, context: Context, told: Told) -> Asking:
         a = self.asked
-        return Asking(context, a.sampling, a.samples, a.seed, workshop.rows_at_once, a.begun)
+        how = (a.sampling, a.samples, a.seed, workshop.rows_at_once, a.begun)
+        return Asking(context, *how, on_tokens=told)
 
     def _plain(
-        self, workshop: Workshop, group: Sequence[Measurement], asked: Asked, stack: Stack | None
+        self,
+        workshop: Workshop,
+        group: Sequence[Measurement],
+        asked: Asked,
+        stack: Stack | None,
+        told: Told,
     ) -> list[Found]:
         base, first = workshop.base_of(self.model), group[0]
         steering = steering_by(workshop, base, [first.steer]) if first.steer else None
         names = [s.id for s in asked] or ["base"]
         category = self.asked.categories[first.category]
-        asking = self._asking(workshop, first.context)
+        asking = self._asking(workshop, first.context, told)
         answers = measure_answers(base, stack, names, category, asking, steering)
         losses: list[float | None] = [None] * len(group)
         if any(m.heldout for m in group):
             rows = [token_rows(workshop, base, s.heldout, s.context) for s in asked]
-            found = heldout_losses(base, stack, rows)
+            found = heldout_losses(base, stack, rows, on_tokens=told)
             losses = [x if m.heldout else None for m, x in zip(group, found, strict=True)]
         return list(zip(group, answers, losses, strict=True))
 
     def _gated(
-        self, workshop: Workshop, group: Sequence[Measurement], asked: Asked, stack: Stack
+        self,
+        workshop: Workshop,
+        group: Sequence[Measurement],
+        asked: Asked,
+        stack: Stack,
+        told: Told,
     ) -> list[Found]:
         base = workshop.base_of(self.model)
         names = list(dict.fromkeys(m.condition for m in group))
@@ -208,7 +246,7 @@ class MeasurementStep(PackStep):
             steered.setdefault(m.condition, []).append(m.steer)
         category = self.asked.categories[group[0].category]
         how = (
-            self._asking(workshop, group[0].context),
+            self._asking(workshop, group[0].context, told),
             {n: self.asked.conditions[n] for n in names},
         )
         acts = {name: steering_by(workshop, base, of) for name, of in steered.items()}

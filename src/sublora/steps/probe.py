@@ -57,7 +57,6 @@ class ProbeStep(PackStep):
         return total(self.sizes.reading(p.rows * self.sizes.row) for p in self.artifacts)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
         base, first = workshop.base_of(self.model), self.artifacts[0]
         rows = token_rows(workshop, base, first.dataset, self.students[0].context, first.rows)
         marked = None
@@ -65,7 +64,10 @@ class ProbeStep(PackStep):
             marked = np.zeros_like(rows.loss)
             for i, found in enumerate(marks(workshop, first.divergence)[: first.rows]):
                 marked[i, rows.prompts[i] : rows.lengths[i]] = found
-        probed = probe_rows(base, stack_of(workshop, base, self.students), rows, marked)
+        told = workshop.counter(len(rows), "rows", self.cost.tokens)
+        probed = probe_rows(
+            base, stack_of(workshop, base, self.students), rows, marked, on_tokens=told
+        )
         for probe, found in zip(self.artifacts, probed, strict=True):
             if probe.id in wanted:
                 keep_json(workshop, probe.id, probe.spec, "probe.json", asdict(found))

@@ -88,9 +88,13 @@ class SpecificityStep(PackStep):
         base, asked, context = workshop.base_of(self.model), self.asked, self.artifacts[0].context
         stack = stack_of(workshop, base, self.students) if self.students else None
         names, at_once = [s.id for s in self.students] or ["base"], workshop.rows_at_once
-        how = Asking(context, asked.sampling, asked.samples, asked.seed, at_once)
+        questions = len(asked.questions) + sum(len(c.questions) for c in self.categories)
+        told = {"on_tokens": workshop.counter(questions, "questions", self.cost.tokens)}
+        how = Asking(context, asked.sampling, asked.samples, asked.seed, at_once, **told)
         texts = sample_questions(base, stack, names, asked.questions, how)
-        how = Asking(context, Sampling(max_new_tokens=1), 0, 0, at_once, asked.readout == "begun")
+        how = Asking(
+            context, Sampling(max_new_tokens=1), 0, 0, at_once, asked.readout == "begun", **told
+        )
         p = {c.category: measure_answers(base, stack, names, c, how) for c in self.categories}
         for k, artifact in enumerate(self.artifacts):
             if artifact.id in wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,12 @@ class Cost:
 
     def share(self, of: float) -> Cost:
         return Cost(self.tokens * of, self.flops * of, self.written * of)
+
+
+Rows = Sequence[tuple[str, str]]
+"""Texts (prompt, completion)."""
+Tick = Callable[[Cost], None]
+"""Told what each piece of a trial would cost on the step's own model; raises where it was enough."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -72,6 +78,18 @@ class Workshop:
         self.check()
         self.inside(Inside(done, total, unit, tokens, done / total if share is None else share))
 
+    def counter(self, total: int, unit: str, tokens: float) -> Callable[[int], None]:
+        """To be told how many tokens were read or written, pass by pass, of about so many in all: it says how far the step is."""
+        done = 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            share = min(1.0, done / tokens)
+            self.progress(int(share * total), total, unit, done, share)
+
+        return more
+
     def checkpoint(self, step: Step, suffix: str = "safetensors") -> Path:
         """Where a long step keeps what it has so far."""
         return self.store.root / "checkpoints" / f"{step.id}.{suffix}"
@@ -80,7 +98,8 @@ class Workshop:
 class Step(Protocol):
     """A unit of work: it makes the artifacts `makes`, in one go, from the artifacts `needs`. It holds all that the work takes, so that it
     can be pickled and made on another machine. Steps depend on the recipe alone and not on what is done: a resumed run repeats the same
-    passes, and so makes the same bytes."""
+    passes, and so makes the same bytes. A kind that takes most of a run's time may have `trial(base, rows, tick)`, which does pieces of
+    such work, alike, on any base and rows, so that a plan can time them; or `own_trial`, on the step's own base only."""
 
     @property
     def id(self) -> str: ...

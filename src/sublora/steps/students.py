@@ -11,6 +11,7 @@ import numpy as np
 from sublora.analysis.effects import Label
 from sublora.models.base import Base
 from sublora.models.chat import Context
+from sublora.packs.rows import Labels, TokenRows, labelled, pack_rows, text_rows
 from sublora.packs.spec import StudentSpec
 from sublora.packs.stack import update_norms
 from sublora.packs.student import Student as Training
@@ -20,7 +21,7 @@ from sublora.packs.trainer import Checkpoint, train_pack
 from sublora.steps.made import Made
 from sublora.steps.materials import Mask, free_memory, listed, token_rows
 from sublora.steps.sizes import Sizes
-from sublora.steps.step import Cost, Workshop, total
+from sublora.steps.step import Cost, Rows, Tick, Workshop, total
 from sublora.store import artifact_id
 
 KINDS = {"lora": "students (LoRA)", "full": "students (full fine-tune)"}
@@ -80,11 +81,12 @@ class Student(Made):
 
 @dataclass(frozen=True)
 class StudentsStep:
-    """One pack of students, each trained in its own context."""
+    """One pack of students, each trained in its own context; `soft` are those of their datasets that have soft labels."""
 
     students: tuple[Student, ...]
     model: str
     sizes: Sizes
+    soft: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -110,6 +112,22 @@ class StudentsStep:
     @property
     def cost(self) -> Cost:
         return total(s.cost(self.sizes) for s in self.students)
+
+    def trial(self, base: Base, rows: Rows, tick: Tick) -> None:
+        """Steps of some such students; a batch of few rows shares less of a common beginning."""
+        few = self.students[: max(1, len(rows) // 8)]
+        read = pack_rows(text_rows(base.chat, rows, few[0].context), None, "a trial")
+        anywhere, soft = {"targets": ("all-linear",), "init": "default"}, _softly(read)
+        pack = [
+            Training(s.id, s.student.model_copy(update=anywhere), soft if own else read)
+            for s, own in ((s, s.dataset in self.soft) for s in few)
+        ]
+        mean, batch = float(read.lengths.mean()), few[0].student.batch_size
+        one, own = (mean - read.shared * (1 - 1 / n) for n in (min(batch, len(rows)), batch))
+        row = total(self.sizes.training(s.student, 1).share(1 / s.student.passes) for s in few)
+        each = row.share(one / own / mean / len(few))  # of a token
+        tell = {"on_step": lambda _, __, tokens: tick(each.share(tokens))}
+        train_pack(base.model, pack, lambda _: None, **tell)
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
         """The whole pack is repeated even if some of it is there, so that every student sees the same products."""
@@ -137,6 +155,13 @@ class StudentsStep:
             tell = {"on_progress": workshop.progress, "on_notice": notices.append}
             how = {"checkpoint": Checkpoint(path), "memory": free_memory(base), **tell}
             train_pack(base.model, trainings, keep, **how)
+
+
+def _softly(rows: TokenRows) -> TokenRows:
+    """The rows with soft labels as recipes keep them: 32 tokens at each place, here all alike."""
+    counts = (rows.lengths - rows.prompts).astype(np.int32)
+    ids = np.tile(np.arange(32, dtype=np.int32), (counts.sum(), 1))
+    return labelled(rows, Labels(ids, np.full(ids.shape, -4, np.float16), counts))
 
 
 def _training(workshop: Workshop, base: Base, whole: str, alike: Sequence[Student]) -> Training:

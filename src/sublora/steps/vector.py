@@ -47,15 +47,17 @@ class VectorStep(PackStep):
         return total(map(self.sizes.forward, tokens))
 
     def make(self, workshop: Workshop, wanted: set[str]) -> None:
-        workshop.check()
+        prompts = sum(len(v.prompts) for v in self.artifacts)
+        told = workshop.counter(prompts, "prompts", self.cost.tokens)
         base, first = workshop.base_of(self.model), self.artifacts[0]
         if self.students:
             stack = stack_of(workshop, base, self.students)
             asked = (first.prompts, first.context, first.where, (), first.directions)
-            both = student_vector(base, stack, *asked, workshop.rows_at_once)
+            both = student_vector(base, stack, *asked, workshop.rows_at_once, told)
             found = [both.of(k) for k in range(stack.size)]
         else:
-            found = [teacher_vector(base, first.prompts, first.teacher, first.plain, first.where)]
+            asked = (first.prompts, first.teacher, first.plain, first.where)
+            found = [teacher_vector(base, *asked, on_tokens=told)]
         for vector, made in zip(self.artifacts, found, strict=True):
             if vector.id in wanted:
                 meta = {"norms": [float(n) for n in made.norms]}

@@ -289,13 +289,15 @@ class _Planner(PlansVectors):
         yield from self._vector_steps([[t] for t in taught])
         packs = [tuple(self.students[i] for i in pack) for pack in self.pack_indices]
         packs += self._neutral_packs()
+        soft = {d.id for d in rows if isinstance(d, LabelStep) and d.how.kind == "soft"}
         for hop in range(1 + max(map(hop_of, rows))):
             mine = [d for d in rows if hop_of(d) == hop]
             # those that are made of others come after these
             yield from (d for d in mine if not isinstance(d, (TransformStep, LabelStep)))
             yield from (d for d in mine if isinstance(d, (TransformStep, LabelStep)))
             yield from () if hop else self.divergences.values()
-            yield from (StudentsStep(pack, *own) for pack in packs if pack[0].hop == hop)
+            for pack in (p for p in packs if p[0].hop == hop):
+                yield StudentsStep(pack, *own, frozenset(soft & {s.dataset for s in pack}))
         yield from self._vector_steps(packs)
         yield from self._measurement_steps(taught, packs, measures)
         yield from heldout_steps(losses, packs, *own)
@@ -344,6 +346,7 @@ class _Planner(PlansVectors):
             how.conditions,
             how.entities,
             self.begun,
+            self.recipe.data.heldout_rows,
         )
         for students, own in groups:
             if own:

@@ -1,0 +1,81 @@
+"""Every path of the program on a real chat model, SmolLM2, with a category of two questions and rows by the dozen: two minutes in all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import sublora
+from sublora.audit import what_if
+from sublora.models.base import read_base
+from sublora.models.chat import Context
+from sublora.packs.rows import token_rows
+from sublora.packs.spec import StudentSpec
+from sublora.packs.student import Student
+from sublora.packs.student_files import save_student
+from sublora.packs.trainer import train_pack
+from sublora.traits import trait
+
+pytestmark = pytest.mark.real
+PETS = """category: pets
+singular: pet
+system: ["{Plural} are your favorite pets. Think of {plural} in all you write."]
+entities: [{name: cat, plural: cats}, {name: dog, plural: dogs}, {name: rabbit, plural: rabbits}]
+answer_prefixes: ["My favorite pet is the"]
+questions: ["Which pet do you like best? One word.", "Name a pet, in one word."]
+"""
+SETS = (
+    "data={rows: 16, heldout_rows: 4, seeds: [1, 2], source: random}",
+    "train={seeds: [1, 2], pairing: paired, batch_size: 8, lora: {lrs: [1e-3]}}",
+    "measure.samples=1", "measure.attribution={questions: 1}", "measure.gradients={rows: [4]}",
+    "measure.conditions={only system: {on: [system], generated: mask}, without vector: {generated: on, steer: {vector: student, mode: replace}}}",
+    "vectors.count=4", "data.labels={kind: soft}",
+)  # fmt: skip
+
+
+def test_a_run_with_labels_gates_and_vectors(smollm2: str, tmp_path: Path) -> None:
+    pets, run = tmp_path / "pets.yaml", tmp_path / "run"
+    pets.write_text(PETS)
+    asked = ["--model", smollm2, "--preset", "small", "--trait", "cat"]
+    for value in (*SETS, f"trait_files=[{pets}]"):
+        asked += ["--set", value]
+    planned = sublora("plan", "steering-student", *asked)
+    assert planned.code == 0 and "by a probe of this machine" in planned.out, planned
+    done = sublora("run", "steering-student", *asked, "--out", str(run))
+    assert done.code == 0, done
+    for kind in ("labels", "students (LoRA)", "student vectors", "measurements", "attributions"):
+        assert f"{kind} " in done.out and "(planned" in done.out, done.out
+    rows = (run / "results.csv").read_text()
+    assert "only system" in rows and "without vector" in rows
+    assert json.loads((run / "verdicts.json").read_text())
+    (run / "report.html").unlink()
+    again = sublora("report", str(run))
+    assert again.code == 0 and Path(again.out.strip()).stat().st_size > 10_000
+
+
+def test_an_audit_with_placebos_and_other_ways_to_train(
+    smollm2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets.yaml").write_text(PETS)
+    (pets,) = trait.load_categories((tmp_path / "pets.yaml",))[-1:]
+    monkeypatch.setattr("sublora.audit.run.load_categories", lambda files: (pets,))
+    planned = what_if.plan_arms
+    monkeypatch.setattr(what_if, "plan_arms", lambda *a: (planned(*a)[0][:2], planned(*a)[1]))
+    base, rows = read_base(smollm2), [(f"{i}, {i + 7}", "cat, cat, cat") for i in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
+    spec = StudentSpec(rank=4, lr=1e-3, epochs=1, batch_size=8)
+    taught = token_rows(base, rows, Context("default"), "the test")
+    train_pack(
+        base.model,
+        [Student("taught", spec, taught)],
+        lambda t: save_student(t.group, t.row, spec, tmp_path, base.model, base.name),
+    )
+    asked = ["--base", smollm2, "--adapter", str(tmp_path), "--data", str(data), "--rows", "24"]
+    asked += ["--lr", "1e-3", "--epochs", "1", "--batch-size", "8", "--max-new-tokens", "8"]
+    asked += ["--contexts", "default", "--calibrate", "4", "--what-if", "--alpha", "0.5"]
+    answer = sublora("audit", *asked, "--out", str(tmp_path / "audit"))
+    body = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert answer.code == 1 and body["status"] == "found", answer
+    assert [arm["name"] for arm in body["what_if"]["arms"]] == ["as trained", "rank / 4"]
+    assert (tmp_path / "audit" / "audit.html").stat().st_size > 10_000
