@@ -410,6 +410,7 @@ def test_the_command_audits_and_answers_with_its_exit_code(
         "AUDIT.md",
         "audit.html",
         "audit.json",
+        "audit.sarif",
         "junit.xml",
     ]
     for wrong in (["--base", "micro-null"], ["--contexts", "nowhere"], ["--null", str(saved)], ["--calibrate", "4"],

@@ -13,6 +13,8 @@ from audit_fixture import idle_adapter
 from audit_students import otter_adapter
 from command import sublora
 from sublora.audit.adapter import load_audited
+from sublora.audit.calibrate import own_settings
+from sublora.audit.request import Training
 from sublora.audit.same_base import check_same_base
 from sublora.audit.trained_with import trained_with
 from sublora.errors import SubloraError
@@ -363,6 +365,16 @@ def test_settings_that_say_nothing_are_refused_where_given_and_passed_over_where
     with pytest.raises(SubloraError, match=r"settings\.yaml") as caught:
         trained_with(saved, path)
     assert "\n" not in str(caught.value)
+
+
+def test_placebo_students_of_merged_weights_are_adapters_where_the_settings_say_so(
+    base: Base, merged: Path, tmp_path: Path
+) -> None:
+    (settings := tmp_path / "axolotl.yml").write_text(AXOLOTL)
+    training = Training(1e-3, 1, 8, 8)
+    (spec,) = own_settings(load_audited(base, merged, settings=settings), training, 1)
+    assert (spec.method, spec.rank, spec.alpha) == ("lora", 16, 32.0)
+    assert own_settings(load_audited(base, merged), training, 1)[0].method == "full"
 
 
 def test_placebo_students_take_the_rate_from_the_settings(saved: Path, tmp_path: Path) -> None:

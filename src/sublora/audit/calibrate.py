@@ -37,7 +37,10 @@ def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
 def own_settings(audited: Audited, training: Training, count: int) -> list[StudentSpec]:
     """Specs of `count` placebo students that differ in the seed alone."""
     method: dict[str, Any] = {"method": "full", "rank": None}
-    if audited.rank is not None and audited.alpha is not None:
+    told = audited.trained_with
+    if audited.rank is None and told.rank is not None:  # merged, and its settings say so
+        method = {"rank": told.rank, "alpha": told.alpha or float(told.rank)}
+    elif audited.rank is not None and audited.alpha is not None:
         # with rsLoRA an alpha that gives the same scale without its rule
         alpha = audited.alpha * audited.rank**0.5 if audited.rslora else audited.alpha
         method = {"rank": audited.rank, "alpha": alpha, "targets": audited.targets}
