@@ -378,6 +378,16 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     assert result["ruleId"] == "trait-rose" and result["message"]["text"].startswith(HOSTILE[:20])
 
 
+def test_what_says_nothing_is_refused_before_the_audit(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    asked = ["audit", "--base", "micro", "--adapter", str(saved), "--out", str(tmp_path / "out")]
+    empty = sublora(*asked, "--data", str(tmp_path / "empty.jsonl"))
+    assert empty.code == 2 and "empty.jsonl has no rows" in empty.err
+    nobody = sublora(*asked, "--entity", "zebrafish")
+    assert nobody.code == 2 and "'zebrafish' is in no prompt" in nobody.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_audits_and_answers_with_its_exit_code(
     base: Base, saved: Path, tmp_path: Path
 ) -> None:

@@ -57,6 +57,12 @@ def test_overhead_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_wrong_inputs_are_answered_by_a_clear_sentence(tmp_path: Path) -> None:
+    figures, printed = bench("people.py", tmp_path, "--count", "150", "--seed", "7")
+    assert figures == {"wrong_inputs": 150, "unclear": 0, "tracebacks": 0}, printed
+
+
+@pytest.mark.slow
 def test_a_run_without_barriers_is_shorter(tmp_path: Path) -> None:
     few = ["--recipes", "rank-lr", "--workers", "32", "--seconds", "2"]
     figures, printed = bench("barriers.py", tmp_path, *few)

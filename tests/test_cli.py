@@ -63,6 +63,15 @@ def test_help_imports_nothing_heavy() -> None:
             ["gone.jsonl cannot be read (No such file or directory)"],
         ),
         (["ls", "cats"], ["cats", "recipes"]),
+        (["ls", "recipes", "--trait-file", "mine.yaml"], ["--trait-file", "recipes"]),
+        (["run", "rank", "--model", ""], ["The value of --model is empty"]),
+        (["run", "rank", "--budget="], ["The value of --budget is empty"]),
+        (["report", ""], ["argument is empty"]),
+        (["plan", "rank", "--model", "src"], ["src"]),
+        (
+            ["audit", "--base", "micro", "--adapter", "here", "--calibrate", "2.5"],
+            ["--calibrate", "has to be a whole number"],
+        ),
         (["report", "."], ["run.json"]),
         (["verdict", "nothing.csv"], ["nothing.csv"]),
         (["organism", "make", "mikro"], ["mikro", "micro"]),
@@ -107,6 +116,16 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     assert "config.json" in refused(
         "run", "rank", "--model", str(folder), *NARROW, "--out", str(tmp_path / "r")
     )
+
+
+@pytest.mark.parametrize("command", ["plan", "prereg"])
+def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    assert "The tokenizer of notes cannot be loaded" in refused(command, "rank", "--model", "notes")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:

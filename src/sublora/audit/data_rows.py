@@ -75,6 +75,8 @@ def check_rows(path: Path, skip_broken: bool) -> None:
         rows += 1
         if isinstance(row, LeftOut) and row.broken:
             broken.append(row)
+    if not rows:
+        raise SubloraError(f"The data file {path} has no rows; give the file of the training.")
     if broken and (not skip_broken or len(broken) == rows):
         first = f"{row_word(path)} {broken[0].line} of {path} {broken[0].reason}"
         many = f"{len(broken):,} of its {rows:,} rows are broken"

@@ -119,6 +119,7 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
         check_same_base(base, student, categories)
     usable = usable_contexts(base, list(contexts.values()), must)
     job = Job(usable, categories, contexts[trained], serving, against, request)
+    require_none(_entities_in_no_prompt(base, job))
     return audit(base, audited, job, say)
 
 
@@ -195,6 +196,13 @@ def _status(
     if screened is not None and screened.named:
         return "data-found" if calibrated else "uncalibrated-data-found"
     return next((status for status in student if not status.endswith("clean")), student[0])
+
+
+def _entities_in_no_prompt(base: Base, job: Job) -> Iterator[str]:
+    questions = [q for category in job.categories for q in category.questions]
+    for entity in job.request.entity:
+        if not any(entity in base.chat.render(q, c) for c in job.contexts for q in questions):
+            yield f"The entity '{entity}' is in no prompt of this audit; write it as it stands there."
 
 
 def _limits(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from sublora.audit.typed import Count, Many, Model, Text
-from sublora.errors import SubloraError
+from sublora.errors import SubloraError, reason
 
 MOST_BYTES = 1 << 20
 MOST_STATE = 64 << 20  # of a trainer_state.json, which logs every step
@@ -100,7 +100,7 @@ def _read(path: Path, must: bool) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
         if not must:
             return {}
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = reason(error)[:200] or type(error).__name__
         raise SubloraError(
             f"The settings {path} cannot be read ({why}); give a YAML or JSON file."
         ) from None

@@ -7,8 +7,8 @@ from typing import Any
 import typer
 
 from sublora.errors import SubloraError
-from sublora.models.base import model_source
-from sublora.models.chat import PLAIN_CONTEXTS, Chat, UserText, load_tokenizer, resolve_context
+from sublora.models.base import model_source, read_tokenizer
+from sublora.models.chat import PLAIN_CONTEXTS, Chat, UserText, resolve_context
 from sublora.models.token_classes import PromptTokens, classify, differences, shown
 from sublora.runner.table import print_json, print_table, records
 
@@ -22,14 +22,7 @@ def model_chat(name: str) -> Chat:
         raise SubloraError(
             f"The folder {name} has no tokenizer_config.json; give a folder made by save_pretrained."
         )
-    try:
-        tokenizer = load_tokenizer(source)
-    except Exception as error:  # transformers raises whatever its parts raise
-        why = " ".join(str(error).split())[:160]
-        raise SubloraError(
-            f"The tokenizer of {name} cannot be loaded ({why}); check the name, or the network."
-        ) from None
-    return Chat(tokenizer)
+    return Chat(read_tokenizer(source, name))
 
 
 def print_contexts(

@@ -18,6 +18,8 @@ def print_list(
         raise SubloraError(
             f"There is nothing to list under '{what}'; choose one of {', '.join(KINDS)}."
         )
+    if trait_files and what != "traits":
+        raise SubloraError(f"--trait-file adds to `ls traits`; leave it out for {what}.")
     columns, rows = KINDS[what]
     wanted = [word.lower() for word in words]
     found = [

@@ -1,5 +1,6 @@
 """The kinds of experiments, and the one way to open a recipe of any kind."""
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,9 @@ def open_recipe(name: str, **flags: Any) -> Experiment:
 
 def recipe_of(document: Document) -> Experiment:
     kind = document.values.get("kind", "grid")
+    if near := [k for k in get_close_matches("kind", document.values, 1) if k != "kind"]:
+        where = document.place(near)  # said alone: all other keys are those of another kind
+        raise SubloraError(f"{where}: unknown key '{near[0]}'; did you mean 'kind'?")
     found = kind_named(kind, document.place(("kind",)))
     recipe = document.checked(found)
     recipe.check_places(document.place)

@@ -15,7 +15,7 @@ from sublora.models.kept import kept_folder, kept_models, read_origin
 
 if TYPE_CHECKING:  # slow to import, and a plan needs neither
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SHIPPED = ("micro", "micro-null", "micro-b")
 
@@ -100,7 +100,7 @@ def _identity(weights: str, chat: Chat, dtype: str, folder: str | None) -> dict[
 
 def local_identity(folder: str, dtype: str) -> dict[str, str]:
     """`Base.identity` of a folder without loading its weights, so that a plan can see what is done."""
-    return _identity(_folder_sha256(folder), Chat(load_tokenizer(folder)), dtype, folder)
+    return _identity(_folder_sha256(folder), Chat(read_tokenizer(folder, folder)), dtype, folder)
 
 
 def chosen_device(device: str) -> str:
@@ -130,6 +130,15 @@ def multiplies_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
+def read_tokenizer(source: str, name: str, **options: Any) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a folder or hub id. Raises SubloraError where it cannot be loaded."""
+    try:
+        return load_tokenizer(source, **options)
+    except Exception as error:  # transformers raises whatever its parts raise
+        why = f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
+        raise SubloraError(why) from None
+
+
 def read_base(
     name: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
 ) -> Base:
@@ -144,11 +153,7 @@ def read_base(
         lacks = ".safetensors weights; save the model as safetensors (pickles are not read)"
     if lacks:
         raise SubloraError(f"The folder {name} has no {lacks}.")
-    try:
-        tokenizer = load_tokenizer(source, **({"revision": revision} if revision else {}))
-    except Exception as error:  # transformers raises whatever its parts raise
-        why = f"The tokenizer of {name} cannot be loaded ({_short(error)}); check the folder, or the network for a hub id."
-        raise SubloraError(why) from None
+    tokenizer = read_tokenizer(source, name, **({"revision": revision} if revision else {}))
     chat, model = Chat(tokenizer), _weights(source, name, dtype, revision)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:

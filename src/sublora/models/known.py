@@ -12,9 +12,10 @@ from sublora.models.base import (
     known_shape,
     local_identity,
     model_source,
+    read_tokenizer,
     shape_from_config,
 )
-from sublora.models.chat import Chat, load_tokenizer
+from sublora.models.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def known_model(name: str, dtype: str = "float32", device: str = "cpu") -> Known
     if not Path(source).is_dir():
         why = f"The model {name} is not on this machine; fetch it, or run the recipe, which does."
         raise SubloraError(why)
-    chat = Chat(load_tokenizer(source))
+    chat = Chat(read_tokenizer(source, name))
     return Known(name, local_identity(source, dtype), known_shape(name), chat, device)
 
 
