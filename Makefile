@@ -45,6 +45,8 @@ docs: $(VENV)/.installed  ## the site into site/, an error for every warning
 
 newest:  ## the model-facing tests on the newest versions that pyproject.toml admits
 	$(MAKE) edge VENV=$(VENV)-newest TESTED=
+	$(VENV)-newest/bin/python -m pip install --quiet -e ".[inspect,notebook]"
+	$(VENV)-newest/bin/python -m pytest tests/test_export.py  # Inspect wants an older fsspec than the tested one
 
 oldest:  ## the same on the oldest
 	$(MAKE) edge VENV=$(VENV)-oldest TESTED="-c requirements-oldest.txt"
