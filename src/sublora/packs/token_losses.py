@@ -62,7 +62,11 @@ class Divergence:
 
 
 def _passes(
-    base: Base, stack: Stack | None, rows: TokenRows, batch: int, on_tokens: Callable[[int], None]
+    base: Base,
+    stack: Stack | None,
+    rows: TokenRows,
+    batch: int,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[PackedModel, np.ndarray, np.ndarray, torch.Tensor]]:
     """(packed model, rows (n,), places (n,) of the tokens that carry loss, hidden states (K, n, d) that their logits are read off). To be
     used under `torch.inference_mode()`, which a generator must not hold: two of them at once would leave it in the wrong order."""
