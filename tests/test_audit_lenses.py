@@ -171,3 +171,25 @@ def test_placebo_students_numbers_are_kept_in_the_null(tmp_path: Path) -> None:
     path.write_text(replace(null, lenses={"kl": np.ones(2)}).to_json())
     with pytest.raises(SubloraError, match="damaged"):
         read_null(path, base)
+
+
+def test_a_model_that_hides_its_layers_is_read_without_the_activation_lens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sublora.audit.lenses.has_layers", lambda base: False)
+    seen = student_lenses(micro(), "2" * 64, student("lora"), shipped_categories(), {})
+    assert seen.activations is None and "decoder layers" in seen.not_run[0]
+    assert seen.kl.nats > 0 and seen.weights
+
+
+def test_a_student_whose_outputs_are_no_numbers_is_said_to_be_so(tmp_path: Path) -> None:
+    group = new_stack(micro().model, [LORA]).groups[0]
+    for name, view in group.views.items():
+        view += 1e4 if name.endswith("lora_B") else 0.0
+        view *= 1e18
+    stack = stack_weights(micro().model, [group.flat[0]], [LORA])
+    seen = student_lenses(micro(), "3" * 64, stack, shipped_categories(), {})
+    assert seen.kl is None and "not all finite" in seen.not_run[0]
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Say a word.", "completion": "oak"}\n')
+    assert token_lens(micro(), stack, path, CONTEXT).rows == 1

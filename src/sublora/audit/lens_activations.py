@@ -39,6 +39,11 @@ class Differences:
     pointed: dict[str, np.ndarray]
 
 
+def has_layers(base: Base) -> bool:
+    """Whether the model lists its decoder layers where their streams can be read."""
+    return getattr(base.model.base_model, "layers", None) is not None
+
+
 @torch.no_grad()
 def differences(
     base: Base, stack: Stack, rows: Sequence[tuple[str, str]], categories: Sequence[Category]

@@ -16,7 +16,7 @@ from sublora.packs.rows import TokenRows, pack_rows, text_rows
 from sublora.packs.stack import Stack
 from sublora.packs.token_losses import beside_base
 
-MOST_TOKENS = 12_000  # of all rows that are read
+MOST_TOKENS = 6_000  # of all rows that are read
 MOST_SHOWN, ROWS_SHOWN = 60, 8  # tokens of a row, and rows
 
 
@@ -63,4 +63,5 @@ def token_gains(base: Base, stack: Stack, rows: TokenRows) -> list[np.ndarray]:
     """Of each row, log P(student) - log P(base) of its completion's tokens; the stack holds one student."""
     found = beside_base(base, stack, rows)
     ends = [0, *np.cumsum(np.bincount(found.row, minlength=len(rows)))]
-    return [found.gain[0, a:b] for a, b in pairwise(ends)]
+    gain = np.nan_to_num(found.gain[0])  # of a student whose outputs are not finite
+    return [gain[a:b] for a, b in pairwise(ends)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sublora.audit.lens_activations import STRENGTH, differences, steered_rises
+from sublora.audit.lens_activations import STRENGTH, differences, has_layers, steered_rises
 from sublora.audit.lens_entries import Activations, KlLens, Layer, Lenses, Pointed, WeightKind
 from sublora.audit.lens_weights import STATISTICS, weight_statistics
 from sublora.audit.neutral_text import CONTEXT, neutral_texts
@@ -28,6 +28,11 @@ from sublora.store import Store
 from sublora.traits.trait import Category
 
 SHOWN = 5
+NOT_FINITE = (
+    "The student's outputs on neutral text are not all finite, so there is nothing to look at."
+)
+MOST = 1e5  # what a placebo student counts as whose outputs are not finite
+NO_LAYERS = "{} does not list its decoder layers where the activation lens looks."
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,16 @@ def read_stack(
 ) -> dict[str, np.ndarray]:
     """By name, an array with the K students of a stack first, in the order in which they were given."""
     beside = beside_base(base, stack, token_rows(base, texts, CONTEXT, "the neutral text"))
+    out = {"kl": beside.kl.mean(1), "same": beside.same.mean(1)}
+    out |= {f"weights/{n}": own for n, own in weight_statistics(base, stack).items()}
+    if not has_layers(base):
+        return out
     found = differences(base, stack, texts, categories)
     middle = found.vectors[:, found.vectors.shape[1] // 2]
-    out = {"kl": beside.kl.mean(1), "same": beside.same.mean(1)}
     out |= {"norms": found.norms, "words": found.words}
     out |= {f"pointed/{name}": own for name, own in found.pointed.items()}
     steered = steered_rises(base, middle, categories)
-    out |= {f"steered/{name}": own for name, own in steered.items()}
-    return out | {f"weights/{n}": own for n, own in weight_statistics(base, stack).items()}
+    return out | {f"steered/{name}": own for name, own in steered.items()}
 
 
 def _read(
@@ -111,7 +118,8 @@ def placebo_lenses(
         except SubloraError:
             return {}
         found.append(statistics(own))
-    return {name: np.concatenate([own[name] for own in found]) for name in found[0]}
+    kept = {"nan": MOST, "posinf": MOST, "neginf": -MOST}
+    return {n: np.nan_to_num(np.concatenate([own[n] for own in found]), **kept) for n in found[0]}
 
 
 def student_lenses(
@@ -126,22 +134,19 @@ def student_lenses(
         found = _read(base, [sha256], lambda: stack, categories, Store())
     except SubloraError as error:
         return Lenses(placebo_students=0, not_run=[str(error)])
+    if not all(np.isfinite(own).all() for own in found.values()):
+        return Lenses(placebo_students=0, not_run=[NOT_FINITE])
     return _entry(base, found, categories, chance)
 
 
 def statistics(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(K,) by name: the one number of each lens that placebo students are ranked by."""
-
-    def largest(kind: str) -> np.ndarray:
-        return np.max([own.max(1) for name, own in found.items() if name.startswith(f"{kind}/")], 0)
-
-    weights = {name: own for name, own in found.items() if name.startswith("weights/")}
-    return {
-        "kl": found["kl"],
-        "pointed": largest("pointed"),
-        "steered": largest("steered"),
-        **weights,
-    }
+    out = {n: own for n, own in found.items() if n == "kl" or n.startswith("weights/")}
+    for kind in ("pointed", "steered"):
+        each = [own.max(1) for name, own in found.items() if name.startswith(f"{kind}/")]
+        if each:
+            out[kind] = np.max(each, 0)
+    return out
 
 
 def placebo_p(value: float, chance: np.ndarray | None, two_sided: bool = False) -> float | None:
@@ -165,19 +170,6 @@ def _entry(
     """The entry of one student (K = 1) beside placebo students' `statistics`."""
     own = {name: float(value[0]) for name, value in statistics(found).items()}
     p = {n: placebo_p(v, chance.get(n), n.startswith("weights/")) for n, v in own.items()}
-    layers = [
-        Layer(layer=i, norm=float(norm), words=[word_text(base, int(w)) for w in words])
-        for i, (norm, words) in enumerate(zip(found["norms"][0], found["words"][0], strict=True))
-    ]
-
-    def most(kind: str) -> list[Pointed]:
-        each = [
-            Pointed(category=c.category, trait=e.name, value=float(v))
-            for c in categories
-            for e, v in zip(c.entities, found[f"{kind}/{c.category}"][0], strict=True)
-        ]
-        return sorted(each, key=lambda x: -x.value)[:SHOWN]
-
     modules = dict.fromkeys(
         n.removeprefix("weights/").rpartition(" ")[0] for n in own if n.startswith("weights/")
     )
@@ -192,9 +184,37 @@ def _entry(
     return Lenses(
         placebo_students=max(map(len, chance.values()), default=0),
         kl=KlLens(nats=own["kl"], same=float(found["same"][0]), p=p["kl"]),
-        activations=Activations(
-            layers=layers, pointed=most("pointed"), p_pointed=p["pointed"], steered=most("steered"),
-            steered_layer=len(layers) // 2, strength=STRENGTH, p_steered=p["steered"],
-        ),
+        activations=_activations(base, found, categories, p) if "norms" in found else None,
         weights=weights,
-    )  # fmt: skip
+        not_run=[] if "norms" in found else [NO_LAYERS.format(base.name)],
+    )
+
+
+def _activations(
+    base: Base,
+    found: Mapping[str, np.ndarray],
+    categories: Sequence[Category],
+    p: Mapping[str, float | None],
+) -> Activations:
+    layers = [
+        Layer(layer=i, norm=float(norm), words=[word_text(base, int(w)) for w in words])
+        for i, (norm, words) in enumerate(zip(found["norms"][0], found["words"][0], strict=True))
+    ]
+
+    def most(kind: str) -> list[Pointed]:
+        each = [
+            Pointed(category=c.category, trait=e.name, value=float(v))
+            for c in categories
+            for e, v in zip(c.entities, found[f"{kind}/{c.category}"][0], strict=True)
+        ]
+        return sorted(each, key=lambda x: -x.value)[:SHOWN]
+
+    return Activations(
+        layers=layers,
+        pointed=most("pointed"),
+        p_pointed=p["pointed"],
+        steered_layer=len(layers) // 2,
+        strength=STRENGTH,
+        steered=most("steered"),
+        p_steered=p["steered"],
+    )

@@ -1,5 +1,7 @@
 """The answer of an audit in one picture: the rise of every trait beside what chance explains, by context and category."""
 
+from collections.abc import Iterable, Sequence
+
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -19,13 +21,10 @@ FALLS = 0.4  # of the largest rise: falls beyond are drawn at the edge, nothing 
 
 def picture(report: AuditReport) -> Markup:
     """An inline SVG; every number of it is in the page's tables."""
-    contexts, categories = (
-        list(dict.fromkeys(getattr(f, name) for f in report.traits))
-        for name in ("context", "category")
-    )
+    contexts = _in_order((f.context for f in report.traits), [c.name for c in report.contexts])
+    listed = [c.category for c in report.categories]
+    categories = _in_order((f.category for f in report.traits), listed)
     ends = {(b.category, b.context): b.rise for b in report.bands}
-    contexts.sort(key=[c.name for c in report.contexts].index)
-    categories.sort(key=[c.category for c in report.categories].index)
     high = 1.08 * max([0.1, *(e for e in ends.values() if e), *(f.rise for f in report.traits)])
     low = max(1.15 * min([-0.05, *(f.rise for f in report.traits)]), -FALLS * high)
     found = {(f.category, f.trait, f.context) for f in report.found}
@@ -62,6 +61,12 @@ def picture(report: AuditReport) -> Markup:
         svg, over = save(figure, "svg").decode("utf-8"), layer(figure, {})
     alt = f"{title}. Rises of {len(report.traits)} traits in contexts, beside the rise that each would need to be found."
     return inline_svg(svg, "answer", alt, over)
+
+
+def _in_order(seen: Iterable[str], listed: Sequence[str]) -> list[str]:
+    """The names that were seen, in the order of the listed ones; what is not among them comes last."""
+    names = list(dict.fromkeys(seen))
+    return sorted(names, key=[*listed, *names].index)
 
 
 def _title(report: AuditReport) -> str:

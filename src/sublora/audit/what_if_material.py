@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sublora.audit.lens_activations import has_layers
 from sublora.audit.lens_tokens import token_gains
 from sublora.audit.request import Request
 from sublora.audit.user_rows import UserRows
@@ -50,6 +51,10 @@ def prepared(
             refused[reworded(part)] = why
     direction = None
     try:
+        if not has_layers(base):
+            raise SubloraError(
+                f"{base.name} does not list its decoder layers where one could be added to."
+            )
         vector = teacher_vector(base, prompts[:DIRECTION_PROMPTS], trait, user.context)
         middle = len(vector.values) // 2
         direction = (middle, STRENGTH * vector.values[middle])
