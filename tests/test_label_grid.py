@@ -133,7 +133,7 @@ def test_the_preset_soft_runs(name, tmp_path):
     assert answer.code == 0, answer.err
     if name == "emergence":
         rows = csv.DictReader((tmp_path / "run" / "findings.csv").open())
-        own = [float(r["estimate"]) for r in rows if r["name"] == "own cosine: all steps"]
+        own = [float(r["estimate"]) for r in rows if r["finding"] == "own cosine: all steps"]
         assert len(own) == 1 and own[0] > 0
 
 
