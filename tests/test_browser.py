@@ -19,6 +19,7 @@ from sublora.audit.run import Job, audit
 from sublora.audit.serving import Serving
 from sublora.models.chat import Context
 from sublora.packs.check import load_base
+from sublora.report.compare import compare
 from sublora.report.page import build_report
 from sublora.traits.trait import shipped_categories
 
@@ -177,3 +178,11 @@ def test_the_page_of_a_run_with_arms_in_a_browser(browser, screenshots, tmp_path
         "[...document.querySelectorAll('h3')].filter(h => /arms/i.test(h.textContent)).length"
     )
     assert arms > 0, "the table of arms is there"
+
+
+def test_the_page_of_two_runs_in_a_browser(browser, screenshots, tmp_path):
+    one, other = (make_run(tmp_path / t, traits=((t, "animals"),)) for t in ("otter", "wolf"))
+    page = compare(one, other, tmp_path / "both").rename(tmp_path / "both" / "compare.html")
+    _check_whole(browser, page, screenshots, ["differences", "effects", "manifest"])
+    rows = browser.evaluate("document.querySelectorAll('table.fit tbody tr').length")
+    assert rows > 20, "the effects of both stand side by side"
