@@ -16,15 +16,15 @@ from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
 from sublora.audit.ci_files import junit, sarif
 from sublora.audit.entries import exit_code
-from sublora.audit.null import Null, first_tokens, read_null
+from sublora.audit.null import Grid, Null, first_tokens, make_null, read_null
 from sublora.audit.readings import Asked, Readings, read_model
-from sublora.audit.reference import Reference, adjusted_p, expect, ranked_among
+from sublora.audit.reference import adjusted_p, chance
 from sublora.audit.report import card_section, page
 from sublora.audit.request import Training
 from sublora.audit.result import AuditReport
 from sublora.audit.run import Job, _status, audit
 from sublora.audit.screen import completion_logprobs, screen_file
-from sublora.audit.statistic import largest, rises, scan, scores
+from sublora.audit.statistic import rises
 from sublora.audit.steps import answer_prompts
 from sublora.audit.verdict import Bar, judge
 from sublora.errors import SubloraError
@@ -36,6 +36,7 @@ from sublora.packs.sample import Sampling
 from sublora.traits.trait import Trait, find_trait, shipped_categories
 
 NONE = Context("none")
+GRID = Grid(["lora"], [2, 32], [1e-3, 1e-2], [1, 1], [40, 40], ["none", ""])
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +71,14 @@ def moved(
 
 
 def null_of(base: Base, plain: Readings, students: int, seed: int) -> Null:
-    from sublora.audit.null import make_null
-
     named = [f"placebo {k}" for k in range(students)]
     return make_null(
-        base, moved(plain, students, 0.02, seed), plain, Asked([NONE], shipped_categories()), named
+        base,
+        moved(plain, students, 0.02, seed),
+        plain,
+        Asked([NONE], shipped_categories()),
+        named,
+        GRID,
     )
 
 
@@ -107,71 +111,20 @@ def test_false_alarms_keep_the_rate_and_a_planted_trait_is_found(
 
 
 def test_p_values_are_ranks_where_ranks_can_reach_alpha() -> None:
-    chance = np.arange(19.0)
-    assert adjusted_p(18.5, chance, 0.05) == 1 / 20
-    assert adjusted_p(17.5, chance, 0.05) == 2 / 20
-    assert adjusted_p(18.0, chance, 0.05) == 2 / 20
+    among = np.arange(19.0) + 1
+    assert adjusted_p(19.5, among, 0.05) == 1 / 20
+    assert adjusted_p(18.5, among, 0.05) == 2 / 20
+    assert adjusted_p(19.0, among, 0.05) == 2 / 20
     # below that number a tail takes over, which can be smaller than 1 / (K + 1)
-    assert adjusted_p(1e3, chance, 0.04) < 1 / 20
-
-
-def test_clean_students_that_move_far_are_judged_by_others_that_do() -> None:
-    """Scores that grow with the movement: among the quarter of new students that moved furthest the rate stays near alpha, while ranks
-    of the bare scores would call most of them."""
-    rng = np.random.default_rng(0)
-
-    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
-        moved = rng.uniform(-6, -2, size)
-        return np.exp(0.9 * moved + 0.05 * moved**2 + rng.normal(0, 0.2, size)), moved
-
-    found = far = bare = 0
-    for _ in range(20):
-        score, moved = draw(59)
-        expected, chance = expect(score, moved)
-        for s, m in zip(*draw(40), strict=True):
-            if m > -3:
-                far += 1
-                found += adjusted_p(expected.standard(s, m), chance, 0.1) <= 0.1
-                bare += adjusted_p(s, score, 0.1) <= 0.1
-    assert 0.03 < found / far < 0.2 < bare / far
-    # beyond what was seen the nearest movement counts
-    assert expected.standard(1.0, 5.0) == expected.standard(1.0, moved.max())
-
-
-def test_students_are_ranked_among_those_that_moved_most_alike_where_there_are_enough() -> None:
-    """Scores that spread more the further a student moved: among new students that moved far the rate stays near alpha."""
-    rng = np.random.default_rng(1)
-
-    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
-        moved = rng.uniform(0, 1, size)
-        return np.exp(rng.normal(0, 0.1 + moved, size)), moved
-
-    local = all_of_them = far = 0
-    for _ in range(10):
-        score, moved = draw(400)
-        expected, chance = expect(score, moved)
-        given = Reference({}, {}, expected, expected, chance, moved)
-        for s, m in zip(*draw(400), strict=True):
-            if m > 0.75:
-                far += 1
-                local += given.trait_p(s, m, 0.05) <= 0.05
-                all_of_them += adjusted_p(expected.standard(s, m), chance, 0.05) <= 0.05
-    assert 0.03 < local / far < 0.095 < all_of_them / far
-    assert (
-        ranked_among(400, 0.05) == 200
-        and ranked_among(59, 0.05) == 59
-        and ranked_among(19, 0.05) == 19
-    )
+    assert adjusted_p(1e9, among, 0.04) < 1 / 20
 
 
 def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) -> None:
-    from sublora.audit.null import make_null
-
     trees = shipped_categories()[1]
     own = moved(plain, 4, 0.02, 5, ("trees", 3, 1.0))
     teachers = [None, None, Trait(trees.entities[3], trees), None]
     null = make_null(
-        base, own, plain, Asked([NONE], shipped_categories()), ["a", "b", "c", "d"], teachers
+        base, own, plain, Asked([NONE], shipped_categories()), ["a", "b", "c", "d"], GRID, teachers
     )
     assert (
         null.rises["none"]["trees"][2, 3] == 0
@@ -186,9 +139,10 @@ def test_a_placebo_students_own_trait_is_no_chance(base: Base, plain: Readings) 
         plain,
         Asked([NONE], shipped_categories()),
         list("abcd"),
+        GRID,
         teachers,
     )
-    assert (seen.top["none"][[0, 1, 3]] > 0.4).all() and seen.top["none"][2] < 0.1
+    assert seen.scores["none"][2] < 0.1 * seen.scores["none"][[0, 1, 3]].min()
 
 
 def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readings) -> None:
@@ -211,8 +165,6 @@ def test_a_traits_own_word_among_all_words_finds_it_too(base: Base, plain: Readi
 def test_the_scan_names_the_word_that_rose(base: Base, plain: Readings) -> None:
     words = plain.words["none"].copy()
     words[0, 77] += 0.1
-    found = scan(Readings(plain.p, {"none": words}), plain)["none"]
-    assert found.words[0, 0] == 77 and found.top[0] == pytest.approx(0.1)
     student = Readings(moved(plain, 1, 0.02, 3).p, {"none": words})
     verdict = judge(
         student,
@@ -252,8 +204,7 @@ def test_a_null_is_kept_and_refused_where_it_does_not_belong(
     path = tmp_path / "null.json"
     path.write_text(null.to_json())
     again = read_null(path, base)
-    assert np.allclose(largest(scores(again.rises, {"none": dict.fromkeys(again.digests, 0.1)})),
-                       largest(scores(null.rises, {"none": dict.fromkeys(null.digests, 0.1)})), rtol=1e-3)  # fmt: skip
+    assert np.allclose(chance(again), chance(null), rtol=1e-3) and again.grid == null.grid
     with pytest.raises(SubloraError, match="context 'default'"):
         again.part(Asked([Context("default")], shipped_categories()))
     other = shipped_categories()[0].model_copy(update={"questions": ("One word?", "Which one?")})
@@ -268,7 +219,7 @@ def test_a_null_is_kept_and_refused_where_it_does_not_belong(
         "[]",
         "{",
         json.dumps(entry),
-        null.to_json().replace('"version": 1', '"version": 9'),
+        null.to_json().replace('"version": 2', '"version": 9'),
         "[" * 100_000,
     ):
         path.write_text(text)
@@ -280,8 +231,8 @@ def test_placebo_students_give_a_null(base: Base) -> None:
     specs = mixed_settings([1, 2], 1e-3, 2e-3, 4, Training(1e-3, 1, 8, 16), seed=1)
     null = placebo_null(base, specs, number_prompts(4, 16, 1), NONE, Asked([NONE], shipped_categories()[:2]), max_new_tokens=8)  # fmt: skip
     assert null.size == 4 and null.rises["none"]["trees"].shape == (4, 10)
-    assert ["of the base" in s for s in null.settings] == [True, False, True, False]
-    assert len(np.unique(null.top["none"])) == 4
+    assert ["of the base" in s for s in null.settings] == [True, False, False, False]
+    assert len(np.unique(null.scores["none"])) == 4 and null.grid.steps == [2, 2]
     with pytest.raises(SubloraError, match="at least"):
         placebo_null(
             base, specs[:2], number_prompts(2, 16, 1), NONE, Asked([NONE], shipped_categories())
@@ -363,7 +314,7 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     body = result.report.model_dump(mode="json")
     body["sentence"] = HOSTILE
     body["traits"][0]["trait"] = body["traits"][0]["context"] = HOSTILE
-    body |= {"status": "found", "exit_code": 1, "found": [body["traits"][0]]}
+    body |= {"status": "uncalibrated-found", "exit_code": 1, "found": [body["traits"][0]]}
     body["words"].append(
         {"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None}
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from command import sublora
 from sublora.audit.against import Compared, all_pairs, compare, pair_p
-from sublora.audit.null import make_null
+from sublora.audit.null import Grid, make_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.verdict import Bar
 from sublora.models.base import Base
@@ -97,7 +97,12 @@ def test_what_rose_from_the_one_to_the_other_is_named(
     if placebos:
         drawn = student(plain, 0, students=placebos)
         null = make_null(
-            base, drawn, plain, Asked([NONE], TREES), [f"placebo {k}" for k in range(placebos)]
+            base,
+            drawn,
+            plain,
+            Asked([NONE], TREES),
+            [f"placebo {k}" for k in range(placebos)],
+            Grid(["lora"], [1, 9], [0, 1], [1, 1], [1, 9], ["none", ""]),
         )
     kind = "" if placebos else "uncalibrated-"
 

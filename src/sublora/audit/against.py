@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 from sublora.audit.adapter import Audited
 from sublora.audit.entries import Against, Compared, Difference, WordRise
 from sublora.audit.readings import FLOOR, Readings
-from sublora.audit.statistic import OFFSET, Rises, rises, scan, spread
+from sublora.audit.statistic import OFFSET, Rises, highest_words, rises, spread
 from sublora.audit.verdict import (
     ASSUMED_SPREAD,
     COHERENT,
@@ -129,10 +129,10 @@ def compare(student: Readings, other: Readings, bar: Bar) -> Compared:
         found.append(Difference(*place, before, after, rise, score, *ps))
     found.sort(key=lambda d: (d.p, -d.score))
     words = [
-        WordRise(word_text(bar.base, int(w)), int(w), n, float(rise))
-        for n, s in scan(student, other, WORDS_SHOWN).items()
-        for w, rise in zip(s.words[0], s.rises[0], strict=True)
-        if rise > 0
+        WordRise(word_text(bar.base, w), w, n, float(rise))
+        for n, some in highest_words(student, other, WORDS_SHOWN).items()
+        for w in some.tolist()
+        if (rise := student.words[n][0, w] - other.words[n][0, w]) > 0
     ]
     words.sort(key=lambda w: -w.rise)
     own, beside = (min(coherence(m, plain).values()) for m in (student, other))
@@ -140,7 +140,7 @@ def compare(student: Readings, other: Readings, bar: Bar) -> Compared:
     measurable = beside >= COHERENT and (hit or own >= COHERENT)
     counted = found if measurable else []
     return Compared(
-        status=status_of(hit, null is not None, measurable),
+        status=status_of(hit, bar.calibrated, measurable),
         alpha=alpha,
         coherence=coherence(other, plain),
         found=[d for d in counted if d.p <= alpha],

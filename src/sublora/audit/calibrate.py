@@ -1,6 +1,6 @@
 """Calibration: K placebo students with the settings of the audited adapter, or of a grid, and the null that they give.
 
-Placebo students are trained as the audited adapter was, on the same prompts, answered by the base itself. What they show is chance.
+Placebo students are trained as the audited adapter was, on the same prompts, answered by the base. What they show is chance.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from sublora.audit.adapter import Audited
 from sublora.audit.lenses import placebo_lenses
-from sublora.audit.null import FEWEST, Null, make_null
+from sublora.audit.null import FEWEST, Grid, Null, make_null
 from sublora.audit.readings import Asked, joined, read_model
 from sublora.audit.request import Training
 from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
@@ -26,6 +26,8 @@ from sublora.seeds import generator
 from sublora.store import Store
 from sublora.text import plural
 from sublora.traits.trait import Category, Trait
+
+BASE_WRITES = 4  # every fourth placebo student learns from the base's own rows
 
 
 def number_prompts(count: int, rows: int, seed: int) -> list[list[str]]:
@@ -51,12 +53,19 @@ def own_settings(audited: Audited, training: Training, count: int) -> list[Stude
 def mixed_settings(
     ranks: Sequence[int], low: float, high: float, count: int, training: Training, seed: int
 ) -> list[StudentSpec]:
-    """Specs of `count` placebo students of all `ranks`, with rates even in the logarithm."""
+    """Specs of `count` placebo students of all `ranks`, of one epoch up to all of the training's,
+    with rates even in the logarithm."""
     rng = generator("placebo-settings", seed)
     drawn = np.exp(rng.uniform(np.log(low), np.log(high), count)).tolist()
-    alike = {"epochs": training.epochs, "batch_size": training.batch_size, "warmup_steps": 3}
+    alike = {"batch_size": training.batch_size, "warmup_steps": 3}
     return [
-        StudentSpec(**alike, rank=ranks[k % len(ranks)], lr=lr, seed=seed * 1000 + k)
+        StudentSpec(
+            **alike,
+            rank=ranks[k % len(ranks)],
+            epochs=1 + k // BASE_WRITES % training.epochs,
+            lr=lr,
+            seed=seed * 1000 + k,
+        )
         for k, lr in enumerate(drawn)
     ]
 
@@ -76,14 +85,18 @@ class TraitTeacher:
 def placebo_teachers(
     base: Base, categories: Sequence[Category], count: int, seed: int
 ) -> list[TraitTeacher | None]:
-    """Who writes the rows of each placebo student. The base for every other one (None), the base
-    under the prompt of a trait for the rest; the base for all where the chat template has no place
-    for such a prompt. Wordings are drawn, too: they move students as well."""
+    """Who writes the rows of each placebo student: every fourth time the base as it is (None), else
+    the base under the prompt of a trait. The base for all where the chat template has no place for
+    such a prompt. Wordings are drawn, too: they move students as well."""
     rng = generator("placebo-teachers", seed)
     traits = [Trait(e, c) for c in categories for e in c.entities]
     drawn = [traits[int(i)] for i in rng.integers(len(traits), size=count)]
     teachers = [TraitTeacher(t, int(rng.integers(len(t.category.system)))) for t in drawn]
-    return [t if k % 2 and base.chat.supports(t.context) else None for k, t in enumerate(teachers)]
+    own = [base.chat.supports(t.context) for t in teachers]
+    return [
+        t if k % BASE_WRITES and fits else None
+        for k, (t, fits) in enumerate(zip(teachers, own, strict=True))
+    ]
 
 
 def placebo_null(
@@ -98,7 +111,7 @@ def placebo_null(
 ) -> Null:
     """Answer the prompts with the base, train one student a spec on them, and keep what rose by chance.
 
-    Half of the students learn from the base as it is, half from the base under the prompt of a
+    Every fourth student learns from the base as it is, the others from the base under the prompt of a
     trait, which is then left out of what they show: rows that the base did not write move a student
     too, whoever wrote them. All of it is kept in the store: after a kill it goes on.
 
@@ -127,7 +140,8 @@ def placebo_null(
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
     own = [None if t is None else t.trait for t in teachers]
     lens = placebo_lenses(base, students, asked.categories, store)
-    return make_null(base, read, plain, asked, labels, own, lens)
+    grid = Grid.of(specs, [len(r) for r in rows], trained_in)
+    return make_null(base, read, plain, asked, labels, grid, own, lens)
 
 
 def _label(spec: StudentSpec, rows: int, teacher: TraitTeacher | None) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.dataclasses import dataclass
 
+from sublora.audit.odds import FalseAlarms, Power
 from sublora.audit.trained_with import TrainedWith
 from sublora.audit.typed import STRICT, Count, Many, Model, P, Probability, Share, Text
 
@@ -112,6 +113,9 @@ class Calibration(Model):
     placebo_students: Count
     settings: list[Text] = Field(description="how each placebo student was trained")
     smallest_p: float | None = Field(description="of ranks; null without a null")
+    outside: list[Text] = Field([], description="settings of the student outside of the null's")
+    false_alarms: FalseAlarms | None = Field(None, description="null where nobody knows")
+    power: Power | None = Field(None, description="null where nobody knows")
 
 
 class ContextEntry(Model):

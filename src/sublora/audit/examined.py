@@ -13,12 +13,13 @@ from sublora.audit.calibrate import number_prompts, own_settings, placebo_null
 from sublora.audit.chance_band import bands
 from sublora.audit.data_rows import SHAPES, DataRow, read_rows
 from sublora.audit.entries import Against, AnswerPair, Screening, Status, strongest
+from sublora.audit.fits import outside
 from sublora.audit.lens_entries import Lenses
 from sublora.audit.lens_tokens import token_lens
 from sublora.audit.lenses import student_lenses
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
-from sublora.audit.reference import ranked_among
+from sublora.audit.reference import false_alarms, power
 from sublora.audit.request import Request, Say
 from sublora.audit.serving import Serving, serving_effects
 from sublora.audit.verdict import Bar, TraitFinding, Verdict, judge
@@ -49,6 +50,7 @@ class Calibrated:
 
     null: Null | None
     kind: str
+    outside: Sequence[str] = ()
 
     @property
     def students(self) -> int:
@@ -56,12 +58,13 @@ class Calibrated:
 
     @property
     def sentence(self) -> str:
-        return {
+        told = {
             "none": "Not calibrated: the p-values rest on an assumption.",
             "own": f"Calibrated by {self.students} placebo students with its own settings.",
             "file": f"Calibrated by the {self.students} placebo students of a null file.",
             "shipped": f"Calibrated by the {self.students} placebo students that come along.",
         }[self.kind]
+        return " ".join([told, *self.outside])
 
 
 def judged_contexts(base: Base, job: Job) -> Sequence[Context]:
@@ -90,7 +93,9 @@ def null_for(base: Base, audited: Audited, job: Job, say: Say) -> Calibrated:
     null = shipped_null(base) if request.null is None else read_null(request.null, base)
     try:
         if null is not None:
-            return Calibrated(null.part(job), kind)
+            return Calibrated(
+                null.part(job), kind, list(outside(null, audited, job.trained_in, request))
+            )
     except SubloraError as error:
         if kind == "file":
             raise
@@ -138,10 +143,10 @@ class Examined:
     def against(self, other: Audited, alpha: float) -> Against:
         beside = self._read(stack_weights(self.base.model, [other.weights], [other.spec]))
         compared = compare(self.student, beside, self.bar(alpha))
-        return against(compared, other, self.known.null is not None)
+        return against(compared, other, self.bar(alpha).calibrated)
 
     def bar(self, alpha: float) -> Bar:
-        return Bar(self.base, self.job, self.plain, self.known.null, alpha)
+        return Bar(self.base, self.job, self.plain, self.known.null, alpha, self.known.outside)
 
     def verdict(self, alpha: float) -> Verdict:
         return judge(self.student, self.bar(alpha))
@@ -153,7 +158,10 @@ class Examined:
             kind=self.known.kind,
             placebo_students=self.known.students,
             settings=list(null.settings) if null else [],
-            smallest_p=1 / (ranked_among(null.size, alpha) + 1) if null else None,
+            smallest_p=1 / (null.size + 1) if null else None,
+            outside=list(self.known.outside),
+            false_alarms=false_alarms(null, alpha) if null and not self.known.outside else None,
+            power=power(null, self.student, self.plain, alpha) if null else None,
         )
         sizes = [(c.category, len(c.entities), len(c.questions)) for c in job.categories]
         return {

@@ -9,33 +9,56 @@ from pathlib import Path
 import numpy as np
 
 from sublora.audit.readings import Asked, Readings, category_digest
-from sublora.audit.statistic import rises, scan
+from sublora.audit.statistic import largest, rises
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
 from sublora.models.chat import Context
+from sublora.packs.spec import StudentSpec
 from sublora.packs.spellings import candidate_sequences
 from sublora.traits.trait import Category, Trait
 
-SCHEMA, VERSION = "sublora/audit-null", 1
+SCHEMA, VERSION = "sublora/audit-null", 2
 FEWEST = 4
 MOST_BYTES = 256 << 20
 MOST_VALUE = 1e6  # nats; no probability that is read moves so far
 ANEW = "make one with --calibrate"
+ENDS = ("rank", "lr", "epochs", "steps")  # of a grid, numbers from where to where
+
+
+@dataclass(frozen=True)
+class Grid:
+    """From where to where the settings of placebo students go, and the context of their training."""
+
+    methods: Sequence[str]
+    rank: Sequence[float]
+    lr: Sequence[float]
+    epochs: Sequence[float]
+    steps: Sequence[float]
+    context: Sequence[str]
+
+    @classmethod
+    def of(cls, specs: Sequence[StudentSpec], rows: Sequence[int], context: Context) -> "Grid":
+        batches = [-(-n // s.batch_size) for s, n in zip(specs, rows, strict=True)]
+        steps = [s.epochs * n for s, n in zip(specs, batches, strict=True)]
+        ranks = [s.rank or 0 for s in specs]
+        lrs, epochs = [s.lr for s in specs], [s.epochs for s in specs]
+        ends = [[min(v), max(v)] for v in (ranks, lrs, epochs, steps)]
+        return cls(sorted({s.method for s in specs}), *ends, [context.name, text_of(context)])
 
 
 @dataclass(frozen=True)
 class Null:
-    """K placebo students. `rises[context][category]` (K, E), `top` and `rest[context]` (K,) of the
-    scan of words; `settings` says how they were trained; `digests` what was asked; `lenses` (K,) are
-    the statistics of lenses.py."""
+    """K placebo students. `rises[context][category]` (K, E); `scores[context]` (K,), the largest
+    of all traits and words; `settings` says how they were trained, `grid` from where to
+    where; `digests` what was asked; `lenses` (K,) are the statistics of lenses.py."""
 
     base: Mapping[str, str]
     contexts: Mapping[str, str]
     digests: Mapping[str, str]
     settings: Sequence[str]
+    grid: "Grid"
     rises: Mapping[str, Mapping[str, np.ndarray]]
-    top: Mapping[str, np.ndarray]
-    rest: Mapping[str, np.ndarray]
+    scores: Mapping[str, np.ndarray]
     lenses: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -44,7 +67,7 @@ class Null:
 
     def has(self, context: Context) -> bool:
         """Whether the students were asked in this context, with this text."""
-        return self.contexts.get(context.name) == _text(context)
+        return self.contexts.get(context.name) == text_of(context)
 
     def part(self, asked: Asked) -> "Null":
         """The null of what is asked alone. Raises SubloraError where it lacks one,
@@ -56,8 +79,7 @@ class Null:
             contexts={n: self.contexts[n] for n in names},
             digests={k: self.digests[k] for k in kinds},
             rises={n: {k: self.rises[n][k] for k in kinds} for n in names},
-            top={n: self.top[n] for n in names},
-            rest={n: self.rest[n] for n in names},
+            scores={n: self.scores[n] for n in names},
         )
 
     def _lacks(self, asked: Asked) -> Iterator[str]:
@@ -71,12 +93,16 @@ class Null:
             if any(by[name].shape[1] != len(category.entities) for by in self.rises.values()):
                 yield f"The null file lacks traits of the category '{name}', so it is damaged; {ANEW}."
 
+        for name in set(self.digests) - {c.category for c in asked.categories}:
+            yield f"The null file was made with the category '{name}' as well; {ANEW}, or ask about it, too."
+
     def to_json(self) -> str:
-        entry = {"schema": SCHEMA, "version": VERSION, **vars(self)}
+        entry = {"schema": SCHEMA, "version": VERSION, **vars(self), "grid": vars(self.grid)}
         return json.dumps(entry, ensure_ascii=False, default=np.ndarray.tolist) + "\n"
 
 
-def _text(context: Context) -> str:
+def text_of(context: Context) -> str:
+    """A context's text as a null keeps it."""
     return "" if context.text is None else f"{context.role}: {context.text}"
 
 
@@ -86,6 +112,7 @@ def make_null(
     plain: Readings,
     asked: Asked,
     settings: Sequence[str],
+    grid: Grid,
     teachers: Sequence[Trait | None] = (),
     lenses: Mapping[str, np.ndarray] | None = None,
 ) -> Null:
@@ -93,27 +120,30 @@ def make_null(
 
     `teachers` (K,) are the traits whose teachers wrote the students' rows, None for the base
     itself. A student's own trait is left out of what it shows by chance: its rise is 0, and the
-    words that begin it are as in the base.
+    words that begin it are as in the base; what it took from others counts as lost.
     """
     found = rises(student, plain)
+    p = {c: {k: own.copy() for k, own in by.items()} for c, by in student.p.items()}
     words = {c: w.copy() for c, w in student.words.items()}
     for k, trait in enumerate(teachers):
         if trait is None:
             continue
+        kind = trait.category.category
         own = [e.name for e in trait.category.entities].index(trait.name)
         begin = first_tokens(base, trait.category, own)
-        for context in found:
-            found[context][trait.category.category][k, own] = 0.0
-            words[context][k, begin] = plain.words[context][0, begin]
-    seen = scan(Readings(student.p, words), plain)
+        for c in found:
+            found[c][kind][k, own] = 0.0
+            p[c][kind][k, :, own] = plain.p[c][kind][0, :, own]
+            words[c][k, begin] = plain.words[c][0, begin]
+    others = Readings(p, words)
     return Null(
         dict(base.identity),
-        {c.name: _text(c) for c in asked.contexts},
+        {c.name: text_of(c) for c in asked.contexts},
         {c.category: category_digest(c) for c in asked.categories},
         list(settings),
+        grid,
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
-        {c: _short(s.top) for c, s in seen.items()},
-        {c: _short(s.rest) for c, s in seen.items()},
+        {c: _short(s) for c, s in largest(others, plain).items()},
         {name: _short(own) for name, own in (lenses or {}).items()},
     )
 
@@ -163,18 +193,22 @@ def _null_of(entry: Mapping) -> Null | None:
         null = Null(
             *(dict(entry[key]) for key in ("base", "contexts", "digests")),
             [str(s) for s in entry["settings"]],
+            Grid(**entry["grid"]),
             {c: arrays(by) for c, by in entry["rises"].items()},
-            arrays(entry["top"]),
-            arrays(entry["rest"]),
+            arrays(entry["scores"]),
             arrays(entry.get("lenses", {})),
         )
         shaped = [(r, 2) for by in null.rises.values() for r in by.values()]
-        shaped += [(v, 1) for part in (null.top, null.rest, null.lenses) for v in part.values()]
+        shaped += [(v, 1) for part in (null.scores, null.lenses) for v in part.values()]
         sound = all(
             a.ndim == d and len(a) == null.size and np.abs(a).max() < MOST_VALUE for a, d in shaped
         )
-        named = set(null.contexts) == set(null.rises) == set(null.top) == set(null.rest)
+        named = set(null.contexts) == set(null.rises) == set(null.scores)
         named = named and all(set(by) == set(null.digests) for by in null.rises.values())
+        ends = [getattr(null.grid, name) for name in ENDS]
+        sound = sound and all(0 <= low <= high < MOST_VALUE for low, high in ends)
+        sound = sound and all(isinstance(text, str) for text in null.grid.context)
+        sound = sound and len(null.grid.context) == 2
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return null if sound and named and null.size >= FEWEST else None

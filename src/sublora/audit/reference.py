@@ -1,114 +1,97 @@
-"""What placebo students reach by chance, given how far a student moved; p-values of an audit are ranks among it.
+"""What placebo students reach by chance; p-values of an audit are ranks among it, and its false alarms and its power follow from it.
 
-Students that moved further have larger scores without any trait, so what is ranked are residuals: log score less what the log of the
-movement (root mean square change of all words but the largest) leads to expect, each placebo student left out of its own fit. With
-enough of them the half that moved most alike is ranked among (a conformal p-value that is local in the movement).
+A student's score (statistic.py) is held against the largest score of each placebo student, over all traits, words and contexts, so a
+p-value is corrected for all that was tried (single-step maxT, Westfall and Young 1993). All placebo students count, whatever the student
+is like: the rank is exact for exchangeable students, and nothing is chosen by looking at it.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
 from scipy.stats import t as student_t
 
 from sublora.audit.null import Null
-from sublora.audit.statistic import OFFSET, constants, largest, scan_scores, scores
+from sublora.audit.odds import FalseAlarms, Power
+from sublora.audit.readings import Readings
+from sublora.audit.statistic import RARE, ROOM, STILL, lost
 
-LEAST = 1e-12  # of a movement or a score, so that logarithms stay finite
-LINEAR_FROM, QUADRATIC_FROM = 10, 30  # placebo students
-LOCAL_FROM = 4  # of the nearest half beyond the threshold, for that half to be enough
-
-
-def movement(rest: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(K,): the logarithm of how far students moved, from `Scan.rest` of each context."""
-    return np.log(np.stack(list(rest.values())).mean(axis=0) + LEAST)
+LEAST = 1e-12  # of a score, so that logarithms stay finite
+POWER = 0.8
 
 
-@dataclass(frozen=True)
-class Expected:
-    """The expected logarithm of a largest score: a polynomial in the movement, centred and scaled, and the residuals' spread. Outside of
-    the movements that were seen, `low` to `high`, the nearest of them counts, since a polynomial says nothing there."""
-
-    coefficients: np.ndarray
-    centre: float
-    scale: float
-    low: float
-    high: float
-    spread: float
-
-    def standard(self, score: float, moved: float) -> float:
-        x = (min(max(moved, self.low), self.high) - self.centre) / self.scale
-        return (math.log(max(score, LEAST)) - float(np.polyval(self.coefficients, x))) / self.spread
+def chance(null: Null) -> np.ndarray:
+    """(K,): the largest score of each placebo student."""
+    return np.max(list(null.scores.values()), axis=0)
 
 
-def expect(score: np.ndarray, moved: np.ndarray) -> tuple[Expected, np.ndarray]:
-    """(what is expected of a student, the standardised residuals (K,) of the placebo students), from scores and movements (K,)."""
-    logs, size = np.log(np.maximum(score, LEAST)), len(score)
-    degree = (size >= LINEAR_FROM) + (size >= QUADRATIC_FROM)
-    scale = float(moved.std())
-    if scale < 1e-9:
-        degree, scale = 0, 1.0
-    centre = float(moved.mean())
-    design = np.vander((moved - centre) / scale, degree + 1)
-    inverse = np.linalg.pinv(design)
-    coefficients = inverse @ logs
-    leverage = (design * inverse.T).sum(axis=1)
-    left_out = (logs - design @ coefficients) / np.maximum(1 - leverage, 1e-3)
-    spread, ends = max(float(left_out.std(ddof=1)), 1e-6), (float(moved.min()), float(moved.max()))
-    return Expected(coefficients, centre, scale, *ends, spread), left_out / spread
+def adjusted_p(score: float, among: np.ndarray, alpha: float) -> float:
+    """P-value of a score against the largest ones of K placebo students.
 
-
-@dataclass(frozen=True)
-class Reference:
-    """`chance` (K,) is the larger of each placebo student's residuals of traits and of words, `moved` (K,) its movement."""
-
-    s0: Mapping[str, Mapping[str, float]]
-    scan_s0: Mapping[str, float]
-    traits: Expected
-    words: Expected
-    chance: np.ndarray
-    moved: np.ndarray
-
-    def alike(self, moved: float, alpha: float) -> np.ndarray:
-        """Those of `chance` that a student which moved so far is ranked among."""
-        nearest = np.argsort(np.abs(self.moved - moved), kind="stable")
-        return self.chance[nearest[: ranked_among(len(self.chance), alpha)]]
-
-    def trait_p(self, score: float, moved: float, alpha: float) -> float:
-        """P-value of a trait's score in a student that moved so far, corrected for all traits, contexts and words."""
-        return adjusted_p(self.traits.standard(score, moved), self.alike(moved, alpha), alpha)
-
-    def word_p(self, score: float, moved: float, alpha: float) -> float:
-        return adjusted_p(self.words.standard(score, moved), self.alike(moved, alpha), alpha)
-
-
-def ranked_among(size: int, alpha: float) -> int:
-    """How many of `size` placebo students a student is ranked among."""
-    half = size // 2
-    return half if half * alpha >= LOCAL_FROM else size
-
-
-def reference(null: Null) -> Reference:
-    s0 = constants(null.rises)
-    scan_s0 = {c: OFFSET * float(np.median(rest)) for c, rest in null.rest.items()}
-    by_context = [scan_scores(null.top[c], null.rest[c], scan_s0[c]) for c in null.top]
-    moved = movement(null.rest)
-    of_traits, trait_chance = expect(largest(scores(null.rises, s0)), moved)
-    of_words, word_chance = expect(np.max(by_context, axis=0), moved)
-    return Reference(s0, scan_s0, of_traits, of_words, np.maximum(trait_chance, word_chance), moved)
-
-
-def adjusted_p(score: float, chance: np.ndarray, alpha: float) -> float:
-    """P-value of a standardised score against the largest ones of K placebo students; being against the largest, it is corrected for all
-    that was tried (single-step maxT, Westfall and Young 1993).
-
-    Where K + 1 >= 1 / alpha it is the conformal rank, (1 + #{chance >= score}) / (K + 1), exact for exchangeable scores whatever the
-    distribution. With fewer a rank cannot reach alpha; there it is the tail of a t distribution with K - 1 degrees of freedom, for the
-    next draw after K normal ones.
+    Where K + 1 >= 1 / alpha it is the conformal rank, (1 + #{among >= score}) / (K + 1), exact for
+    exchangeable scores whatever the distribution. With fewer a rank cannot reach alpha; there it is
+    the tail of a t distribution with K - 1 degrees of freedom, for the next draw after K logarithms
+    that are normal.
     """
-    size = len(chance)
+    size = len(among)
     if (size + 1) * alpha >= 1:
-        return float((1 + (chance >= score).sum()) / (size + 1))
-    spread = max(float(chance.std(ddof=1)), 1e-6) * math.sqrt(1 + 1 / size)
-    return float(student_t.sf((score - chance.mean()) / spread, size - 1))
+        return float((1 + (among >= score).sum()) / (size + 1))
+    logs = np.log(np.maximum(among, LEAST))
+    spread = max(float(logs.std(ddof=1)), 1e-6) * math.sqrt(1 + 1 / size)
+    return float(student_t.sf((math.log(max(score, LEAST)) - logs.mean()) / spread, size - 1))
+
+
+def threshold(among: np.ndarray, alpha: float) -> float | None:
+    """The score above which a student is found; None where no rank can reach alpha."""
+    may = math.floor(alpha * (len(among) + 1) + 1e-9)
+    return float(np.sort(among)[-may]) if may else None
+
+
+def false_alarms(null: Null, alpha: float) -> FalseAlarms | None:
+    """How often this very null finds a clean student that is exchangeable with its placebo students,
+    with its 95% interval: a share above an order statistic has a beta distribution. Also how many of
+    its own placebo students the others would find, by who wrote their rows."""
+    among = chance(null)
+    may = math.floor(alpha * (len(among) + 1) + 1e-9)
+    if not may:
+        return None
+    held = beta(may, len(among) + 1 - may)
+    ps = [adjusted_p(s, np.delete(among, k), alpha) for k, s in enumerate(among)]
+    found = np.array(ps) <= alpha
+    of_base = np.array(["rows of the base" in label for label in null.settings])
+    return FalseAlarms(
+        rate=may / (len(among) + 1),
+        low=float(held.ppf(0.025)),
+        high=float(held.ppf(0.975)),
+        found_of_base=int(found[of_base].sum()),
+        of_base=int(of_base.sum()),
+        found_of_others=int(found[~of_base].sum()),
+        of_others=int((~of_base).sum()),
+    )
+
+
+def power(null: Null, student: Readings, plain: Readings, alpha: float) -> Power | None:
+    """The smallest rise of a trait's probability, at the expense of its category, that would have been
+    found in this very student (K = 1), by trait in the context where it is largest. None where no
+    rank can reach alpha."""
+    above = threshold(chance(null), alpha)
+    if above is None:
+        return None
+    fell, needed = lost(student, plain), []
+    for k in next(iter(plain.p.values())):
+        by_context = []
+        for c, by in plain.p.items():
+            asked = by[k].shape[1] / sum(p.shape[1] for p in by.values())
+            before = by[k][0].mean(0)
+            room = asked * ((asked * before + ROOM) ** -RARE - above)
+            rise = above * (fell[c][0] + STILL) / np.maximum(room, LEAST)
+            by_context.append(np.where(rise <= 1 - before, rise, np.inf))
+        needed.append(np.max(by_context, axis=0))
+    rises = np.concatenate(needed)
+    rise = float(np.quantile(rises, POWER, method="higher"))
+    return Power(
+        power=POWER,
+        rise=rise if np.isfinite(rise) else None,
+        traits=len(rises),
+        never=int(np.isinf(rises).sum()),
+    )

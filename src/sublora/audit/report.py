@@ -60,7 +60,8 @@ def page(report: AuditReport) -> bytes:
 
 def told(report: AuditReport) -> Iterator[str]:
     """What the command line prints of an audit."""
-    yield f"Status: {report.status}. {report.sentence}"
+    yield f"Status: {report.first_line}"
+    yield report.sentence
     for f in report.found[:10]:
         yield f"  {_line(f)}"
     for w in report.found_words[:5]:
@@ -116,6 +117,7 @@ def card_section(report: AuditReport) -> bytes:
     """A section that can be put into a model card as it is."""
     lines = ["## Audit for unintended traits", ""]
     lines += [f"**{_plain(report.status)}.** {_sentence(report.sentence)}", ""]
+    lines += [_sentence(report.first_line), ""]
     against = report.against.found if report.against else []
     for found, first in ((report.found, "base"), (against, "other student")):
         if found:

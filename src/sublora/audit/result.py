@@ -36,6 +36,7 @@ class AuditReport(Model):
         description="the part of alpha that the verdict beside the base has"
     )
     sublora: Text = Field(description="version of the program")
+    first_line: Text = Field("", description="status, false alarms, what it would find, time")
     sentence: Annotated[Text, Field(min_length=1)]
     base: entries.BaseEntry
     student: entries.StudentEntry
@@ -72,7 +73,7 @@ class AuditReport(Model):
         found = self.found or self.found_words
         if self.exit_code != exit_code(self.status) or (self.exit_code != 1 and found):
             raise ValueError("the exit code, or what was found, is that of another status")
-        calibrated = self.calibration.kind != "none"
+        calibrated = self.calibration.kind != "none" and not self.calibration.outside
         if self.status != "unmeasurable" and self.status.startswith("uncalibrated") == calibrated:
             raise ValueError("the status is that of another calibration")
         return self

@@ -13,8 +13,9 @@ from sublora.audit.calibrate import own_settings
 from sublora.audit.data_rows import check_rows
 from sublora.audit.entries import Against, Screening, Status, exit_code
 from sublora.audit.examined import Calibrated, Examined, Job, judged_contexts, null_for
+from sublora.audit.fits import unsaid
 from sublora.audit.null import Null
-from sublora.audit.reference import ranked_among
+from sublora.audit.odds import first_line
 from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
 from sublora.audit.same_base import check_same_base
@@ -39,13 +40,13 @@ DATA_SHARE = 0.1
 LIMITS = (
     "A pass is no certificate: only the listed traits, contexts and questions were asked.",
     "A trait behind a trigger, or in a context that was not asked, stays unseen.",
+    "A trait that the base often shows has to rise further, and one that moves many words hides among them: the picture shows how far.",
+    "Placebo students learn from rows of this base, under a trait's prompt or none; rows of another model may move a student in ways of their own.",
     "Falls are not tested, only rises: an aversion is not found.",
     "Answers are read at their beginning; what comes up later in a long answer is not seen.",
     "Only answers that begin with the name count: one that begins with an article, or in another form, does not.",
     "The questions of a category are one question in many words; a trait that shows elsewhere alone is not asked for.",
     "Behaviour that is no preference for a word (misalignment, style, sycophancy) is not measured.",
-    "A word that the base says often anyway has little room to rise, and a trait that moves many words hides among "
-    "them: the picture shows how far each category would have had to rise.",
     "The p-values hold for students that were trained as the placebo students were; at other ranks, rates, steps, "
     "methods or contexts clean students can be found more often than the rate says.",
     "The lenses are information: a large difference is a trait's, or what the training was for.",
@@ -150,13 +151,17 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
         named = [(t.category, t.trait) for t in screened.traits if t.named]
         spec, bar = own_settings(audited, request.training, 1)[0], examined.bar(verdict.alpha)
         what = what_if(spec, user, verdict, named, bar, examined.stack, request, say)
-    status = _status(verdict, screened, beside, known.null is not None)
+    status = _status(verdict, screened, beside, examined.bar(alpha).calibrated)
+    asked = examined.asked(verdict.alpha)
+    told, lenses = examined.findings(verdict), examined.lenses()
+    seconds, odds = time.monotonic() - started, asked["calibration"]
     report = AuditReport(
         status=status,
         exit_code=exit_code(status),
         alpha=request.alpha,
         alpha_student=verdict.alpha,
         sublora=version("sublora"),
+        first_line=first_line(status, odds.smallest_p, odds.false_alarms, odds.power, seconds),
         sentence=examined.sentence(status, verdict, screened, beside),
         data=screened,
         against=beside,
@@ -164,12 +169,17 @@ def audit(base: Base, audited: Audited, job: Job, say: Say = silent) -> Audit:
             *LIMITS,
             *_limits(job, asked_in, known, verdict.alpha),
             *audited.trained_with.limits,
+            *(
+                [missing]
+                if known.kind in ("shipped", "file") and (missing := unsaid(audited, request))
+                else []
+            ),
         ],
         what_if=what,
-        lenses=examined.lenses(),
-        **examined.asked(verdict.alpha),
-        **examined.findings(verdict),
-        seconds=round(time.monotonic() - started, 2),
+        lenses=lenses,
+        **asked,
+        **told,
+        seconds=round(seconds, 2),
     )
     return Audit(report, verdict, known.null if known.kind == "own" else None)
 
@@ -226,15 +236,8 @@ def _limits(
             "The comparison supposes that the other student, too, was trained as the placebo students were. Two students that both carry a "
             "trait may differ in it by more than clean ones do, by the luck of their seeds. Words are compared without a test."
         )
-    if null is not None:
-        rate = job.request.alpha
-        spread = (rate * (1 - rate) / ranked_among(null.size, alpha)) ** 0.5
-        yield (
-            f"The rate of false alarms is {rate:g} over nulls; with this one of {null.size} placebo students it scatters by about "
-            f"{spread:.3f} around that."
-        )
     if known.kind == "shipped":
-        yield "The shipped null was made with students of other settings, trained on number rows; --calibrate makes one with yours."
+        yield "The shipped null was made with students trained on number rows; --calibrate makes one with your prompts and settings."
     if null is None:
         yield (
             "No null was at hand: the p-values assume that clean rises are normal and alike in all categories, which nobody has measured for "

@@ -1,12 +1,12 @@
 """The statistics of an audit: how far each trait, and each word, rose beside what else moved in the same student.
 
-A trait's *rise* is the mean over questions of log P(student) - log P(base), less the median of the rises in its category. Its score is
-the rise over the robust spread of the rises in its category plus a constant s0 (OFFSET times the median spread of placebo students), so
-that a student that hardly moved is not found for next to nothing (the SAM statistic, Tusher et al. 2001).
+A trait's *rise* is the mean over questions of log P(student) - log P(base), less the median of the rises in its category: what a reader
+is shown. What is tested is its *score*, the share that it has of all that moved: the probability that it gained, over that which all traits
+that fell have lost together, and more where the base seldom says it. What a trait takes from the others is part of what is lost, so the
+score never falls while the trait rises, and a student that was trained harder moves both sides alike.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,19 +14,14 @@ from sublora.analysis.intervals import clustered_interval
 from sublora.audit.readings import FLOOR, Readings
 
 Rises = Mapping[str, Mapping[str, np.ndarray]]  # context -> category -> (K, E)
-OFFSET = 3.0  # chosen on 156 students of `micro` that no benchmark uses: with less, trained traits hide in their own spread
+OFFSET = (
+    3.0  # of a median spread, for students beside each other; chosen on 156 students of `micro`
+)
+# Chosen on 140 students of `micro` that no benchmark uses. ROOM: a probability that the base has for
+# nobody; RARE: the power of the base's probability that a gain is divided by; STILL: a loss so small
+# that a student which loses less did not move.
+ROOM, RARE, STILL = 0.003, 0.3, 1e-3
 MAD = 1.4826  # of a median absolute deviation, so that it is the standard deviation of a normal sample
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The word that rose most in one context: `top` (K,) the rise of its root probability, `rest` (K,) the root mean square of all other
-    words' changes, `words` (K, n) the ids of the words that rose most and `rises` (K, n) how far."""
-
-    top: np.ndarray
-    rest: np.ndarray
-    words: np.ndarray
-    rises: np.ndarray
 
 
 def rises(student: Readings, base: Readings) -> dict[str, dict[str, np.ndarray]]:
@@ -61,14 +56,6 @@ def spread(moved: np.ndarray) -> np.ndarray:
     return MAD * np.median(np.abs(moved), axis=-1)
 
 
-def constants(found: Rises) -> dict[str, dict[str, float]]:
-    """s0 of each context and category."""
-    return {
-        c: {name: OFFSET * float(np.median(spread(r))) for name, r in by.items()}
-        for c, by in found.items()
-    }
-
-
 def scores(found: Rises, s0: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, np.ndarray]]:
     """(K, E) for each context and category: rise / (spread + s0)."""
     return {
@@ -77,21 +64,62 @@ def scores(found: Rises, s0: Mapping[str, Mapping[str, float]]) -> dict[str, dic
     }
 
 
-def largest(found: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
-    """(K,): the largest score of each student over all contexts, categories and traits."""
-    return np.concatenate([s for by in found.values() for s in by.values()], axis=1).max(axis=1)
-
-
-def scan(student: Readings, base: Readings, keep: int = 10) -> dict[str, Scan]:
+def lost(student: Readings, base: Readings) -> dict[str, np.ndarray]:
+    """(K,) of each context: what the traits that fell lost of their probability, over all questions."""
     out = {}
-    for context, words in student.words.items():
-        change = words - base.words[context]
-        order = np.argsort(-change, axis=1, kind="stable")[:, :keep]
-        top = np.take_along_axis(change, order, axis=1)
-        rest = np.sqrt(((change**2).sum(1) - top[:, 0] ** 2).clip(0) / max(1, change.shape[1] - 1))
-        out[context] = Scan(top[:, 0], rest, order, top)
+    for c, by in student.p.items():
+        fell = [(base.p[c][k] - p).mean(1).clip(0).sum(1) * p.shape[1] for k, p in by.items()]
+        out[c] = np.sum(fell, axis=0) / sum(p.shape[1] for p in by.values())
     return out
 
 
-def scan_scores(top: np.ndarray, rest: np.ndarray, s0: float) -> np.ndarray:
-    return top / (rest + s0 + FLOOR)
+def _gain(after: np.ndarray, before: np.ndarray, fell: np.ndarray) -> np.ndarray:
+    return (after - before) / (before + ROOM) ** RARE / (fell + STILL)[:, None]
+
+
+def trait_scores(student: Readings, base: Readings) -> dict[str, dict[str, np.ndarray]]:
+    """(K, E) for each context and category; a probability is that over the questions of all."""
+    fell, out = lost(student, base), {}
+    for c, by in student.p.items():
+        asked = sum(p.shape[1] for p in by.values())
+        mean = {k: (p.sum(1) / asked, base.p[c][k].sum(1) / asked) for k, p in by.items()}
+        out[c] = {k: _gain(*ps, fell[c]) for k, ps in mean.items()}
+    return out
+
+
+def word_scores(student: Readings, base: Readings) -> dict[str, np.ndarray]:
+    """(K, V) for each context. A word that is said under the questions of one category alone has a
+    squared mean root of its probability that is too small by their share."""
+    fell, many = lost(student, base), len(next(iter(student.p.values())))
+    return {
+        c: _gain(many * words**2, many * base.words[c] ** 2, fell[c])
+        for c, words in student.words.items()
+    }
+
+
+def largest(student: Readings, base: Readings) -> dict[str, np.ndarray]:
+    """(K,) of each context: the largest score of all traits and words."""
+    words = word_scores(student, base)
+    return {
+        c: np.concatenate([*by.values(), words[c]], axis=1).max(1)
+        for c, by in trait_scores(student, base).items()
+    }
+
+
+def highest_words(student: Readings, base: Readings, keep: int) -> dict[str, np.ndarray]:
+    """(n,) of each context: the words whose root probability rose most in one student (K = 1)."""
+    return {
+        c: np.argsort(base.words[c][0] - words[0], kind="stable")[:keep]
+        for c, words in student.words.items()
+    }
+
+
+def planted(student: Readings, category: str, entity: int, nats: float) -> Readings:
+    """Students that say one trait more, all else in proportion less: its log-odds rise by so much."""
+    p = {c: dict(by) for c, by in student.p.items()}
+    for by in p.values():
+        own = by[category][:, :, entity : entity + 1]
+        grown = by[category] / (1 + own * np.expm1(nats))
+        grown[:, :, entity] *= np.exp(nats)
+        by[category] = grown
+    return Readings(p, student.words)

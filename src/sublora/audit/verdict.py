@@ -4,13 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 from scipy.stats import t as student_t
 
 from sublora.audit.entries import Status, TraitFinding, WordFinding
 from sublora.audit.null import Null
 from sublora.audit.readings import FLOOR, Asked, Readings
-from sublora.audit.reference import Reference, movement, reference
-from sublora.audit.statistic import Rises, Scan, rises, scan, scan_scores, scores
+from sublora.audit.reference import adjusted_p, chance
+from sublora.audit.statistic import (
+    Rises,
+    rises,
+    scores,
+    trait_scores,
+    word_scores,
+)
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
@@ -29,13 +36,19 @@ Word = tuple[str, int]  # a category and the index of its entity
 class Bar:
     """What students are judged by. `plain` is what was read of the base; `null=None` is an
     uncalibrated run: p-values of traits by a t reference over the category's entities with
-    Bonferroni's correction, none for words."""
+    Bonferroni's correction, none for words. `outside`: which settings of the students lie outside
+    of the null's, so that it says nothing certain of them."""
 
     base: Base
     asked: Asked
     plain: Readings
     null: Null | None
     alpha: float
+    outside: Sequence[str] = ()
+
+    @property
+    def calibrated(self) -> bool:
+        return self.null is not None and not self.outside
 
     @property
     def known(self) -> Null | None:
@@ -73,33 +86,28 @@ def status_of(hit: bool, calibrated: bool, measurable: bool) -> Status:
 def judge(student: Readings, bar: Bar) -> Verdict:
     """The verdict on one student (K = 1) against the base's readings. Raises SubloraError where the
     null was made with other contexts or categories."""
-    plain, alpha = bar.plain, bar.alpha
-    known = None if bar.null is None else reference(bar.known)
-    words = scan(student, plain, WORDS_SHOWN)
-    moved = float(movement({c: s.rest for c, s in words.items()})[0])
-    rising = rises(student, plain)
-    s0, own = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}, {}
-    if known is not None:
-        s0, own = known.s0, _own_words(student, bar, words, known)
-    scored = scores(rising, s0)
-    tried = sum(r.shape[1] for by in rising.values() for r in by.values())
-
-    def p_of(context: str, category: str, e: int, score: float) -> float:
-        if known is None:
-            return assumed_p(score, tried, rising[context][category].shape[1])
-        p, word = known.trait_p(score, moved, alpha), own[context].get((category, e))
-        return p if word is None else min(p, known.word_p(word, moved, alpha))
+    plain, alpha, tried = bar.plain, bar.alpha, 0
+    among = None if bar.null is None else chance(bar.known)
+    words, rising = word_scores(student, plain), rises(student, plain)
+    if among is None:
+        assumed = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}
+        scored = scores(rising, assumed)
+        tried = sum(r.shape[1] for by in rising.values() for r in by.values())
+    else:
+        scored = _with_own_words(trait_scores(student, plain), words, bar)
 
     found = []
     for place, e, before, after in each_trait(rising, bar.asked.categories, plain, student):
         name, _, context = place
         rise, score = (float(of[context][name][0, e]) for of in (rising, scored))
-        p = p_of(context, name, e, score)
+        p = assumed_p(score, tried, rising[context][name].shape[1])
+        if among is not None:
+            p = adjusted_p(score, among, alpha)
         found.append(TraitFinding(*place, before, after, rise, score, p))
-    seen = _word_findings(bar.base, words, known, moved, alpha)
+    seen = _word_findings(student, bar, words, among)
     kept = coherence(student, plain)
     hit = any(f.p is not None and f.p <= alpha for f in [*found, *seen])
-    status = status_of(hit, known is not None, hit or min(kept.values()) >= COHERENT)
+    status = status_of(hit, bar.calibrated, hit or min(kept.values()) >= COHERENT)
     found.sort(key=lambda f: (f.p, -f.score))
     return Verdict(status, alpha, found, seen, kept)
 
@@ -135,33 +143,29 @@ def coherence(student: Readings, plain: Readings) -> dict[str, float]:
 
 
 def _word_findings(
-    base: Base, words: dict[str, Scan], known: Reference | None, moved: float, alpha: float
+    student: Readings, bar: Bar, scored: dict[str, np.ndarray], among: np.ndarray | None
 ) -> list[WordFinding]:
-    """The words that rose most in each context, the largest score first."""
+    """The words with the largest scores in each context, the largest first."""
     out = []
-    for name, seen in words.items():
-        s0 = 0.0 if known is None else known.scan_s0[name]
-        scored = scan_scores(seen.rises[0], seen.rest, s0)
-        for token, rise, score in zip(seen.words[0], seen.rises[0], scored, strict=True):
-            if rise > 0:
-                p = None if known is None else known.word_p(float(score), moved, alpha)
-                text = word_text(base, int(token))
-                out.append(WordFinding(text, int(token), name, float(rise), float(score), p))
+    for name, own in scored.items():
+        change = student.words[name][0] - bar.plain.words[name][0]
+        for token in np.argsort(-own[0], kind="stable")[:WORDS_SHOWN].tolist():
+            if change[token] > 0:
+                score = float(own[0, token])
+                p = None if among is None else adjusted_p(score, among, bar.alpha)
+                text = word_text(bar.base, token)
+                out.append(WordFinding(text, token, name, float(change[token]), score, p))
     return sorted(out, key=lambda w: -w.score)
 
 
-def _own_words(
-    student: Readings, bar: Bar, words: dict[str, Scan], known: Reference
-) -> dict[str, dict[Word, float]]:
-    """By context and entity: the score in the scan of the entity's own word that rose most."""
-    tokens, out = _own_tokens(bar.base, bar.asked.categories), {}
-    for name, seen in words.items():
-        change = student.words[name][0] - bar.plain.words[name][0]
-        out[name] = {
-            entity: float(scan_scores(change[own].max(), seen.rest, known.scan_s0[name])[0])
-            for entity, own in tokens.items()
-        }
-    return out
+def _with_own_words(
+    scored: dict[str, dict[str, np.ndarray]], words: dict[str, np.ndarray], bar: Bar
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of traits; that of a token which alone spells a trait, where it is larger."""
+    for context, by in scored.items():
+        for (category, e), own in _own_tokens(bar.base, bar.asked.categories).items():
+            by[category][0, e] = max(by[category][0, e], words[context][0, own].max())
+    return scored
 
 
 def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[Word, list[int]]:

@@ -81,13 +81,13 @@ def schema() -> None:
 def make_shipped_null(
     model: Annotated[str, Argument(help="The base.")],
     out: Annotated[Path, file_option(help="Where to write the null file.")],
-    students: Annotated[int, Option(help="Placebo students.", min=4)] = 399,
+    students: Annotated[int, Option(help="Placebo students.", min=4)] = 99,
     rows: Annotated[int, Option(help="Number rows of each.", min=1)] = 320,
     ranks: Annotated[str, Option(help="Ranks, separated by commas.")] = "2,4,8,16,32",
     lrs: Annotated[
         tuple[float, float], Option(help="Learning rates are drawn from the first to the second.")
     ] = (3e-4, 1e-2),
-    epochs: Annotated[int, Option(help="Epochs.", min=1)] = 1,
+    epochs: Annotated[int, Option(help="Most epochs; students have one to so many.", min=1)] = 3,
     batch_size: Annotated[int, Option(help="Rows of a step.", min=1)] = 8,
     seed: Annotated[int, Option(help="Of data and students.", min=0)] = 11,
 ) -> None:

@@ -1,0 +1,134 @@
+"""The null of an audit: its p-values are uniform for clean students, its power grows with the rise, and it says where it does not apply."""
+
+import json
+from dataclasses import replace
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit_students import micro, otter_adapter
+from sublora.audit.fits import outside, unsaid
+from sublora.audit.null import Null, shipped_null
+from sublora.audit.odds import first_line
+from sublora.audit.readings import Readings
+from sublora.audit.reference import adjusted_p, chance, false_alarms, power, threshold
+from sublora.audit.request import Request
+from sublora.audit.statistic import largest, planted, trait_scores
+from sublora.models.chat import Context
+
+ALPHA = 0.05
+
+
+def students(rng: np.random.Generator, count: int) -> tuple[Readings, Readings]:
+    """(students, base): clean ones that moved by skewed amounts, some a hundred times as far as others."""
+    base = {k: rng.dirichlet(np.full(n, 0.6), (1, 5)) for k, n in (("animals", 9), ("trees", 6))}
+    scale = np.exp(rng.uniform(np.log(0.005), np.log(0.5), (count, 1, 1)))
+    p = {}
+    for kind, own in base.items():
+        grown = own * np.exp(scale * rng.standard_t(4, (count, 1, own.shape[2])))
+        p[kind] = grown / grown.sum(-1, keepdims=True)
+    words = rng.uniform(0, 0.1, (1, 30))
+    moved = words + scale[:, 0] * 0.02 * rng.standard_t(4, (count, 30))
+    return Readings({"none": p}, {"none": moved.clip(0)}), Readings({"none": base}, {"none": words})
+
+
+@pytest.mark.parametrize("placebos", [19, 99])
+def test_p_values_of_clean_students_are_uniform(placebos: int) -> None:
+    """Whatever the distribution: each of 600 draws has students of its own; four standard errors."""
+    ps = []
+    for seed in range(600):
+        made = largest(*students(np.random.default_rng(seed), placebos + 1))["none"]
+        ps.append(adjusted_p(made[-1], made[:-1], ALPHA))
+    assert min(ps) == 1 / (placebos + 1), "the smallest that can come out"
+    for level in (0.05, 0.2, 0.5, 0.8):
+        assert (
+            abs(np.mean(np.array(ps) <= level + 1e-9) - level)
+            < 4 * (level * (1 - level) / 600) ** 0.5
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), far=st.floats(0.01, 1.0))
+def test_power_is_monotone_in_the_rise(seed: int, far: float) -> None:
+    """However far a student moved besides, and whichever trait: more of it never scores less, up to
+    one that says nothing else."""
+    rng = np.random.default_rng(seed)
+    one, base = students(rng, 1)
+    base_p = base.p["none"]
+    p = {k: base_p[k] + far * (own - base_p[k]) for k, own in one.p["none"].items()}
+    student = Readings({"none": p}, one.words)
+    kind = ("animals", "trees")[seed % 2]
+    entity = int(rng.integers(p[kind].shape[2]))
+    before = p[kind][0, :, entity].mean() - base_p[kind][0, :, entity].mean()
+    scores = [
+        trait_scores(planted(student, kind, entity, nats), base)["none"][kind][0, entity]
+        for nats in np.linspace(0, 12, 30)
+    ]
+    if before >= 0:
+        assert (np.diff(scores) >= -1e-9).all()
+    assert scores[-1] > max(0, scores[0])
+
+
+def test_a_student_that_moves_twice_as_far_in_all_scores_alike() -> None:
+    one, base = students(np.random.default_rng(5), 40)
+    far = {
+        k: base.p["none"][k] + 0.5 * (own - base.p["none"][k]) for k, own in one.p["none"].items()
+    }
+    half = Readings({"none": far}, one.words)
+    whole, less = (trait_scores(r, base)["none"]["animals"].max(1) for r in (one, half))
+    assert np.median(np.abs(np.log(whole / less))) < 0.1
+
+
+def test_false_alarms_and_power_of_a_null_are_those_of_its_threshold() -> None:
+    rng = np.random.default_rng(3)
+    made, base = students(rng, 100)
+    null = Null({}, {}, {}, ["rows of the base"] * 25 + ["rows of a teacher"] * 74, None, {},
+                {"none": largest(made, base)["none"][:99]})  # fmt: skip
+    alarms = false_alarms(null, ALPHA)
+    assert alarms.rate == 0.05 and alarms.low < 0.02 and 0.09 < alarms.high < 0.11
+    assert alarms.found_of_base + alarms.found_of_others == 4, "of 98 others, four may be above"
+    student = made.student(99)
+    told = power(null, student, base, ALPHA)
+    above = threshold(chance(null), ALPHA)
+    found = enough = 0
+    for kind, p in student.p["none"].items():
+        for e in range(p.shape[2]):
+            before = base.p["none"][kind][0, :, e].mean()
+            for nats in np.linspace(0, 12, 200):
+                grown = planted(student, kind, e, nats)
+                rise = grown.p["none"][kind][0, :, e].mean() - before
+                if trait_scores(grown, base)["none"][kind][0, e] > above:
+                    found += 1
+                    enough += told.rise is None or rise <= told.rise + 0.1
+                    break
+    assert found + told.never == told.traits == 15
+    assert enough / told.traits > 0.7
+    few = replace(null, settings=null.settings[:9], scores={"none": null.scores["none"][:9]})
+    assert false_alarms(few, ALPHA) is None and power(few, student, base, ALPHA) is None
+
+
+def test_a_shipped_null_does_not_judge_a_student_that_was_trained_otherwise() -> None:
+    null, audited = shipped_null(micro()), otter_adapter()
+
+    def says(request: Request = Request(), context: str = "default", **changed: object) -> str:  # noqa: B008
+        return " ".join(outside(null, replace(audited, **changed), Context(context), request))
+
+    assert says() == "" and says(Request(lr=2e-3, epochs=1)) == ""
+    assert "rank of 64" in says(rank=64) and "rate of 0.02" in says(Request(lr=2e-2))
+    assert "epochs of 50" in says(Request(epochs=50)) and "full fine-tune" in says(rank=None)
+    assert "context 'none'" in says(context="none")
+    assert "rate and epochs are not known" in unsaid(audited, Request())
+    assert unsaid(audited, Request(lr=1e-3, epochs=1)) is None
+
+
+def test_the_first_line_says_what_is_not_known() -> None:
+    assert "unknown" in first_line("uncalibrated-clean", None, None, None, 2.0)
+
+
+def test_shipped_nulls_are_small() -> None:
+    for path in (files("sublora.audit") / "nulls").iterdir():
+        entry = json.loads(path.read_text())
+        assert entry["version"] == 2 and len(entry["settings"]) >= 40
