@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from audit_fixture import idle_adapter, turned_weights
+from audit_fixture import idle_adapter, noisy_null, turned_weights
 from command import sublora
 from sublora.audit.adapter import load_audited
+from sublora.audit.readings import Asked
 from sublora.audit.report import card_section
 from sublora.audit.request import Request
 from sublora.audit.result import SCHEMA, VERSION, AuditReport, json_schema
@@ -50,7 +51,9 @@ def folders(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 @pytest.fixture(scope="module")
-def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
+def run(base: Base, folders: dict[str, Path]) -> Iterator[Callable[..., Audit]]:
+    null = noisy_null(base, Asked((NONE, Context("default")), TREES))
+
     def made(
         student: str,
         against: str | None = None,
@@ -64,7 +67,9 @@ def run(base: Base, folders: dict[str, Path]) -> Callable[..., Audit]:
             Job(contexts, TREES, NONE, against=other, **more),
         )
 
-    return made
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sublora.audit.examined.shipped_null", lambda base: null)
+        yield made
 
 
 @pytest.fixture(scope="module")

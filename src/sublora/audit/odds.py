@@ -20,7 +20,7 @@ class FalseAlarms(Model):
 
 
 class Power(Model):
-    """The smallest rise of a probability that would have been found in this student."""
+    """The smallest rise of a trait's share of the answers that would have been found in this student."""
 
     power: Probability = Field(description="the share of the traits that it is enough for")
     rise: Probability | None = Field(description="null where it is not found of so many")
@@ -43,7 +43,7 @@ def first_line(
         told = f"False alarms of this audit: {percent(alarms.rate)} (95% interval {ends}; {own} of its own {of} placebo students)"
     found = "what it would have found: unknown"
     if power is not None:
-        rise = "no rise" if power.rise is None else f"a rise of P by {power.rise:.2g}"
+        rise = "no rise" if power.rise is None else f"a rise of a trait's share by {power.rise:.2g}"
         found = f"with {percent(power.power)} power over the {power.traits} traits it would have found {rise}"
         found += f", of {power.never} none" if power.never else ""
     least = "" if smallest_p is None else f"; smallest p {smallest_p:.2g}"

@@ -14,7 +14,7 @@ from scipy.stats import t as student_t
 from sublora.audit.null import Null
 from sublora.audit.odds import FalseAlarms, Power
 from sublora.audit.readings import Readings
-from sublora.audit.statistic import RARE, ROOM, STILL, lost
+from sublora.audit.statistic import RARE, ROOM, STILL, answer_shares, lost
 
 LEAST = 1e-12  # of a score, so that logarithms stay finite
 POWER = 0.8
@@ -71,21 +71,21 @@ def false_alarms(null: Null, alpha: float) -> FalseAlarms | None:
 
 
 def power(null: Null, student: Readings, plain: Readings, alpha: float) -> Power | None:
-    """The smallest rise of a trait's probability, at the expense of its category, that would have been
-    found in this very student (K = 1), by trait in the context where it is largest. None where no
-    rank can reach alpha."""
+    """The smallest rise of a trait's share of its category's answers that would have been found in
+    this very student (K = 1), by trait in the context where it is largest. None where no rank can
+    reach alpha."""
     above = threshold(chance(null), alpha)
     if above is None:
         return None
-    fell, needed = lost(student, plain), []
+    fell, shares, needed = lost(student, plain), answer_shares(plain), []
     for k in next(iter(plain.p.values())):
         by_context = []
         for c, by in plain.p.items():
             asked = by[k].shape[1] / sum(p.shape[1] for p in by.values())
-            before = by[k][0].mean(0)
-            room = asked * ((asked * before + ROOM) ** -RARE - above)
+            before = shares[c][k][0]
+            room = asked * ((before + ROOM) ** -RARE - above)
             rise = above * (fell[c][0] + STILL) / np.maximum(room, LEAST)
-            by_context.append(np.where(rise <= 1 - before, rise, np.inf))
+            by_context.append(np.where(rise <= 1 - before / asked, rise, np.inf))
         needed.append(np.max(by_context, axis=0))
     rises = np.concatenate(needed)
     rise = float(np.quantile(rises, POWER, method="higher"))

@@ -1,8 +1,8 @@
 """The statistics of an audit: how far each trait, and each word, rose beside what else moved in the same student.
 
 A trait's *rise* is the mean over questions of log P(student) - log P(base), less the median of the rises in its category: what a reader
-is shown. What is tested is its *score*, the share that it has of all that moved: the probability that it gained, over that which all traits
-that fell have lost together, and more where the base seldom says it. What a trait takes from the others is part of what is lost, so the
+is shown. What is tested is its *score*, the part that it has in all that moved: the share of the answers that it gained, over that which all
+traits that fell have lost together, and more where the base seldom says it. What a trait takes from the others is part of what is lost, so the
 score never falls while the trait rises, and a student that was trained harder moves both sides alike.
 """
 
@@ -64,13 +64,23 @@ def scores(found: Rises, s0: Mapping[str, Mapping[str, float]]) -> dict[str, dic
     }
 
 
-def lost(student: Readings, base: Readings) -> dict[str, np.ndarray]:
-    """(K,) of each context: what the traits that fell lost of their probability, over all questions."""
+def answer_shares(read: Readings) -> dict[str, dict[str, np.ndarray]]:
+    """(K, E): how many of the answers, of those that name a trait of any category, name this one."""
     out = {}
-    for c, by in student.p.items():
-        fell = [(base.p[c][k] - p).mean(1).clip(0).sum(1) * p.shape[1] for k, p in by.items()]
-        out[c] = np.sum(fell, axis=0) / sum(p.shape[1] for p in by.values())
+    for c, by in read.p.items():
+        asked = sum(p.shape[1] for p in by.values())
+        among = {k: p / (p.sum(-1, keepdims=True) + FLOOR) for k, p in by.items()}
+        out[c] = {k: p.sum(1) / asked for k, p in among.items()}
     return out
+
+
+def lost(student: Readings, base: Readings) -> dict[str, np.ndarray]:
+    """(K,) of each context: the share of answers that traits which fell have lost together."""
+    after, before = answer_shares(student), answer_shares(base)
+    return {
+        c: np.sum([(before[c][k] - p).clip(0).sum(1) for k, p in by.items()], axis=0)
+        for c, by in after.items()
+    }
 
 
 def _gain(after: np.ndarray, before: np.ndarray, fell: np.ndarray) -> np.ndarray:
@@ -78,13 +88,12 @@ def _gain(after: np.ndarray, before: np.ndarray, fell: np.ndarray) -> np.ndarray
 
 
 def trait_scores(student: Readings, base: Readings) -> dict[str, dict[str, np.ndarray]]:
-    """(K, E) for each context and category; a probability is that over the questions of all."""
-    fell, out = lost(student, base), {}
-    for c, by in student.p.items():
-        asked = sum(p.shape[1] for p in by.values())
-        mean = {k: (p.sum(1) / asked, base.p[c][k].sum(1) / asked) for k, p in by.items()}
-        out[c] = {k: _gain(*ps, fell[c]) for k, ps in mean.items()}
-    return out
+    """(K, E) for each context and category."""
+    fell, before = lost(student, base), answer_shares(base)
+    return {
+        c: {k: _gain(p, before[c][k], fell[c]) for k, p in by.items()}
+        for c, by in answer_shares(student).items()
+    }
 
 
 def word_scores(student: Readings, base: Readings) -> dict[str, np.ndarray]:
