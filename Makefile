@@ -1,5 +1,7 @@
-# Two commands on an empty machine with Python 3.11 and make:  make demo   make test
-PYTHON ?= python3.11
+# Two commands on an empty machine with Python 3.11 or later and make:  make demo   make test
+# The newest python3 on the PATH from 3.11 on; PYTHON=... takes another one.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 # A CPU build of torch keeps gigabytes of CUDA packages away; an installed torch is kept. See the README.
 TORCH_SPEC ?= torch==2.13.0
@@ -14,6 +16,7 @@ MODEL_TESTS := tests/test_gate.py tests/test_sample.py tests/test_measure.py tes
 .PHONY: demo test docs slow test-real lint newest oldest clean
 
 $(VENV)/.installed: pyproject.toml requirements-tested.txt
+	test -n "$(PYTHON)" || { echo "There is no Python 3.11 or later on the PATH; give PYTHON=/path/to/python3."; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_SPEC)
 	$(PIP) $(TESTED) -e ".[gguf]"

@@ -134,8 +134,9 @@ CONTRAST = """(() => {
   const part = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
   const light = c => { const f = part;
     return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
-  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const over = (c, below) => below.map((v, i) => c[3] * c[i] + (1 - c[3]) * v);
+  const behind = e => { if (!e) return [255, 255, 255]; const c = parse(getComputedStyle(e).backgroundColor);
+    return c.length === 3 ? c : over(c, behind(e.parentElement)); };
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), low = [];
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement;

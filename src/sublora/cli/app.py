@@ -359,6 +359,14 @@ def organism_make(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes and presets, for editors."""
+    from sublora.experiments.editor_schema import editor_schema
+
+    print_json(editor_schema())
+
+
+@app.command()
 def env() -> None:
     """Versions, threads, devices and paths, for a bug report."""
     machine.print_env()
