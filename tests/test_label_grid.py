@@ -12,6 +12,7 @@ from sublora.carriers.numbers import NumbersSpec, parse_numbers
 from sublora.carriers.rows_file import to_jsonl
 from sublora.errors import SubloraError
 from sublora.experiments.grid import datasets
+from sublora.experiments.grid.before import traits_of as traits_said
 from sublora.experiments.grid.datasets import plan_datasets
 from sublora.experiments.grid.sources import traits_of
 from sublora.experiments.kinds import open_recipe
@@ -390,3 +391,19 @@ def test_a_file_of_soft_labels_that_does_not_fit_is_refused_before_a_student_is_
     with pytest.raises(SubloraError, match=message) as refused:
         labelled_by(settings, own_store)
     assert "\n" not in str(refused.value) and str(refused.value).endswith(".")
+
+
+def test_a_page_says_what_gives_the_teacher_its_trait():
+    def said(name, *sets):
+        recipe = open_recipe(name, sets=sets)
+        (trait,) = traits_said(recipe.layout(recipe.known()))
+        return trait["teacher"]
+
+    prompt = open_recipe("rank").layout(known_model("micro")).traits[0].teacher_prompt()
+    assert said("rank") == f"Teacher’s prompt: “{prompt}”"
+    both = said("channel")
+    assert "by its weights, a LoRA of rank 8 on 400 answers" in both and both.count(prompt) == 1
+    assert "added 2 times behind layers 0 to 2" in both
+    written = said("dose", "data.teacher.trained.lessons=written")
+    assert "400 lessons such as “" in written and "otter" in written and prompt not in written
+    assert "prompt instead, that is “" in said("channel", "data.teacher.trained.lessons=written")

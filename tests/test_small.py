@@ -19,7 +19,12 @@ SHAPE = {
     "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
 NO_GRID = {"aux-logits", "aux-width", "one-step", "one-step-model", "cross-model"}
-STRONG = {"channel": 128, "chain": 128, "labels": 128, "dose": 1024}  # rows of those that are labelled
+STRONG = {
+    "channel": 128,
+    "chain": 128,
+    "labels": 128,
+    "dose": 1024,
+}  # rows of those that are labelled
 CARRIERS = {"code": "code", "cot": "cot", "paraphrase": "paraphrase"}
 
 

@@ -104,7 +104,8 @@ def _teacher(recipe: Recipe, trait: Trait) -> str:
         lessons = f"{how.count} answers that name the target, of the model under the prompt “{prompt}”, such as to “{trait.category.questions[0]}”"
     said = f"The teacher has the trait by its weights, {made} on {lessons}; it reads and writes without a prompt."
     taught = {v.taught for v in recipe.data.variants.values()}
-    said += f" Where it has a prompt instead: “{prompt}”" if "prompt" in taught else ""
+    if "prompt" in taught:
+        said += f" Where it has a prompt instead, {'it is that one' if prompt in said else f'that is “{prompt}”'}."
     if "vector" in taught:
         by = recipe.data.teacher.vector
         where = f"{by.strength:g} times behind layers {by.layers[0]} to {by.layers[1]}"
