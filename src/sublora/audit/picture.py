@@ -21,14 +21,9 @@ FALLS = 0.4  # of the largest rise: falls beyond are drawn at the edge, nothing 
 
 def picture(report: AuditReport) -> Markup:
     """An inline SVG; every number of it is in the page's tables."""
-<<<<<<< HEAD
     contexts = _in_order((f.context for f in report.traits), [c.name for c in report.contexts])
     listed = [c.category for c in report.categories]
     categories = _in_order((f.category for f in report.traits), listed)
-=======
-    contexts = [c.name for c in report.contexts]
-    categories = [c.category for c in report.categories]
->>>>>>> cd39419 (An audit's p-value is a plain rank among all placebo students of what share a trait has of all that moved: its power never falls while the trait rises, a null says which students it is for, and the first line says its false alarms and what it would have found)
     ends = {(b.category, b.context): b.rise for b in report.bands}
     high = 1.08 * max([0.1, *(e for e in ends.values() if e), *(f.rise for f in report.traits)])
     low = max(1.15 * min([-0.05, *(f.rise for f in report.traits)]), -FALLS * high)
