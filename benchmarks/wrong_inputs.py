@@ -47,7 +47,16 @@ TEXTS = {
     "base": ["mikro", "DIR", "EMPTY"],
     "trait": ["oter", "cat-dog", ""],
     "preset": ["bigg", "", "Micro"],
-    "sets": ["epochs", "=3", "train.epoch=2", "data.rows=many", "data.rows=[1", "train.lora.ranks=0", "measure.samples=0", "traits=otter"],
+    "sets": [
+        "epochs",
+        "=3",
+        "train.epoch=2",
+        "data.rows=many",
+        "data.rows=[1",
+        "train.lora.ranks=0",
+        "measure.samples=0",
+        "traits=otter",
+    ],
     "what": ["recipe", "", "cats"],
     "name": ["mikro", "", "gpt"],
     "device": ["gpu9", "", "tpu"],
@@ -61,7 +70,7 @@ TEXTS = {
     "training_context": ["nowhere"],
     "serving_context": ["nowhere"],
     "dtype": ["float7"],
-}  # fmt: skip
+}
 SECTIONS = ("", "data", "train", "measure", "train.lora", "data.carrier", "data.sampling")
 
 
@@ -266,9 +275,13 @@ def _broken(text: str, draw: random.Random) -> str:
 def of_tables(files: Files, draw: random.Random, count: int) -> Iterator[Wrong]:
     """CSV files of results with one wrong cell, column or form."""
     wrong = {
-        "rank": ["two", "0", "-4", "1.5"], "lr": ["fast", "0", "-1e-4", "nan"], "rate": ["high", "1.7", "-0.1", "inf"],
-        "n": ["0", "-3", "many"], "base": ["none", "2", "-1"], "seeds": ["0", "x", "-1"],
-    }  # fmt: skip
+        "rank": ["two", "0", "-4", "1.5"],
+        "lr": ["fast", "0", "-1e-4", "nan"],
+        "rate": ["high", "1.7", "-0.1", "inf"],
+        "n": ["0", "-3", "many"],
+        "base": ["none", "2", "-1"],
+        "seeds": ["0", "x", "-1"],
+    }
     head, *rows = [line.split(",") for line in files.csv.strip().splitlines()]
     for _ in range(count):
         column, table = draw.choice(list(wrong)), copy.deepcopy(rows)

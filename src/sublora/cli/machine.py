@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import typer
+
 from sublora.runner.table import print_table
 
 PACKAGES = "sublora torch transformers peft tokenizers safetensors numpy scipy scikit-learn ray trl"
@@ -34,6 +36,7 @@ def print_env() -> None:
     """Versions, threads, devices and paths."""
     import torch
 
+    from sublora.runner.tested import newer
     from sublora.store import Store
 
     def version_of(package: str) -> str:
@@ -53,3 +56,5 @@ def print_env() -> None:
         ["store", str(Store().root)],
     ]
     print_table(["what", "value"], rows)
+    if said := newer():
+        typer.echo(said)

@@ -36,6 +36,7 @@ from sublora.runner.pace import rows_of
 from sublora.runner.prereg import Prereg, check_run, registration
 from sublora.runner.queue import soonest
 from sublora.runner.rates import keep_rates, rates_of, read_rates
+from sublora.runner.tested import newer
 from sublora.runner.worker import Setup, token_of
 from sublora.steps.step import ROWS_AT_ONCE, Step
 from sublora.store import Store, write_atomic, write_json_atomic
@@ -117,6 +118,7 @@ def run(
         steps = recipe.plan(known)
         warnings = [] if base is None else recipe.checks(base, known)
         warnings += [] if prereg is None else check_run(prereg, known, steps)
+        warnings += filter(None, [newer()])
         manifest = manifest_of(recipe, out, base, known, steps) | {
             **said,
             "warnings": warnings,
