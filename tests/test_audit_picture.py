@@ -13,6 +13,7 @@ from sublora.audit.examined import Calibrated, Examined, Job
 from sublora.audit.null import shipped_null
 from sublora.audit.picture import picture
 from sublora.audit.result import AuditReport
+from sublora.audit.statistic import planted, rises
 from sublora.audit.verdict import judge
 from sublora.models.chat import Context
 from sublora.traits.trait import shipped_categories
@@ -33,23 +34,18 @@ def test_a_band_ends_where_the_verdict_turns(examined: Examined, calibrated: boo
     bar = bar if calibrated else replace(bar, null=None)
     found = bands(examined.student, bar)
     assert len(found) == 6 and all(b.rise is not None and 0 < b.rise < 12 for b in found)
-    verdict = judge(examined.student, bar)
     for band in found:
-        here = [
-            f for f in verdict.traits if (f.category, f.context) == (band.category, band.context)
-        ]
-        assert all(f.p <= 0.05 for f in here if f.rise > 1.02 * band.rise)
-        # a trait that was not found would be, were it to rise as far as the band and a little more
-        quiet = min(here, key=lambda f: f.rise)
-        e = [x.name for x in bar.asked.category(band.category).entities].index(quiet.trait)
-        for factor, hit in ((1.03, True), (0.9, False)):
-            p = {c: dict(by) for c, by in bar.plain.p.items()}
-            own = p[band.context][band.category].copy()
-            own[0, :, e] *= np.exp(quiet.rise - factor * band.rise)
-            p[band.context][band.category] = own
-            again = judge(examined.student, replace(bar, plain=replace(bar.plain, p=p)))
-            risen = {(f.category, f.context, f.trait): f.p for f in again.traits}
-            assert (risen[band.category, band.context, quiet.trait] <= 0.05) == hit
+        category = bar.asked.category(band.category)
+        least = rises(examined.student, bar.plain)[band.context][band.category][0].argmin()
+        place = (band.category, category.entities[int(least)].name, band.context)
+        turned = set()
+        for tried in np.linspace(0.2, 6, 12):
+            verdict = judge(planted(examined.student, band.category, int(least), tried), bar)
+            shown = next(f for f in verdict.traits if (f.category, f.trait, f.context) == place)
+            if abs(shown.rise / band.rise - 1) > 0.02:
+                assert (shown.p <= 0.05) == (shown.rise > band.rise), (band, tried)
+                turned.add(shown.p <= 0.05)
+        assert turned == {True, False}
 
 
 def test_the_picture_names_what_was_found_and_an_old_audit_has_one_too() -> None:
