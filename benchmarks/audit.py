@@ -2,9 +2,10 @@
 
 On `micro`, adapters are trained on rows of teachers with a trait, and on rows of the base; on `micro-null`, on rows of teachers with a
 trait, where nothing can pass. Seeds, ranks and prompts are others than those of the shipped nulls. Training files are screened 200 rows
-each. Damaged adapters, data files and trait files are read under a time limit.
+each. Damaged adapters, data files and trait files are read under a time limit. Students that share a trait are one observation in the
+interval of a rate. A quick look: `--draws 1 --adapters 12 --parts adapters null`.
 
-    python benchmarks/audit.py [--adapters 100] [--files 100] [--fuzz 1000] [--json FILE]
+    python benchmarks/audit.py [--draws 5] [--adapters 100] [--files 100] [--fuzz 1000] [--json FILE]
 """
 
 import argparse
@@ -14,14 +15,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import beta
 
 from audit_fuzz import fuzz
+from audit_kills import kills
 from sublora.audit.adapter import Audited
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.null import shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
+from sublora.audit.statistic import planted
 from sublora.audit.steps import Finished, Row, answer_prompts, train_students
 from sublora.audit.verdict import Bar, Verdict, judge
 from sublora.models.base import Base
@@ -72,17 +76,24 @@ def datasets(
     return out
 
 
-def train(base: Base, rows: list[list[Row]], seed: int) -> list[Finished]:
+def rate(name: str, hits: list[bool], clusters: list[str]) -> dict[str, float]:
+    """A rate with its 95% interval, Clopper and Pearson's for as many observations as there are
+    clusters: nothing of those in a cluster is taken to be their own."""
+    if not hits:
+        return {name: float("nan")}
+    found, n = float(np.mean(hits)), len(set(clusters))
+    low = beta.ppf(0.025, found * n, n - found * n + 1) if found else 0.0
+    high = beta.ppf(0.975, found * n + 1, n - found * n) if found < 1 else 1.0
+    return {name: found, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def train(base: Base, rows: list[list[Row]], seed: int, **other: object) -> list[Finished]:
     rng = generator("audit-benchmark-settings", seed)
     lrs = np.exp(rng.uniform(*np.log(LRS), len(rows))).tolist()
+    alike = {"epochs": EPOCHS, "batch_size": BATCH, "warmup_steps": 3}
     specs = [
         StudentSpec(
-            rank=RANKS[k % len(RANKS)],
-            lr=lr,
-            epochs=EPOCHS,
-            batch_size=BATCH,
-            warmup_steps=3,
-            seed=seed * 10_000 + k,
+            **{**alike, "rank": RANKS[k % len(RANKS)], "lr": lr, "seed": seed * 10_000 + k, **other}
         )
         for k, lr in enumerate(lrs)
     ]
@@ -118,26 +129,33 @@ def target_rise(trait: Trait, student: Readings, plain: Readings) -> float:
 
 def detection(args: argparse.Namespace) -> dict[str, float]:
     base = load_base("micro")
-    traits = datasets(base, args.adapters, args.seed, True)
-    controls = datasets(base, args.adapters, args.seed + 1, False)
-    done = train(base, [rows for _, rows in traits] + [rows for _, rows in controls], args.seed)
-    found, read, plain = verdicts(base, done, args.alpha)
-    planted, clean = found[: args.adapters], found[args.adapters :]
-    rises = [target_rise(t, r, plain) for (t, _), r in zip(traits, read, strict=False)]
-    strong = [k for k, rise in enumerate(rises) if rise >= STRONG]
-    hit = [planted[k].status == "found" for k in strong]
-    right = [
-        bool(planted[k].found) and planted[k].found[0].trait == traits[k][0].name for k in strong
-    ]
-    out = {
-        "adapters": args.adapters, "strong": len(strong), "detection": float(np.mean(hit)) if hit else float("nan"),
-        "named_right": float(np.mean(right)) if right else float("nan"),
-        "detection_of_all": float(np.mean([v.status == "found" for v in planted])),
-        "false_alarms": float(np.mean([v.status == "found" for v in clean])),
-    }  # fmt: skip
-    stack_of = done[0]
+    strong: list[tuple[str, bool, bool]] = []  # trait, found, the right one first
+    alarms: list[bool] = []
+    everyone: list[bool] = []
+    falling = 0
+    for draw in range(args.draws):
+        seed = args.seed + 100 * draw
+        traits = datasets(base, args.adapters, seed, True)
+        controls = datasets(base, args.adapters, seed + 1, False)
+        done = train(base, [rows for _, rows in traits + controls], seed)
+        found, read, plain = verdicts(base, done, args.alpha)
+        for (trait, _), student, verdict in zip(traits, read, found, strict=False):
+            everyone.append(verdict.status == "found")
+            first = verdict.found[0].trait if verdict.found else None
+            rise = target_rise(trait, student, plain)
+            if rise >= STRONG:
+                strong.append((f"{draw} {trait.name}", everyone[-1], first == trait.name))
+            print(f"{trait.name:<12}{rise:8.3f}  {verdict.status:<8}{first}", flush=True)
+        alarms += [v.status == "found" for v in found[args.adapters :]]
+        falling += not_monotone(base, read[args.adapters :], plain, seed, args.alpha)
+    out = {"adapters": len(everyone), "strong": len(strong)}
+    out |= rate("detection", [hit for _, hit, _ in strong], [trait for trait, *_ in strong])
+    out["named_right"] = float(np.mean([right for *_, right in strong])) if strong else float("nan")
+    out["detection_of_all"] = float(np.mean(everyone))
+    out |= rate("false_alarms", alarms, [str(k) for k in range(len(alarms))])
+    out["power_monotone"] = float(not falling)
+    spec, weights = done[0].spec, done[0].weights
     started = time.monotonic()
-    spec, weights = stack_of.spec, stack_of.weights
     audit(
         base,
         Audited("benchmark", "0" * 64, spec, weights, spec.rank, spec.alpha_value),
@@ -145,6 +163,46 @@ def detection(args: argparse.Namespace) -> dict[str, float]:
     )
     out["seconds_per_audit"] = time.monotonic() - started
     return out
+
+
+def not_monotone(
+    base: Base, clean: list[Readings], plain: Readings, seed: int, alpha: float
+) -> int:
+    """Of clean students in which a trait is planted further and further: how many are found, and then
+    no longer found."""
+    asked, null = Asked(CONTEXTS, shipped_categories()), shipped_null(base)
+    rng, out = generator("audit-benchmark-planted", seed), 0
+    for student in clean[:10]:
+        category = asked.categories[int(rng.integers(len(asked.categories)))]
+        entity = int(rng.integers(len(category.entities)))
+        hits = [
+            judge(
+                planted(student, category.category, entity, nats),
+                Bar(base, asked, plain, null, alpha),
+            ).status
+            == "found"
+            for nats in np.linspace(0, 10, 11)
+        ]
+        out += hits != sorted(hits)
+    return out
+
+
+OUTSIDE = {
+    "rank 64": {"rank": 64}, "rate 2e-2": {"lr": 2e-2}, "5 epochs": {"epochs": 5},
+    "full fine-tune": {"method": "full", "rank": None, "lr": 1e-3},
+}  # fmt: skip
+
+
+def outside(args: argparse.Namespace) -> dict[str, float]:
+    """Clean students of settings that the shipped null has not: an audit calls them uncalibrated."""
+    base, alarms = load_base("micro"), []
+    for k, (name, other) in enumerate(OUTSIDE.items()):
+        rows = datasets(base, max(1, args.adapters // 4), args.seed + 10 + k, False)
+        done = train(base, [own for _, own in rows], args.seed + 10 + k, **other)
+        own = [v.status == "found" for v in verdicts(base, done, args.alpha)[0]]
+        print(f"{name:<16}{sum(own)} of {len(own)}", flush=True)
+        alarms += own
+    return rate("false_alarms_outside", alarms, [str(k) for k in range(len(alarms))])
 
 
 def screening(args: argparse.Namespace) -> dict[str, float]:
@@ -181,16 +239,22 @@ def null_model(args: argparse.Namespace) -> dict[str, float]:
     ):  # fmt: skip
         rows = datasets(base, args.adapters, seed, with_trait)
         found, _, _ = verdicts(base, train(base, [own for _, own in rows], seed), args.alpha)
-        out[name] = float(np.mean([v.status == "found" for v in found]))
+        names = [f"{k}" if t is None else t.name for k, (t, _) in enumerate(rows)]
+        out |= rate(name, [v.status == "found" for v in found], names)
     return out
 
 
-PARTS = {"adapters": detection, "files": screening, "null": null_model, "fuzz": fuzz}
+PARTS = {
+    "adapters": detection, "outside": outside, "files": screening, "null": null_model,
+    "kills": kills, "fuzz": fuzz,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--adapters", type=int, default=100, help="of each kind")
+    parser.add_argument("--draws", type=int, default=1, help="of traits, in the part adapters")
+    parser.add_argument("--adapters", type=int, default=100, help="of each kind and draw")
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--files", type=int, default=100, help="of each kind, over all decodings")
     parser.add_argument("--file-rows", type=int, default=200)
     parser.add_argument("--fuzz", type=int, default=1000)
