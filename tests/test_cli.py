@@ -63,6 +63,7 @@ def test_help_imports_nothing_heavy() -> None:
             ["gone.jsonl cannot be read (No such file or directory)"],
         ),
         (["ls", "cats"], ["cats", "recipes"]),
+        (["run", "."], [". is a folder and no recipe"]),
         (["ls", "recipes", "--trait-file", "mine.yaml"], ["--trait-file", "recipes"]),
         (["run", "rank", "--model", ""], ["The value of --model is empty"]),
         (["run", "rank", "--budget="], ["The value of --budget is empty"]),

@@ -262,6 +262,10 @@ def test_a_file_says_what_it_cannot_claim(tmp_path):
         (HEAD, "no rows"),
         ("\n \n", "no rows"),
         ("rank,lr,seeds,rate,n\n8,1e-4,3,0.5,100\n", "lacks the column base"),
+        (
+            "rank;lr;seeds;rate;n;base\n8;1e-4;3;0.5;100;0\n",
+            "separated by ';'; save it with commas",
+        ),
         ("rank,lr,seeds,rate,n,base,rate\n8,1e-4,3,0.5,100,0,1\n", "'rate' twice"),
         (HEAD + "8,1e-4,three,0.5,100,0.01\n", "line 2, column seeds: 'three'"),
         (HEAD + "8,1e-4,3,0.5,100,0.01\n\n4,1e-4,3,half,100,0.01\n", "line 4, column rate: 'half'"),

@@ -84,8 +84,10 @@ def parse(text: str, name: str = "the file") -> list[Row]:
     needed = [c for c in NEEDED if not (runs and c == "seeds")]
     absent = [column for column in needed if column not in header]
     if absent:
+        other = next((sign for sign in ";\t|" if len(header) == 1 and sign in header[0]), None)
+        why = f" Its columns are separated by {other!r}; save it with commas." if other else ""
         raise SubloraError(
-            f"{name} lacks the column {', '.join(absent)}; it needs {', '.join(needed)}."
+            f"{name} lacks the column {', '.join(absent)}; it needs {', '.join(needed)}.{why}"
         )
     twice = [column for column, count in Counter(header).items() if count > 1 and column]
     if twice:

@@ -36,6 +36,8 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
         raise SubloraError(f"There is no recipe file {name}; check the path.")
+    if path.is_dir():
+        raise SubloraError(f"{name} is a folder and no recipe; give a YAML file or a shipped name.")
     close = difflib.get_close_matches(name, shipped, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "`sublora ls recipes` lists them."
     raise SubloraError(f"There is no recipe '{name}'; {hint}")

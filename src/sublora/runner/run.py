@@ -118,10 +118,9 @@ def run(
         steps = recipe.plan(known)
         warnings = [] if base is None else recipe.checks(base, known)
         warnings += [] if prereg is None else check_run(prereg, known, steps)
-        warnings += filter(None, [newer()])
         manifest = manifest_of(recipe, out, base, known, steps) | {
             **said,
-            "warnings": warnings,
+            "warnings": [*warnings, *filter(None, [newer()])],
             "executor": options.executor,
             "device": cluster.device if cluster else str(base.device) if base else device,
             "threads": threads,
