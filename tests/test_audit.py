@@ -315,6 +315,7 @@ def test_reports_escape_all_text(base: Base, saved: Path) -> None:
     body["sentence"] = HOSTILE
     body["traits"][0]["trait"] = body["traits"][0]["context"] = HOSTILE
     body |= {"status": "uncalibrated-found", "exit_code": 1, "found": [body["traits"][0]]}
+    body["contexts"].append({"name": HOSTILE, "text": None, "role": "system"})
     body["words"].append(
         {"word": HOSTILE, "token": 1, "context": HOSTILE, "rise": 1.0, "score": 1.0, "p": None}
     )

@@ -182,6 +182,9 @@ def test_a_hub_id_brings_what_is_read_and_without_a_network_one_sentence(
         "audit", "--base", "micro", "--adapter", "me/gone", "--out", str(tmp_path / "o")
     )
     assert answer.code == 2 and answer.err.startswith("Error: ") and not (tmp_path / "o").exists()
+    with pytest.raises(SubloraError, match="me/gone@abc is not in the hub's cache") as caught:
+        load_base("me/gone", revision="abc")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dot_in_a_pattern_stands_for_any_character_as_in_peft(base: Base, tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ def read_base(
         lacks = ".safetensors weights; save the model as safetensors (pickles are not read)"
     if lacks:
         raise SubloraError(f"The folder {name} has no {lacks}.")
+    if folder is None:
+        _ask_hub(source, revision)
     tokenizer = read_tokenizer(source, name, **({"revision": revision} if revision else {}))
     chat, model = Chat(tokenizer), _weights(source, name, dtype, revision)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -167,6 +169,18 @@ def read_base(
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     organism = folder is not None and (folder / "organism.json").is_file()
     return Base(name, model.to(device).eval(), chat, identity, window, organism)
+
+
+def _ask_hub(source: str, revision: str | None) -> None:
+    """Raises SubloraError at once where the hub cannot be asked; the loaders would try for minutes, and say so line by line."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(source, revision=revision, allow_patterns=["config.json"])
+    except Exception as error:  # the client raises whatever its parts raise
+        which = f"{source}@{revision}" if revision else source
+        why = f"The model {which} is not in the hub's cache, and the hub does not give it ({_short(error)}); check name, revision and network."
+        raise SubloraError(why) from None
 
 
 def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTrainedModel":
