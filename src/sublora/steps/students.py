@@ -114,17 +114,21 @@ class StudentsStep:
         return total(s.cost(self.sizes) for s in self.students)
 
     def trial(self, base: Base, rows: Rows, tick: Tick) -> None:
-        """Steps of some such students; a batch of few rows shares less of a common beginning."""
+        """Steps of some such students; of adapters for a full fine-tune of a large model, which takes memory. A batch of few rows shares less
+        of a common beginning."""
         few = self.students[: max(1, len(rows) // 8)]
         read = pack_rows(text_rows(base.chat, rows, few[0].context), None, "a trial")
-        anywhere, soft = {"targets": ("all-linear",), "init": "default"}, _softly(read)
+        soft, how = _softly(read), {"targets": ("all-linear",), "init": "default"}
+        if len(rows) < 8:
+            how |= {"method": "lora", "rank": few[0].student.rank or 8}
+        specs = [s.student.model_copy(update=how) for s in few]
         pack = [
-            Training(s.id, s.student.model_copy(update=anywhere), soft if own else read)
-            for s, own in ((s, s.dataset in self.soft) for s in few)
+            Training(s.id, spec, soft if s.dataset in self.soft else read)
+            for s, spec in zip(few, specs, strict=True)
         ]
-        mean, batch = float(read.lengths.mean()), few[0].student.batch_size
+        mean, batch = float(read.lengths.mean()), specs[0].batch_size
         one, own = (mean - read.shared * (1 - 1 / n) for n in (min(batch, len(rows)), batch))
-        row = total(self.sizes.training(s.student, 1).share(1 / s.student.passes) for s in few)
+        row = total(self.sizes.training(s, 1).share(1 / s.passes) for s in specs)
         each = row.share(one / own / mean / len(few))  # of a token
         tell = {"on_step": lambda _, __, tokens: tick(each.share(tokens))}
         train_pack(base.model, pack, lambda _: None, **tell)
