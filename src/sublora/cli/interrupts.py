@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-GRACE = 1.3  # seconds in which a command may end by itself
+GRACE = 0.8  # seconds in which a command may end by itself
 _sentences = ["Interrupted; run the same command again."]  # the last one is true
 _said = threading.Event()
 
