@@ -17,7 +17,8 @@ from sublora.store import write_atomic
 from sublora.text import plural, slug, slugs
 
 MOST_ROWS = 40  # of a figure; a table takes more
-LONGEST = 120  # letters of a setting
+LONGEST = 56  # letters of a setting
+TEXTS = ("recipe.title", "recipe.summary", "recipe.caveat")  # what others say in its place
 Number = tuple[str, str]  # a value and its interval as a page writes them
 
 
@@ -56,7 +57,7 @@ class _Side:
     def settings(self) -> dict[str, str]:
         run = self.page.manifest
         known = {k: run.get(k) for k in ("recipe", "model", "sublora", "versions", "device")}
-        return dict(_flat("", known))
+        return {key: value for key, value in _flat("", known) if key not in TEXTS}
 
 
 def _rows(table: Table) -> dict[tuple[str, ...], Number]:
