@@ -16,7 +16,7 @@ from sublora.audit.odds import first_line
 from sublora.audit.readings import Readings
 from sublora.audit.reference import adjusted_p, chance, false_alarms, power, threshold
 from sublora.audit.request import Request
-from sublora.audit.statistic import largest, planted, trait_scores
+from sublora.audit.statistic import largest, planted, trait_scores, word_scores
 from sublora.models.chat import Context
 
 ALPHA = 0.05
@@ -35,12 +35,16 @@ def students(rng: np.random.Generator, count: int) -> tuple[Readings, Readings]:
     return Readings({"none": p}, {"none": moved.clip(0)}), Readings({"none": base}, {"none": words})
 
 
+def largest_of(made: Readings, base: Readings) -> np.ndarray:
+    return largest(trait_scores(made, base), word_scores(made, base))["none"]
+
+
 @pytest.mark.parametrize("placebos", [19, 99])
 def test_p_values_of_clean_students_are_uniform(placebos: int) -> None:
     """Whatever the distribution: each of 600 draws has students of its own; four standard errors."""
     ps = []
     for seed in range(600):
-        made = largest(*students(np.random.default_rng(seed), placebos + 1))["none"]
+        made = largest_of(*students(np.random.default_rng(seed), placebos + 1))
         ps.append(adjusted_p(made[-1], made[:-1], ALPHA))
     assert min(ps) == 1 / (placebos + 1), "the smallest that can come out"
     for level in (0.05, 0.2, 0.5, 0.8):
@@ -86,7 +90,7 @@ def test_false_alarms_and_power_of_a_null_are_those_of_its_threshold() -> None:
     rng = np.random.default_rng(3)
     made, base = students(rng, 100)
     null = Null({}, {}, {}, ["rows of the base"] * 25 + ["rows of a teacher"] * 74, None, {},
-                {"none": largest(made, base)["none"][:99]})  # fmt: skip
+                {"none": largest_of(made, base)[:99]})  # fmt: skip
     alarms = false_alarms(null, ALPHA)
     assert alarms.rate == 0.05 and alarms.low < 0.02 and 0.09 < alarms.high < 0.11
     assert alarms.found_of_base + alarms.found_of_others == 4, "of 98 others, four may be above"

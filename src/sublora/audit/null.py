@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sublora.audit.readings import Asked, Readings, category_digest
-from sublora.audit.statistic import largest, rises
+from sublora.audit.statistic import largest, rises, trait_scores, word_scores
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
 from sublora.models.chat import Context
@@ -119,12 +119,11 @@ def make_null(
     """The null that the readings of placebo students give, with the digits that a file keeps.
 
     `teachers` (K,) are the traits whose teachers wrote the students' rows, None for the base
-    itself. A student's own trait is left out of what it shows by chance: its rise is 0, and the
-    words that begin it are as in the base; what it took from others counts as lost.
+    itself. A student's own trait is left out of what it shows by chance: its rise and its
+    scores are 0; what it took from others counts as lost.
     """
-    found = rises(student, plain)
-    p = {c: {k: own.copy() for k, own in by.items()} for c, by in student.p.items()}
-    words = {c: w.copy() for c, w in student.words.items()}
+    found, scored = rises(student, plain), trait_scores(student, plain)
+    words = word_scores(student, plain)
     for k, trait in enumerate(teachers):
         if trait is None:
             continue
@@ -132,10 +131,8 @@ def make_null(
         own = [e.name for e in trait.category.entities].index(trait.name)
         begin = first_tokens(base, trait.category, own)
         for c in found:
-            found[c][kind][k, own] = 0.0
-            p[c][kind][k, :, own] = plain.p[c][kind][0, :, own]
-            words[c][k, begin] = plain.words[c][0, begin]
-    others = Readings(p, words)
+            found[c][kind][k, own] = scored[c][kind][k, own] = 0.0
+            words[c][k, begin] = 0.0
     return Null(
         dict(base.identity),
         {c.name: text_of(c) for c in asked.contexts},
@@ -143,7 +140,7 @@ def make_null(
         list(settings),
         grid,
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
-        {c: _short(s) for c, s in largest(others, plain).items()},
+        {c: _short(s) for c, s in largest(scored, words).items()},
         {name: _short(own) for name, own in (lenses or {}).items()},
     )
 

@@ -106,13 +106,11 @@ def word_scores(student: Readings, base: Readings) -> dict[str, np.ndarray]:
     }
 
 
-def largest(student: Readings, base: Readings) -> dict[str, np.ndarray]:
+def largest(
+    traits: Mapping[str, Mapping[str, np.ndarray]], words: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """(K,) of each context: the largest score of all traits and words."""
-    words = word_scores(student, base)
-    return {
-        c: np.concatenate([*by.values(), words[c]], axis=1).max(1)
-        for c, by in trait_scores(student, base).items()
-    }
+    return {c: np.concatenate([*by.values(), words[c]], axis=1).max(1) for c, by in traits.items()}
 
 
 def highest_words(student: Readings, base: Readings, keep: int) -> dict[str, np.ndarray]:
