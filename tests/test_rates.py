@@ -152,7 +152,9 @@ def test_a_large_model_takes_what_each_of_its_layers_adds(monkeypatch) -> None:
     assert rates == pytest.approx({READ: 100 / 16, WRITE: 100 / 16})
 
 
-def test_a_piece_of_work_is_timed_from_the_last_tick() -> None:
+def test_a_piece_of_work_is_timed_from_the_last_tick(monkeypatch) -> None:
+    monkeypatch.setattr(probe, "_clock", lambda base: time.perf_counter)
+
     def work(base, rows, tick) -> None:
         time.sleep(0.05)
         tick(Cost())  # set up, which does not count
