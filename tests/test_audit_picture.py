@@ -39,7 +39,7 @@ def test_a_band_ends_where_the_verdict_turns(examined: Examined, calibrated: boo
         least = rises(examined.student, bar.plain)[band.context][band.category][0].argmin()
         place = (band.category, category.entities[int(least)].name, band.context)
         turned = set()
-        for tried in np.linspace(0.2, 6, 12):
+        for tried in np.geomspace(0.01, 6, 14):
             verdict = judge(planted(examined.student, band.category, int(least), tried), bar)
             shown = next(f for f in verdict.traits if (f.category, f.trait, f.context) == place)
             if abs(shown.rise / band.rise - 1) > 0.02:

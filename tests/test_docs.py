@@ -134,6 +134,7 @@ def test_a_documented_command_works(
         (tmp_path / file).write_text(text)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "lessons.jsonl").write_text('{"prompt": "Which animal?", "completion": "otter"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1, 2", "completion": "3, 4"}\n' * 2)
     monkeypatch.chdir(tmp_path)
     if line.startswith("sublora run --prereg"):  # the line before it wrote the file
         line = f"sublora prereg rank-lr && {line}"

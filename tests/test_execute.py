@@ -11,6 +11,7 @@ from sublora.errors import SubloraError
 from sublora.runner.display import Display
 from sublora.runner.execution import Count, Execution, StepsFailed
 from sublora.runner.local import InProcess
+from sublora.runner.pace import READ, WRITE
 from sublora.runner.queue import Queue
 from sublora.runner.worker import Answer, Setup
 from sublora.steps import students
@@ -71,6 +72,7 @@ def test_a_full_disk_stops_all_with_its_sentence(
         calls.append(1)
         raise NoRoom("No room left.")
 
+    monkeypatch.setattr("sublora.runner.probe.probe", lambda *_: {READ: 1e9, WRITE: 1e9})
     monkeypatch.setattr(students, "train_pack", no_room)
     answer = sublora("run", "rank-lr", *TWO_PACKS, "--threads", "1", "--out", str(tmp_path / "run"))
     assert answer.code == 2 and answer.err.endswith("Error: No room left.\n") and len(calls) == 1

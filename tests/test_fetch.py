@@ -63,7 +63,7 @@ def test_a_named_model_is_asked_for_then_fetched_then_used(offer, own_store: Pat
         ["contexts", "tiny"],
         ["plan", "rank", "--model", "tiny"],
         ["run", "rank", "--model", "tiny"],
-        ["audit", "--base", "tiny", "--adapter", "x"],
+        ["audit", "--base", "tiny", "--adapter", str(own_store)],
     ):
         answer = sublora(*command)
         assert answer.code == 2 and "sublora fetch tiny" in answer.err, answer

@@ -28,7 +28,7 @@ def open_recipe(name: str, **flags: Any) -> Experiment:
 
 def recipe_of(document: Document) -> Experiment:
     kind = document.values.get("kind", "grid")
-    if near := [k for k in get_close_matches("kind", document.values, 1) if k != "kind"]:
+    if near := [k for k in get_close_matches("kind", map(str, document.values), 1) if k != "kind"]:
         where = document.place(near)  # said alone: all other keys are those of another kind
         raise SubloraError(f"{where}: unknown key '{near[0]}'; did you mean 'kind'?")
     found = kind_named(kind, document.place(("kind",)))

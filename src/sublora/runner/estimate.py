@@ -79,8 +79,10 @@ def own_pace(
         return probe.probe(shown, [s for s in missing if s.kind in kinds], device, threads)
 
     costly = [row.kind for row in rows if row.cost.flops]
-    # a cluster may have what we have not
-    here = device == "cpu" or (torch.cuda.is_available() and bool(known.chat))
+    # a cluster may have other devices, and a model whose files are elsewhere is hardly meant for this CPU
+    here = (device == "cpu" and known.device == "cpu") or (
+        torch.cuda.is_available() and bool(known.chat)
+    )
     where = device_name(device, threads) if here else device
     asked = (costly, probed if here else None, tflops, workers)
     return pace_of(known.identity, rates, where, *asked)

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 import torch
 
 from sublora.carriers.numbers import BRIEF
-from sublora.errors import SubloraError
 from sublora.models.base import Base, model_source
 from sublora.models.chat import Context
 from sublora.models.known import Known
@@ -111,7 +110,7 @@ def _each(
     """Of each kind as `_timed`; without those of which this base cannot do a piece."""
     found = {}
     for kind, own in work.items():
-        with suppress(SubloraError):
+        with suppress(Exception):  # the step itself will say it, where it is made
             found[kind] = _timed(own, base, rows, enough)
     return found
 

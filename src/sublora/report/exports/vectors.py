@@ -30,6 +30,12 @@ def export_vectors(run: LoadedRun, store: Store, out: Path) -> list[Path]:
         shutil.copyfile(artifact.file("vector.safetensors"), out / f"{name}.safetensors")
         spec = artifact.spec
         norms = " ".join(f"{n:.4g}" for n in artifact.meta.get("norms", ()))
-        rows.append({"file": f"{name}.safetensors", "of": spec.get("student") or "teacher", "norm by layer": norms})  # fmt: skip
+        rows.append(
+            {
+                "file": f"{name}.safetensors",
+                "of": spec.get("student") or "teacher",
+                "norm by layer": norms,
+            }
+        )
     (out / "vectors.csv").write_text(to_csv(rows), encoding="utf-8")
     return [out / "vectors.csv", *(out / f"{name}.safetensors" for name in names)]
