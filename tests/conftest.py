@@ -24,8 +24,7 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or writes the user's store."""
     home = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("SUBLORA_HOME", str(home))
-    for name in ("COLUMNS", "FORCE_COLOR"):  # a kernel of a notebook test leaves them behind
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)  # workers of pytest-xdist are told 80
     return home
 
 

@@ -11,7 +11,7 @@ from sublora.experiments.experiment import Experiment
 from sublora.models.base import model_source
 from sublora.models.known import Known, known_model
 from sublora.runner.local import crew
-from sublora.runner.pace import READ, WRITE, Pace, Row, pace_of, rows_of
+from sublora.runner.pace import Pace, Row, pace_of, rows_of
 from sublora.runner.rates import Rate, device_name, known_identity, read_rates
 from sublora.steps.step import Step
 from sublora.store import Store
@@ -73,8 +73,6 @@ def own_pace(
     def probed(kinds: Sequence[str]) -> Mapping[str, float]:
         from sublora.runner import probe  # brings transformers, which most plans do without
 
-        if known.shape and not known.chat:  # its files are not here
-            return dict.fromkeys((READ, WRITE), probe.product_rate(threads))
         shown = known if known.shape else known_model("micro")
         return probe.probe(shown, [s for s in missing if s.kind in kinds], device, threads)
 

@@ -54,7 +54,8 @@ def probe(known: Known, steps: Sequence[Step], device: str, threads: int) -> dic
             base.model.config.get_text_config().num_hidden_layers = depth
             timed.append(_each(work, base, rows, 0.0))
     whole, rates = known.shape.layers, {}
-    for kind, (cost, deep) in timed[0].items():
+    for kind in timed[0].keys() & timed[1].keys():
+        cost, deep = timed[0][kind]
         flat = timed[1][kind][1]
         layer = max(0.0, deep - flat) / (DEPTHS[0] - DEPTHS[1])
         rates[kind] = _rate(cost, flat + layer * (whole - DEPTHS[1]))
