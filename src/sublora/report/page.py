@@ -53,6 +53,10 @@ def build_report(run_dir: Path) -> Path:
 
 def read_page(path: Path) -> Page:
     """Raises SubloraError where there is no page of this version."""
+    if not path.parent.is_dir():
+        raise SubloraError(
+            f"There is no folder {path.parent}; give a run's folder (`sublora ls runs`)."
+        )
     if not path.exists():
         raise SubloraError(
             f"{path.parent} has no page.json, because its run is not finished or is of an older version; "
