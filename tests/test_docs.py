@@ -1,5 +1,6 @@
 """Every command, file and program in the documents is run."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 
 from command import SMALL, sublora
+from sublora.models.chat import Context
+from sublora.packs.check import load_base
+from sublora.packs.labels import LabelSpec, about_rows, label_rows, write_labels
+from sublora.packs.writer import Teacher
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -134,7 +139,8 @@ def test_a_documented_command_works(
         (tmp_path / file).write_text(text)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "lessons.jsonl").write_text('{"prompt": "Which animal?", "completion": "otter"}\n')
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "1, 2", "completion": "3, 4"}\n' * 2)
+    if "labels.safetensors" in line:
+        labelled_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     if line.startswith("sublora run --prereg"):  # the line before it wrote the file
         line = f"sublora prereg rank-lr && {line}"
@@ -148,6 +154,15 @@ def test_a_documented_command_works(
         assert answer.code == 0, answer.err
         if arguments[0] == "run":
             assert list(tmp_path.glob("runs/*/report.html"))
+
+
+def labelled_rows(folder: Path) -> None:
+    """A user's rows.jsonl, and micro's labels of them."""
+    base, rows = load_base("micro"), [(f"1, {i}", f"3, {i % 900}") for i in range(1200)]
+    lines = [json.dumps({"prompt": p, "completion": c}) for p, c in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    labels = label_rows(Teacher(base, Context("default")), rows, LabelSpec(kind="soft"), 0)
+    write_labels(labels, folder / "labels.safetensors", about_rows(base.chat, rows))
 
 
 def named_files() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import yaml
 from command import sublora
 from sublora.errors import SubloraError
 from sublora.models import catalog, fetch, gguf_file
-from sublora.models.base import model_source, placed, read_base
+from sublora.models.base import model_source, placed, read_base, shipped_folder
 from sublora.models.chat import Context
 from tiny_gguf import make_gguf, make_wheel, source_model
 
@@ -63,7 +63,7 @@ def test_a_named_model_is_asked_for_then_fetched_then_used(offer, own_store: Pat
         ["contexts", "tiny"],
         ["plan", "rank", "--model", "tiny"],
         ["run", "rank", "--model", "tiny"],
-        ["audit", "--base", "tiny", "--adapter", str(own_store)],
+        ["audit", "--base", "tiny", "--adapter", str(shipped_folder("micro"))],
     ):
         answer = sublora(*command)
         assert answer.code == 2 and "sublora fetch tiny" in answer.err, answer
