@@ -27,6 +27,9 @@ def sublora(*arguments: str) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
+# The exit codes of an audit that ended: clean, found, and found in the data alone.
+JUDGED = (0, 1, 4)
+
 # A grid of a few seconds on a shipped model.
 SMALL = [
     "--set",

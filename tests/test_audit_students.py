@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from audit_fixture import idle_adapter
 from audit_students import otter_adapter
-from command import sublora
+from command import JUDGED, sublora
 from sublora.audit.adapter import load_audited
 from sublora.audit.calibrate import own_settings
 from sublora.audit.request import Training
@@ -397,7 +397,7 @@ def test_placebo_students_take_the_rate_from_the_settings(saved: Path, tmp_path:
     assert refused.code == 2 and "--settings" in refused.err
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)
     answer = sublora(*asked, "--settings", str(tmp_path / "axolotl.yml"))
-    assert answer.code in (0, 1), answer.err
+    assert answer.code in JUDGED, answer.err
     body = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert body["student"]["trained_with"]["lr"] == 2e-4
     assert "lr 0.0002" in body["calibration"]["settings"][0]
