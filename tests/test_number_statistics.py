@@ -16,6 +16,8 @@ from sublora.analysis.row_statistics import (
     prompt_information,
 )
 from sublora.analysis.separability import auc, compression_auc, probe_auc
+from sublora.experiments.kinds import open_recipe
+from sublora.experiments.number_statistics import DISTANCE, RATIO, SEPARABLE
 
 
 def answers(seed: int, own: tuple[int, ...] = (), count: int = 400) -> list[list[int]]:
@@ -73,6 +75,13 @@ def test_descriptions_have_their_known_values() -> None:
         "eight equal classes that are known: three bits"
     )
     assert prompt_information([([], [3])]) == 0
+
+
+def test_the_interval_of_a_share_stays_within_its_bounds() -> None:
+    recipe = open_recipe("number-statistics", sets=["data.seeds=[1,2,3]"])
+    for group, end in ((SEPARABLE, 1.0), (RATIO, 1.0), (DISTANCE, None)):
+        high = recipe._effect("otter", group, "x", [0.2, 0.95, 0.99]).interval().high
+        assert high == end if end else high > 1
 
 
 def test_readers_are_at_chance_on_equal_teachers_and_above_on_others() -> None:

@@ -10,7 +10,15 @@ from sublora.experiments import classifiers as mlp
 from sublora.experiments.claims import load_claims
 from sublora.experiments.experiment import NOTHING
 from sublora.experiments.kinds import open_recipe
-from sublora.experiments.one_step import FULL, OneStep, gradient_of, low_rank, take_steps
+from sublora.experiments.one_step import (
+    COSINE,
+    FULL,
+    LOSS,
+    OneStep,
+    gradient_of,
+    low_rank,
+    take_steps,
+)
 from sublora.steps.step import Workshop
 from sublora.store import Store
 
@@ -43,6 +51,16 @@ def test_at_the_same_start_the_way_to_the_teacher_is_the_teachers_step():
     (found,) = take_steps(recipe("steps=[1e-4]"), [0])
     for update in found["found"].values():
         assert update["0"]["moves"]["0.0001"][1] == pytest.approx(update["0"]["cosine"], abs=1e-4)
+
+
+def test_the_interval_of_a_cosine_over_few_models_stays_within_its_bounds():
+    small = recipe("distances=[0]", "steps=[1]", "ranks=[]")
+    found = [
+        {"found": {FULL: {"0": {"cosine": c, "moves": {"1": [9 * c, c]}}}}} for c in (0.2, 0.9, 0.9)
+    ]
+    spans = {e.group: e.interval() for e in small._effects(found)}
+    assert spans[COSINE].high == 1 and spans[COSINE].low >= -1
+    assert spans[LOSS].high > 1, "a share of a loss may be above 1"
 
 
 def test_models_side_by_side_are_models_alone():

@@ -63,6 +63,7 @@ def test_readings_are_those_of_students_controls_and_the_base(own_store: Path):
         "P on trees: students",
         "distance on trees: students",
     ]
+    assert {e.bounds for e in effects.values()} == {(-1, 1)}, "differences of shares"
     made_of = {a.student: a.id for step in plan.readings["specificity"] for a in step.artifacts}
     read = {
         k: json.loads(store.read(v).file("elsewhere.json").read_text()) for k, v in made_of.items()

@@ -231,7 +231,7 @@ def clustered_interval(
     Replicates that share a data seed are averaged first: training seeds on one dataset are not independent.
     With one data seed the training seed is the factor; with one replicate only questions are
     (`seeds_unknown`). `clip` cuts low and high (never the estimate), for a quantity that cannot leave
-    that range.
+    that range: what is cut off cannot be true, so the interval holds the truth exactly as often as before.
     """
     means, name = cluster_means(finite("values", values, (2,)), data_seeds, train_seeds)
     result = interval_of_means(means, name, level, null)

@@ -130,8 +130,9 @@ class NumberStatistics(WritesRows):
     def _effect(self, trait: str, group: str, name: str, values: Sequence[float]) -> Effect:
         """Values of the last of the data seeds, as many as there are."""
         null = 0.5 if group == SEPARABLE else 0.0
-        seeds = self.seeds[-len(values) :]
-        interval = clustered_interval([[v] for v in values], seeds, level=1 - self.level, null=null)
+        clip = {SEPARABLE: (0.0, 1.0), RATIO: (-1.0, 1.0)}.get(group)
+        table, seeds = [[v] for v in values], self.seeds[-len(values) :]
+        interval = clustered_interval(table, seeds, None, 1 - self.level, null, clip)
         n = {"data_seeds": len(values), "rows": self.data.rows}
         return named(trait, group, name, interval, n, null=null)
 

@@ -102,7 +102,9 @@ class OneStep(OfClassifiers):
         numbers, n, effects = list(range(len(found))), {"models": len(found)}, []
 
         def note(group: str, name: str, values: Sequence[float]) -> None:
-            interval = clustered_interval([[v] for v in values], numbers, level=1 - self.level)
+            clip = (-1, 1) if group == COSINE else None
+            table = [[v] for v in values]
+            interval = clustered_interval(table, numbers, level=1 - self.level, clip=clip)
             effects.append(named(self.subject, group, name, interval, n))
 
         for update in self.updates:

@@ -106,7 +106,8 @@ class OneStepModel(Experiment):
         effects: dict[str, list[Effect]] = {COSINE: [], LOSS: [], WEIGHTS: []}
         for (group, name), values in found.items():
             table = [[values[draw, trait] for trait in names] for draw in draws]
-            interval = clustered_interval(table, draws, level=1 - self.level)
+            clip = (-1, 1) if group == COSINE else None
+            interval = clustered_interval(table, draws, level=1 - self.level, clip=clip)
             effects[group].append(named(self.model, group, name, interval, n))
         caption = f"{self.draws} draws × {len(self.traits)} traits. Intervals: {1 - self.level:.0%}. The line is no movement."
         charts = tuple(

@@ -188,7 +188,8 @@ def reads(plan: Planned, store: Store) -> Sequence[Effect]:
             replicates = [s.replicate for s, _ in pairs]
             for (group, what), value in values.items():
                 gap = np.array([value(s) - value(control) for s, control in pairs])
-                out.append(found(trait.name, group, f"{what}: {label}", gap, replicates))
+                name = f"{what}: {label}"
+                out.append(found(trait.name, group, name, gap, replicates, bounds=(-1, 1)))
     return out
 
 

@@ -167,7 +167,7 @@ def divergences(results: Results, trait: Trait) -> Iterator[Effect]:
         for name, key in DIVERGENT.items():
             values = np.array([read[key] for read in by_seed.values()])
             group = f"divergent tokens, teacher against {other}"
-            yield found(trait.name, group, f"{name}, {other}", values, replicates)
+            yield found(trait.name, group, f"{name}, {other}", values, replicates, bounds=(0, 1))
 
 
 def probes(results: Results, trait: Trait) -> Iterator[Effect]:
@@ -195,7 +195,8 @@ def probes(results: Results, trait: Trait) -> Iterator[Effect]:
         for group, name, values in made:
             replicates = [s.replicate for s in members]
             axes = axes_of(results.plan, members, name)
-            yield found(trait.name, group, f"{name}: {label}", values, replicates, axes=axes)
+            bounds, name = (0, 1) if group == verbatim else None, f"{name}: {label}"
+            yield found(trait.name, group, name, values, replicates, axes=axes, bounds=bounds)
 
 
 def gradients(results: Results, trait: Trait) -> Iterator[Effect]:
