@@ -138,6 +138,16 @@ def test_it_is_taken_for_a_small_real_model_without_a_preset_and_said(real):
     assert not any(said(*words) for words in quiet)
 
 
+def test_a_prereg_file_fixes_the_same_sizes_as_the_run(real, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "sublora.runner.prereg.write_prereg", lambda asked, *_: taken.append(asked["preset"])
+    )
+    for preset, small in (([], "small"), (["--preset", "soft"], "small+soft")):
+        answer = sublora("prereg", "rank-lr", "--model", real, *preset)
+        assert taken[-1] == small and f"--preset {small} is taken" in answer.err, answer
+
+
 def test_the_plan_says_what_was_chosen(pieces):
     answer = sublora("plan", "svd", "--preset", "small", "--model", pieces)
     assert answer.code == 0 and "otter in several tokens" in answer.err

@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from sublora.cli import machine
-from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, with_added_rates
+from sublora.cli.asked import asked_for, cut_to_fit, fresh_folder, opened, sized, with_added_rates
 from sublora.cli.audit import app as audit_app
 from sublora.cli.export import export, push
 from sublora.cli.interrupts import keeps_what_is_finished
@@ -163,7 +163,10 @@ def prereg(
     from sublora.runner.prereg import write_prereg
     from sublora.store import Store
 
-    path = write_prereg(asked_for(recipe, model, trait, preset, sets), out, Store())
+    asked, said = sized(asked_for(recipe, model, trait, preset, sets))
+    if said:
+        typer.echo(f"Note: {said}", err=True)
+    path = write_prereg(asked, out, Store())
     typer.echo(f"{path}\nCommit it, then: sublora run --prereg {path}")
 
 

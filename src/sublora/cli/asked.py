@@ -20,19 +20,23 @@ def asked_for(
     return {"name": recipe, **flags}
 
 
+def sized(asked: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The words of a command with the preset that its model takes where they do not say it, and what is said of that."""
+    from sublora.experiments.chosen import for_small_models
+
+    small = for_small_models(asked)
+    return (asked | {"preset": small[0]}, small[1]) if small else (asked, None)
+
+
 def opened(asked: dict[str, Any], file: Path | None):
     """The recipe that a command asks for, or that of a prereg file, which is given too."""
-    from sublora.experiments.chosen import for_small_models
     from sublora.experiments.kinds import open_recipe
     from sublora.runner.prereg import read_prereg, registered_recipe
 
     if file is None and asked["name"] is None:
         raise SubloraError("Give a recipe (`sublora ls recipes` lists them), or --prereg FILE.")
     registered = None if file is None else read_prereg(file)
-    said = None
-    if not registered and (small := for_small_models(asked)):
-        preset, said = small
-        asked = asked | {"preset": preset}
+    asked, said = (asked, None) if registered else sized(asked)
     recipe = registered_recipe(registered, asked) if registered else open_recipe(**asked)
     for note in filter(None, (said, recipe.caveat)):
         typer.echo(f"Note: {note}", err=True)
