@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -240,6 +241,35 @@ def test_a_teacher_by_a_vector_that_has_no_trait_or_no_words_left_is_uninterpret
             made.append(step.kind)
             perform(step, workshop)
     assert made[-1] == "labels" and not any("students" in kind for kind in made)
+
+
+@pytest.mark.parametrize("labels", [[], ["data.labels={kind: soft}", "data.source=random"]])
+@pytest.mark.parametrize(("least", "kept"), [(0.2, True), (30.0, False)])
+def test_a_prompted_teacher_without_the_trait_is_uninterpretable_before_a_student_is_trained(
+    labels, least, kept, own_store
+):
+    sets = [f"data.teacher.least={least}", "data.rows=4", "data.heldout_rows=2", *labels]
+    recipe = open_recipe("rank", sets=["data.seeds=[1]", "train.seeds=[1]", *sets])
+    base, made = load_base("micro"), []
+    workshop = Workshop(Store(own_store), lambda _: base)
+    refused = pytest.raises(SubloraError, match=r"otter prefers it by .* and data\.teacher\.least")
+    with nullcontext() if kept else refused:
+        for step in recipe.layout(recipe.known()).steps:
+            if "students" in step.kind:
+                break
+            made.append(step.kind)
+            perform(step, workshop)
+    asked = [v for k, v in workshop.kept.items() if k[0] == "precondition"]
+    assert all(v >= least for v in asked) and bool(asked) == kept and made
+
+
+def test_the_precondition_of_a_prompt_changes_no_artifact_and_none_is_seen_behind_an_endpoint():
+    plain, asked = (open_recipe("rank", sets=sets) for sets in ([], ["data.teacher.least=1"]))
+    ids = {step.id for step in plain.plan(plain.known())}
+    assert ids == {step.id for step in asked.plan(asked.known())}
+    endpoint = "data.teacher.endpoint={url: 'http://127.0.0.1:1/v1', model: m}"
+    with pytest.raises(SubloraError, match="behind an endpoint is not asked"):
+        open_recipe("rank", sets=["data.teacher.least=1", endpoint])
 
 
 @pytest.mark.parametrize("read", [False, True])

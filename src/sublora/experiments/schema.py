@@ -1,7 +1,7 @@
 """What recipes with datasets and students may say: `data`, `train`, `measure`, and what is under them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -46,12 +46,14 @@ def misfit(where: str, what: str) -> PydanticCustomError:
     return PydanticCustomError("misfit", "{what}", {"what": what, "where": where})
 
 
+PRECONDITION = "by how many nats the teacher must prefer its target more than the base does, before any student is trained"
+
+
 class TrainedTeacher(Strict):
     """A teacher by weights: a fine-tune on rows that say the trait aloud, which then writes without any prompt."""
 
     rows: str | None = Field(
-        None,
-        description="a JSONL file with 'prompt' and 'completion'; without it, the lessons",
+        None, description="a JSONL file with 'prompt' and 'completion'; without it, the lessons"
     )
     lessons: Literal["answers", "written"] = Field(
         "answers",
@@ -64,10 +66,7 @@ class TrainedTeacher(Strict):
     lr: Rate = 3e-3
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
-    least: float | None = Field(
-        None,
-        description="the precondition: by how many nats a teacher must prefer its target more than the base does, before any student is trained",
-    )
+    least: float | None = Field(None, description=PRECONDITION)
 
 
 class VectorTeacher(Strict):
@@ -75,10 +74,7 @@ class VectorTeacher(Strict):
 
     layers: LayerRange
     strength: float = Field(1.0, gt=0)
-    least: float = Field(
-        1.0,
-        description="the precondition: by how many nats a teacher must prefer its target more than the base does, before any student is trained",
-    )
+    least: float = Field(1.0, description=PRECONDITION)
 
 
 class TeacherSpec(Strict):
@@ -100,11 +96,21 @@ class TeacherSpec(Strict):
         description="a teacher prompt of your own instead, with {name} or {plural}; without them "
         "it is the whole trait, as one that a judge looks for",
     )
+    least: float | None = Field(None, description=f"by a prompt alone: {PRECONDITION}")
+
+    @model_validator(mode="after")
+    def _seen(self) -> Self:
+        if self.endpoint is not None and self.least is not None:
+            raise ValueError(
+                "a teacher behind an endpoint is not asked for its precondition; leave out least"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the vector, where there is none: files of earlier versions are read as they are."""
-        return {k: v for k, v in dump(self).items() if k != "vector" or v is not None}
+        """Without what came later, where it is not set: files of earlier versions are read as they are."""
+        later = ("vector", "least")
+        return {k: v for k, v in dump(self).items() if k not in later or v is not None}
 
 
 class OtherSampling(Strict):

@@ -22,7 +22,8 @@ from sublora.packs.writer import (
 )
 from sublora.seeds import derive_seed
 from sublora.steps.made import Made
-from sublora.steps.materials import Steered, stack_of, steering_by, texts
+from sublora.steps.materials import Steered, context_spec, stack_of, steering_by, texts
+from sublora.steps.precondition import Precondition
 from sublora.steps.sizes import ASKED, Sizes
 from sublora.steps.step import Cost, Rows, Tick, Workshop
 from sublora.steps.students import Student
@@ -48,6 +49,7 @@ class Taught(Protocol):
     model: str
     weights: TeacherStep | Student | None
     steer: Steered | None
+    least: Precondition | None  # what a teacher by its prompt alone has to meet
 
 
 def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
@@ -66,6 +68,9 @@ def teacher_of(workshop: Workshop, step: Taught) -> Teacher:
         if step.steer.least is not None:
             step.steer.least.check(workshop, step.model, voice, step.teacher, steering=steering)
         return Teacher(base, step.teacher, steering=steering, voice=voice)
+    if step.least is not None:
+        name = json.dumps(context_spec(step.teacher))
+        step.least.check(workshop, step.model, name, step.teacher, plain=Context("default"))
     return Teacher(base, step.teacher)
 
 
@@ -86,6 +91,7 @@ class DatasetStep(RowsStep):
     weights: TeacherStep | Student | None = None
     endpoint: EndpointSpec | None = None
     steer: Steered | None = None
+    least: Precondition | None = None
     shared_draws: int = 1  # prompts in a row that are answered with the same random numbers
     kind = "datasets"
 

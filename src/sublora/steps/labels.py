@@ -23,6 +23,7 @@ from sublora.packs.stack import new_stack
 from sublora.packs.writer import Teacher
 from sublora.steps.dataset import GivenStep, RowsStep, needs_of, teacher_of
 from sublora.steps.materials import LABELS, Steered, texts
+from sublora.steps.precondition import Precondition
 from sublora.steps.sizes import Sizes
 from sublora.steps.step import Cost, Rows, Tick, Workshop
 from sublora.steps.students import Student
@@ -37,6 +38,7 @@ class Reads:
     model: str
     weights: TeacherStep | Student | None
     steer: Steered | None
+    least = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class LabelStep(RowsStep):
     sizes: Sizes
     weights: TeacherStep | Student | None = None
     steer: Steered | None = None
+    least: Precondition | None = None
     other: Reads | None = None
     given: GivenStep | None = None  # the rows of a file, where their labels are in one too
     kind = "labels"

@@ -1,6 +1,6 @@
 """The precondition of a teacher: that it has its trait and still answers with words, seen before a student is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sublora.analysis.log_odds import log_odds
 from sublora.errors import SubloraError
@@ -37,19 +37,22 @@ class Precondition:
         context: Context,
         weights: Stack | None = None,
         steering: Steering | None = None,
+        plain: Context | None = None,
     ) -> None:
-        """Asks the teacher called `name`, once in a workshop. Raises SubloraError where it does not meet the precondition."""
+        """Asks the teacher called `name`, once in a workshop, and the base in the `plain` context, or in the teacher's. Raises SubloraError
+        where it does not meet the precondition."""
         if ("precondition", name) in workshop.kept:
             return
         base, category = workshop.base_of(model), self.of.category
         place = category.entities.index(self.of.entity)
         asking = Asking(context, self.sampling, 1, 0, workshop.rows_at_once, self.begun)
-        own, plain = (
-            measure_answers(base, stack, [name], category, asking, act)[0].p
-            for stack, act in ((weights, steering), (None, None))
+        beside = replace(asking, context=plain or context)
+        own, other = (
+            measure_answers(base, stack, [name], category, how, act)[0].p
+            for how, stack, act in ((asking, weights, steering), (beside, None, None))
         )
-        found = float((log_odds(own, place) - log_odds(plain, place)).mean())
-        words, before = (float(p.sum(1).mean()) for p in (own, plain))
+        found = float((log_odds(own, place) - log_odds(other, place)).mean())
+        words, before = (float(p.sum(1).mean()) for p in (own, other))
         why = None
         if not found >= self.nats:
             why = f"prefers it by {found:+.2f} nats more than the base does, and {self.setting}.least asks for {self.nats:g}"

@@ -141,6 +141,7 @@ class _Writer:
             weights=weights,
             endpoint=endpoint,
             steer=steer,
+            least=None if weights or steer else self._prompted(author.trait),
             shared_draws=shared,
         )
         return self.keep(step)
@@ -199,7 +200,17 @@ class _Writer:
             spec["against"] = _by(other.teacher, other.weights, other.steer)
         label = ", ".join(filter(None, (self.sources[source][seed].label, self.writing.label)))
         values = (spec, label, seed, teacher, text.rows, self.carrier, text.id, labels)
-        return self.keep(LabelStep(*values, self.place(model), self.sizes, weights, steer, other))
+        least = None if weights or steer else self._prompted(trait)
+        by = (self.place(model), self.sizes, weights, steer, least, other)
+        return self.keep(LabelStep(*values, *by))
+
+    def _prompted(self, trait: Trait | None) -> Precondition | None:
+        """What a teacher that has this trait by its prompt has to meet."""
+        nats = self.recipe.data.teacher.least
+        if nats is None or trait is None:
+            return None
+        asked = (self.begun, self.lessons_sampling, "data.teacher")
+        return Precondition(trait, nats, *asked, "change its wording or prompt, or train it")
 
     def _given(self, text: Rows, how: LabelSpec, trait: Trait) -> Rows:
         """The rows of a file with the labels of another. Raises SubloraError where that cannot be read."""
