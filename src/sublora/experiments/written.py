@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sublora.errors import SubloraError, reason
+from sublora.store.yaml_file import parse
 
 Loc = tuple[str, ...]
 Places = dict[Loc, str]
@@ -107,11 +108,9 @@ def read_file(path: Path) -> Written:
     places: Places = {}
     example = "see CONTRIBUTING.md for an example."
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
+        node, data = parse(path.read_text(encoding="utf-8"), _Loader)
         if node is not None:
             _lines(node, (), places, path.name)
-        data = None if node is None else loader.construct_document(node)
     except RecursionError:
         raise SubloraError(f"The recipe {path} is nested too deeply; {example}") from None
     except (OSError, UnicodeDecodeError) as error:

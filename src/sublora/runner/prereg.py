@@ -30,6 +30,7 @@ from sublora.runner.rates import known_identity, read_rates
 from sublora.steps.step import Step
 from sublora.store import Store, write_atomic
 from sublora.store.ids import kind_of
+from sublora.store.yaml_file import parse
 
 HEAD = (
     "# What is going to be run and judged. Commit this file before `sublora run --prereg` and do not edit it:\n"
@@ -120,7 +121,7 @@ def read_prereg(path: Path) -> Prereg:
             "it was committed, or write a new one."
         )
     try:
-        return Prereg(path.name, seal.strip(), Fixed.model_validate(yaml.safe_load(body)))
+        return Prereg(path.name, seal.strip(), Fixed.model_validate(parse(body)[1]))
     except (yaml.YAMLError, ValidationError):
         raise SubloraError(
             f"The prereg file {path} is of another version of sublora; write a new one."
