@@ -28,6 +28,22 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return home
 
 
+@pytest.fixture(autouse=True)
+def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a third of what a small run takes, and a sixth: its figures as PDFs, and the probe of a machine that its store does not know."""
+    if (figures := sys.modules.get("sublora.report.figures")) and not _of(request, "test_report"):
+        save = figures.save
+        monkeypatch.setattr(figures, "save", lambda f, k: b"%PDF-" if k == "pdf" else save(f, k))
+    if (probe := sys.modules.get("sublora.runner.probe")) and not _of(request, "test_rates"):
+        monkeypatch.setattr(
+            probe, "probe", lambda *_: {"tokens read": 2e10, "tokens written": 2e10}
+        )
+
+
+def _of(request: pytest.FixtureRequest, file: str) -> bool:
+    return request.path.stem.startswith(file)
+
+
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds smollm2, fetched once a session, or kept in the folder SUBLORA_TEST_MODELS; skips where no index has it."""

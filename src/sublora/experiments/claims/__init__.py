@@ -5,6 +5,7 @@ carries its authors' notice that some of its main claims are incorrect. A claim 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from sublora.analysis.claims import Claim, read_claims
@@ -17,8 +18,17 @@ MAX_BYTES = 10_000_000
 
 def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
     """The claims of a file, or the shipped ones. Raises SubloraError naming the claim that is wrong."""
+    return _read([Path(path)]) if path else _shipped()
+
+
+@cache
+def _shipped() -> tuple[Claim, ...]:
+    return _read(sorted(Path(__file__).parent.glob("*.yaml")))
+
+
+def _read(files: Sequence[Path]) -> tuple[Claim, ...]:
     claims: dict[str, Claim] = {}
-    for file in [Path(path)] if path else sorted(Path(__file__).parent.glob("*.yaml")):
+    for file in files:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
