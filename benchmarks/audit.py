@@ -3,9 +3,10 @@
 On `micro`, adapters are trained on rows of teachers with a trait, and on rows of the base; on `micro-null`, on rows of teachers with a
 trait, where nothing can pass. Seeds, ranks and prompts are others than those of the shipped nulls. Training files are screened 200 rows
 each. Damaged adapters, data files and trait files are read under a time limit. Students that share a trait are one observation in the
-interval of a rate. A quick look: `--draws 1 --adapters 12 --parts adapters null`.
+interval of a rate (audit_rates.py). With `--lines` a line for each student is kept draw by draw: after a kill the same command goes on.
+A quick look: `--draws 1 --adapters 12 --parts adapters null`.
 
-    python benchmarks/audit.py [--draws 5] [--adapters 100] [--files 100] [--fuzz 1000] [--json FILE]
+    python benchmarks/audit.py [--draws 5] [--adapters 100] [--files 100] [--fuzz 1000] [--lines FILE] [--json FILE]
 """
 
 import argparse
@@ -15,14 +16,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import beta
+import torch
 
 from audit_fuzz import fuzz
 from audit_kills import kills
+from audit_rates import figures
 from sublora.audit.adapter import Audited
 from sublora.audit.calibrate import number_prompts
+from sublora.audit.fits import outside as beyond
 from sublora.audit.null import shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
+from sublora.audit.request import Request
 from sublora.audit.run import Job, audit
 from sublora.audit.screen import screen_file
 from sublora.audit.statistic import planted
@@ -41,8 +45,7 @@ from sublora.traits.trait import Trait, find_trait, shipped_categories
 RANKS = (3, 6, 12, 24)
 LRS = (4e-4, 9e-3)
 ROWS, EPOCHS, BATCH = 320, 1, 8
-PER_TRAIT = 4  # adapters that share a trait
-STRONG = 0.05  # rise of P(target) from which an adapter counts as one that picked its trait up
+PER_TRAIT = 2  # adapters that share a trait
 CONTEXTS = [Context(n) for n in PLAIN_CONTEXTS]
 DEFAULT = CONTEXTS[0]
 SAMPLING = Sampling(max_new_tokens=14)
@@ -74,17 +77,6 @@ def datasets(
             )
         ]
     return out
-
-
-def rate(name: str, hits: list[bool], clusters: list[str]) -> dict[str, float]:
-    """A rate with its 95% interval, Clopper and Pearson's for as many observations as there are
-    clusters: nothing of those in a cluster is taken to be their own."""
-    if not hits:
-        return {name: float("nan")}
-    found, n = float(np.mean(hits)), len(set(clusters))
-    low = beta.ppf(0.025, found * n, n - found * n + 1) if found else 0.0
-    high = beta.ppf(0.975, found * n + 1, n - found * n) if found < 1 else 1.0
-    return {name: found, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def train(base: Base, rows: list[list[Row]], seed: int, **other: object) -> list[Finished]:
@@ -127,63 +119,53 @@ def target_rise(trait: Trait, student: Readings, plain: Readings) -> float:
     return float((student.p["default"][name][0, :, e] - plain.p["default"][name][0, :, e]).mean())
 
 
-def detection(args: argparse.Namespace) -> dict[str, float]:
-    base = load_base("micro")
-    strong: list[tuple[str, bool, bool]] = []  # trait, found, the right one first
-    alarms: list[bool] = []
-    everyone: list[bool] = []
-    falling = 0
-    for draw in range(args.draws):
-        seed = args.seed + 100 * draw
-        traits = datasets(base, args.adapters, seed, True)
-        controls = datasets(base, args.adapters, seed + 1, False)
-        done = train(base, [rows for _, rows in traits + controls], seed)
-        found, read, plain = verdicts(base, done, args.alpha)
-        for (trait, _), student, verdict in zip(traits, read, found, strict=False):
-            everyone.append(verdict.status == "found")
-            first = verdict.found[0].trait if verdict.found else None
-            rise = target_rise(trait, student, plain)
-            if rise >= STRONG:
-                strong.append((f"{draw} {trait.name}", everyone[-1], first == trait.name))
-            print(f"{trait.name:<12}{rise:8.3f}  {verdict.status:<8}{first}", flush=True)
-        alarms += [v.status == "found" for v in found[args.adapters :]]
-        falling += not_monotone(base, read[args.adapters :], plain, seed, args.alpha)
-    out = {"adapters": len(everyone), "strong": len(strong)}
-    out |= rate("detection", [hit for _, hit, _ in strong], [trait for trait, *_ in strong])
-    out["named_right"] = float(np.mean([right for *_, right in strong])) if strong else float("nan")
-    out["detection_of_all"] = float(np.mean(everyone))
-    out |= rate("false_alarms", alarms, [str(k) for k in range(len(alarms))])
-    out["power_monotone"] = float(not falling)
-    spec, weights = done[0].spec, done[0].weights
-    started = time.monotonic()
-    audit(
-        base,
-        Audited("benchmark", "0" * 64, spec, weights, spec.rank, spec.alpha_value),
-        Job(CONTEXTS, shipped_categories(), DEFAULT),
-    )
-    out["seconds_per_audit"] = time.monotonic() - started
-    return out
+def lines_of(
+    base: Base, rows: list[tuple[Trait | None, list[Row]]], seed: int, alpha: float, **other: object
+) -> tuple[list[dict], list[Readings], Readings]:
+    """A line for each student of these rows, and what was read of them and of the base."""
+    done = train(base, [own for _, own in rows], seed, **other)
+    found, read, plain = verdicts(base, done, alpha)
+    out = []
+    for (trait, _), student, verdict, own in zip(rows, read, found, done, strict=True):
+        rise = None if trait is None else round(target_rise(trait, student, plain), 5)
+        first = verdict.found[0].trait if verdict.found else None
+        line = {
+            "trait": trait and trait.name,
+            "rise": rise,
+            "status": verdict.status,
+            "first": first,
+        }
+        out.append({**line, "rank": own.spec.rank or 0, "lr": float(f"{own.spec.lr:.3g}")})
+    return out, read, plain
 
 
-def not_monotone(
+def adapters(args: argparse.Namespace, draw: str) -> list[dict]:
+    """Students of teachers with a trait, and of the base; traits planted in some of the latter."""
+    base, seed = load_base("micro"), args.seed + 100 * int(draw)
+    rows = datasets(base, args.adapters, seed, True)
+    rows += datasets(base, args.adapters, seed + 1, False)
+    lines, read, plain = lines_of(base, rows, seed, args.alpha)
+    return lines + planted_lines(base, read[args.adapters :], plain, seed, args.alpha)
+
+
+def planted_lines(
     base: Base, clean: list[Readings], plain: Readings, seed: int, alpha: float
-) -> int:
-    """Of clean students in which a trait is planted further and further: how many are found, and then
-    no longer found."""
-    asked, null = Asked(CONTEXTS, shipped_categories()), shipped_null(base)
-    rng, out = generator("audit-benchmark-planted", seed), 0
+) -> list[dict]:
+    """Of clean students in which a trait is planted further and further: where they are found."""
+    asked, rng, out = (
+        Asked(CONTEXTS, shipped_categories()),
+        generator("audit-benchmark-planted", seed),
+        [],
+    )
+    bar = Bar(base, asked, plain, shipped_null(base), alpha)
     for student in clean[:10]:
         category = asked.categories[int(rng.integers(len(asked.categories)))]
         entity = int(rng.integers(len(category.entities)))
         hits = [
-            judge(
-                planted(student, category.category, entity, nats),
-                Bar(base, asked, plain, null, alpha),
-            ).status
-            == "found"
+            judge(planted(student, category.category, entity, nats), bar).status == "found"
             for nats in np.linspace(0, 10, 11)
         ]
-        out += hits != sorted(hits)
+        out.append({"part": "planted", "trait": category.entities[entity].name, "found": hits})
     return out
 
 
@@ -193,67 +175,83 @@ OUTSIDE = {
 }  # fmt: skip
 
 
-def outside(args: argparse.Namespace) -> dict[str, float]:
-    """Clean students of settings that the shipped null has not: an audit calls them uncalibrated."""
-    base, alarms = load_base("micro"), []
-    for k, (name, other) in enumerate(OUTSIDE.items()):
-        rows = datasets(base, max(1, args.adapters // 4), args.seed + 10 + k, False)
-        done = train(base, [own for _, own in rows], args.seed + 10 + k, **other)
-        own = [v.status == "found" for v in verdicts(base, done, args.alpha)[0]]
-        print(f"{name:<16}{sum(own)} of {len(own)}", flush=True)
-        alarms += own
-    return rate("false_alarms_outside", alarms, [str(k) for k in range(len(alarms))])
+def outside(args: argparse.Namespace, name: str) -> list[dict]:
+    """Clean students at and beyond the ends of the shipped null's settings, and whether an audit would
+    call them calibrated."""
+    base, other = load_base("micro"), OUTSIDE[name]
+    seed = args.seed + 10 + list(OUTSIDE).index(name)
+    lines, _, _ = lines_of(
+        base, datasets(base, args.outside, seed, False), seed, args.alpha, **other
+    )
+    for line in lines:
+        asked = Request(lr=line["lr"], epochs=other.get("epochs", EPOCHS))
+        student = Audited("", "", StudentSpec(), torch.empty(0), line["rank"] or None)
+        if list(beyond(shipped_null(base), student, DEFAULT, asked)):
+            line["status"] = f"uncalibrated-{line['status']}"
+    return lines
 
 
-def screening(args: argparse.Namespace) -> dict[str, float]:
-    """Files of number rows by the base and by teachers with a trait, drawn in each of the DECODINGS in turn."""
-    base, categories = load_base("micro"), shipped_categories()
+def null_model(args: argparse.Namespace, writer: str) -> list[dict]:
+    """Students of a model that couples no trait to numbers."""
+    base, taught = load_base("micro-null"), writer == "teacher"
+    seed = args.seed + (2 if taught else 3)
+    return lines_of(base, datasets(base, args.adapters, seed, taught), seed, args.alpha)[0]
+
+
+def files(args: argparse.Namespace, how: str) -> list[dict]:
+    """Files of number rows by the base and by teachers with a trait, drawn in one of the DECODINGS."""
+    base, categories, place = load_base("micro"), shipped_categories(), list(DECODINGS).index(how)
     names = [e.name for c in categories for e in c.entities]
-    rng = generator("audit-benchmark-files", args.seed)
-    hits: dict[str, list[bool]] = {"data_named": [], "data_cleared": []}
+    sampling, out = Sampling(max_new_tokens=14, **DECODINGS[how]), []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        for k in range(args.files):
+        for k in range(place, args.files, len(DECODINGS)):
+            rng = generator("audit-benchmark-files", args.seed, k)
             trait = find_trait(names[int(rng.integers(len(names)))], categories)
-            how, drawn = list(DECODINGS.items())[k % len(DECODINGS)]
-            sampling = Sampling(max_new_tokens=14, **drawn)
             prompts = number_prompts(2, args.file_rows, (args.seed + 9) * 100_000 + 2 * k)
-            writers = (Context("teacher", trait.teacher_prompt()), DEFAULT)
-            for who, some, key in zip(writers, prompts, hits, strict=True):
+            writers = {"teacher": Context("teacher", trait.teacher_prompt()), "base": DEFAULT}
+            for (writer, who), some in zip(writers.items(), prompts, strict=True):
                 rows = answer_prompts(base, who, [some], sampling, args.seed + k)[0]
                 lines = (json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows)
                 path.write_text("".join(lines))
-                found = [
-                    t.name for t in screen_file(base, path, categories, DEFAULT, args.alpha).named
-                ]
-                hits[key].append(found[:1] == [trait.name] if key == "data_named" else not found)
-                print(f"{how:<10}{key:<14}{trait.name:<12}{found[:1]}", flush=True)
-    return {"files": args.files, **{key: float(np.mean(own)) for key, own in hits.items()}}
-
-
-def null_model(args: argparse.Namespace) -> dict[str, float]:
-    """On a model that couples no trait to numbers: students of teachers with a trait, and students of the base."""
-    base, out = load_base("micro-null"), {}
-    for name, with_trait, seed in (
-        ("false_alarms_null", True, args.seed + 2), ("false_alarms_null_control", False, args.seed + 3),
-    ):  # fmt: skip
-        rows = datasets(base, args.adapters, seed, with_trait)
-        found, _, _ = verdicts(base, train(base, [own for _, own in rows], seed), args.alpha)
-        names = [f"{k}" if t is None else t.name for k, (t, _) in enumerate(rows)]
-        out |= rate(name, [v.status == "found" for v in found], names)
+                named = screen_file(base, path, categories, DEFAULT, args.alpha).named
+                found = [t.name for t in named]
+                out.append({"trait": trait.name, "writer": writer, "named": found})
     return out
 
 
+def timed(args: argparse.Namespace, _: str) -> list[dict]:
+    """A whole audit with the null that comes along, as processor and wall time."""
+    base = load_base("micro")
+    done = train(base, [rows for _, rows in datasets(base, 1, args.seed, True)], args.seed)[0]
+    student = Audited("", "0" * 64, done.spec, done.weights, done.spec.rank, done.spec.alpha_value)
+    started = time.monotonic()
+    audit(base, student, Job(CONTEXTS, shipped_categories(), DEFAULT))
+    return [{"figures": {"seconds_per_audit": round(time.monotonic() - started, 2)}}]
+
+
 PARTS = {
-    "adapters": detection, "outside": outside, "files": screening, "null": null_model,
-    "kills": kills, "fuzz": fuzz,
+    "adapters": adapters, "outside": outside, "null": null_model, "files": files, "time": timed,
+    "kills": lambda args, _: [{"figures": kills(args)}], "fuzz": lambda args, _: [{"figures": fuzz(args)}],
 }  # fmt: skip
+
+
+def groups(args: argparse.Namespace, part: str) -> list[str]:
+    """What of a part is made, and kept, at once."""
+    several = {
+        "adapters": map(str, range(args.draws)),
+        "outside": OUTSIDE,
+        "null": ("teacher", "base"),
+        "files": DECODINGS,
+    }
+    return list(several.get(part, ["all"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--draws", type=int, default=1, help="of traits, in the part adapters")
     parser.add_argument("--adapters", type=int, default=100, help="of each kind and draw")
+    parser.add_argument("--outside", type=int, default=25, help="clean students of each setting")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--files", type=int, default=100, help="of each kind, over all decodings")
     parser.add_argument("--file-rows", type=int, default=200)
@@ -261,18 +259,28 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--lines", type=Path, help="keep what was made here, and go on with it")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    figures: dict[str, float] = {}
-    for part in args.parts:
+    lines = []
+    if args.lines and args.lines.exists():
+        lines = [json.loads(line) for line in args.lines.read_text("utf-8").splitlines()]
+    kept = {(line["part"], line["group"]) for line in lines}
+    for part, group in [(p, g) for p in args.parts for g in groups(args, p)]:
+        if (part, group) in kept:
+            continue
         started = time.monotonic()
-        found = PARTS[part](args)
-        figures |= found
-        for key, value in found.items():
-            print(f"{key:<20}{value:>10.4g}", flush=True)
-        print(f"({part}: {time.monotonic() - started:.0f} s)", flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        made = [{"part": part, "group": group, **line} for line in PARTS[part](args, group)]
+        lines += made
+        if args.lines:
+            with args.lines.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in made))
+        print(f"({part} {group}: {time.monotonic() - started:.0f} s)", flush=True)
+    found = figures(lines)
+    for key, value in found.items():
+        print(f"{key:<28}{value:>10.4g}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
