@@ -102,14 +102,14 @@ def verdicts(
         raise SystemExit(
             f"No null is shipped for {base.name}; make it with `sublora audit null {base.name}`."
         )
-    plain, found, read = read_model(base, None, Asked(CONTEXTS, categories)), [], []
+    plain, read = read_model(base, None, Asked(CONTEXTS, categories)), []
     for at in range(0, len(done), 12):
         some = done[at : at + 12]
         stack = stack_weights(base.model, [s.weights for s in some], [s.spec for s in some])
         readings = read_model(base, stack, Asked(CONTEXTS, categories))
         read += [readings.student(k) for k in range(len(some))]
-    found = [judge(r, Bar(base, Asked(CONTEXTS, categories), plain, null, alpha)) for r in read]
-    return found, read, plain
+    bar = Bar(base, Asked(CONTEXTS, categories), plain, null, alpha)
+    return [judge(r, bar) for r in read], read, plain
 
 
 def target_rise(trait: Trait, student: Readings, plain: Readings) -> float:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from audit_students import micro, otter_adapter
 from sublora.audit.fits import outside, unsaid
 from sublora.audit.null import Null, shipped_null
 from sublora.audit.odds import first_line
-from sublora.audit.readings import Readings
+from sublora.audit.readings import Asked, Readings, category_digest, fewer_questions, read_model
 from sublora.audit.reference import adjusted_p, chance, false_alarms, power, threshold
 from sublora.audit.request import Request
 from sublora.audit.statistic import largest, planted, trait_scores, word_scores
+from sublora.audit.steps import read_base
 from sublora.models.chat import Context
+from sublora.store import Store
+from sublora.traits.trait import shipped_categories
 
 ALPHA = 0.05
 
@@ -136,3 +140,25 @@ def test_shipped_nulls_are_small() -> None:
     for path in (files("sublora.audit") / "nulls").iterdir():
         entry = json.loads(path.read_text())
         assert entry["version"] == 2 and len(entry["settings"]) >= 40
+
+
+def test_fewer_questions_are_spread_over_a_categorys_own() -> None:
+    whole = shipped_categories()
+    for most, step in ((None, 1), (1000, 1), (50, 1), (49, 2), (12, 5), (1, 50)):
+        for few, all_of in zip(fewer_questions(whole, most), whole, strict=True):
+            assert list(few.questions) == list(all_of.questions[::step])
+            assert few.entities == all_of.entities
+            assert (category_digest(few) == category_digest(all_of)) == (step == 1)
+
+
+def test_what_the_base_answers_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked([Context("none")], fewer_questions(shipped_categories(), 2))
+    whole = read_model(micro(), None, asked)
+    assert read_base(micro(), asked, Store(tmp_path)).words["none"].shape == (1, 1416)
+    monkeypatch.setattr("sublora.audit.steps.read_model", None)
+    again = read_base(micro(), asked, Store(tmp_path))
+    assert np.array_equal(again.words["none"], whole.words["none"])
+    for kind, p in whole.p["none"].items():
+        assert np.array_equal(again.p["none"][kind], p)

@@ -12,9 +12,9 @@ import numpy as np
 from sublora.audit.adapter import Audited
 from sublora.audit.lenses import placebo_lenses
 from sublora.audit.null import FEWEST, Grid, Null, make_null
-from sublora.audit.readings import Asked, joined, read_model
+from sublora.audit.readings import Asked, joined
 from sublora.audit.request import Training
-from sublora.audit.steps import Row, answer_prompts, read_students, train_pack_of
+from sublora.audit.steps import Row, answer_prompts, read_base, read_students, train_pack_of
 from sublora.carriers.numbers import NumbersSpec
 from sublora.errors import SubloraError
 from sublora.models.base import Base
@@ -136,7 +136,7 @@ def placebo_null(
     pack = train_pack_of(base, specs, rows, store)
     students = list(zip(pack.ids, specs, strict=True))
     read = joined(read_students(base, students, asked, store))
-    plain = read_model(base, None, asked)
+    plain = read_base(base, asked, store)
     labels = [_label(s, len(r), t) for s, r, t in zip(specs, rows, teachers, strict=True)]
     own = [None if t is None else t.trait for t in teachers]
     lens = placebo_lenses(base, students, asked.categories, store)

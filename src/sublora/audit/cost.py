@@ -2,6 +2,7 @@
 
 import typer
 
+from sublora.audit.readings import fewer_questions
 from sublora.audit.request import EPOCHS, Request
 from sublora.audit.user_rows import HELD_OUT, MOST_HELD_OUT
 from sublora.audit.what_if_arms import SEEDS, plan_arms
@@ -15,8 +16,8 @@ from sublora.traits.trait import load_categories
 # Traits that where.py locates, and the parts of an adapter in a prompt of five classes.
 TYPICAL = Sizes()
 LOCATED = 3 * 11
-# Further passes for spellings of several tokens, as a share of questions' tokens and entities.
-SPELLINGS = 0.2
+# Tokens read behind a question for spellings of several tokens, of each entity: 153 for SmolLM2's 38.
+SPELLINGS = 4
 
 
 def print_cost(request: Request, tflops: float, as_json: bool = False) -> None:
@@ -24,7 +25,7 @@ def print_cost(request: Request, tflops: float, as_json: bool = False) -> None:
     operations a weight and token, LoRA training 4 (the base's weights need no gradient), a full
     fine-tune 6. Raises SubloraError for a model whose shape is not known here."""
     shape = known_shape(request.base or "")
-    categories = load_categories(tuple(request.traits))
+    categories = fewer_questions(load_categories(tuple(request.traits)), request.questions)
     served = [request.serving_context] if request.serving_context else []
     contexts = {*request.asked_in, request.training_context, *served, *request.named}
     once = [len(c.questions) * (TYPICAL.question + SPELLINGS * len(c.entities)) for c in categories]

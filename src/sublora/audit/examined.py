@@ -22,6 +22,7 @@ from sublora.audit.readings import Asked, Readings, read_model
 from sublora.audit.reference import false_alarms, power
 from sublora.audit.request import Request, Say
 from sublora.audit.serving import Serving, serving_effects
+from sublora.audit.steps import read_base
 from sublora.audit.verdict import Bar, TraitFinding, Verdict, judge
 from sublora.audit.where import where_it_sits
 from sublora.errors import SubloraError
@@ -30,6 +31,7 @@ from sublora.models.chat import Chat, Context
 from sublora.packs.measure import Asking, measure_answers
 from sublora.packs.sample import Sampling
 from sublora.packs.stack import Stack, stack_weights
+from sublora.store import Store
 
 ANSWERS_SHOWN = 6
 
@@ -131,17 +133,15 @@ class Examined:
 
     @cached_property
     def plain(self) -> Readings:
-        return self._read(None)
+        return read_base(self.base, self.job, Store())
 
     @cached_property
     def student(self) -> Readings:
-        return self._read(self.stack)
-
-    def _read(self, stack: Stack | None) -> Readings:
-        return read_model(self.base, stack, self.job)
+        return read_model(self.base, self.stack, self.job)
 
     def against(self, other: Audited, alpha: float) -> Against:
-        beside = self._read(stack_weights(self.base.model, [other.weights], [other.spec]))
+        stack = stack_weights(self.base.model, [other.weights], [other.spec])
+        beside = read_model(self.base, stack, self.job)
         compared = compare(self.student, beside, self.bar(alpha))
         return against(compared, other, self.bar(alpha).calibrated)
 

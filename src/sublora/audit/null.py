@@ -89,7 +89,7 @@ class Null:
         for category in asked.categories:
             name = category.category
             if self.digests.get(name) != category_digest(category):
-                yield f"The null file was not made with the category '{name}' as it is here; {ANEW}, or leave the category out."
+                yield f"The null file was not made with the category '{name}' as it is here; {ANEW}, leave it out, or give the null's --questions."
             if any(by[name].shape[1] != len(category.entities) for by in self.rises.values()):
                 yield f"The null file lacks traits of the category '{name}', so it is damaged; {ANEW}."
 

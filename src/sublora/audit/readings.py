@@ -59,6 +59,15 @@ class Readings:
         )
 
 
+def fewer_questions(categories: Sequence[Category], most: int | None) -> list[Category]:
+    """Categories with at most so many questions each (None: all), evenly spread over theirs."""
+    steps = [-(-len(c.questions) // (most or len(c.questions))) for c in categories]
+    return [
+        c.model_copy(update={"questions": c.questions[::step]})
+        for c, step in zip(categories, steps, strict=True)
+    ]
+
+
 def joined(parts: Sequence[Readings]) -> Readings:
     """The models of all parts, in their order."""
     p = {

@@ -65,6 +65,11 @@ class Request:
     named: list[str] = _option(
         [], "A context of your own to ask in as well, NAME=TEXT or NAME=user:TEXT.", "--context"
     )
+    questions: int | None = _option(
+        None,
+        "Ask at most so many questions of each category, evenly spread; all by default.",
+        min=1,
+    )
     training_context: str = _option("default", "The context that the student was trained in.")
     serving_context: str | None = _option(
         None, "The context that it is served in: compared token by token."

@@ -16,6 +16,7 @@ from sublora.audit.examined import Calibrated, Examined, Job, judged_contexts, n
 from sublora.audit.fits import unsaid
 from sublora.audit.null import Null
 from sublora.audit.odds import first_line
+from sublora.audit.readings import fewer_questions
 from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
 from sublora.audit.same_base import check_same_base
@@ -100,7 +101,7 @@ def audit_request(request: Request, say: Say = silent) -> Audit:
         raise SubloraError("There is no context to ask in; give --contexts, such as default,none.")
     names = dict.fromkeys([*request.asked_in, trained, *([served] if served else []), *texts])
     contexts = {name: resolve_context(name, texts) for name in names}
-    categories = load_categories(tuple(request.traits))
+    categories = fewer_questions(load_categories(tuple(request.traits)), request.questions)
     name, revision = hub_id(request.base) or (request.base, None)
     device = chosen_device(request.device)
     base = load_base(name, device=device, dtype=request.dtype, revision=revision)

@@ -273,7 +273,7 @@ def train_students(
 
 @dataclass(frozen=True)
 class StudentReading(AuditStep):
-    """What students of the store answer, read in one pack."""
+    """What students of the store answer, read in one pack; the base, where there is none."""
 
     students: tuple[tuple[str, StudentSpec], ...]
     asked: Asked
@@ -302,8 +302,8 @@ class StudentReading(AuditStep):
             for category in asked.categories
             for q in category.questions
         ]
-        told = workshop.counter(len(prompts), "questions", sum(prompts) * len(done))
-        found = read_model(base, stack_of(base, done), asked, on_tokens=told)
+        told = workshop.counter(len(prompts), "questions", sum(prompts) * max(1, len(done)))
+        found = read_model(base, stack_of(base, done) if done else None, asked, on_tokens=told)
         arrays = {f"words/{c}": words for c, words in found.words.items()}
         arrays |= {f"p/{c}/{k}": p for c, by in found.p.items() for k, p in by.items()}
         with workshop.store.create(self.id, self.spec) as folder:
@@ -331,9 +331,18 @@ def read_students(
     at_once: int = TOGETHER,
 ) -> list[Readings]:
     """Readings of students of the store, `at_once` in a pack; those of each pack are kept."""
-    examples, out = tuple(base.chat.render("?", context) for context in asked.contexts), []
-    for at in range(0, len(students), at_once):
-        some = tuple(students[at : at + at_once])
-        step = StudentReading(base.identity, base.name, some, asked, examples)
-        out.append(step.done(base, store))
-    return out
+    parts = [students[at : at + at_once] for at in range(0, len(students), at_once)]
+    return [_read(base, some, asked, store) for some in parts]
+
+
+def read_base(base: Base, asked: Asked, store: Store) -> Readings:
+    """What the base answers; kept, so that the next audit need not read it."""
+    return _read(base, (), asked, store)
+
+
+def _read(
+    base: Base, students: Sequence[tuple[str, StudentSpec]], asked: Asked, store: Store
+) -> Readings:
+    examples = tuple(base.chat.render("?", c) for c in asked.contexts)
+    step = StudentReading(base.identity, base.name, tuple(students), asked, examples)
+    return step.done(base, store)

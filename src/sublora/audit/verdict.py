@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -55,6 +56,25 @@ class Bar:
         """The null of what is asked. Raises SubloraError where it was made with something else."""
         return None if self.null is None else self.null.part(self.asked)
 
+    @cached_property
+    def among(self) -> np.ndarray | None:
+        """(K,) largest scores of the placebo students; None in an uncalibrated run."""
+        return None if self.null is None else chance(self.known)
+
+    @cached_property
+    def own_tokens(self) -> dict[Word, list[int]]:
+        """The tokens that alone spell an entity, and no other one of all categories."""
+        owners: dict[int, set[Word]] = {}
+        for category in self.asked.categories:
+            for sequence, e in zip(*candidate_sequences(self.base.chat, category), strict=True):
+                if len(sequence) == 1:
+                    owners.setdefault(sequence[0], set()).add((category.category, int(e)))
+        out: dict[Word, list[int]] = {}
+        for token, (word, *others) in owners.items():
+            if not others:
+                out.setdefault(word, []).append(token)
+        return out
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -86,8 +106,7 @@ def status_of(hit: bool, calibrated: bool, measurable: bool) -> Status:
 def judge(student: Readings, bar: Bar) -> Verdict:
     """The verdict on one student (K = 1) against the base's readings. Raises SubloraError where the
     null was made with other contexts or categories."""
-    plain, alpha, tried = bar.plain, bar.alpha, 0
-    among = None if bar.null is None else chance(bar.known)
+    plain, alpha, tried, among = bar.plain, bar.alpha, 0, bar.among
     words, rising = word_scores(student, plain), rises(student, plain)
     if among is None:
         assumed = {c: dict.fromkeys(by, ASSUMED_SPREAD) for c, by in rising.items()}
@@ -100,9 +119,11 @@ def judge(student: Readings, bar: Bar) -> Verdict:
     for place, e, before, after in each_trait(rising, bar.asked.categories, plain, student):
         name, _, context = place
         rise, score = (float(of[context][name][0, e]) for of in (rising, scored))
-        p = assumed_p(score, tried, rising[context][name].shape[1])
-        if among is not None:
-            p = adjusted_p(score, among, alpha)
+        p = (
+            assumed_p(score, tried, rising[context][name].shape[1])
+            if among is None
+            else adjusted_p(score, among, alpha)
+        )
         found.append(TraitFinding(*place, before, after, rise, score, p))
     seen = _word_findings(student, bar, words, among)
     kept = coherence(student, plain)
@@ -163,23 +184,9 @@ def _with_own_words(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Scores of traits; that of a token which alone spells a trait, where it is larger."""
     for context, by in scored.items():
-        for (category, e), own in _own_tokens(bar.base, bar.asked.categories).items():
+        for (category, e), own in bar.own_tokens.items():
             by[category][0, e] = max(by[category][0, e], words[context][0, own].max())
     return scored
-
-
-def _own_tokens(base: Base, categories: Sequence[Category]) -> dict[Word, list[int]]:
-    """The tokens that alone spell an entity, and no other one of all categories."""
-    owners: dict[int, set[Word]] = {}
-    for category in categories:
-        for sequence, e in zip(*candidate_sequences(base.chat, category), strict=True):
-            if len(sequence) == 1:
-                owners.setdefault(sequence[0], set()).add((category.category, int(e)))
-    out: dict[Word, list[int]] = {}
-    for token, (word, *others) in owners.items():
-        if not others:
-            out.setdefault(word, []).append(token)
-    return out
 
 
 def usable_contexts(base: Base, contexts: Sequence[Context], asked: Sequence[str]) -> list[Context]:

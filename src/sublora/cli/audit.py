@@ -90,10 +90,12 @@ def make_shipped_null(
     epochs: Annotated[int, Option(help="Most epochs; students have one to so many.", min=1)] = 3,
     batch_size: Annotated[int, Option(help="Rows of a step.", min=1)] = 8,
     seed: Annotated[int, Option(help="Of data and students.", min=0)] = 11,
+    questions: Annotated[int | None, Option(help="Of each category, at most.", min=1)] = None,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float64.")] = "float32",
 ) -> None:
     """Make a null file of placebo students of mixed ranks and learning rates, trained on the base's own number rows."""
     from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
-    from sublora.audit.readings import Asked
+    from sublora.audit.readings import Asked, fewer_questions
     from sublora.audit.verdict import usable_contexts
     from sublora.models.chat import PLAIN_CONTEXTS, Context
     from sublora.packs.check import load_base
@@ -110,11 +112,11 @@ def make_shipped_null(
         raise SubloraError(
             "Ranks are 1 or more, and the first learning rate is above 0 and not above the second."
         )
-    base = load_base(model)
+    base = load_base(model, dtype=dtype)
     specs = mixed_settings(chosen, *lrs, students, Training(lrs[0], epochs, batch_size, rows), seed)
     contexts = usable_contexts(base, [Context(n) for n in PLAIN_CONTEXTS], [])
     prompts = number_prompts(students, rows, seed * 1000)
-    asked = Asked(contexts, shipped_categories())
+    asked = Asked(contexts, fewer_questions(shipped_categories(), questions))
     null = placebo_null(
         base, specs, prompts, Context("default"), asked, seed=seed, max_new_tokens=14
     )
