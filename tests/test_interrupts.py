@@ -44,6 +44,21 @@ def test_a_command_that_does_not_come_to_answer_ends_with_3(tmp_path: Path) -> N
     )
 
 
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE.exists(), reason="this system has no pages of 2 MiB")
+def test_tensors_of_a_command_lie_in_pages_that_are_freed_fast(tmp_path: Path) -> None:
+    """Gigabytes of small pages took seconds to be freed, after the command had said its sentence."""
+    work = "import sublora.cli.entry as e\ndef work():\n    import torch\n    held = torch.ones(2**23)\n"
+    work += "    flags = [set(x.split()) for x in open('/proc/self/smaps') if x.startswith('VmFlags')]\n"
+    work += "    return 0 if any('hg' in f for f in flags) else 1\ne.run_command = work\n"
+    command = [sys.executable, "-c", f"{work}from sublora.cli import main\nmain()"]
+    plain = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "kept"),
     [

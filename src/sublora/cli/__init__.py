@@ -14,9 +14,10 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _stop)
     try:
-        from sublora.cli.interrupts import end_late
+        from sublora.cli.interrupts import end_fast, end_late
 
         end_late()
+        end_fast()
         from sublora.cli.entry import run_command
 
         code = run_command()

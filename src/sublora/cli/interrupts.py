@@ -8,10 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 GRACE = 0.8  # seconds in which a command may end by itself
 _sentences = ["Interrupted; run the same command again."]  # the last one is true
 _said = threading.Event()
+
+
+def end_fast() -> None:
+    """Large tensors take pages of 2 MiB from now on, where Linux has them, and torch is yet to be imported. The system takes seconds to take
+    gigabytes of small pages back from a process that ended, and the command has not ended before."""
+    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def end_late() -> None:
