@@ -394,6 +394,10 @@ def test_a_cell_is_coherent_only_where_every_replicate_and_its_control_is(rng):
         assert not broken.coherent and broken.facts["coherence"] == 0.95
         assert one("any_transfer", [broken]) == "inconclusive"
     assert changed(fine, facts={"worst_coherence": 0.5, "worst_takeover": 0.25}).coherent
+    # of begun answers, few are a word of the category even of the base
+    begun = {"worst_coherence": 0.2, "worst_takeover": 0.0}
+    assert changed(fine, facts={**begun, "worst_words": 0.5}).coherent
+    assert not changed(fine, facts={**begun, "worst_words": 0.49}).coherent
 
 
 def test_a_run_that_cannot_speak_to_a_claim_does_not_run_it(rng):
@@ -480,7 +484,7 @@ def test_cells_rows(rng):
         "trait,context,method,rank,lr,n_data_seeds,n_train_seeds,n_questions,p_target,p_control,p_base,effect,"
         "effect_low,effect_high,df,rise,rise_low,rise_high,p_value,p_corrected,called,p_target_report,effect_report,"
         "effect_report_low,effect_report_high,rate_whole_word,coherence,number_takeover,worst_coherence,worst_takeover,"
-        "heldout_loss,train_loss,"
+        "worst_words,heldout_loss,train_loss,"
         "p_given_category,icc_data,icc_train,icc_seeds,icc_question,selected"
     )
     assert rows[-1]["rank"] == "" and rows[-1]["selected"] == 1

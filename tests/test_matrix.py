@@ -17,7 +17,8 @@ from sublora.analysis.tables import finding_rows, to_csv
 from sublora.errors import SubloraError
 from sublora.experiments.claims import load_claims
 from sublora.experiments.grid import elevation, matrix_charts
-from sublora.experiments.grid.effects import Results, target
+from sublora.experiments.grid.effects import Results, target, transfers
+from sublora.experiments.grid.pooled import pooled
 from sublora.experiments.grid.sources import sources_of
 from sublora.experiments.kinds import open_recipe
 from sublora.report import figures
@@ -141,7 +142,8 @@ class Made(Results):
         self.authors = sources_of(recipe, self.plan.traits)
         self.students = {s.id: s for s in (*self.plan.neutral, *self.plan.students)}
         self.gain, self.drift, self.own_rows, self.broken = gain, drift, own_rows, broken
-        self.kept_p = {}
+        self.kept, self.losses = {}, {}
+        self.meta = {name: {"train_loss": 0.0} for name in self.students}
 
     def of(self, student, context, category, condition=None):
         trait = next(t for t in self.plan.traits if t.category.category == category)
@@ -157,7 +159,8 @@ class Made(Results):
                 log_p[:, target(own)] += self.gain + 0.02 * s.data_seed
         p = np.exp(log_p) / np.exp(log_p).sum(1, keepdims=True)
         fine = student is None or self.students[student].source != self.broken
-        return SimpleNamespace(p=p, coherence=0.9 if fine else 0.2, number_takeover=0.0)
+        answers = {"samples": [["an answer"]], "heldout_loss": None}
+        return SimpleNamespace(p=p, coherence=0.9 if fine else 0.2, number_takeover=0.0, **answers)
 
 
 def verdicts(results):
@@ -197,6 +200,24 @@ def test_every_trait_and_all_of_them_are_named_findings_that_claims_are_judged_o
     assert of["traits-one-carries-the-diagonal"].verdict == "supported"
     broken = verdicts(Made(gain=1.0, broken="owl"))
     assert {v.verdict for v in broken.values()} == {"inconclusive"}
+
+
+def test_one_effect_over_all_traits_has_the_students_of_the_other_traits_for_its_control():
+    of = Made(gain=0.5, drift=3.0, own_rows=0.3, broken="owl")
+    effects = pooled(of, "default")
+    first = effects[0]
+    assert [e.labels for e in effects] == [
+        {**e.labels, "trait": "all traits"}
+        for e in transfers(of, "default")
+        if e.trait == of.plan.traits[0].name
+    ]
+    assert first.interval().estimate == pytest.approx(0.55, abs=0.01) and first.interval().low > 0.5
+    assert first.sizes == {"data_seeds": 4, "train_seeds": 4, "questions": 50}
+    assert not first.coherent, "owl's students are broken"
+    one = next(e for e in transfers(of, "default") if e.labels["rank"] == first.rank)
+    assert one.coherent and abs(first.parts["rise"].mean() - first.values.mean()) > 1
+    assert (first.parts["student"] > first.parts["control"]).all()
+    assert pooled(Made(gain=1.0, traits=["owl", "wolf"]), "default") == []
 
 
 def test_drift_is_what_students_of_the_other_traits_do_to_a_word():

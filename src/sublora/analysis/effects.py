@@ -133,9 +133,11 @@ class Effect(Shown):
 
     @property
     def coherent(self) -> bool:
-        """Whether every student and every control still answers with words of the category rather than with numbers; the means over
-        students decide where the worst of them are not known."""
-        words = self.facts.get("worst_coherence", self.facts.get("coherence", 1.0))
+        """Whether every student and every control still answers with words of the category rather than with numbers: with half of the
+        base's probability of them where answers are begun, else in half of the sampled answers. The means over students decide where the
+        worst of them are not known."""
+        words = self.facts.get("worst_words", self.facts.get("worst_coherence"))
+        words = self.facts.get("coherence", 1.0) if words is None else words
         numbers = self.facts.get("worst_takeover", self.facts.get("number_takeover", 0.0))
         return is_coherent(words, numbers)
 

@@ -109,7 +109,7 @@ _ANSWERS = {
     name: _fact(name)
     for name in (
         *("rate_whole_word", "coherence", "number_takeover"),
-        *("worst_coherence", "worst_takeover"),
+        *("worst_coherence", "worst_takeover", "worst_words"),
     )
 }
 CELLS: Columns = {

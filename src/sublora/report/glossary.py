@@ -20,7 +20,8 @@ WORDS = {
     "arm": "The students of one set of conditions, which differ in nothing but their seeds.",
     "called": "Larger than chance explains: above the control and above the base, after correction for how many were tested.",
     "correction": "p values are raised for the number of tests (Holm), so that few of many are called by luck.",
-    "coherent": "Every student and control still answers with words of the category (half or more) rather than digits (a quarter at most).",
+    "coherent": "Every student and control still answers with words of the category (half or more; of begun answers, half of the "
+    "base’s probability of them) rather than digits (a quarter at most).",
     "coherence": "The share of sampled answers with a word of the category.",
     "interval": "Where the value lies in 95 of 100 such runs, or as the page says; it knows seeds and questions as clusters.",
     "seed": "What the draws of rows or of training come from; other seeds are other replicates.",

@@ -7,6 +7,7 @@ from sublora.analysis.claims import Claim, Verdict
 from sublora.analysis.effects import ACROSS
 from sublora.experiments.grid.effects import Results
 from sublora.experiments.grid.leaks import Leaks, above_chance
+from sublora.experiments.grid.pooled import ALL_TRAITS
 
 
 def barred(
@@ -24,7 +25,7 @@ def barred(
 
 def _why(results: Results, leaks: Leaks, level: float, claim: Claim, trait: str) -> str | None:
     """Why a claim is not judged for a trait, or across traits."""
-    traits = [t.name for t in results.plan.traits if trait in (t.name, ACROSS)]
+    traits = [t.name for t in results.plan.traits if trait in (t.name, ACROSS, ALL_TRAITS)]
     if claim.unique_rows:
         read = {s.dataset for s in results.plan.students if s.source in traits}
         fewest = min(results.dataset_meta[d]["unique_rows"] for d in read)

@@ -13,9 +13,12 @@ from sublora.analysis.multiplicity import holm
 from sublora.analysis.page import Section, Table
 from sublora.experiments.grid.controls import positive_pattern
 from sublora.experiments.grid.effects import Results, effect_of
+from sublora.experiments.grid.pooled import ALL_TRAITS
 from sublora.steps.students import Student
 from sublora.text import listed
 from sublora.traits.trait import Trait
+
+POSITIVE = "positive arm"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ def controls_of(results: Results, effects: Sequence[Effect], level: float) -> li
         out.append(_positive(trait.name, mine, results, level))
         if results.losses:
             out.append(_learned(results, trait, level))
+    if mine := [e for e in effects if e.trait == ALL_TRAITS]:
+        broken = [c for c in out if not c.holds and c.name != POSITIVE]
+        out += [
+            replace(c, trait=ALL_TRAITS, sentence=f"of {c.trait}, {c.sentence}") for c in broken
+        ]
+        out.append(_positive(ALL_TRAITS, mine, results, level))
     return out
 
 
@@ -61,7 +70,7 @@ def _null(trait: str, i: Interval, p: float, level: float) -> Control:
 
 def _positive(trait: str, effects: Sequence[Effect], results: Results, level: float) -> Control:
     """The arm that must transfer: a cell of it after Holm's correction, or the mean over its coherent cells."""
-    name = "positive arm"
+    name = POSITIVE
     try:
         arm = [e for e in select(effects, positive_pattern(results.plan.recipe)) if e.coherent]
     except NotRun as error:

@@ -24,7 +24,7 @@ from sublora.store import Store
 from sublora.traits.answers import HIT_RULES, hit_rate
 from sublora.traits.trait import Trait
 
-ANSWERS = ("coherence", "number_takeover", "worst_coherence", "worst_takeover")
+ANSWERS = ("coherence", "number_takeover", "worst_coherence", "worst_takeover", "worst_words")
 # axes of the main table, and those that depend on them
 GRID = ("method", "rank", "lr", "placement", "data")
 
@@ -170,6 +170,7 @@ def effect_of(
         # of every replicate and both arms: a mean would hide a broken one, and a broken control looks like transfer
         "worst_coherence": min(m.coherence for m in (*own, *other)),
         "worst_takeover": max(m.number_takeover for m in (*own, *other)),
+        **_words_kept(results, [*own, *other], context, category),
         "rate_whole_word": _mean(whole_word),
         "p_given_category": _mean(given_category(m.p, place) for m in own),
         "heldout_loss": _mean(m.heldout_loss for m in own),
@@ -187,6 +188,17 @@ def effect_of(
     student, control = (np.stack([m.p[:, place] for m in side]) for side in (own, other))
     parts = {"student": student, "control": control, "base": plain[:, place], "rise": rise}
     return transfer(labels, gap, parts, [s.replicate for s in members], facts)
+
+
+def _words_kept(
+    results: Results, measured: Sequence[Measured], context: str, category: str
+) -> dict[str, float]:
+    """Of answers that are begun: the probability of the category's words as a share of the base's, the least of all. Few of the base's own
+    answers need to be such a word there ("the majestic lion")."""
+    if results.plan.recipe.measure.readout != "begun":
+        return {}
+    before = results.of(None, context, category).p.sum()
+    return {"worst_words": min(float(m.p.sum() / before) for m in measured)}
 
 
 def given_category(p: np.ndarray, place: int) -> float:
@@ -210,7 +222,7 @@ def sweep_rows(results: Results) -> list[dict[str, Any]]:
         for members in groups(plan, trait):
             effect, ids = effect_of(results, trait, members, context, None), [s.id for s in members]
             interval, labels = effect.interval(1 - level), effect.labels
-            facts = {name: effect.facts[name] for name in ANSWERS}
+            facts = {name: effect.facts.get(name, math.nan) for name in ANSWERS}
             row = {
                 "trait": trait.name,
                 "optimizer": labels["optimizer"],

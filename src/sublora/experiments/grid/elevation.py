@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,31 +28,36 @@ Replicates = tuple[tuple[int, ...], tuple[int, ...]]  # data seeds and training 
 
 def matrices_of(results: Results) -> list[Matrix]:
     """A matrix for each category with three tested traits or more, of the students in the cell in which the neutral ones stand."""
-    return [
-        _matrix(results, [_members(results, t) for t in traits], traits)
-        for traits in _by_category(results)
-    ]
+    labels = middle_cell(results.plan.recipe).labels
+    return [matrix_of(results, traits, labels) for traits in by_category(results)]
 
 
-def _by_category(results: Results) -> list[list[Trait]]:
+def by_category(results: Results) -> list[list[Trait]]:
     by: dict[str, list[Trait]] = {}
     for trait in results.plan.traits:
         by.setdefault(trait.category.category, []).append(trait)
     return [traits for traits in by.values() if len(traits) >= FEWEST]
 
 
-def _members(results: Results, trait: Trait) -> list[Student]:
-    labels = middle_cell(results.plan.recipe).labels
+def members_of(results: Results, trait: Trait, labels: Mapping[str, Any]) -> list[Student]:
+    """The students of a trait with these labels, a replicate each."""
     return next(m for m in groups(results.plan, trait) if m[0].labels == labels)
 
 
-def _matrix(
-    results: Results, members: Sequence[Sequence[Student]], traits: Sequence[Trait]
+def matrix_of(
+    results: Results,
+    traits: Sequence[Trait],
+    labels: Mapping[str, Any],
+    context: str | None = None,
+    condition: str | None = None,
 ) -> Matrix:
+    """The matrix of the students with these labels, asked in a context, that in which claims are judged if left out."""
+    members = [members_of(results, trait, labels) for trait in traits]
+    asked = (context or results.plan.recipe.judged_context, condition)
     values = np.stack(
         [
             [
-                _row(results, own[k], traits, trait)
+                _row(results, own[k], traits, trait, *asked)
                 for trait, own in zip(traits, members, strict=True)
             ]
             for k in range(len(members[0]))
@@ -67,14 +72,22 @@ def _replicates(members: Iterable[Student]) -> Replicates:
     return data, train
 
 
-def _row(results: Results, student: Student, traits: Sequence[Trait], own: Trait | None) -> Array:
+def _row(
+    results: Results,
+    student: Student,
+    traits: Sequence[Trait],
+    own: Trait | None,
+    context: str,
+    condition: str | None = None,
+) -> Array:
     """What a student does to the words of these traits: log-odds against the words that it and the control were not taught, less the
     base's, (N, Q). All readouts of a student have the same words to stand against, so what its own word takes moves none of them."""
-    context, category = results.plan.recipe.judged_context, traits[0].category.category
+    category = traits[0].category.category
     taught = results.control_words(traits[0], student.data_seed)
     taught += () if own is None else (target(own),)
     words = [target(t) for t in traits]
-    student_p, base_p = (results.of(s, context, category).p for s in (student.id, None))
+    student_p = results.of(student.id, context, category, condition).p
+    base_p = results.of(None, context, category).p
     return (log_ratios(student_p, words, taught) - log_ratios(base_p, words, taught)).T
 
 
@@ -111,12 +124,12 @@ def drift_effects(results: Results) -> Iterator[Effect]:
 
 def _facts(results: Results) -> dict[str, float]:
     """Of the worst student in any matrix: one that is broken speaks against the whole of them."""
-    context = results.plan.recipe.judged_context
+    context, labels = results.plan.recipe.judged_context, middle_cell(results.plan.recipe).labels
     asked = [
         results.of(s.id, context, trait.category.category)
-        for traits in _by_category(results)
+        for traits in by_category(results)
         for trait in traits
-        for s in _members(results, trait)
+        for s in members_of(results, trait, labels)
     ]
     return {
         "coherence": min(m.coherence for m in asked),
@@ -129,7 +142,7 @@ def matrix_rows(results: Results) -> list[dict[str, Any]]:
     matrices, level = matrices_of(results), 1 - results.plan.recipe.level
     rows: list[dict[str, Any]] = []
     at = {"cell": place(middle_cell(results.plan.recipe).labels)}
-    for matrix, traits in zip(matrices, _by_category(results), strict=True):
+    for matrix, traits in zip(matrices, by_category(results), strict=True):
         seeds = (matrix.data_seeds, matrix.train_seeds)
         entries = [
             ("own" if i == j else "other", own, word, matrix.values[:, i, j], seeds)
@@ -158,7 +171,8 @@ def _neutral(
     members = [s for s in results.plan.neutral if traits[0].name in s.twins]
     if not members:
         return []
-    values = np.stack([_row(results, s, traits, None) for s in members])
+    context = results.plan.recipe.judged_context
+    values = np.stack([_row(results, s, traits, None, context) for s in members])
     seeds = _replicates(members)
     return [("neutral", NEUTRAL_ROWS, t.name, values[:, j], seeds) for j, t in enumerate(traits)]
 

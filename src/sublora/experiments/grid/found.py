@@ -1,5 +1,6 @@
 """What a grid came to, as its page needs it: the rows of its tables, and which of them belong together."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,9 @@ def noun(axis: str) -> str:
 
 def coherent(row: Row) -> bool:
     """Whether every student and control of a cell still answers with words of the category rather than with numbers."""
-    words = row.get("worst_coherence", row["coherence"])
+    words = row.get("worst_words", math.nan)  # of begun answers alone
+    if math.isnan(words):
+        words = row.get("worst_coherence", row["coherence"])
     return is_coherent(words, row.get("worst_takeover", row["number_takeover"]))
 
 

@@ -32,6 +32,7 @@ from sublora.experiments.grid.found import Found
 from sublora.experiments.grid.leaks import Leaks, check_leaks, leak_sentences
 from sublora.experiments.grid.page import shown
 from sublora.experiments.grid.plan import Plan, make_plan, sizes_of
+from sublora.experiments.grid.pooled import pooled
 from sublora.experiments.grid.quoted import linked, quoted
 from sublora.experiments.grid.recipe import Recipe
 from sublora.models.known import Known
@@ -98,6 +99,7 @@ class Grid(Recipe):
         )
         words, said = quoted(results, [*under, *arms])
         arms_csv = arm_rows(arms, self.level)
+        together = arm_rows(self._pooled(store, known), self.level)
         found = Found(
             alpha=self.level,
             context=self.judged_context,
@@ -114,7 +116,7 @@ class Grid(Recipe):
         )
         tables = {"results.csv": found.results, "cells.csv": cells, "arms.csv": arms_csv}
         tables |= {"findings.csv": found.findings, "optimizers.csv": found.sweep}
-        tables["matrix.csv"] = found.matrix
+        tables |= {"matrix.csv": found.matrix, "all_traits.csv": together}
         if asks_steerability(layout):
             tables["steerability.csv"] = [
                 asdict(f) | {"imitation": f.imitation} for f in steerability(results)
@@ -170,25 +172,46 @@ class Grid(Recipe):
             known.kept["effects"] = effects.arm_effects(results) or [], findings_of(results)
         return known.kept["effects"]
 
+    def _pooled(self, store: Store, known: Known) -> list[Effect]:
+        """What the traits show together, in every arm or cell."""
+        if self.train.match_lr is not None:
+            return []
+        if "pooled" not in known.kept:
+            results = self._results(store, known)
+            arms = (None, *self.measure.conditions) if self.has_arms else (None,)
+            contexts = self.measure.contexts if self.has_arms else (self.judged_context,)
+            known.kept["pooled"] = [
+                e for c in contexts for arm in arms for e in pooled(results, c, arm)
+            ]
+        return known.kept["pooled"]
+
     def _controls(self, store: Store, known: Known) -> list[Control]:
         if "controls" not in known.kept:
             results = self._results(store, known)
             cells = effects.cell_effects(results, self.judged_context)
             arms, _ = self._effects(store, known)
-            known.kept["controls"] = controls_of(results, arms or cells, self.level)
+            shown = [*(arms or cells), *self._pooled(store, known)]
+            known.kept["controls"] = controls_of(results, shown, self.level)
         return known.kept["controls"]
 
     def verdicts(self, findings: Findings, store: Store, known: Known) -> list[dict[str, Any]]:
         results = self._results(store, known)
         cells = effects.cell_effects(results, self.judged_context)
         arms, named = self._effects(store, known)
-        grid = Cells(cells, self.fixed_lr, self.level)
+        together, fits = self._pooled(store, known), effects.first_cell(results.plan)
+        at = (self.judged_context, "")
+        more = [
+            e
+            for e in together
+            if (e.labels["context"], e.labels["condition"]) == at and fits(e.labels)
+        ]
+        grid = Cells([*cells, *more], self.fixed_lr, self.level)
         controls, leaks = self._controls(store, known), self._leaks(store, known)
 
         def interpret(verdicts: list[Verdict]) -> list[Verdict]:
             return interpreted(barred(verdicts, results, leaks, self.level), controls)
 
-        found = [*(arms or cells), *named]
+        found = [*(arms or cells), *together, *named]
         judged = judge(load_claims(), self.name, found, grid, self.level, interpret)
         return [v.to_dict() for v in judged]
 
