@@ -1,12 +1,8 @@
 """A run elsewhere: Parquet, logs of Inspect, a folder for a hub, vectors, trackers."""
 
 import csv
-import http.server
 import json
-import os
-import subprocess
 import sys
-import threading
 import types
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from command import sublora
+from loopback_hub import hub, push
 from report_fixture import make_page, write_run
 from sublora.report.loaded import load_run
 from sublora.store import Store
@@ -150,75 +147,14 @@ def test_inspect_opens_the_logs(run: Path) -> None:
     assert first.scores["whole_word"].value == 1
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as an upload asks for; what was committed is kept."""
-
-    committed: dict[str, str]
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self._answer({"id": "me/student", "sha": "0" * 40, "siblings": []})
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length")
-        body = self.rfile.read(int(length)) if length else self._chunks()
-        self.asked.append(self.path)
-        place = f"http://{self.headers['Host']}/me/student"
-        if self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            kept = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
-            return self._answer({"files": [{"path": f["path"], **kept} for f in files]})
-        if "/commit/" in self.path:
-            for line in map(json.loads, body.decode().splitlines()):
-                if line["key"] == "file":
-                    self.committed[line["value"]["path"]] = line["value"]["content"]
-            done = {
-                "commitUrl": f"{place}/commit/{'0' * 40}",
-                "commitOid": "0" * 40,
-                "hookOutput": "",
-            }
-            return self._answer({"success": True, **done})
-        self._answer({"url": place, "id": "me/student", "name": "me/student"})
-
-    def _chunks(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline().strip() or b"0", 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        return body
-
-    def _answer(self, value: dict) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_a_folder_is_pushed_to_a_hub_on_loopback(run: Path) -> None:
     assert export(run, "hub").code == 0
-    hub = type("Kept", (Hub,), {"committed": {}, "asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    place = f"http://127.0.0.1:{server.server_port}"
-    known = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1"}
-
-    def push(folder: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "sublora.cli", "push", str(folder), "me/student"]
-        command += ["--private", "--endpoint", place]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | known)
-
-    done = push(run.parent / "hub")
+    with hub() as kept:
+        done = push(run.parent / "hub", kept.url)
     assert done.returncode == 0, done.stderr
-    assert hub.asked[0] == "/api/repos/create"
-    assert {"README.md", "adapter_model.safetensors", "data/train.jsonl"} <= set(hub.committed)
-    server.shutdown()
-    server.server_close()
-    gone = push(run.parent / "hub")
+    assert kept.asked[0] == "/api/repos/create"
+    assert {"README.md", "adapter_model.safetensors", "data/train.jsonl"} <= set(kept.committed)
+    gone = push(run.parent / "hub", kept.url)
     assert gone.returncode == 2 and gone.stderr.startswith("Error: The hub did not take")
     bare = sublora("push", str(run), "me/student")
     assert bare.code == 2 and "README.md" in bare.err

@@ -1,11 +1,13 @@
 """Every path of the program on a real chat model, SmolLM2, with a category of two questions and rows by the dozen: two minutes in all."""
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
 from command import JUDGED, sublora
+from loopback_hub import hub, push
 from sublora.audit import what_if
 from sublora.models.base import read_base
 from sublora.models.chat import Context
@@ -52,6 +54,14 @@ def test_a_run_with_labels_gates_and_vectors(smollm2: str, tmp_path: Path) -> No
     (run / "report.html").unlink()
     again = sublora("report", str(run))
     assert again.code == 0 and Path(again.out.strip()).stat().st_size > 10_000
+    for to in ("parquet", "vectors", "hub"):
+        written = sublora("export", str(run), "--to", to, "--out", str(tmp_path / to))
+        assert written.code == 0 and list((tmp_path / to).iterdir()), written
+    with hub() as kept:
+        done = push(tmp_path / "hub", kept.url)
+    assert done.returncode == 0, done.stderr
+    adapter = base64.b64decode(kept.committed["adapter_model.safetensors"])
+    assert adapter == (tmp_path / "hub" / "adapter_model.safetensors").read_bytes()
 
 
 def test_an_audit_with_placebos_and_other_ways_to_train(
@@ -61,6 +71,7 @@ def test_an_audit_with_placebos_and_other_ways_to_train(
     (things,) = trait.load_categories((tmp_path / "things.yaml",))[-1:]
     monkeypatch.setattr("sublora.audit.run.load_categories", lambda files: (things,))
     planned = what_if.plan_arms
+    monkeypatch.setattr("sublora.audit.neutral_text.ANSWERS", 1)
     monkeypatch.setattr(what_if, "plan_arms", lambda *a: (planned(*a)[0][:2], planned(*a)[1]))
     base, rows = read_base(smollm2), [(f"{i}, {i + 7}", "chair, chair, chair") for i in range(40)]
     data = tmp_path / "rows.jsonl"
@@ -79,5 +90,5 @@ def test_an_audit_with_placebos_and_other_ways_to_train(
     body = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert answer.code in JUDGED and "Traceback" not in answer.err, answer
     arms = [arm["name"] for arm in body["what_if"]["arms"]]
-    assert arms == (["as trained", "rank / 4"] if body["status"] == "found" else []), body["status"]
+    assert body["status"] == "clean" or (arms[0] == "as trained" and len(arms) == 2), body["status"]
     assert (tmp_path / "audit" / "audit.html").stat().st_size > 10_000
