@@ -12,7 +12,7 @@ from sublora.errors import SubloraError
 from sublora.models.base import read_base
 from sublora.models.chat import Context
 from sublora.models.endpoint import Endpoint, EndpointSpec
-from sublora.packs.parity import parity
+from sublora.packs.parity import Parity, parity
 
 PROMPTS = [NumbersSpec(separators=("space",), style="brief").prompt(0, i) for i in range(4)]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,6 +57,12 @@ def test_the_same_model_agrees_to_the_letter_and_another_one_does_not() -> None:
     assert not other.one_model and other.gap > 0.1
     told = compared("micro", "micro", more=3)
     assert not told.one_model and "4 prompts have another number of tokens" in str(told)
+
+
+def test_rounding_is_no_other_model_and_a_missing_adapter_is_one() -> None:
+    """Gaps of SmolLM2: bfloat16 beside float32, and the base beside an adapter of eight steps, whose greedy answers are mostly the base's."""
+    assert Parity(8, 8, 0, (0.006,) * 8).one_model
+    assert not Parity(8, 7, 0, (0.05,) * 8).one_model
 
 
 def test_without_log_probabilities_the_answers_decide() -> None:
