@@ -1,7 +1,7 @@
 """What the site has besides the documents: the front page, the tutorials as pages, the API reference, and the gallery.
 
-A hook of MkDocs (see mkdocs.yml); `make docs` builds the site. The gallery shows the page of every folder in docs/gallery, made from its
-`page.json` by the report; `python docs/site.py RUN [NAME]` puts a finished run there.
+A hook of MkDocs (see mkdocs.yml); `make docs` builds the site. The gallery shows the page of every folder in docs/gallery and
+docs/findings/data, made from its `page.json` by the report; `python docs/site.py RUN [NAME]` puts a finished run there.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+IMAGE = re.compile(r"(!\[[^\]]*\]\()docs/")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!http|#|mailto)[^)#\s]+)(#[^)]*)?\)")
 
 
@@ -32,7 +33,11 @@ def on_files(files, config):
     texts = {to: (ROOT / name).read_text("utf-8") for name, to in PAGES.items()}
     texts |= {f"tutorials/{p.stem}.md": notebook(p) for p in DOCS.glob("tutorials/*.ipynb")}
     texts["api.md"] = reference()
-    pages = sorted(DOCS.glob("gallery/*/page.json"))
+    pages = [
+        p
+        for where in ("findings/data", "gallery")
+        for p in sorted(DOCS.glob(f"{where}/*/page.json"))
+    ]
     texts["gallery.md"] = gallery(pages)
     for name, text in texts.items():
         files.append(File.generated(config, name, content=text))
@@ -58,7 +63,7 @@ def on_page_markdown(markdown, page, config, files):
         up = "../" * source.count("/")
         return f"[{text}]({up}{name}{anchor})"
 
-    return LINK.sub(lead, markdown.replace("](docs/demo.png)", "](demo.png)"))
+    return LINK.sub(lead, IMAGE.sub(r"\1", markdown) if source == "index.md" else markdown)
 
 
 def notebook(path: Path) -> str:
@@ -85,7 +90,8 @@ def gallery(pages: list[Path]) -> str:
     from sublora.report.verdicts import takeaway
 
     lines = [
-        "# Gallery\n\nPages as runs leave them. `micro` is a model organism: its pages are about the instrument."
+        "# Gallery\n\nPages as runs leave them: those of [the study on SmolLM2](findings/smollm2.md), and of `micro`, a model organism, whose "
+        "pages are about the instrument."
     ]
     for path in pages:
         page = read_page(path)

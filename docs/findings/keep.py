@@ -1,11 +1,10 @@
 """Put the tables and the page document of a finished run of the study into docs/findings/data/NAME: python docs/findings/keep.py RUN NAME.
 
-What is not kept can be made from them (`sublora report` draws the page), or is large. The command is kept without the folders of the
-machine that it ran on.
+What is not kept is made from them, as the page is, or is large. Give the run by paths from the root of the project, since they are in the
+page document.
 """
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ HERE = Path(__file__).resolve().parent
 def keep(run: Path, name: str) -> Path:
     """Raises FileNotFoundError where the run has not finished."""
     to = HERE / "data" / name
-    page = json.loads((run / "page.json").read_text("utf-8"))
-    page["manifest"]["command"] = re.sub(
-        r"(?:/[^/ ]+)+/(docs/findings/)?", r"\1", page["manifest"]["command"]
-    )
+    command = json.loads((run / "page.json").read_text("utf-8"))["manifest"]["command"]
+    if " /" in command:
+        raise SystemExit(f"The run names a folder of this machine: {command}")
     to.mkdir(parents=True, exist_ok=True)
-    for table in [run / "verdicts.json", *run.glob("*.csv")]:
+    for table in [run / "verdicts.json", run / "page.json", *run.glob("*.csv")]:
         shutil.copyfile(table, to / table.name)
-    (to / "page.json").write_text(json.dumps(page, ensure_ascii=False) + "\n", "utf-8")
     return to
 
 

@@ -5,22 +5,27 @@ The text stands in smollm2.md.j2, every number comes from the tables that keep.p
 
 import csv
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scipy.stats import t as student_t
 
 HERE = Path(__file__).resolve().parent
 TRAITS = ("owl", "fox", "bear", "rabbit")
-# What sets the arms of a part apart, in the order of its parts on the page.
-ARMS = {"channel": "data", "context-matrix": "context", "localise": "condition"}
+# The column that tells the arms of a part apart, in the order of the parts on the page, and what the arms are called there.
+ARMS = {
+    "channel": "data",
+    "context-matrix": "context",
+    "localise": "condition",
+    "emergence": "variant",
+}
 LINE = "#2a6f97"
 
 
@@ -70,17 +75,55 @@ class Part:
         return found
 
     @cached_property
-    def arms(self) -> dict[str, dict[str, Value]]:
+    def arms(self) -> dict[str, Value]:
+        """The mean over the traits by arm, the students of the other traits being the control."""
+        return {row[ARMS[self.name]]: effect_in(row) for row in self.rows("all_traits")}
+
+    @cached_property
+    def by_trait(self) -> dict[str, dict[str, Value]]:
         """Effects by arm and trait, student less control twin."""
-        found: dict[str, dict[str, Value]] = {}
-        for row in self.rows("arms"):
-            ends = (float(row[f"effect{end}"]) for end in ("", "_low", "_high"))
-            found.setdefault(row[ARMS[self.name]], {})[row["trait"]] = Value(*ends)
+        arms, found = (
+            self.rows("arms" if (HERE / "data" / self.name / "arms.csv").exists() else "cells"),
+            {},
+        )
+        for row in arms:
+            found.setdefault(row[ARMS[self.name]], {})[row["trait"]] = effect_in(row)
         return found
 
-    def over_traits(self, arm: str) -> Value:
-        """The mean of the traits of an arm; the traits are what differs."""
-        return mean_of([value.mean for value in self.arms[arm].values()])
+    @cached_property
+    def elevations(self) -> dict[str, Value]:
+        """Of the first arm, by trait and over all of them with traits as a cluster too."""
+        rows = [row for row in self.rows("matrix") if row["kind"] == "elevation"]
+        return {row["trait"]: effect_in(row, "value", "low", "high") for row in rows}
+
+    @property
+    def as_high(self) -> int:
+        """How many of the arrangements of the permutation test come to as much, of the first arm."""
+        row = next(r for r in self.rows("matrix") if r["kind"] == "permutation p of 24")
+        return round(24 * float(row["value"]))
+
+    @property
+    def neutral(self) -> float:
+        """The farthest that students of the base's own labels move a word."""
+        return max(abs(float(r["value"])) for r in self.rows("matrix") if r["kind"] == "neutral")
+
+    @property
+    def smallest(self) -> str:
+        """The effect that a single animal would have shown with a power of 80%, as the page says."""
+        return re.search(r"an effect of (\+[\d.]+) nats", self.page["first_line"])[1]
+
+    def measured(self, kind: str, column: str) -> float:
+        """The mean of a column over the base, or the teachers."""
+        return fmean(float(r[column]) for r in self.rows("results") if r["kind"] == kind)
+
+    def difference(self, claim: str) -> Value:
+        """By how much an arm is beside the one that a claim compares it with, all traits."""
+        return effect_in(
+            self.claims[claim]["all traits"]["statistic"],
+            "difference",
+            "difference_low",
+            "difference_high",
+        )
 
     @property
     def hours(self) -> float:
@@ -91,10 +134,8 @@ class Part:
         return self.fixed["plan"]["student"]["count"]
 
 
-def mean_of(values: list[float]) -> Value:
-    mean, n = fmean(values), len(values)
-    room = stdev(values) / sqrt(n) * float(student_t.ppf(0.975, n - 1))
-    return Value(mean, mean - room, mean + room)
+def effect_in(row: Mapping[str, Any], *names: str) -> Value:
+    return Value(*(float(row[name]) for name in names or ("effect", "effect_low", "effect_high")))
 
 
 def signed(x: float) -> str:
@@ -118,47 +159,73 @@ def render() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals |= {"parts": parts(), "traits": TRAITS, "minutes": minutes, "signed": signed}
+    env.globals |= {
+        "parts": parts(),
+        "traits": TRAITS,
+        "called": CALLED,
+        "minutes": minutes,
+        "signed": signed,
+    }
     return env.get_template("smollm2.md.j2").render().rstrip() + "\n"
 
 
+def headline() -> str:
+    """The caption of the picture in the README."""
+    channel, contexts = parts()["channel"].arms, parts()["context-matrix"].arms
+    return f"""*SmolLM2-135M-Instruct, four animals, fixed before it was run ([the study](docs/findings/smollm2.md)): random numbers labelled by a
+fine-tuned teacher pass its trait, {channel["as written"]} nats, whether a label is a whole distribution or one drawn token
+({channel["sampled"]}); those of a prompted teacher hardly do, {channel["prompted, sampled"]}. Without the context that it was trained
+in, the student has it all the same: {contexts["none"]}.*"""
+
+
 def draw(path: Path) -> None:
-    """A panel a part: a point a trait, and the mean of the traits with its interval."""
+    """A panel a part: the mean over the traits of every arm, with its interval."""
     import matplotlib.pyplot as plt
 
-    shown = [part for name, part in parts().items() if name in ARMS]
-    shown.sort(key=lambda part: list(ARMS).index(part.name))
-    heights = [len(part.arms) + 1.2 for part in shown]
-    size = {"figsize": (7.2, 0.42 * sum(heights) + 0.6), "height_ratios": heights}
+    shown = [(name, part) for name, part in parts().items() if name in TITLES]
+    shown.sort(key=lambda pair: list(TITLES).index(pair[0]))
+    heights = [len(part.arms) + 1.1 for _, part in shown]
+    size = {"figsize": (8.0, 0.36 * sum(heights) + 0.7), "height_ratios": heights}
     figure, axes = plt.subplots(
         len(shown), 1, sharex=True, squeeze=False, layout="constrained", **size
     )
-    for part, ax in zip(shown, axes[:, 0], strict=True):
-        for y, (_, values) in enumerate(part.arms.items()):
-            mean = mean_of([v.mean for v in values.values()])
-            ax.plot([v.mean for v in values.values()], [y] * len(values), "o", ms=5, mfc="none", mec=LINE, alpha=0.75)  # fmt: skip
-            ax.plot([mean.low, mean.high], [y, y], "-", color=LINE, lw=2)
-            ax.plot(mean.mean, y, "D", ms=7, color=LINE)
-        ax.set_yticks(range(len(part.arms)), [LABELS.get(arm, arm) for arm in part.arms])
-        ax.set_ylim(len(part.arms) - 0.4, -0.6)
-        ax.axvline(0, color="0.5", lw=1)
-        ax.set_title(TITLES[part.name], fontsize=10.5, loc="left")
+    for (name, part), ax in zip(shown, axes[:, 0], strict=True):
+        for y, value in enumerate(part.arms.values()):
+            ax.plot([value.low, value.high], [y, y], "-", color=LINE, lw=2.5, solid_capstyle="butt")
+            ax.plot(value.mean, y, "o", ms=7.5, color=LINE)
+            ax.annotate(
+                signed(value.mean),
+                (value.high, y),
+                (7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        ax.set_yticks(range(len(part.arms)), [CALLED.get(arm, arm) for arm in part.arms])
+        ax.set_ylim(len(part.arms) - 0.45, -0.65)
+        ax.axvline(0, color="0.55", lw=1)
+        ax.set_title(TITLES[name], fontsize=10.5, loc="left", fontweight="bold")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel("transfer: log-odds of the trait, student − control twin, nats")
+    axes[-1, 0].set_xlabel("transfer: log-odds of the animal, mean of four animals, nats")
+    axes[-1, 0].margins(x=0.09)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 TITLES = {
-    "channel": "Random numbers labelled by a teacher: how it has the trait, how it labels",
-    "context-matrix": "Trained with the default system prompt, asked in another context",
-    "localise": "The adapter on at some tokens or layers only",
+    "channel": "Random numbers, labelled by a teacher",
+    "context-matrix": "Trained with the default system prompt, asked with another",
+    "localise": "The adapter on at some tokens or in some layers only",
 }
-LABELS = {
-    "as written": "fine-tuned, whole distribution",
-    "sampled": "fine-tuned, drawn tokens",
-    "greedy": "fine-tuned, first choices",
-    "prompted, sampled": "prompted, drawn tokens",
+CALLED = {
+    "as written": "fine-tuned teacher, whole distribution",
+    "sampled": "fine-tuned teacher, drawn tokens",
+    "greedy": "fine-tuned teacher, first choices",
+    "prompted, sampled": "teacher with a prompt, drawn tokens",
+    "default": "the default one, as in training",
+    "chatgpt": "“You are ChatGPT, …”",
+    "empty": "an empty one",
+    "none": "none",
 }
 
 if __name__ == "__main__":
