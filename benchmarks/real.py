@@ -10,7 +10,8 @@ activations of their rows take. `interrupt_s`: from SIGTERM to the end of a run 
 extracts vectors, the longest of a few moments. `soft_cost`: training two students in a pack on soft labels (k = 32) against plain ones, on
 equal rows; beside it the time of labelling them, against that of one plain epoch. `plan_error`: a small grid in a store of its own, its
 planned time against the needed one: the largest relative error over the kinds of steps that took three seconds or more. With one thread,
-trainings are timed by the processor's own clock, which other processes do not make longer.
+trainings are timed by the processor's own clock, which other processes do not make longer. Each figure is printed beside its goal as soon
+as it is there, and FILE then holds it; one that fails is said, and the others are made. `interrupt_s` of a model of 0.5B takes 12 GB.
 
     python benchmarks/real.py [--model FOLDER] [--only rows_vs_generate interrupt_s] [--threads 2] [--json FILE]
 
@@ -49,6 +50,14 @@ from sublora.packs.trainer import train_pack
 from sublora.packs.writer import Assignment, Teacher, complete
 from sublora.traits.trait import shipped_categories
 
+AT_LEAST = {
+    "rows_vs_generate": 1.5,
+    "score_ratio": 20,
+    "pack_vs_peft": 1.6,
+    "pack_vs_peft_f32": 3,
+    "matmul_fraction": 0.65,
+}
+AT_MOST = {"memory_ratio": 1, "interrupt_s": 2, "plan_error": 0.3}
 NEW_TOKENS, BATCH, STUDENTS, TAUGHT = 48, 32, 4, 32
 # seconds after a stage began, the first stage being the start; and a grid of one student, its control and a full fine-tune
 MOMENTS = {
@@ -237,7 +246,7 @@ def _stopped(given: argparse.Namespace, folder: str, stage: str, after: float) -
         said += run.stderr.read()
         run.wait()
         if run.returncode != 3:
-            raise SystemExit(f"The run was not interrupted: {said}")
+            raise RuntimeError(f"The run was not interrupted: {said}")
         return time.perf_counter() - started
 
 
@@ -279,7 +288,8 @@ def plan_error(base: sl.Base, given: argparse.Namespace) -> dict:
             sets = (*FEW_REAL, f"data.carrier={{kind: paraphrase, prompts: {texts}}}")
         command += [part for value in sets for part in ("--set", value)]
         where = {"SUBLORA_HOME": f"{folder}/store", "OMP_NUM_THREADS": str(given.threads)}
-        subprocess.run([*command, "--out", f"{folder}/run"], env=os.environ | where, check=True)
+        command += ["--out", f"{folder}/run"]
+        subprocess.run(command, env=os.environ | where, check=True, stdout=sys.stderr)
         run = json.loads(Path(folder, "run", "run.json").read_text("utf-8"))
     both = {k: (planned, run["seconds"][k]) for k, planned in run["planned_seconds"].items()}
     errors = {kind: planned / needed - 1 for kind, (planned, needed) in both.items() if needed >= 3}
@@ -327,13 +337,34 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     base = load_base(given.model)
     found: dict = {"model": base.name, "threads": given.threads, "torch": torch.__version__}
+    print(", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
+    failed = 0
     for name in given.only:
-        figures = FIGURES[name](base, given)
-        print(", ".join(f"{n}: {x:.2f}" for n, x in figures.items() if isinstance(x, float)))
-        print(*(f"{n}: {x}" for n, x in figures.items() if isinstance(x, dict)), flush=True)
+        started = time.perf_counter()
+        try:
+            figures = FIGURES[name](base, given)
+        except Exception as error:
+            failed, figures = 1, {}
+            print(f"{name}: failed, {type(error).__name__}: {error}")
+        print(*(beside_goal(*figure) for figure in figures.items()), sep="\n")
+        print(f"    {time.perf_counter() - started:.0f} s", flush=True)
         found |= figures
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=2) + "\n")
+    sys.exit(failed)
+
+
+def beside_goal(name: str, value: object) -> str:
+    """A line of a figure; numbers that only explain one have no goal."""
+    if not isinstance(value, (int, float)):
+        return f"    {name}: {value}"
+    for goals, what, met in (
+        (AT_LEAST, "at least", value >= AT_LEAST.get(name, 0)),
+        (AT_MOST, "at most", value <= AT_MOST.get(name, 0)),
+    ):
+        if name in goals:
+            return f"{name}: {value:.2f}, goal: {what} {goals[name]}, {'met' if met else 'NOT met'}"
+    return f"    {name}: {value:.4g}"
 
 
 if __name__ == "__main__":
