@@ -1,9 +1,9 @@
-"""What plan, store and executor cost beside the work itself.
+"""What store and executor cost beside the work itself.
 
-    python benchmarks/overhead.py                          100,000 students planned; 10,000 trivial cells; the sweep of `make demo`
-    python benchmarks/overhead.py --plan 2000 --cells 200 --no-sweep
+    python benchmarks/overhead.py                          10,000 trivial cells; the sweep of `make demo`
+    python benchmarks/overhead.py --cells 200 --no-sweep
 
-The plan is that of the recipe rank-lr with as many students, looked up in the store and costed. A trivial cell is an artifact of two
+How long a large plan takes is measured by `scale.py`. A trivial cell is an artifact of two
 small files, made under its lock, flushed and counted, with no work in it. Overhead of the sweep is the time spent in planning, in the
 store (locks, looking up, hashing, flushing, renaming) and in keeping run.json, over all time. The sweep runs in one thread, as each
 process of `make demo` does: beside a second thread, the time of a short call is mostly its wait for Python's lock.
@@ -12,7 +12,6 @@ process of `make demo` does: beside a second thread, the time of a short call is
 import argparse
 import functools
 import json
-import resource
 import sys
 import tempfile
 import threading
@@ -24,51 +23,15 @@ from typing import Any
 
 from sublora.experiments.grid.grid import Grid
 from sublora.experiments.kinds import open_recipe
-from sublora.models.base import known_shape
-from sublora.models.known import Known
 from sublora.packs.check import load_base
 from sublora.runner import run
 from sublora.runner.display import Display
 from sublora.runner.execution import Execution
 from sublora.runner.folder import RunRecord
 from sublora.runner.local import InProcess
-from sublora.runner.pace import rows_of
 from sublora.runner.worker import Setup
 from sublora.steps.step import Cost, Workshop
 from sublora.store import Store, artifact_id
-
-IDENTITY = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
-RANKS, SEEDS = 25, 20
-
-
-def grid(students: int) -> Grid:
-    """rank-lr with this many students (to the next thousand): 25 ranks, 20 seeds, two arms, and as many learning rates as it takes."""
-    lrs = [round(1e-6 * 1.01**i, 15) for i in range(max(1, students // (2 * RANKS * SEEDS)))]
-    seeds = list(range(SEEDS))
-    sets = {
-        "train.lora.ranks": list(range(1, RANKS + 1)),
-        "train.lora.lrs": lrs,
-        "data.seeds": seeds,
-        "train.seeds": seeds,
-    }
-    return open_recipe(
-        "rank-lr", sets=["train.full=null", "fixed_lr=null", *(f"{k}={v}" for k, v in sets.items())]
-    )
-
-
-def plan_seconds(students: int, store: Store) -> dict[str, float]:
-    """Seconds to plan, to look up what is done, and to cost what is left; peak memory of this process in GB."""
-    recipe = grid(students)
-    started = time.perf_counter()
-    steps = recipe.plan(Known("micro", IDENTITY, known_shape("micro")))
-    made = time.perf_counter()
-    rows_of(steps, {name for step in steps for name in step.makes if store.has(name)})
-    return {
-        "students": sum(len(s.makes) for s in steps if s.kind.startswith("students")),
-        "seconds": time.perf_counter() - started,
-        "ids": made - started,
-        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-    }
 
 
 class Trivial:
@@ -182,7 +145,6 @@ def sweep_overhead(folder: Path, sets: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--plan", type=int, default=100_000, help="students to plan")
     parser.add_argument("--cells", type=int, default=10_000, help="trivial cells")
     parser.add_argument(
         "--sweep-set",
@@ -197,16 +159,6 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
-        plan = plan_seconds(options.plan, Store(folder / "plan"))
-        print(
-            f"plan of {plan['students']:.0f} students: {plan['seconds']:.1f} s ({plan['ids']:.1f} s for the ids, the rest for looking them "
-            f"up in the store), {plan['gigabytes']:.2f} GB"
-        )
-        figures |= {
-            "plan_students": plan["students"],
-            "plan_100k_s": round(plan["seconds"], 2),
-            "plan_gb": round(plan["gigabytes"], 2),
-        }
         seconds = cell_seconds(options.cells, folder / "cells")
         print(
             f"{options.cells} trivial cells in this process: {1000 * seconds / options.cells:.2f} ms a cell"

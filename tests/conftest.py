@@ -30,10 +30,10 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a third of what a small run takes, and a sixth: its figures as PDFs, and the probe of a machine that its store does not know."""
+    """Without a third of what a small run takes, and a sixth: its figures as PDF and PNG, and the probe of a machine that its store does not know."""
     if (figures := sys.modules.get("sublora.report.figures")) and not _of(request, "test_report"):
         save = figures.save
-        monkeypatch.setattr(figures, "save", lambda f, k: b"%PDF-" if k == "pdf" else save(f, k))
+        monkeypatch.setattr(figures, "save", lambda f, k: save(f, k) if k == "svg" else b"")
     if (probe := sys.modules.get("sublora.runner.probe")) and not _of(request, "test_rates"):
         monkeypatch.setattr(
             probe, "probe", lambda *_: {"tokens read": 2e10, "tokens written": 2e10}

@@ -146,7 +146,7 @@ def test_a_teacher_that_writes_no_numbers_is_an_empty_dataset(tmp_path: Path) ->
         "rank",
         "--model",
         str(folder),
-        *SMALL,
+        *(*SMALL, "--set", "data.rows=16", "--set", "data.seeds=[1]"),
         "--set",
         "train.lora.ranks=[2]",
         "--out",

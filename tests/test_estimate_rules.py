@@ -25,7 +25,7 @@ def claim(name: str = "gap", says: str = "above", bar: float = 0.0) -> Claim:
 def verdict(says: str, low: float, high: float, bar: float, **options) -> str:
     effects = [named("digits", "g", "gap", interval(low, high, **options), {"models": 9})]
     (found,) = judge([claim(says=says, bar=bar)], "r", effects)
-    assert found.trait == "digits" and found.n == {"models": 9}
+    assert found.trait == "digits" and found.n == {"models": 9} and effects[0].null == 0
     return found.verdict
 
 

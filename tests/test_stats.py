@@ -102,6 +102,7 @@ def test_the_factor_falls_back_and_says_so():
     assert same.seeds_unknown, "bit-identical seeds were counted as replicates"
     nothing = stats.clustered_interval([[0.4]], [1])
     assert (nothing.low, nothing.high, nothing.p_value) == (-np.inf, np.inf, 1.0)
+    assert nothing.df == 0
     flat = stats.clustered_interval(np.zeros((3, 5)), [1, 2, 3])
     assert (flat.low, flat.high, flat.p_value, flat.seeds_unknown) == (0, 0, 1, False)
 

@@ -147,6 +147,6 @@ def override(text: str) -> Written:
     if not found or not key.strip():
         raise SubloraError(f"--set {text!r} is not key=value, such as --set train.epochs=2.")
     try:
-        return flagged(f"--set {text}", key, yaml.load(value, Loader=_Loader))
+        return flagged(f"--set {text}", key, parse(value, _Loader)[1])
     except yaml.YAMLError:
         raise SubloraError(f"The value in --set {text!r} is not valid YAML; quote it.") from None

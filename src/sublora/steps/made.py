@@ -1,8 +1,8 @@
 """What steps are made of: an artifact with its spec, a step that makes one, a step that makes one for each student."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sublora.steps.materials import Trained, listed
 from sublora.steps.sizes import Sizes
@@ -19,6 +19,12 @@ class Made:
     @cached_property
     def id(self) -> str:
         return artifact_id(self.noun, self.spec)
+
+    def but(self, **fields: Any) -> Self:
+        """The same artifact with other fields, which its id does not depend on."""
+        made = replace(self, **fields)
+        made.__dict__["id"] = self.id
+        return made
 
     @property
     def makes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -53,8 +54,9 @@ class Steered:
         return self.spec.model_dump(mode="json") | {"vector": self.vector}
 
 
+@cache
 def context_spec(context: Context) -> dict[str, Any]:
-    """A context as it counts in an id: a named one by its text."""
+    """A context as it counts in an id: a named one by its text. One object for all that have it."""
     spec = {"state": context.name if context.text is None else "named", "text": context.text}
     return spec if context.role == "system" else spec | {"role": context.role}
 

@@ -5,7 +5,6 @@ teacher, so that it shows whether students learned anything from their own teach
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sublora.analysis.contrast import Pattern, fits
@@ -57,7 +56,7 @@ def neutral_students(planner: Any) -> list[Student]:
     for (data_seed, _), twins in by_replicate.items():
         like = next(s for s in beside if s.twins and s.twins.items() <= twins.items())
         made = planner.student_of(NEUTRAL, data_seed, like.student, labels)
-        out.append(replace(made, twins=twins))
+        out.append(made.but(twins=twins))
     return out
 
 

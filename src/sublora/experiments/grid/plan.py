@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby, product
 from typing import Any
 
+from sublora.analysis.effects import Label
 from sublora.experiments.grid import controls, sources
 from sublora.experiments.grid.axes import cells_of, student_spec, student_variants
 from sublora.experiments.grid.datasets import Arms, Rows, Writing, plan_datasets
@@ -18,6 +19,7 @@ from sublora.experiments.grid.vectors import PlansVectors
 from sublora.experiments.schema import AskedTeacher
 from sublora.models.chat import Context
 from sublora.models.known import Known
+from sublora.packs.spec import StudentSpec
 from sublora.packs.steer_spec import SteerSpec
 from sublora.steps.attribution import Attribution
 from sublora.steps.dataset import TransformStep
@@ -120,6 +122,7 @@ class _Planner(PlansVectors):
         self.divergences: dict[str, DivergenceStep] = {}
         self.arms: dict[str, Arms] = {}
         self.students: list[Student] = []
+        self.trainings: dict[StudentSpec, dict[str, Any]] = {}  # as they count in an id
         self.pack_indices: tuple[tuple[int, ...], ...] = ()
 
     def plan(self) -> Plan:
@@ -217,26 +220,33 @@ class _Planner(PlansVectors):
         cell = next(c for c in cells_of(self.recipe) if c.labels["variant"] == variant)
         seed = next(t for d, t in self.recipe.replicates if d == data_seed)
         spec = student_spec(self.recipe, cell, seed)
-        return self.student_of(source, data_seed, spec, dict(cell.labels))
+        return self.student_of(source, data_seed, spec, cell.labels)
 
     def _students(self) -> Iterator[Student]:
         recipe = self.recipe
         for data, cells in groupby(cells_of(recipe), lambda cell: cell.labels["data"]):
-            alike = list(cells)
+            # those of all sources are trained alike: one object for each training, of which there may be many
+            alike = [
+                (data_seed, student_spec(recipe, cell, train_seed), cell.labels)
+                for cell in cells
+                for data_seed, train_seed in recipe.replicates
+            ]
             for source in sources.sources_in(recipe, self.traits, data):
-                for cell in alike:
-                    for data_seed, train_seed in recipe.replicates:
-                        student = student_spec(recipe, cell, train_seed)
-                        yield self.student_of(source, data_seed, student, dict(cell.labels))
+                for data_seed, student, labels in alike:
+                    yield self.student_of(source, data_seed, student, labels)
 
-    def student_of(self, source: str, data_seed: int, student, labels: dict[str, Any]) -> Student:
+    def student_of(
+        self, source: str, data_seed: int, student: StudentSpec, labels: Mapping[str, Label]
+    ) -> Student:
         variant, context = self.variants[labels["variant"]], self.contexts[student.context]
         rows, held = self.arms[labels["variant"]][source, labels["data"], data_seed]
+        if student not in self.trainings:
+            self.trainings[student] = student.to_spec()
         spec = {
             "model": self.identity,
             "dataset": rows.id,
             "context": context_spec(context),
-            "student": student.to_spec(),
+            "student": self.trainings[student],
         }
         take = None if variant.rows in (None, self.recipe.data.rows) else variant.rows
         if take is not None:
@@ -249,7 +259,7 @@ class _Planner(PlansVectors):
         made = Student(
             spec, student, rows.id, held.id, source, data_seed, context, labels, rows.rows, take
         )
-        made = replace(made, whole=made.id, mask=mask, hop=hop_of(rows))
+        made = made.but(whole=made.id, mask=mask, hop=hop_of(rows))
         if variant.step is None:
             return made
         return replace(made, spec=spec | {"step": variant.step}, step=variant.step)
@@ -270,7 +280,7 @@ class _Planner(PlansVectors):
                 t.name: found[key(sources.control_source(self.recipe, t), labels, s.replicate)]
                 for t in traits
             }
-            out.append(replace(s, twins=twins))
+            out.append(s.but(twins=twins))
         return out
 
     # steps
