@@ -1,18 +1,20 @@
-"""How large a sweep may be: a plan of 100,000 students, and a run on simulated nodes of Ray of which some are killed.
+"""How large a sweep may be: a plan of 100,000 students, and a run on workers of Ray of which some are killed.
 
-    python benchmarks/scale.py                    both; 8 nodes, 2 of them killed
-    python benchmarks/scale.py --students 2000 --nodes 0
+    python benchmarks/scale.py                    both; 8 workers, 2 of them killed
+    python benchmarks/scale.py --students 2000 --workers 0
 
 The plan is what `sublora plan` takes for a recipe like rank-lr with 25 ranks, 20 seeds, two arms and as many learning rates as it needs:
-seconds of the whole command, and the most memory that it held. The nodes are those of Ray's own simulation of a cluster on one machine,
-one worker each; a node is killed, not asked to leave, once a dataset stands. The same recipe is then run here from an empty store, and
-every artifact and table is compared byte by byte.
+seconds of the whole command, and the most memory that it held. The workers are Ray's on this machine, as many as `--threads` says; one
+is killed in the middle of a step, and a second one when more is made. The same recipe is then run here from an empty store, and every
+artifact and table is compared byte by byte.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,24 +75,37 @@ def files(store: Path) -> dict[str, dict]:
     }
 
 
-def nodes(count: int, kill: int, folder: Path) -> dict[str, Any]:
-    """A run on so many nodes, some of them killed on the way, against the same run here."""
-    from ray.cluster_utils import Cluster
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Ray's workers of this run that are making a step now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if (path / "cmdline").read_text().startswith("ray::work_on"):
+                parent = _parent(path.name)
+                if process.pid in (parent, _parent(parent)):
+                    found.append(int(path.name))
+    return found
 
+
+def _parent(pid: str | int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("PPid:")[1].split()[0])
+
+
+def ray(workers: int, kill: int, folder: Path) -> dict[str, Any]:
+    """A run on so many workers, some of them killed on the way, against the same run here."""
     words = ["run", "rank-lr", *(w for s in SMALL for w in ("--set", s)), "--out"]
     far, here = folder / "far", folder / "here"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    members = [cluster.add_node(num_cpus=1) for _ in range(count)]
-    run = command(*words, str(folder / "run-far"), "--executor", "ray", "--ray-address", cluster.address,
-                  store=far, folder=folder)  # fmt: skip
+    on_ray = ["--executor", "ray", "--threads", str(workers)]
+    run = command(*words, str(folder / "run-far"), *on_ray, store=far, folder=folder)
     killed = 0
     while run.poll() is None:
-        if killed < kill and len(list(far.glob("artifacts/dataset/*/manifest.json"))) > 2 * killed:
-            cluster.remove_node(members.pop(), allow_graceful=False)
-            killed += 1
+        made = len(list(far.glob("artifacts/*/*/manifest.json")))
+        if killed < kill and made > 6 * killed:
+            for pid in workers_of(run)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
         time.sleep(0.1)
     printed = run.communicate()[0]
-    cluster.shutdown()
     assert run.returncode == 0, printed
     again = command(*words, str(folder / "run-here"), store=here, folder=folder)
     printed = again.communicate()[0]
@@ -102,7 +117,7 @@ def nodes(count: int, kill: int, folder: Path) -> dict[str, Any]:
         for t in TABLES
     )
     return {
-        "ray_nodes": count,
+        "ray_workers": workers,
         "ray_killed": killed,
         "ray_artifacts": len(own),
         "ray_equal": equal if own.keys() == theirs.keys() else 0,
@@ -113,7 +128,7 @@ def nodes(count: int, kill: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--students", type=int, default=100_000, help="to plan; 0: no plan")
-    parser.add_argument("--nodes", type=int, default=8, help="of Ray; 0: no run")
+    parser.add_argument("--workers", type=int, default=8, help="of Ray; 0: no run")
     parser.add_argument("--kill", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
@@ -122,8 +137,8 @@ def main() -> None:
         folder = Path(name)
         if options.students:
             figures |= plan(options.students, folder)
-        if options.nodes:
-            figures |= nodes(options.nodes, options.kill, folder)
+        if options.workers:
+            figures |= ray(options.workers, options.kill, folder)
     for key, value in figures.items():
         print(f"{key:<20}{value}")
     if options.json:

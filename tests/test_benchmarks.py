@@ -53,7 +53,7 @@ def test_overhead_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_large_plan_is_timed(tmp_path: Path) -> None:
-    figures, _ = bench("scale.py", tmp_path, "--students", "2000", "--nodes", "0")
+    figures, _ = bench("scale.py", tmp_path, "--students", "2000", "--workers", "0")
     assert figures["plan_students"] == 2000 and 0 < figures["plan_gb"] < 2
 
 

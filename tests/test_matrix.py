@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from planned import make_plan
 from report_fixture import make_found
@@ -69,6 +70,9 @@ def test_the_interval_over_traits_is_as_wide_as_they_differ():
     alike = over_traits(0.5 + 0.01 * noise(1)[:, 0], SEEDS, SEEDS)
     assert 0.4 < alike.low < alike.estimate < alike.high < 0.6
     assert over_traits(apart[:1], (1,), (1,)).seeds_unknown
+    only = np.array([0.2, 0.9, 0.4, 0.7])
+    found, t = over_traits(only[None, :, None], (1,), (1,)), ttest_1samp(only, 0)
+    assert (found.low, found.high) == pytest.approx(tuple(t.confidence_interval(0.95)))
 
 
 def test_words_that_draw_students_by_chance_are_called_no_elevation_where_seeds_alone_would_call_them():
@@ -96,6 +100,9 @@ def test_matrices_are_permuted_together_and_many_arrangements_are_drawn():
     assert permutation_p([np.eye(3)] * 3) == (1 / 216, 216)
     mixed = [np.eye(3), np.zeros((3, 3))]
     assert permutation_p(mixed) == (6 / 36, 36), "the second one cannot tell"
+    # traits count alike in matrices of two sizes: an elevation is a trace times n / (n - 1), here of 2 and 3 traits
+    one, two = np.array([[0.0, 1.0], [0.0, 0.0]]), np.diag([1.2, 0.0, 0.0])
+    assert permutation_p([one, two]) == (8 / 12, 12)
     p, tried = permutation_p([np.eye(8)])
     assert tried == 2001 and p == 1 / 2001 and permutation_p([np.eye(8)]) == (p, tried)
     assert permutation_p([np.ones((8, 8)) - np.eye(8)])[0] > 0.6
@@ -108,6 +115,8 @@ def test_matrices_are_permuted_together_and_many_arrangements_are_drawn():
 def test_one_trait_or_seed_that_carries_all_is_seen_when_it_is_left_out():
     alike = elevation_of([matrix(np.eye(4)[None, ..., None] + noise(2, 4, 0.05))])
     assert len(alike.left_out) == 4 + 4 and alike.least.low > 0
+    lone_seed = elevation_of([matrix(np.eye(3)[None, ..., None] + noise(2)[:1], (1,))])
+    assert lone_seed.without_seed == {} and len(lone_seed.without_trait) == 3
     one = np.zeros((4, 4))
     one[0, 0], one[1:, 1:] = 4.0, -0.3 * np.eye(3)
     lone = elevation_of([matrix(one[None, ..., None] + noise(2, 4, 0.05))])

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -115,6 +116,14 @@ def test_recipe__builds_nothing_fills_nothing_and_stays_in_its_folder(
 def test_recipe__is_read_as_it_is_written(value: object) -> None:
     assert parse(f"a: {json.dumps(value)}")[1] == {"a": value}
     assert MOST_VALUES >= 100_000, "a plan of 100,000 students may be written out"
+
+
+def test_recipe__stands_for_so_many_values_and_no_more(monkeypatch) -> None:
+    monkeypatch.setattr("sublora.store.yaml_file.MOST_VALUES", 6)
+    assert parse("[&a [1, 2], 3, 4]")[1] == [[1, 2], 3, 4]
+    for text in ("[&a [1, 2], 3, 4, 5]", "[&a [1, 2], *a]"):
+        with pytest.raises(yaml.YAMLError, match="more than 6 values"):
+            parse(text)
 
 
 def test_recipe__may_repeat_itself_by_aliases(tmp_path: Path) -> None:
