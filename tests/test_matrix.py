@@ -14,7 +14,7 @@ from report_fixture import make_found
 from sublora.analysis.claims import judge
 from sublora.analysis.intervals import clustered_interval
 from sublora.analysis.matrix import Matrix, elevation_of, over_traits, permutation_p
-from sublora.analysis.tables import finding_rows, to_csv
+from sublora.analysis.tables import arm_rows, finding_rows, to_csv
 from sublora.errors import SubloraError
 from sublora.experiments.claims import load_claims
 from sublora.experiments.grid import elevation, matrix_charts
@@ -23,6 +23,7 @@ from sublora.experiments.grid.pooled import pooled
 from sublora.experiments.grid.sources import sources_of
 from sublora.experiments.kinds import open_recipe
 from sublora.report import figures
+from sublora.report.verdicts import takeaway
 from sublora.text import compact
 
 IDENTITY = {"weights": "w", "template": "t", "tokenizer": "k", "dtype": "float32"}
@@ -286,3 +287,20 @@ def test_the_heat_maps_show_the_numbers_of_the_csv(made):
     assert "permutation p 0.005 over 216 arrangements" in rises.caption
     assert "rank 8, lr 1e-3. Last column" in maps[0].caption
     assert "above 0 in 9 of 9" in rises.caption and "above 0 in 4 of 4" in rises.caption
+
+
+def test_the_arms_of_all_traits_are_a_chart_and_a_single_one_is_none(made):
+    rows = arm_rows(pooled(made, "default"), 0.05)
+    chart = matrix_charts.together(make_found(together=rows))
+    (series,) = chart.series
+    assert [p.estimate for p in series.points] == [r["effect"] for r in rows] and len(rows) > 1
+    assert len({p.label for p in series.points}) == len(rows)
+    assert matrix_charts.together(make_found(together=rows[:1])) is None
+
+
+def test_the_sentence_of_a_page_quotes_what_holds_of_all_traits():
+    said = [
+        {"verdict": "supported", "statement": f"It is {trait}.", "trait": trait}
+        for trait in ("owl", "wolf", "all traits")
+    ]
+    assert "“It is all traits” (of all traits)" in takeaway(said)

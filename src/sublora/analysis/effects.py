@@ -16,6 +16,7 @@ from sublora.text import p_value, signed
 
 Label = str | int | float | None
 ACROSS = "all"  # the trait of what is found across traits
+ALL_TRAITS = "all traits"  # the trait of effects that are a mean over the traits of a run
 MIN_COHERENCE = 0.5  # below it, or with more numbers than MAX_TAKEOVER, a zero says nothing
 MAX_TAKEOVER = 0.25
 

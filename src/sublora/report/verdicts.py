@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sublora.analysis.effects import ALL_TRAITS
 from sublora.text import listed, p_value, plural
 
 MARKS = {
@@ -54,8 +55,8 @@ def _are(verdicts: Verdicts, said: str) -> str:
 
 
 def _part(verdicts: Verdicts, said: str, several: bool) -> str:
-    """So many are so, and the first of them word for word."""
-    first = verdicts[0]
+    """So many are so, and one of them word for word: the first about all traits, or the first."""
+    first = next((v for v in verdicts if v.get("trait") == ALL_TRAITS), verdicts[0])
     of = f" (of {first['trait']})" if several and first.get("trait") not in (None, "all") else ""
     quote = f"“{first['statement'].rstrip('.')}”{of}"
     among = ": " if len(verdicts) == 1 else ", among them "

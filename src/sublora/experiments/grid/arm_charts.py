@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from sublora.analysis import page
 from sublora.analysis.charts import as_curve, first_upper
 from sublora.experiments.grid.charts import BOUNDS
-from sublora.experiments.grid.found import Found, Row, grouped, heat_cell, link, noun
+from sublora.experiments.grid.found import ENDS, Found, Row, grouped, heat_cell, link, noun
 from sublora.text import listed, number, signed
 
 TRAINED, ASKED = "train_context", "context"
-ENDS = {"estimate": "", "low": "_low", "high": "_high"}  # what the names of columns end with
 MATCHED = (
     "Each stands at the rate that brings it to the held-out loss of the first row, interpolated between the two rates around it; the table "
     "says where none does. "

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sublora.analysis.claims import Claim, Verdict
-from sublora.analysis.effects import ACROSS
+from sublora.analysis.effects import ACROSS, ALL_TRAITS
 from sublora.experiments.grid.effects import Results
 from sublora.experiments.grid.leaks import Leaks, above_chance
-from sublora.experiments.grid.pooled import ALL_TRAITS
 
 
 def barred(

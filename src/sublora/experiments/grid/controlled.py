@@ -7,13 +7,12 @@ import numpy as np
 
 from sublora.analysis.claims import Verdict
 from sublora.analysis.contrast import MIN_EFFECT, NotRun, reaches, select, show
-from sublora.analysis.effects import ACROSS, Effect, found, mean_of
+from sublora.analysis.effects import ACROSS, ALL_TRAITS, Effect, found, mean_of
 from sublora.analysis.intervals import Interval
 from sublora.analysis.multiplicity import holm
 from sublora.analysis.page import Section, Table
 from sublora.experiments.grid.controls import positive_pattern
 from sublora.experiments.grid.effects import Results, effect_of
-from sublora.experiments.grid.pooled import ALL_TRAITS
 from sublora.steps.students import Student
 from sublora.text import listed
 from sublora.traits.trait import Trait

@@ -20,11 +20,13 @@ NOUNS = {
     "context": "context asked",
     "placement": "place of the adapter",
 }
+ENDS = {"estimate": "", "low": "_low", "high": "_high"}  # what the names of columns end with
 
 
 @dataclass(frozen=True)
 class Found:
-    """The rows of cells.csv, results.csv, arms.csv, findings.csv, optimizers.csv and matrix.csv; answers.json and attribution.json.
+    """The rows of cells.csv, results.csv, arms.csv, findings.csv, optimizers.csv, matrix.csv and all_traits.csv; answers.json and
+    attribution.json.
 
     `context` is the one that the figures show, `fixed_lr` the rate of the claims' fixed-rate view; `matched`: whether arms
     stand at one held-out loss, each at a rate of its own.
@@ -39,6 +41,7 @@ class Found:
     findings: Sequence[Row] = ()
     sweep: Sequence[Row] = ()
     matrix: Sequence[Row] = ()
+    together: Sequence[Row] = ()
     answers: Mapping[str, Row] = field(default_factory=dict)
     tokens: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     matched: bool = False

@@ -110,6 +110,7 @@ class Grid(Recipe):
             findings=finding_rows(named, self.level),
             sweep=effects.sweep_rows(results) if self.train.optimizers else [],
             matrix=matrix_rows(results),
+            together=together,
             answers=answers(results, by_context[self.judged_context]),
             tokens=attributions(results),
             matched=self.train.match_lr is not None,

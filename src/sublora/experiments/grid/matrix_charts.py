@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sublora.analysis import page
 from sublora.analysis.effects import ACROSS
 from sublora.experiments.grid.elevation import GROUP, NEUTRAL_ROWS
-from sublora.experiments.grid.found import Found, Row, grouped
+from sublora.experiments.grid.found import ENDS, Found, Row, coherent, grouped, place
 from sublora.text import interval, number, p_value, signed, slug
 
 OTHERS = "others"
@@ -116,4 +116,34 @@ def elevations(found: Found) -> page.Chart | None:
         caption="A trait’s own readout, less what the other students do to its word, less what its students do to the other words, plus what the "
         f"other students do to those. Intervals are clustered by data seed and question; that of {ACROSS} by trait as well. {tested} "
         "Neutral rows have no word of their own and no part in it.",
+    )
+
+
+def together(found: Found) -> page.Chart | None:
+    """A row an arm or cell: the mean over the traits."""
+    rows = found.together
+    if len(rows) < 2:
+        return None
+    axes = found.axes(rows) if found.arms else []
+    names = [found.named(row, axes) if found.arms else place(row) for row in rows]
+    ends = {name: f"effect{end}" for name, end in ENDS.items()}
+    points = tuple(
+        page.point(name, {n: row[column] for n, column in ends.items()}, hollow=not coherent(row))
+        for name, row in zip(names, rows, strict=True)
+    )
+    said = (f"{p.label} {signed(p.estimate)}" for p in points)
+    return page.Chart(
+        kind="rows",
+        name="all-traits",
+        title="All traits together",
+        axis="mean elevation over the traits, nats",
+        reference=0.0,
+        reference_name="shared drift alone",
+        interval=f"{found.level} interval",
+        filled="coherent",
+        hollow="not coherent",
+        series=(page.Series(points=points),),
+        alt=f"Mean elevation over the traits by arm: {'; '.join(said)}.",
+        caption="The mean diagonal elevation of each arm or cell, with the students of the other traits as the control; intervals over seeds and "
+        "questions, about these traits. The same numbers are in `all_traits.csv`.",
     )

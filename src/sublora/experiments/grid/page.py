@@ -48,6 +48,7 @@ def _overview(found: Found, traits: Sequence[str]) -> list[Section]:
         arm_charts.overview(found, traits),
         *matrix_charts.heat_maps(found),
         matrix_charts.elevations(found),
+        matrix_charts.together(found),
         tables.finding_table(found, ACROSS, "all"),
     ]
     shown = tuple(part for part in parts if part is not None)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sublora.analysis.effects import Effect, transfer
+from sublora.analysis.effects import ALL_TRAITS, Effect, transfer
 from sublora.experiments.grid.effects import Results, groups, target, transfers
 from sublora.experiments.grid.elevation import by_category, matrix_of, members_of
 from sublora.steps.students import Student
 from sublora.traits.trait import Trait
 
-ALL_TRAITS = "all traits"  # the trait of these effects
 WORST = {"worst_coherence": min, "worst_words": min, "worst_takeover": max}
 
 
