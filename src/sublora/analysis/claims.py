@@ -216,7 +216,13 @@ def judge(
     `interpret` says which of the verdicts cannot be interpreted; these count in no q value.
     """
     chosen = [claim for claim in claims if recipe in claim.recipes]
-    return weighed(chosen, lambda some: interpret(_judged(some, effects, grid, alpha)))
+    evidence = evidence_of(grid)
+    return weighed(chosen, lambda some: interpret(judged(some, effects, evidence, alpha)))
+
+
+def evidence_of(grid: Grid | None) -> list[Evidence]:
+    """Of every trait; it keeps the intervals that it was asked for."""
+    return [grid.of(trait) for trait in grid.traits] if grid else []
 
 
 def weighed(
@@ -234,11 +240,12 @@ def weighed(
     return [replace(v, q=q[k], stability=stability(k)) for k, v in enumerate(given)]
 
 
-def _judged(
-    claims: Sequence[Claim], effects: Sequence[Effect], grid: Grid | None, alpha: float
+def judged(
+    claims: Sequence[Claim], effects: Sequence[Effect], evidence: Sequence[Evidence], alpha: float
 ) -> list[Verdict]:
+    """The verdicts by themselves, without what they are among all claims and at other bars."""
     on_grid = [claim for claim in claims if claim.reads != "effects"]
-    verdicts = judge_grids(on_grid, [grid.of(t) for t in grid.traits]) if grid else []
+    verdicts = judge_grids(on_grid, evidence) if evidence else []
     traits = list(dict.fromkeys(e.trait for e in effects))
     for claim in claims:
         if claim.reads == "effects":

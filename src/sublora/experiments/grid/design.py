@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from sublora.analysis.claims import judge
+from sublora.analysis.claims import evidence_of, judged
 from sublora.analysis.effects import Effect, transfer
 from sublora.analysis.evidence import Grid as Cells
 from sublora.analysis.power import jumps_missed, smallest_effect
@@ -68,7 +68,7 @@ def unsettled(recipe) -> list[tuple[str, str]]:
         cells = [e for e in effects if not e.labels["condition"] and not e.labels["data"]]
         cells = [e for e in cells if e.labels["context"] == recipe.judged_context]
         grid = Cells(cells, recipe.fixed_lr, recipe.level)
-        for verdict in judge(claims, recipe.name, effects, grid, recipe.level):
+        for verdict in judged(claims, effects, evidence_of(grid), recipe.level):
             if verdict.verdict in ("supported", "refuted"):
                 settled.add(verdict.claim.id)
             elif world == "all":
