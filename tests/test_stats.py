@@ -181,6 +181,8 @@ def test_p_against_a_bar_inverts_the_interval(level):
     assert i.p_against(i.low) == pytest.approx(1 - level)
     assert i.p_against(i.low - 0.01) < 1 - level < i.p_against(i.low + 0.01)
     assert np.isnan(stats.clustered_interval([[0.1]], [0]).p_against(0.0))
+    two = stats.clustered_interval(values[:2, :1], range(2), level=level)  # one degree of freedom
+    assert two.p_against(two.high) == pytest.approx(1 - level)
 
 
 def curves(rng, truth, seeds, questions=20):
