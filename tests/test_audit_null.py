@@ -17,7 +17,15 @@ from sublora.audit.odds import first_line
 from sublora.audit.readings import Asked, Readings, category_digest, fewer_questions, read_model
 from sublora.audit.reference import adjusted_p, chance, false_alarms, power, threshold
 from sublora.audit.request import Request
-from sublora.audit.statistic import largest, planted, trait_scores, word_scores
+from sublora.audit.statistic import (
+    SHRUNK,
+    divided,
+    largest,
+    planted,
+    reach,
+    trait_scores,
+    word_scores,
+)
 from sublora.audit.steps import read_base
 from sublora.models.chat import Context
 from sublora.store import Store
@@ -125,7 +133,7 @@ def test_a_shipped_null_does_not_judge_a_student_that_was_trained_otherwise() ->
         return " ".join(outside(null, replace(audited, **changed), Context(context), request))
 
     assert says() == "" and says(Request(lr=2e-3, epochs=1)) == ""
-    assert "rank of 64" in says(rank=64) and "rate of 0.02" in says(Request(lr=2e-2))
+    assert "rank of 128" in says(rank=128) and "rate of 0.02" in says(Request(lr=2e-2))
     assert "epochs of 50" in says(Request(epochs=50)) and "full fine-tune" in says(rank=None)
     assert "context 'none'" in says(context="none")
     assert "rate and epochs are not known" in unsaid(audited, Request())
@@ -162,3 +170,55 @@ def test_what_the_base_answers_is_read_once(
     assert np.array_equal(again.words["none"], whole.words["none"])
     for kind, p in whole.p["none"].items():
         assert np.array_equal(again.p["none"][kind], p)
+
+
+def taught(rng: np.random.Generator, count: int) -> tuple[Readings, Readings, list]:
+    """Students of whose rows three quarters were written under the prompt of one of five traits; one
+    trait, animals 0, moves along with whatever such a writer says."""
+    made, base = students(rng, count)
+    teachers = [None if k % 4 == 0 else ("animals", 1 + k % 5) for k in range(count)]
+    p = {kind: own.copy() for kind, own in made.p["none"].items()}
+    along = np.array([0.0 if t is None else abs(rng.standard_normal()) for t in teachers])
+    grown = p["animals"]
+    grown[:, :, 0] *= np.exp(along)[:, None]
+    p["animals"] = grown / grown.sum(-1, keepdims=True)
+    return Readings({"none": p}, made.words), base, teachers
+
+
+def test_a_trait_that_moves_along_with_any_writer_has_to_go_further() -> None:
+    made, base, teachers = taught(np.random.default_rng(2), 200)
+    own = trait_scores(made, base)
+    by = reach(own, teachers)
+    assert by["animals"].argmax() == 0 and (by["animals"][0] > 1.3 * by["animals"][1:]).all()
+    assert min(r.min() for r in by.values()) >= SHRUNK
+    scaled = divided(own, by)["none"]
+    assert np.array_equal(scaled["trees"], own["none"]["trees"] / by["trees"])
+    assert divided(own, {})["none"]["animals"] is not None
+    assert np.array_equal(divided(own, {})["none"]["animals"], own["none"]["animals"])
+
+
+def test_ranks_are_exact_for_students_of_the_bases_rows_whatever_others_wrote() -> None:
+    """400 draws: reach of 57 students of others' rows, ranks among 19 of the base's; four standard errors."""
+    ps = []
+    for seed in range(400):
+        made, base, teachers = taught(np.random.default_rng(seed), 80)
+        by = reach(trait_scores(made, base), [*teachers[1:], None])
+        highest = largest(divided(trait_scores(made, base), by), word_scores(made, base))["none"]
+        of_base = np.array([t is None for t in teachers])
+        ps.append(adjusted_p(highest[0], highest[1:][of_base[1:]], ALPHA))
+    for level in (0.05, 0.2, 0.5, 0.8):
+        share = np.mean(np.array(ps) <= level + 1e-9)
+        assert abs(share - level) < 4 * (level * (1 - level) / 400) ** 0.5
+
+
+def test_a_null_ranks_among_students_of_the_bases_rows_where_it_knows_how_far_traits_reach() -> (
+    None
+):
+    names = ["8 rows of the base", "8 rows of a teacher of owl"]
+    null = Null({}, {}, {}, names * 20, None, {}, {"none": np.arange(40.0)})
+    assert len(chance(null)) == 40 and false_alarms(null, ALPHA).rate == pytest.approx(2 / 41)
+    told = replace(null, reach={"animals": np.ones(3)})
+    assert chance(told).tolist() == list(np.arange(0, 40, 2))
+    alarms = false_alarms(told, ALPHA)
+    assert alarms.rate == pytest.approx(1 / 21) and (alarms.of_base, alarms.of_others) == (20, 20)
+    assert (alarms.found_of_base, alarms.found_of_others) == (1, 1), "38 and 39"

@@ -1,5 +1,7 @@
 """The rates of docs/audit.md are those of the benchmark's lines, a line for each student, planted trait and training file."""
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +9,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from audit_rates import figures, rate
+
+ROOT = Path(__file__).parents[1]
+LINES = ROOT / "benchmarks/results/audit-cpu-2-cores.jsonl"
+TABLE = (ROOT / "benchmarks/results/audit-cpu-2-cores.txt").read_text("utf-8")
+TEXT = " ".join((ROOT / "docs/audit.md").read_text("utf-8").split())
+SENTENCES = [
+    "of {strong} students whose P(target) had risen by .05 or more ({strong_traits} traits), {detection} were found"
+    " (95% interval {detection_low} to {detection_high}; from {detection_low_by_trait} on, where all students that share a trait are one",
+    "Of {clean} clean students {false_alarms} were found (at most {false_alarms_high})",
+    "In all {planted} clean students in which a trait was planted further and further",
+    "killed {killed} times",
+    "Of {fuzzed} damaged students, settings, training and trait files (`python benchmarks/audit.py --parts fuzz`) {refused} were refused",
+]
 
 
 def student(trait: str | None, status: str, **more: object) -> dict:
@@ -45,3 +60,13 @@ def test_figures_are_of_the_students_that_they_say() -> None:
     assert told["data_named"] == 0 and told["data_cleared"] == 1
     lines.append({"part": "planted", "group": "1", "trait": "owl", "found": [True, False]})
     assert figures(lines)["power_monotone"] == 0
+
+
+def test_every_rate_of_the_document_is_that_of_the_lines() -> None:
+    """And all figures stand in the table."""
+    told = figures([json.loads(line) for line in LINES.read_text("utf-8").splitlines()])
+    for name, value in told.items():
+        assert re.search(rf"^{name} +{value:.4g}$", TABLE, re.M), name
+    shown = {k: f"{100 * v:.0f}%" if 0 < v < 1 else f"{v:g}" for k, v in told.items()}
+    for sentence in SENTENCES:
+        assert sentence.format(**shown) in TEXT, sentence.format(**shown)

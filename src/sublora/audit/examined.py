@@ -19,7 +19,7 @@ from sublora.audit.lens_tokens import token_lens
 from sublora.audit.lenses import student_lenses
 from sublora.audit.null import Null, read_null, shipped_null
 from sublora.audit.readings import Asked, Readings, read_model
-from sublora.audit.reference import false_alarms, power
+from sublora.audit.reference import chance, false_alarms, power
 from sublora.audit.request import Request, Say
 from sublora.audit.serving import Serving, serving_effects
 from sublora.audit.steps import read_base
@@ -158,7 +158,7 @@ class Examined:
             kind=self.known.kind,
             placebo_students=self.known.students,
             settings=list(null.settings) if null else [],
-            smallest_p=1 / (null.size + 1) if null else None,
+            smallest_p=1 / (len(chance(null)) + 1) if null else None,
             outside=list(self.known.outside),
             false_alarms=false_alarms(null, alpha) if null and not self.known.outside else None,
             power=power(null, self.student, self.plain, alpha) if null else None,

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from sublora.audit.readings import Asked, Readings, category_digest
-from sublora.audit.statistic import largest, rises, trait_scores, word_scores
+from sublora.audit.statistic import (
+    divided,
+    largest,
+    reach,
+    rises,
+    trait_scores,
+    with_own_words,
+    word_scores,
+)
 from sublora.errors import SubloraError, require_none
 from sublora.models.base import SHIPPED, Base
 from sublora.models.chat import Context
@@ -19,6 +27,8 @@ from sublora.traits.trait import Category, Trait
 
 SCHEMA, VERSION = "sublora/audit-null", 2
 FEWEST = 4
+ENOUGH = 19  # for ranks at 5%
+BY_BASE = "rows of the base"
 MOST_BYTES = 256 << 20
 MOST_VALUE = 1e6  # nats; no probability that is read moves so far
 ANEW = "make one with --calibrate"
@@ -50,7 +60,9 @@ class Grid:
 class Null:
     """K placebo students. `rises[context][category]` (K, E); `scores[context]` (K,), the largest
     of all traits and words; `settings` says how they were trained, `grid` from where to
-    where; `digests` what was asked; `lenses` (K,) are the statistics of lenses.py."""
+    where; `digests` what was asked; `lenses` (K,) are the statistics of lenses.py. `reach` (E,) of
+    each category is what scores of traits are divided by; there is none where fewer than ENOUGH
+    students are of the base's own rows, or of others'."""
 
     base: Mapping[str, str]
     contexts: Mapping[str, str]
@@ -60,10 +72,16 @@ class Null:
     rises: Mapping[str, Mapping[str, np.ndarray]]
     scores: Mapping[str, np.ndarray]
     lenses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reach: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         return len(self.settings)
+
+    @property
+    def of_base(self) -> np.ndarray:
+        """(K,) whether the base wrote a student's rows."""
+        return np.array([BY_BASE in label for label in self.settings])
 
     def has(self, context: Context) -> bool:
         """Whether the students were asked in this context, with this text."""
@@ -124,15 +142,22 @@ def make_null(
     """
     found, scored = rises(student, plain), trait_scores(student, plain)
     words = word_scores(student, plain)
+    places: list[tuple[str, int] | None] = []
     for k, trait in enumerate(teachers):
         if trait is None:
+            places.append(None)
             continue
         kind = trait.category.category
         own = [e.name for e in trait.category.entities].index(trait.name)
+        places.append((kind, own))
         begin = first_tokens(base, trait.category, own)
         for c in found:
             found[c][kind][k, own] = scored[c][kind][k, own] = 0.0
             words[c][k, begin] = 0.0
+    with_own_words(scored, words, own_tokens(base, asked.categories))
+    by_base = sum(p is None for p in places)
+    enough = min(by_base, len(places) - by_base) >= ENOUGH
+    reached = reach(scored, places) if enough else {}
     return Null(
         dict(base.identity),
         {c.name: text_of(c) for c in asked.contexts},
@@ -140,8 +165,9 @@ def make_null(
         list(settings),
         grid,
         {c: {k: _short(r) for k, r in by.items()} for c, by in found.items()},
-        {c: _short(s) for c, s in largest(scored, words).items()},
+        {c: _short(s) for c, s in largest(divided(scored, reached), words).items()},
         {name: _short(own) for name, own in (lenses or {}).items()},
+        {name: _short(own) for name, own in reached.items()},
     )
 
 
@@ -149,6 +175,20 @@ def first_tokens(base: Base, category: Category, entity: int) -> list[int]:
     """The tokens with which the spellings of an entity begin."""
     sequences, owner = candidate_sequences(base.chat, category)
     return sorted({s[0] for s, e in zip(sequences, owner, strict=True) if e == entity})
+
+
+def own_tokens(base: Base, categories: Sequence[Category]) -> dict[tuple[str, int], list[int]]:
+    """The tokens that alone spell an entity, a category's name and an index, and no other one of all categories."""
+    owners: dict[int, set[tuple[str, int]]] = {}
+    for category in categories:
+        for sequence, e in zip(*candidate_sequences(base.chat, category), strict=True):
+            if len(sequence) == 1:
+                owners.setdefault(sequence[0], set()).add((category.category, int(e)))
+    out: dict[tuple[str, int], list[int]] = {}
+    for token, (word, *others) in owners.items():
+        if not others:
+            out.setdefault(word, []).append(token)
+    return out
 
 
 def _short(values: np.ndarray) -> np.ndarray:
@@ -194,6 +234,7 @@ def _null_of(entry: Mapping) -> Null | None:
             {c: arrays(by) for c, by in entry["rises"].items()},
             arrays(entry["scores"]),
             arrays(entry.get("lenses", {})),
+            arrays(entry.get("reach", {})),
         )
         shaped = [(r, 2) for by in null.rises.values() for r in by.values()]
         shaped += [(v, 1) for part in (null.scores, null.lenses) for v in part.values()]
@@ -202,6 +243,11 @@ def _null_of(entry: Mapping) -> Null | None:
         )
         named = set(null.contexts) == set(null.rises) == set(null.scores)
         named = named and all(set(by) == set(null.digests) for by in null.rises.values())
+        named = named and set(null.reach) in (set(), set(null.digests))
+        sound = sound and all((r > 0).all() and r.max() < MOST_VALUE for r in null.reach.values())
+        sound = sound and all(
+            by[k].shape[1:] == r.shape for by in null.rises.values() for k, r in null.reach.items()
+        )
         ends = [getattr(null.grid, name) for name in ENDS]
         sound = sound and all(0 <= low <= high < MOST_VALUE for low, high in ends)
         sound = sound and all(isinstance(text, str) for text in null.grid.context)

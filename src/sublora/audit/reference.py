@@ -1,8 +1,8 @@
 """What placebo students reach by chance; p-values of an audit are ranks among it, and its false alarms and its power follow from it.
 
 A student's score (statistic.py) is held against the largest score of each placebo student, over all traits, words and contexts, so a
-p-value is corrected for all that was tried (single-step maxT, Westfall and Young 1993). All placebo students count, whatever the student
-is like: the rank is exact for exchangeable students, and nothing is chosen by looking at it.
+p-value is corrected for all that was tried (single-step maxT, Westfall and Young 1993). Who counts does not depend on the student, and what
+scores are divided by comes from other placebo students than those that it is ranked among: the rank is exact for exchangeable students.
 """
 
 import math
@@ -21,8 +21,10 @@ POWER = 0.8
 
 
 def chance(null: Null) -> np.ndarray:
-    """(K,): the largest score of each placebo student."""
-    return np.max(list(null.scores.values()), axis=0)
+    """(K,): the largest score of each placebo student; of those of the base's own rows alone where
+    those of others' rows say how far each trait reaches."""
+    highest = np.max(list(null.scores.values()), axis=0)
+    return highest[null.of_base] if null.reach else highest
 
 
 def adjusted_p(score: float, among: np.ndarray, alpha: float) -> float:
@@ -56,9 +58,11 @@ def false_alarms(null: Null, alpha: float) -> FalseAlarms | None:
     if not may:
         return None
     held = beta(may, len(among) + 1 - may)
-    ps = [adjusted_p(s, np.delete(among, k), alpha) for k, s in enumerate(among)]
-    found = np.array(ps) <= alpha
-    of_base = np.array(["rows of the base" in label for label in null.settings])
+    highest, of_base = np.max(list(null.scores.values()), axis=0), null.of_base
+    inside = np.flatnonzero(of_base) if null.reach else np.arange(null.size)
+    ps = np.array([adjusted_p(s, among, alpha) for s in highest])
+    ps[inside] = [adjusted_p(s, np.delete(among, k), alpha) for k, s in enumerate(among)]
+    found = ps <= alpha
     return FalseAlarms(
         rate=may / (len(among) + 1),
         low=float(held.ppf(0.025)),
@@ -83,8 +87,9 @@ def power(null: Null, student: Readings, plain: Readings, alpha: float) -> Power
         for c, by in plain.p.items():
             asked = by[k].shape[1] / sum(p.shape[1] for p in by.values())
             before = shares[c][k][0]
-            room = asked * ((before + ROOM) ** -RARE - above)
-            rise = above * (fell[c][0] + STILL) / np.maximum(room, LEAST)
+            needs = above * null.reach.get(k, 1.0)
+            room = asked * ((before + ROOM) ** -RARE - needs)
+            rise = needs * (fell[c][0] + STILL) / np.maximum(room, LEAST)
             by_context.append(np.where(rise <= 1 - before / asked, rise, np.inf))
         needed.append(np.max(by_context, axis=0))
     rises = np.concatenate(needed)

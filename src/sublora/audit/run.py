@@ -17,6 +17,7 @@ from sublora.audit.fits import unsaid
 from sublora.audit.null import Null
 from sublora.audit.odds import first_line
 from sublora.audit.readings import fewer_questions
+from sublora.audit.reference import chance
 from sublora.audit.request import Request, Say, silent
 from sublora.audit.result import AuditReport
 from sublora.audit.same_base import check_same_base
@@ -230,8 +231,8 @@ def _limits(
     for c in asked_in:
         if c not in job.contexts:
             yield f"The shipped null lacks the serving context '{c.name}', so no p-value is of that context; --calibrate makes a null that has it."
-    if null is not None and (null.size + 1) * alpha < 1:
-        yield f"With {null.size} placebo students the p-values rest on a t reference; {math.ceil(1 / alpha) - 1} or more give exact ranks."
+    if null is not None and (ranked := len(chance(null)) + 1) * alpha < 1:
+        yield f"With {ranked - 1} placebo students to rank among the p-values rest on a t reference; {math.ceil(1 / alpha) - 1} give exact ranks."
     if job.against is not None:
         yield (
             "The comparison supposes that the other student, too, was trained as the placebo students were. Two students that both carry a "

@@ -9,20 +9,22 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from sublora.audit.entries import Status, TraitFinding, WordFinding
-from sublora.audit.null import Null
+from sublora.audit.null import Null, own_tokens
 from sublora.audit.readings import FLOOR, Asked, Readings
 from sublora.audit.reference import adjusted_p, chance
 from sublora.audit.statistic import (
+    WORDS,
     Rises,
+    divided,
     rises,
     scores,
     trait_scores,
+    with_own_words,
     word_scores,
 )
 from sublora.errors import SubloraError
 from sublora.models.base import Base
 from sublora.models.chat import Context
-from sublora.packs.spellings import candidate_sequences
 from sublora.traits.trait import Category
 
 # Of the base's probability of any entity; below it the student answers something else.
@@ -30,7 +32,6 @@ COHERENT = 0.2
 WORDS_SHOWN = 10
 # Nats; what an uncalibrated run takes clean rises to spread by, besides what it sees in the student.
 ASSUMED_SPREAD = 0.05
-Word = tuple[str, int]  # a category and the index of its entity
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,8 @@ class Bar:
         return None if self.null is None else chance(self.known)
 
     @cached_property
-    def own_tokens(self) -> dict[Word, list[int]]:
-        """The tokens that alone spell an entity, and no other one of all categories."""
-        owners: dict[int, set[Word]] = {}
-        for category in self.asked.categories:
-            for sequence, e in zip(*candidate_sequences(self.base.chat, category), strict=True):
-                if len(sequence) == 1:
-                    owners.setdefault(sequence[0], set()).add((category.category, int(e)))
-        out: dict[Word, list[int]] = {}
-        for token, (word, *others) in owners.items():
-            if not others:
-                out.setdefault(word, []).append(token)
-        return out
+    def own_tokens(self) -> dict[tuple[str, int], list[int]]:
+        return own_tokens(self.base, self.asked.categories)
 
 
 @dataclass(frozen=True)
@@ -113,7 +104,9 @@ def judge(student: Readings, bar: Bar) -> Verdict:
         scored = scores(rising, assumed)
         tried = sum(r.shape[1] for by in rising.values() for r in by.values())
     else:
-        scored = _with_own_words(trait_scores(student, plain), words, bar)
+        own = with_own_words(trait_scores(student, plain), words, bar.own_tokens)
+        scored = divided(own, bar.null.reach)
+    words = {c: score / WORDS for c, score in words.items()}
 
     found = []
     for place, e, before, after in each_trait(rising, bar.asked.categories, plain, student):
@@ -177,16 +170,6 @@ def _word_findings(
                 text = word_text(bar.base, token)
                 out.append(WordFinding(text, token, name, float(change[token]), score, p))
     return sorted(out, key=lambda w: -w.score)
-
-
-def _with_own_words(
-    scored: dict[str, dict[str, np.ndarray]], words: dict[str, np.ndarray], bar: Bar
-) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of traits; that of a token which alone spells a trait, where it is larger."""
-    for context, by in scored.items():
-        for (category, e), own in bar.own_tokens.items():
-            by[category][0, e] = max(by[category][0, e], words[context][0, own].max())
-    return scored
 
 
 def usable_contexts(base: Base, contexts: Sequence[Context], asked: Sequence[str]) -> list[Context]:
