@@ -31,6 +31,8 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(autouse=True)
 def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a third of what a small run takes, and a sixth: its figures as PDF and PNG, and the probe of a machine that its store does not know."""
+    if request.node.get_closest_marker("real"):
+        return
     if (figures := sys.modules.get("sublora.report.figures")) and not _of(request, "test_report"):
         save = figures.save
         monkeypatch.setattr(figures, "save", lambda f, k: save(f, k) if k == "svg" else b"")

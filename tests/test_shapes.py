@@ -3,6 +3,7 @@
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sublora.analysis import shape
 from sublora.analysis.best_rate import Edge, best_rates, edge_of, rates_to_add, room_of
-from sublora.analysis.curve import Curve, read_shape
+from sublora.analysis.curve import Curve, _both_ways, read_shape
 from sublora.analysis.effects import Effect
 from sublora.analysis.evidence import Grid
 from sublora.analysis.intervals import combine, hull
@@ -327,3 +328,18 @@ def test_the_worlds_as_the_benchmark_runs_them():
     assert got["wide"]["right"] > 350
     for world in worlds_shapes.winners().values():
         assert abs(world["bias"]) <= 0.005 and world["coverage"] >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("means", "room", "turns"),
+    [
+        ((0, 1, 0.2), (0, 0, 0), True),
+        ((0, 1, 0.9), (0, 0, 0), False),
+        ((1, 0, 0.6), (0, 0, 0), True),
+        ((0, 1, 2), (0, 0, 0), False),
+        ((0, 1, 0.2), (0, 0, 1), False),  # the last rank may stand higher than it shows
+    ],
+)
+def test_a_curve_turns_where_its_way_back_is_half_of_its_way(means, room, turns):
+    curve = SimpleNamespace(ranks=(1, 2, 4), means=np.array(means), room=np.array(room))
+    assert _both_ways(curve, 0.5) == turns
