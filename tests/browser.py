@@ -165,6 +165,33 @@ SPILLS = """[...document.querySelectorAll('body *')]
   .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + .5 || r.left < -.5; })
   .map(e => e.tagName + '.' + e.className)"""
 
+# What can be pressed, typed into or looked at and has no name for those who cannot see it.
+UNNAMED = """[document.documentElement, ...document.querySelectorAll(
+    'a[href], button, input, select, summary, [role=region], [role=img], img, table th')]
+  .filter(e => !(e.lang || e.getAttribute('aria-label') || e.alt || e.labels?.length || e.textContent.trim()
+    || document.getElementById(e.getAttribute('aria-labelledby'))))
+  .map(e => e.outerHTML.slice(0, 80))"""
+
+# What takes no key: boxes that scroll out of the reach of Tab, and marks whose link stands nowhere else on the page.
+UNREACHED = """(() => {
+  const links = new Set([...document.querySelectorAll('a[href]:not([tabindex="-1"])')].map(a => a.getAttribute('href')));
+  const marks = [...document.querySelectorAll('a[tabindex="-1"]')].filter(a => !links.has(a.getAttribute('href')));
+  const boxes = [...document.querySelectorAll('body *')].filter(e => e.tabIndex < 0 && e.scrollWidth > e.clientWidth + 1
+    && /auto|scroll/.test(getComputedStyle(e).overflowX));
+  return [...marks, ...boxes].map(e => e.outerHTML.slice(0, 80));
+})()"""
+TABBED = "a[href]:not([tabindex='-1']), button, input, summary, [tabindex='0']"
+
+
+def not_tabbed(browser: Browser) -> list[str]:
+    """What Tab, pressed through the whole page, did not come to."""
+    browser.evaluate("window.met = new Set(); addEventListener('focusin', e => met.add(e.target))")
+    for _ in range(browser.evaluate(f'document.querySelectorAll("{TABBED}").length') + 2):
+        for kind in ("rawKeyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9)
+    left = f'[...document.querySelectorAll("{TABBED}")].filter(e => e.checkVisibility() && !met.has(e))'
+    return browser.evaluate(f"{left}.map(e => e.outerHTML.slice(0, 80))")
+
 
 def said(events: list[dict]) -> list[dict]:
     """What a page wrote to the console, and exceptions of its script."""

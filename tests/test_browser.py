@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from audit_fixture import idle_adapter, turned_weights
-from browser import CONTRAST, SHOW_ALL, SPILLS, Browser, binary, requests, said
+from browser import (
+    CONTRAST,
+    SHOW_ALL,
+    SPILLS,
+    UNNAMED,
+    UNREACHED,
+    Browser,
+    binary,
+    not_tabbed,
+    requests,
+    said,
+)
 from command import SMALL, sublora
 from report_fixture import make_run
 from sublora.audit.adapter import load_audited
@@ -105,7 +116,10 @@ def _check_whole(browser: Browser, page: Path, screenshots: Path, sections: list
         assert browser.evaluate(CONTRAST) == []
         assert browser.evaluate(SPILLS) == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate(UNREACHED) == []
         browser.screenshot(screenshots / f"{page.stem}-{'phone' if mobile else scheme}.png")
+    assert browser.evaluate(UNNAMED) == []
+    assert not_tabbed(browser) == []
     links = browser.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     assert [name for name in sections if name not in links] == []
     assert browser.evaluate(
