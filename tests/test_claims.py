@@ -124,6 +124,16 @@ def test_a_called_effect_below_the_bar_is_no_transfer_of_interest(rng):
     assert one("any_transfer", small) == "refuted"
 
 
+def test_the_largest_rise_says_over_which_of_control_and_base_it_is(rng):
+    made = cell(rng, 0.4)
+    for less, said in ((0.5, "over the base"), (-0.5, "over the control"), (None, "] (rank")):
+        rise = {} if less is None else {"rise": made.values - less}
+        (found,) = verdict("any_transfer", [replace(made, parts={**made.parts, **rise})])
+        assert said in found["reason"]
+        nearer = made.interval().estimate - max(0, less or 0)
+        assert found["statistic"]["largest_effect"] == pytest.approx(nearer)
+
+
 def test_one_replicate_settles_nothing(rng):
     single = flat(rng, HILL, seeds=1)
     for test in (

@@ -214,7 +214,9 @@ def test_headline_numbers_are_those_of_the_table(tmp_path):
         f"Largest called effect {float(top['effect']):+.2f} [{low}, {high}] rank {top['rank']}"
         in page.text
     )
-    assert f"The largest of {len(cells)} cells" in page.text
+    assert (
+        f"over the base {float(top['rise']):+.2f}. The largest of {len(cells)} cells" in page.text
+    )
     assert f"Cells called {len(called)} of {len(cells)} " in page.text
     full = next(c for c in cells if c["method"] == "full" and c["selected"])
     assert f"Best full fine-tune {float(full['effect']):+.2f}" in page.text

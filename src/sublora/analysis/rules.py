@@ -87,8 +87,11 @@ def _transfer(ev: Evidence, view: View, th: Threshold) -> Found:
     }
     kind = "cells" if len(fine) == len(effects) else "coherent cells"
     rank, lr = effects[top].rank, effects[top].lr
+    nearer = intervals[top].low < effects[top].interval(1 - ev.alpha).low
+    over = " over the base, which is nearer than the control" if nearer else " over the control"
+    over = over if "rise" in effects[top].parts else ""
     text = (
-        f"{len(called)} of {len(fine)} {kind} called, the largest effect is {show(intervals[top])} "
+        f"{len(called)} of {len(fine)} {kind} called, the largest rise is {show(intervals[top])}{over} "
         f"({'full' if rank is None else f'rank {rank}'}, lr {lr:g}; corrected p {p[top]:.2g}), "
         f"the highest upper bound {highest:+.3f}"
     )

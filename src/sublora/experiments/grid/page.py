@@ -90,7 +90,8 @@ def _teachers(found: Found, trait: str) -> str:
 
 def _tile(name: str, row: Row, what: str, more: str = ".") -> Tile:
     """The effect of a cell or an arm, and of what it is."""
-    note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}{more}"
+    base = "" if finite(row["rise"]) is None else f", over the base {signed(row['rise'], 2)}"
+    note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}{base}{more}"
     note = note[:1].upper() + note[1:] if row.get("data") is not None else note
     span = interval(finite(row["effect_low"]), finite(row["effect_high"]), 2)
     return Tile(name=name, value=signed(row["effect"], 2), interval=span, note=note, link=link(row))
