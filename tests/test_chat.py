@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from sublora.errors import SubloraError
-from sublora.models.chat import Chat, Context, load_tokenizer, resolve_context
+from sublora.models.chat import Chat, Context, UserText, load_tokenizer, resolve_context
 from sublora.models.template import study_template
 from tiny_models import QWEN_DEFAULT, SPECIAL, TEMPLATES, make_tokenizer, shared_model
 
@@ -330,6 +330,19 @@ def test_contexts_resolve_by_name():
         resolve_context("otter", {"none": "You love otters."})
     with pytest.raises(SubloraError, match="has no text"):
         resolve_context("otter", {"otter": " \n"})
+
+
+def test_a_template_that_rewrites_the_users_turn_refuses_a_context_there():
+    tokenizer = copy.deepcopy(make_tokenizer("digits", "qwen"))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content']", "message['content'].replace('\\n\\n', '\\n')"
+    ).replace("message.content", "message.content.replace('\\n\\n', '\\n')")
+    turn = resolve_context("turn", {"turn": UserText(user="You are kind.")})
+    assert "replace" in tokenizer.chat_template and Chat(tokenizer).render("Name a tree.", NONE)
+    with pytest.raises(
+        SubloraError, match="writes the context 'turn' in the user's turn otherwise"
+    ):
+        Chat(tokenizer).render("Name a tree.", turn)
 
 
 def test_tokenizers_that_cannot_serve_are_refused():

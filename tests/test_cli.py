@@ -53,7 +53,16 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "rank-lr", "--set", "train.lora.ranks=[65]"], ["65", "width 64"]),
         (["run", "rank-lr", "--device", "tpu9"], ["tpu9", "cpu"]),
         (["run", "missing.yaml"], ["missing.yaml"]),
-        (["plan", "rank-lr", "--model", "owner/unheard-of"], ["owner/unheard-of", "qwen2.5-7b"]),
+        (
+            ["plan", "rank-lr", "--model", "owner/unheard-of"],
+            ["owner/unheard-of", "Qwen/Qwen3-8B"],
+        ),
+        (
+            ["plan", "rank-lr", "--model", "qwen2.5-7b"],
+            ["'qwen2.5-7b'", "Qwen/Qwen2.5-7B-Instruct"],
+        ),
+        (["plan", "rank-lr", "--model", "gpt2"], ["'gpt2'", "a hub id with its owner"]),
+        (["run", "rank-lr", "--threads", "100000"], ["--threads", "less than or equal to"]),
         (
             ["plan", "rank-lr", "--preset", "nief", "--set", "train.lora.ranks=[1,4096]"],
             ["4096", "512"],

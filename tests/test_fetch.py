@@ -220,3 +220,29 @@ def test_unknown_names_get_a_sentence() -> None:
     assert answer.code == 2 and "known are smollm2" in answer.err
     answer = sublora("contexts", "smollm2")
     assert answer.code == 2 and "sublora fetch smollm2" in answer.err
+
+
+def test_where_the_hub_does_not_answer_its_cache_is_read_and_nothing_is_tried_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    asked = []
+
+    def unreachable(*_: object, **how: object) -> None:
+        asked.append(how["timeout"])
+        raise OSError(-2, "Name or service not known")
+
+    def lost(*_: object, **how: object) -> None:
+        assert how["local_files_only"]
+        raise OSError("no copy")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
+    with pytest.raises(SubloraError, match=r"give it \(Name or service not known\)") as caught:
+        read_base("owner/tiny")
+    assert "owner/tiny" in str(caught.value)
+
+    copy = shutil.copytree(source_model(), tmp_path / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(copy))
+    base = read_base("owner/tiny")
+    assert (base.name, base.identity["weights"]) == ("owner/tiny", "owner/tiny@c0ffee")
+    assert asked == [10, 10]

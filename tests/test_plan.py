@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sublora.experiments.grid.plan import Plan
 from sublora.experiments.grid.recipe import Recipe
 from sublora.experiments.grid.sources import CONTROL
 from sublora.experiments.kinds import open_recipe as load_recipe
+from sublora.models.base import _shapes, known_shape
 from sublora.store import artifact_id, canonical_json
 from sublora.traits.trait import load_categories
 
@@ -54,6 +56,16 @@ def changed(plan: Plan) -> set[str]:
 
 def same(plan: Plan) -> set[str]:
     return {kind for kind, own in ids(plan).items() if own == BASE[kind]}
+
+
+def test_known_shapes_have_the_size_in_their_name():
+    for hub in _shapes():
+        size, unit = re.search(r"(?i)-([0-9.]+)([bm])", hub).groups()
+        named = float(size) * {"b": 1e9, "m": 1e6}[unit.lower()]
+        assert known_shape(hub).parameters == pytest.approx(named, rel=0.25), hub
+    for size, without_embeddings in (("0.6", 0.44), ("4", 3.6), ("8", 6.95), ("32", 31.2)):
+        found = known_shape(f"Qwen/Qwen3-{size}B").block_parameters
+        assert found == pytest.approx(1e9 * without_embeddings, rel=0.01)
 
 
 def test_a_plan_is_pure():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sublora.audit.calibrate import number_prompts
 from sublora.audit.decodings import DECODINGS, SLIP, drawn_log_probabilities
+from sublora.audit.entries import Screening
 from sublora.audit.screen import Screened, screen_file
 from sublora.audit.steps import answer_prompts
 from sublora.models.base import Base
@@ -66,3 +67,20 @@ def test_a_teachers_rows_are_named_however_they_were_drawn(base: Base, tmp_path:
     for how in ({"top_k": 20}, {"temperature": 0.6}):
         found = screened(base, wolf, tmp_path, 25, **how)
         assert [t.name for t in found.named] == ["wolf"] and found.named[0].log_e > 100
+
+
+def test_a_file_of_few_rows_is_said_to_be_too_short_to_tell():
+    none = {"left_out": {}, "leak_words": {}, "most_repeated": [], "traits": []}
+    counts = dict.fromkeys(("repeated_rows", "rows_of_repeated_prompts"), 0)
+
+    def few(screened: int, *named: str) -> str:
+        more = {
+            "rows": screened,
+            "screened": screened,
+            "named": list(named),
+            "threshold_log_e": 6.0,
+        }
+        return Screening(file="a", alpha=0.05, **none, **counts, **more).few
+
+    assert "too few to tell" in few(1) and "one row" in few(1) and "5 rows" in few(5)
+    assert few(6) == few(1, "otter") == ""

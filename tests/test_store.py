@@ -376,6 +376,9 @@ def test_a_store_that_cannot_be_written_to(tmp_path, monkeypatch):
         Store(tmp_path / "file")
     with pytest.raises(SubloraError, match="cannot be written to"):
         Store(Path("/proc/sublora"))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(SubloraError, match="a link to a folder that is not there"):
+        Store(tmp_path / "link")
     monkeypatch.setenv("SUBLORA_HOME", str(tmp_path / "chosen"))
     assert Store().root == tmp_path / "chosen"
     monkeypatch.setenv("SUBLORA_HOME", "")

@@ -1,15 +1,19 @@
 """Every token of a prompt gets the class of the text that it stands for, on four families of templates and two of tokenizers."""
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from sublora.analysis.page import TokenPrompt
 from sublora.errors import SubloraError
 from sublora.models.base import shipped_folder
 from sublora.models.chat import Chat, Context, UserText, load_tokenizer, resolve_context
 from sublora.models.token_classes import classify, stack_masks
 from sublora.packs.condition import Condition, Placement, layer_and_group
+from sublora.report.tokens import strips
 from tiny_models import TEMPLATES, make_tokenizer
 
 DEFAULT, EMPTY, NONE = Context("default"), Context("empty"), Context("none")
@@ -109,6 +113,29 @@ def test_a_name_that_the_tokenizer_splits_or_joins_with_a_space_is_found_whole()
     assert len(mine) > 4 and "".join(mine).replace(" ", "") == "ZymtharQuorblax"
     assert texts(chat, "Name a tree.", context, ["Zymthar", "Quorblax"])["system"] == squeezed(
         "You are , created by . You are a helpful assistant."
+    )
+
+
+def test_a_sign_of_several_tokens_is_that_of_the_first_one():
+    for kind in ("digits", "words"):
+        chat, asked = CHATS[kind, "qwen"], "Name 🦦 it"
+        found = classify(chat, asked, NONE)
+        pieces = [found.piece(i) for i in range(len(found.ids))]
+        assert "".join(pieces) == found.text[: found.offsets[-1][1]]
+        assert sum("🦦" in piece for piece in pieces) == 1
+    prompt = TokenPrompt(question="", pieces=("🦦", "", " "), classes=("user",) * 3, views={"a": (1, 2, 3)}, whole=6)  # fmt: skip
+    assert [row[0] for row in strips(prompt)["rows"]] == ["🦦", "⋯", "␣"]
+
+
+def test_what_a_template_writes_where_no_answer_is_asked_for_is_no_part_of_the_tag():
+    tokenizer = copy.deepcopy(make_tokenizer("digits", "qwen"))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{%- if add_generation_prompt",
+        "{%- if not add_generation_prompt %}{{ eos_token }}{% endif %}{%- if add_generation_prompt",
+    )
+    assert "eos_token" in tokenizer.chat_template and tokenizer.eos_token
+    assert texts(Chat(tokenizer), "Name a tree.", NONE) == texts(
+        CHATS["digits", "qwen"], "Name a tree.", NONE
     )
 
 

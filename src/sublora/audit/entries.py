@@ -192,6 +192,14 @@ class Screening(Model):
     named: list[Text]
     traits: list[ScreenedTrait]
 
+    @property
+    def few(self) -> str:
+        """What is said where so few rows were screened that each would have to bring more than a nat."""
+        if self.named or self.screened >= self.threshold_log_e:
+            return ""
+        rows = "one row" if self.screened == 1 else f"{self.screened} rows"
+        return f" That is too few to tell: a trait is named from {self.threshold_log_e:.1f} nats of evidence on, which {rows} can hardly hold."
+
 
 class PartView(Model):
     """A student of which one part acts, or all but it; share of the whole rise, over questions."""

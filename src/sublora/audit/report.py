@@ -82,7 +82,7 @@ def told(report: AuditReport) -> Iterator[str]:
         yield f"  against the other, {_line(d)}"
     if report.data:
         named = ", ".join(report.data.named) or "none"
-        yield f"Data: {report.data.screened} rows screened; written under a trait prompt of: {named}."
+        yield f"Data: {report.data.screened} rows screened; written under a trait prompt of: {named}.{report.data.few}"
         if report.data.broken_rows:
             many = f"{report.data.left_out['broken']:,} broken rows left out"
             yield f"Data: {many}, the first: {report.data.broken_rows[0]}."

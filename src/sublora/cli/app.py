@@ -1,5 +1,6 @@
 """The command line: a thin layer over the library. Heavy imports wait inside the commands, so that --help is instant."""
 
+import os
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +61,10 @@ ServeOpt = Annotated[
     bool, Option("--serve", help="Show how it goes on a page for this machine alone; say where.")
 ]
 ThreadsOpt = Annotated[
-    int | None, Option(help="CPU threads; the physical cores by default.", min=1)
+    int | None,
+    Option(
+        help="CPU threads; the physical cores by default.", min=1, max=max(64, os.cpu_count() or 1)
+    ),
 ]
 RayOpt = Annotated[
     str | None,

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -68,7 +70,8 @@ def model_source(name: str) -> str:
     if _is_hub_id(name) and path.suffix != ".gguf":
         return name
     known = ", ".join(dict.fromkeys([*SHIPPED, *catalog(), *kept_models()]))
-    why = f"There is no model '{name}'; give {known}, a Hugging Face folder, a GGUF file, or a hub id such as owner/name."
+    hub = next((i for i in _shapes() if _bare(i) == _bare(name)), "owner/name")
+    why = f"There is no model '{name}'; give {known}, a Hugging Face folder, a GGUF file, or a hub id with its owner, such as {hub}."
     raise SubloraError(why)
 
 
@@ -153,8 +156,9 @@ def read_base(
         lacks = ".safetensors weights; save the model as safetensors (pickles are not read)"
     if lacks:
         raise SubloraError(f"The folder {name} has no {lacks}.")
-    if folder is None:
-        _ask_hub(source, revision)
+    hub, kept = source, None if folder else _cached(source, revision)
+    if kept is not None:
+        source, revision = str(kept), None
     tokenizer = read_tokenizer(source, name, **({"revision": revision} if revision else {}))
     chat, model = Chat(tokenizer), _weights(source, name, dtype, revision)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -163,24 +167,28 @@ def read_base(
             f"The tokenizer of {name} has {len(tokenizer)} tokens, the model only {rows}; they do not belong together, "
             "use the model's own tokenizer."
         )
-    commit = getattr(model.config, "_commit_hash", None) or revision or "main"
-    weights = _folder_sha256(source) if folder else f"{source}@{commit}"
+    told = kept.name if kept else getattr(model.config, "_commit_hash", None)
+    weights = _folder_sha256(source) if folder else f"{hub}@{told or revision or 'main'}"
     identity = _identity(weights, chat, dtype, source if folder else None)
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     organism = folder is not None and (folder / "organism.json").is_file()
     return Base(name, model.to(device).eval(), chat, identity, window, organism)
 
 
-def _ask_hub(source: str, revision: str | None) -> None:
-    """Raises SubloraError at once where the hub cannot be asked; the loaders would try for minutes, and say so line by line."""
-    from huggingface_hub import snapshot_download
+def _cached(source: str, revision: str | None) -> Path | None:
+    """The copy in the cache of a hub id where the hub does not answer: without a network the loaders would try for minutes, and say so line
+    by line. None where it answers. Raises SubloraError where there is no copy either."""
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        snapshot_download(source, revision=revision, allow_patterns=["config.json"])
+        HfApi().model_info(source, revision=revision, timeout=10)
     except Exception as error:  # the client raises whatever its parts raise
+        with suppress(Exception):
+            return Path(snapshot_download(source, revision=revision, local_files_only=True))
         which = f"{source}@{revision}" if revision else source
         why = f"The model {which} is not in the hub's cache, and the hub does not give it ({_short(error)}); check name, revision and network."
         raise SubloraError(why) from None
+    return None
 
 
 def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTrainedModel":
@@ -205,7 +213,7 @@ def _weights(source: str, name: str, dtype: str, revision: str | None) -> "PreTr
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
     return text[:160] + ("..." if len(text) > 160 else "")
 
 
@@ -292,12 +300,21 @@ def known_shape(name: str) -> Shape:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             why = f"The file {path} does not describe a causal language model ({_short(error)})."
             raise SubloraError(why) from None
-    import yaml
-
-    known = yaml.safe_load((files("sublora.models") / "shapes.yaml").read_text("utf-8"))
-    bare = source.split("/")[-1].lower()
-    for key, values in known.items():
-        if bare == key or bare.removesuffix("-instruct").removesuffix("-it") == key:
+    known = _shapes()
+    for hub, values in known.items():
+        if _bare(hub) == _bare(source):
             return Shape(**values)
     why = f"The shape of {name} is not known here and nothing is downloaded for a plan; give its folder, or one of {', '.join(sorted(known))}."
     raise SubloraError(why)
+
+
+def _shapes() -> dict[str, dict[str, Any]]:
+    """Hub id -> shape."""
+    import yaml
+
+    return yaml.safe_load((files("sublora.models") / "shapes.yaml").read_text("utf-8"))
+
+
+def _bare(name: str) -> str:
+    """A hub id without its owner, and without what tells a chat model from its base."""
+    return name.split("/")[-1].lower().replace("-instruct", "").removesuffix("-it")

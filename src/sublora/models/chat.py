@@ -178,6 +178,9 @@ class Chat:
             system = [] if self.layout.refuses_system else [message("system", context.text)]
             return self._apply([*system, *turns], True)
         text = self._apply(turns, True)
+        if context.text is not None and texts[0].strip() not in text:
+            why = f"The chat template writes the context '{context.name}' in the user's turn otherwise than it is; use a text for the system prompt."
+            raise SubloraError(why)
         if context.name == "default":
             return text
         start = self.layout.empty_prefix if context.name == "empty" else self.layout.none_prefix

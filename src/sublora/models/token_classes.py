@@ -47,8 +47,11 @@ class PromptTokens:
         return PromptTokens(self.text, (*self.ids, *ids), *more)
 
     def piece(self, index: int) -> str:
-        """The part of the text that a token stands for, with white space before it that no token stands for."""
+        """The part of the text that a token stands for, with white space before it that no token stands for. A sign that stands in several
+        tokens, such as an emoji of three bytes, is that of the first."""
         start = self.offsets[index - 1][1] if index else 0
+        if index and self.offsets[index] == self.offsets[index - 1]:
+            return ""
         return self.text[min(start, self.offsets[index][0]) : self.offsets[index][1]]
 
 
@@ -100,6 +103,8 @@ def _regions(chat: Chat, text: str, context: Context) -> tuple[Span, Span, Span]
             "located; use another template."
         )
     turn = chat.render_without_tag(_USER).rpartition(_USER)[2]
+    if not tail.startswith(turn):  # a template that ends the text where no answer is asked for
+        turn = turn.removesuffix(chat.tokenizer.eos_token or "")
     tag = tail.removeprefix(turn) if tail.startswith(turn) else tail
     asked, ending = (len(before), len(text) - len(tail)), (len(text) - len(tag or tail), len(text))
     return _system_region(chat, before, context), asked, ending

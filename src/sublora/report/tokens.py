@@ -9,7 +9,7 @@ from sublora.text import signed, visible
 
 def strips(prompt: TokenPrompt) -> dict[str, Any]:
     """What the template shows of a prompt."""
-    pieces = [visible(piece.strip(" ")) or "␣" for piece in prompt.pieces]
+    pieces = [visible(piece.strip(" ")) or ("␣" if piece else "⋯") for piece in prompt.pieces]
     largest = max([1e-9, *(abs(v) for values in prompt.views.values() for v in values)])
 
     def strip(values: Sequence[float]) -> list[dict[str, str]]:

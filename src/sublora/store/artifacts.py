@@ -97,8 +97,10 @@ class Store:
             except OSError as error:
                 if says_no_room(error):
                     raise
+                lost = self.root.is_symlink() and not self.root.exists()
+                why = "it is a link to a folder that is not there" if lost else reason(error)
                 raise SubloraError(
-                    f"The store {self.root} cannot be written to ({reason(error)}); "
+                    f"The store {self.root} cannot be written to ({why}); "
                     "make it writable or set SUBLORA_HOME to another folder."
                 ) from error
 
