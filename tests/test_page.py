@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from report_fixture import make_page, write_run
 from sublora.analysis.charts import as_curve
 from sublora.analysis.effects import found, linear
 from sublora.analysis.page import Chart, Heatmap, Point, Quote, Quotes, Section, Series
+from sublora.experiments.grid.answers import largest
+from sublora.experiments.grid.quoted import _title
 from sublora.report import figures
 from sublora.report.glossary import WORDS, Glossary
 from sublora.report.hover import csv_of, layer, links_of
 from sublora.report.page import render
-from sublora.report.verdicts import counts, takeaway
+from sublora.report.verdicts import counts, takeaway, verdict_row
 
 SMALL = {"ranks": (4, 8), "rates": (1e-3,), "full_rates": ()}
 
@@ -59,6 +62,25 @@ def test_the_take_away_is_made_of_the_verdicts(names, said):
     assert sum(c["count"] for c in counts(_verdicts(*names))) == len(names)
 
 
+def test_a_verdict_says_in_words_what_it_was_judged_on():
+    row = verdict_row(
+        {"verdict": "refuted", "view": "best-lr", "reason": "Slope -0.5 [-1e-3, 2e-4]; a-1."}
+    )
+    assert row["view"] == "each rank at its best rate"
+    assert row["reason"] == "Slope −0.5 [−1e-3, 2e-4]; a-1."
+
+
+def test_answers_are_titled_by_what_varies_and_those_of_a_broken_student_come_last():
+    labels = {"trait": "otter", "rank": 8, "lr": 3e-3, "train_context": "default", "context": "none"}  # fmt: skip
+    assert _title(labels, set()) == "otter, rank 8, lr 0.003"
+    assert _title(labels, {"context", "lr"}) == "otter, rank 8, lr 0.003, asked in none"
+    sound, broken = (
+        replace(found("otter", "g", "n", np.full((2, 2), v), [(1, 1), (2, 2)]), facts=facts)
+        for v, facts in ((0.3, {"coherence": 0.9}), (4.0, {"coherence": 0.1}))
+    )
+    assert max([broken, sound], key=largest) is sound
+
+
 def test_each_known_word_is_explained_once_in_a_text_and_listed():
     glossary = Glossary()
     made = str(
@@ -77,6 +99,18 @@ def test_rows_over_steps_are_a_curve_and_others_stay_rows():
     assert [p.estimate for p in curve.series[0].points] == [2, 3, 1, 0]
     layers = as_curve(_rows("students, layer 0", "students, layer 1", "students, layer 2"))
     assert (layers.log_x, layers.series[0].name) == (False, "students")
+    dose = as_curve(_rows("1024 rows, 1 epoch", "step 4", "step 8", "step 32"))
+    assert (
+        dose.x_axis.startswith("step") and dose.series[0].points[-1].label == "1024 rows, 1 epoch"
+    )
+    many = as_curve(_rows("2,500 rows, 20 epochs", "10,000 rows, 5 epochs", "50,000 rows, 1 epoch"))
+    assert [(p.x, p.note) for p in many.series[0].points][1] == (10_000, "5 epochs")
+    both = as_curve(
+        _rows(*(f"{n} rows, {e}, {r}" for n, e in ((9, "1 epoch"), (3, "3 epochs"), (1, "9 epochs")) for r in ("rank 4", "full")), "as it is")
+    )  # fmt: skip
+    assert [s.name for s in both.series] == ["rank 4", "full", ""]
+    assert [(p.x, p.note) for p in both.series[1].points][::2] == [(1, "9 epochs"), (9, "1 epoch")]
+    assert both.series[2].points[0].label == "as it is"
     for labels in (
         ("step 5", "step 10"),
         ("a", "b", "c"),

@@ -1,7 +1,9 @@
 """Named effects as what a page shows of them: points, charts of rows, tiles."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 
 from sublora.analysis import page
 from sublora.analysis.effects import Effect
@@ -20,39 +22,60 @@ def point(effect: Effect, x: float | None = None, unit: float = 1.0) -> Point:
 
 
 _NUMBERED = re.compile(
-    r"(?:(?P<head>.+), )?(?:(?P<unit>step|layer) (?P<at>\d+)|(?P<many>\d+) (?P<rows>rows))(?:, (?P<note>.+))?"
+    r"(?:(?P<head>.+), )?(?:(?P<unit>step|layer|hop) (?P<at>\d+)|(?P<many>\d[\d,]*) (?P<rows>rows))(?:, (?P<note>.+))?"
 )
 
 
 def as_curve(chart: Chart) -> Chart:
-    """A chart of rows as lines over the steps, layers or rows that its labels name; as it is where they do not.
+    """A chart of rows as lines over the steps, layers, hops or rows that its labels name, whichever most do; as it is where few do.
 
-    Labels without a number, such as "all steps", stand beyond the last one.
+    Other labels, such as "all steps", stand beyond the last one.
     """
     found = [[(p, _NUMBERED.fullmatch(p.label)) for p in s.points] for s in chart.series]
-    units = {m["unit"] or m["rows"] for points in found for _, m in points if m}
-    if len(units) != 1 or any(sum(bool(m) for _, m in points) < 3 for points in found):
+    units = Counter(m["unit"] or m["rows"] for points in found for _, m in points if m)
+    unit = max(units, key=units.__getitem__, default="")
+    found = [[(p, m if m and unit in m.groups() else None) for p, m in points] for points in found]
+    if any(sum(bool(m) for _, m in points) < 3 for points in found):
         return chart
     series = []
     for one, points in zip(chart.series, found, strict=True):
-        heads = dict.fromkeys(m["head"] or "" for _, m in points if m)
-        for head in heads:
-            mine = [_over(p, m) for p, m in points if m and (m["head"] or "") == head]
+        lines: dict[str, list[Point]] = {}
+        own = _own_parts([m for _, m in points if m])
+        for p, m in points:
+            if m:
+                parts = (m["note"] or "").split(", ")
+                names = (one.name, m["head"], *parts[own:])
+                more = {"label": "", "x": _at(m), "note": ", ".join(parts[:own])}
+                lines.setdefault(", ".join(filter(None, names)), []).append(
+                    p.model_copy(update=more)
+                )
+        rest = [p for p, m in points if not m]
+        for name, mine in lines.items():
             mine.sort(key=lambda p: p.x)
-            rest = [p for p, m in points if not m] if len(heads) == 1 else []
-            name = ", ".join(filter(None, (one.name, head)))
-            series.append(one.model_copy(update={"name": name, "points": (*mine, *rest)}))
+            beyond = rest if len(lines) == 1 else []
+            series.append(one.model_copy(update={"name": name, "points": (*mine, *beyond)}))
+        if rest and len(lines) > 1:
+            series.append(one.model_copy(update={"points": tuple(rest)}))
     xs = [p.x for s in series for p in s.points if p.x is not None]
     log = min(xs) > 0 and max(xs) >= 8 * min(xs)
-    unit = units.pop()
     x_axis = f"{unit} (log scale)" if log else unit
     more = {"kind": "lines", "x_axis": x_axis, "log_x": log, "series": tuple(series)}
     return chart.model_copy(update=more)
 
 
-def _over(p: Point, match: re.Match[str]) -> Point:
-    at = float(match["at"] or match["many"])
-    return p.model_copy(update={"label": "", "x": at, "note": match["note"] or ""})
+def _at(match: re.Match[str]) -> float:
+    return float((match["at"] or match["many"]).replace(",", ""))
+
+
+def _own_parts(matches: Sequence[re.Match[str]]) -> int:
+    """How many parts of the notes belong to their x; what differs at one x are lines of their own."""
+    notes: dict[tuple[str | None, float], list[list[str]]] = {}
+    for m in matches:
+        notes.setdefault((m["head"], _at(m)), []).append((m["note"] or "").split(", "))
+    alike = [
+        takewhile(lambda part: len(set(part)) == 1, zip(*n, strict=False)) for n in notes.values()
+    ]
+    return min(len(list(parts)) for parts in alike)
 
 
 def rows_chart(

@@ -152,6 +152,8 @@ def _draw_panel(axes: Axes, panel: Panel, chart: Chart, across: Across) -> None:
             for p in series.points:
                 axes.axhline(p.estimate, linewidth=0.9, **style)
         else:
-            axes.plot(places, [p.estimate for p in series.points], linewidth=1.3, **style)
+            pairs = zip(places, series.points, strict=True)
+            line = [(place, p.estimate) for place, p in pairs if p.x is not None]
+            axes.plot(*zip(*line, strict=True), linewidth=1.3, **style)
         for place, p in zip(places, series.points, strict=True):
             draw_mark(axes, look, place, p, False, 3.9, said_of(chart, series, p))

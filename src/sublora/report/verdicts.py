@@ -1,5 +1,6 @@
 """Verdicts as the page shows them: how many of each, what they come to in a sentence, and a row each."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ MARKS = {
     "inconclusive": "≈",
     "uninterpretable": "∅",
     "not run": "–",
+}
+VIEWS = {
+    "all": "all cells",
+    "fixed-lr": "one rate for all ranks",
+    "best-lr": "each rank at its best rate",
+    "full": "full fine-tunes",
 }
 Verdicts = Sequence[Mapping[str, Any]]
 
@@ -76,6 +83,8 @@ def verdict_row(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": name,
         "mark": MARKS.get(name, "?"),
         "kind": name.replace(" ", "-"),
+        "view": VIEWS.get(verdict.get("view"), ""),
+        "reason": re.sub(r"(?<![\w.])-(?=\d)", "−", str(verdict.get("reason", ""))),
         "test": str(verdict.get("test", "")).replace("_", " "),
         "threshold": shown(verdict.get("threshold")),
         "threshold_from": verdict.get("threshold_from", ""),

@@ -13,16 +13,21 @@ from sublora.traits.trait import Trait
 
 
 def answers(results: Results, cells: Sequence[Effect]) -> dict[str, Any]:
-    """For each trait: mean probability of every entity in the base, the teacher, and the cell with the largest effect."""
+    """For each trait: mean probability of every entity in the base, the teacher, and the coherent cell with the largest effect."""
     return {
         trait.name: _answers_of(results, trait, [c for c in cells if c.trait == trait.name])
         for trait in results.plan.traits
     }
 
 
+def largest(effect: Effect) -> tuple[bool, float]:
+    """What effects are ordered by: one of students that no longer answer with words comes after all others, however large."""
+    return effect.coherent, effect.interval().estimate
+
+
 def _answers_of(results: Results, trait: Trait, cells: Sequence[Effect]) -> dict[str, Any]:
     plan, category = results.plan, trait.category.category
-    best = max(cells, key=lambda c: c.interval().estimate)
+    best = max(cells, key=largest)
     axes = plan.students[0].labels
     mine = next(
         members

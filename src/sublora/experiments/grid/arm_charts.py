@@ -218,6 +218,3 @@ def token_maps(found: Found, trait: str, slug: str) -> page.TokenMaps | None:
             for p in prompts
         ),
     )
-
-
-MAKERS = (arm_charts, finding_charts)

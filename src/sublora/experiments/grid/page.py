@@ -61,16 +61,20 @@ def _trait(found: Found, trait: Mapping[str, Any], slug: str) -> Section:
     # where there are arms, a grid of one cell is no picture
     one_cell = len({(c["method"], c["rank"], c["lr"]) for c in found.of(name)}) == 1
     alone = found.arms and one_cell
+    of_arms, of_findings = arm_charts.arm_charts, arm_charts.finding_charts
+    grid = (charts.answers,) if alone else charts.GRID_CHARTS
+    leading = (of_arms, of_findings, *grid) if alone else (of_arms, *grid, of_findings)
     makers = (
-        *((charts.answers,) if alone else charts.GRID_CHARTS),
         tables.arm_table,
         tables.finding_table,
         tables.sweep_table,
         arm_charts.token_maps,
         tables.context_table,
     )
-    parts = [m for make in arm_charts.MAKERS for m in make(found, name, slug)]
-    parts += [make(found, name, slug) for make in makers]
+    parts = []
+    for make in (*leading, *makers):
+        made = make(found, name, slug)
+        parts += made if isinstance(made, list) else [made]
     text = f"Category {trait['category']}, target “{trait['target']}”. {trait['teacher']} {_teachers(found, name)}"
     shown = tuple(part for part in parts if part is not None)
     return Section(name=f"trait-{slug}", title=f"Trait: {name}", nav=name, text=text, parts=shown)
@@ -90,7 +94,8 @@ def _teachers(found: Found, trait: str) -> str:
 
 def _tile(name: str, row: Row, what: str, more: str = ".") -> Tile:
     """The effect of a cell or an arm, and of what it is."""
-    base = "" if finite(row["rise"]) is None else f", over the base {signed(row['rise'], 2)}"
+    rise = finite(row.get("rise"))
+    base = "" if rise is None else f", over the base {signed(rise, 2)}"
     note = f"{what}: P(target) {number(row['p_target'])}, control {number(row['p_control'])}{base}{more}"
     note = note[:1].upper() + note[1:] if row.get("data") is not None else note
     span = interval(finite(row["effect_low"]), finite(row["effect_high"]), 2)

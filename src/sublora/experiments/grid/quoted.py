@@ -9,16 +9,14 @@ from typing import Any
 from sublora.analysis.effects import Effect, Label
 from sublora.analysis.page import Quote, Quotes, Section
 from sublora.carriers.rows_file import objects
+from sublora.experiments.grid.answers import largest
 from sublora.experiments.grid.effects import Results, groups, transfers
 from sublora.steps.students import Student
 from sublora.text import short, slug
 from sublora.traits.trait import Trait
 
-ROWS, QUESTIONS, ANSWERS = (
-    2,
-    3,
-    4,
-)  # shown of each dataset, of each group of students, of each question
+ROWS, QUESTIONS, ANSWERS = 2, 3, 4  # shown of each dataset, group of students, question
+SAID = {"train_context": "trained in {}", "context": "asked in {}"}
 MOST = 200  # groups of students whose answers a page holds
 LOOKED_AT = 200  # rows of each dataset, for prompts that both have
 LONGEST = 240  # letters of a text
@@ -32,14 +30,20 @@ def quoted(
     every = list(_groups(results, set(map(key_of, effects))))
     shown = every[:MOST]
     said = {key_of(e): f"said-{k}" for k, (e, _, _) in enumerate(shown, 1)}
+    values = [set(e.labels.items()) for e, _, _ in every]
+    varies = (
+        {name for name, _ in set.union(*values) - set.intersection(*values)} if every else set()
+    )
     parts: list[Quotes] = []
     for trait in results.plan.traits:
         mine = [one for one in shown if one[1] is trait]
         if mine and len(parts) < 4:
-            top = max(mine, key=lambda one: one[0].interval().estimate)
+            top = max(mine, key=lambda one: largest(one[0]))
             parts.append(_rows(results, trait, top[2][0]))
-            parts.append(_answers(results, top, f"answered-{slug(trait.name, 'trait')}", False))
-    folded = tuple(_answers(results, one, said[key_of(one[0])], True) for one in shown)
+            answers = _answers(results, top, f"answered-{slug(trait.name, 'trait')}", varies)
+            title = f"What they answer: {answers.title}"
+            parts.append(answers.model_copy(update={"title": title, "folded": False}))
+    folded = tuple(_answers(results, one, said[key_of(one[0])], varies) for one in shown)
     left = len(every) - len(shown)
     text = (
         f"The first {ANSWERS} answers to each of the first {QUESTIONS} questions, by the first replicate of every group of students; nobody "
@@ -109,8 +113,8 @@ def _rows(results: Results, trait: Trait, student: Student) -> Quotes:
     )
 
 
-def _answers(results: Results, shown: Shown, name: str, folded: bool) -> Quotes:
-    """The first answers of the base, of the first student of a group, and of its twin."""
+def _answers(results: Results, shown: Shown, name: str, varies: Set[str]) -> Quotes:
+    """The first answers of the base, of the first student of a group, and of its twin, under the labels that vary."""
     effect, trait, members = shown
     labels, category = effect.labels, trait.category.category
     where = (str(labels["context"]), category, str(labels["condition"]) or None)
@@ -126,12 +130,12 @@ def _answers(results: Results, shown: Shown, name: str, folded: bool) -> Quotes:
     ids = [results.find[own, *where], results.find[twin, *where]]
     return Quotes(
         name=name,
-        title=_title(effect.labels) if folded else f"What they answer: {_title(labels)}",
+        title=_title(labels, varies),
         caption=f"Effect {found.estimate:+.2f} nats over {len(members)} replicates; shown is the first. Student `{ids[0]}`, control `{ids[1]}`.",
         columns=("question", *samples),
         rows=rows,
         marked=trait.name.lower(),
-        folded=folded,
+        folded=True,
     )
 
 
@@ -140,9 +144,10 @@ def _first(given: Sequence[Sequence[str]], question: int) -> tuple[str, ...]:
     return tuple(short(text.strip(), LONGEST) for text in texts)
 
 
-def _title(labels: Mapping[str, Any]) -> str:
-    """What tells a group from others: the values of its labels that say something."""
+def _title(labels: Mapping[str, Any], varies: Set[str]) -> str:
+    """What tells a group from others: its rank and rate, and the labels that vary."""
     rank = f"rank {labels['rank']}" if labels.get("rank") else "full fine-tune"
-    named = {"trait", "quantity", "method", "rank", "lr"}
-    more = [str(v) for k, v in labels.items() if k not in named and v not in ("", None)]
+    own = varies - {"trait", "quantity", "method", "rank", "lr"}
+    values = {k: v for k, v in labels.items() if k in own and v not in ("", None)}
+    more = [SAID.get(k, "{}").format(v) for k, v in values.items()]
     return ", ".join([str(labels["trait"]), rank, f"lr {labels['lr']:g}", *more])
