@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from report_fixture import make_page, write_run
-from sublora.analysis.charts import as_curve
+from sublora.analysis.charts import as_curve, titled_over
 from sublora.analysis.effects import found, linear
 from sublora.analysis.page import Chart, Heatmap, Point, Quote, Quotes, Section, Series
 from sublora.experiments.grid.answers import largest
@@ -97,6 +97,7 @@ def test_rows_over_steps_are_a_curve_and_others_stay_rows():
     assert (curve.kind, curve.x_axis, curve.log_x) == ("lines", "step (log scale)", True)
     assert [p.x for p in curve.series[0].points] == [5, 10, 40, None]
     assert [p.estimate for p in curve.series[0].points] == [2, 3, 1, 0]
+    assert titled_over(curve, "Effect").title == "Effect over steps"
     layers = as_curve(_rows("students, layer 0", "students, layer 1", "students, layer 2"))
     assert (layers.log_x, layers.series[0].name) == (False, "students")
     dose = as_curve(_rows("1024 rows, 1 epoch", "step 4", "step 8", "step 32"))

@@ -63,6 +63,13 @@ def as_curve(chart: Chart) -> Chart:
     return chart.model_copy(update=more)
 
 
+def titled_over(chart: Chart, what: str) -> Chart:
+    """A curve with a title of what it shows over steps, layers, hops or rows; rows as they are."""
+    unit = chart.x_axis.removesuffix(" (log scale)").removesuffix("s")
+    title = chart.title if chart.kind == "rows" else f"{what} over {unit}s"
+    return chart.model_copy(update={"title": title})
+
+
 def _at(match: re.Match[str]) -> float:
     return float((match["at"] or match["many"]).replace(",", ""))
 

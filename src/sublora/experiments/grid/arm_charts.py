@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sublora.analysis import page
-from sublora.analysis.charts import as_curve, first_upper
+from sublora.analysis.charts import as_curve, first_upper, titled_over
 from sublora.experiments.grid.charts import BOUNDS
 from sublora.experiments.grid.found import ENDS, Found, Row, grouped, heat_cell, link, noun
 from sublora.text import listed, number, signed
@@ -53,7 +53,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
         alt=f"Transfer of {trait} by {noun(axis)}, with intervals; {called}.",
         caption=caption + (MATCHED if found.matched else "") + numbers,
     )
-    return [*charts, as_curve(chart)]
+    return [*charts, titled_over(as_curve(chart), "Effect")]
 
 
 def _arm_point(arm: Row, axis: str) -> page.Point:
@@ -127,15 +127,7 @@ def finding_charts(found: Found, trait: str, slug: str) -> list[page.Chart]:
         t: as_curve(chart(f"over-{k}", t, {t: rows}))
         for k, (t, rows) in enumerate(panels.items(), 1)
     }
-    curves = [
-        c.model_copy(
-            update={
-                "title": f"{first_upper(t)}, over {c.x_axis.removesuffix(' (log scale)').removesuffix('s')}s"
-            }
-        )
-        for t, c in made.items()
-        if c.kind == "lines"
-    ]
+    curves = [titled_over(c, f"{first_upper(t)},") for t, c in made.items() if c.kind == "lines"]
     others = {t: rows for t, rows in panels.items() if made[t].kind != "lines"}
     return [*curves, *([chart("findings", "Findings", others)] if others else [])]
 
