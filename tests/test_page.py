@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from report_fixture import make_page, write_run
+from report_fixture import assert_whole, make_page, write_run
 from sublora.analysis.charts import as_curve, titled_over
 from sublora.analysis.effects import found, linear
 from sublora.analysis.page import Chart, Heatmap, Point, Quote, Quotes, Section, Series
@@ -158,6 +158,16 @@ def test_a_long_title_is_whole():
     figure = figures.draw(_rows("a", "b").model_copy(update={"title": long}))
     bold = [t.get_text() for t in figure.texts if t.get_fontweight() == "bold"]
     assert " ".join(bold) == long and len(bold) > 1
+
+
+def test_long_names_beyond_the_last_step_are_whole():
+    chart = as_curve(
+        _rows("1024 rows, 1 epoch", "step 4", "step 8", "step 32", "256 rows, 4 epochs")
+    )
+    figure = figures.draw(chart)
+    assert_whole("dose", figure)
+    shown = [t.get_text().replace("\n", " ") for t in figure.axes[0].get_xticklabels()]
+    assert {"4", "32", "1024 rows, 1 epoch", "256 rows, 4 epochs"} <= set(shown)
 
 
 def test_answers_are_text_in_the_page_and_only_its_own_script_may_run(tmp_path):

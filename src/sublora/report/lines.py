@@ -13,10 +13,14 @@ from sublora.report import layout
 from sublora.report.hover import said_of
 from sublora.report.looks import DOTTED, draw_mark, keys_of, panels_of, points_of
 from sublora.report.rows import Panel
-from sublora.report.style import BODY, COLUMN, MUTED
+from sublora.report.style import BODY, COLUMN, MUTED, SMALL
 from sublora.text import rate
 
 GAP, RIGHT = 0.16, 0.08  # inches between panels, and beside them
+SLOT, LINE = (
+    0.55,
+    0.12,
+)  # inches that the label of a slot may be wide, and that a line of it is high
 
 
 class Across(NamedTuple):
@@ -49,8 +53,9 @@ def draw_lines(chart: Chart) -> Figure:
     upright_notes = _touching(probe, notes, across.inch)
     deep = max((layout.text_width(probe, text) for _, text in notes), default=0.0) + 0.04
     deep = 0.0 if not notes else deep if upright_notes else 0.13
+    names_end = LINE * max(name.count("\n") for name in across.labels)
     first = 0.44 + layout.head_height(chart.title, keys, COLUMN)
-    bottom = first + lines * (head + tall) + 0.16 * (lines - 1)
+    bottom = first + lines * (head + tall) + 0.16 * (lines - 1) + names_end
     figure = layout.new_figure(COLUMN, bottom + deep + 0.4)
     layout.draw_head(figure, chart.title, keys)
     layout.write(figure, 0.05, first - 0.15, chart.axis, color=MUTED)
@@ -88,24 +93,32 @@ def _upright(chart: Chart) -> tuple[float, float]:
 def _across(chart: Chart, figure: Figure, width: float) -> Across:
     """x as it is or its log2, and a slot beyond the last x for every label of points without x."""
     xs = sorted({p.x for p in points_of(chart) if p.x is not None})
-    slots = list(dict.fromkeys(p.label for p in points_of(chart) if p.x is None))
+    slots = {
+        p.label: "\n".join(layout.wrapped(figure, p.label, SLOT, SMALL, "normal"))
+        for p in points_of(chart)
+        if p.x is None
+    }
     small = chart.log_x and any(x < 0.01 for x in xs)
     texts = [rate(x) if small else f"{x:g}" for x in xs]
     at = [math.log2(x) if chart.log_x else x for x in xs] or [0.0]
     first, last = at[0], at[-1]
     pad = max(0.06 * (last - first), 0.35 if chart.log_x else 0.0) or 0.5
-    need = max((layout.text_width(figure, n) for n in slots), default=0.0) / 2 + 0.07
-    need += layout.text_width(figure, texts[-1] if texts else "") / 2
-    gap = max(0.15 * (last - first), need * (last - first + 2 * pad) / (width - need))
+    wide = max((layout.text_width(figure, n) for n in slots.values()), default=0.0)
+    tick = layout.text_width(figure, texts[-1] if texts else "")
+    need = max(wide if len(slots) > 1 else 0.0, (wide + tick) / 2) + 0.07
+    inches = need * len(slots) + max(0.0, wide / 2 - RIGHT)  # of the slots and beside the last
+    unit = (last - first + 2 * pad) / max(width - inches, 0.35 * width)
+    gap = max(0.15 * (last - first), need * unit)
     beyond = {name: last + (k + 1) * gap for k, name in enumerate(slots)}
+    right = max(pad, (wide / 2 - RIGHT) * unit)
 
     def place(p: Point) -> float:
         if p.x is None:
             return beyond[p.label]
         return math.log2(p.x) if chart.log_x else p.x
 
-    labels = dict(zip(texts, at, strict=False)) | beyond
-    return Across(place, labels, first - pad, last + pad + gap * len(slots), width)
+    labels = dict(zip(texts, at, strict=False)) | {slots[n]: x for n, x in beyond.items()}
+    return Across(place, labels, first - pad, last + right + gap * len(slots), width)
 
 
 def _fitting(figure: Figure, across: Across) -> set[str]:

@@ -33,7 +33,7 @@ def arm_charts(found: Found, trait: str, slug: str) -> list[page.Chart | page.He
         return charts
     others = [name for name in axes if name != axis]
     panels = grouped(arms, lambda arm: found.named(arm, others))
-    caption = f"Student − control twin, alike in all else. The first row, {arms[0][axis]}, is the reference, and the dashed line. "
+    caption = f"Student − control twin, alike in all else. The broken line is the reference, {arms[0][axis]}. "
     chart = page.Chart(
         kind="rows",
         name=f"arms-{slug}",
