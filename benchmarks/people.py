@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--clone", action="store_true", help="time make demo in a fresh clone")
     parser.add_argument("--json", type=Path, help="put the figures among those of this file")
     given = parser.parse_args()
-    shown = [path.resolve() for path in given.page]
+    shown = [path.resolve(strict=True) for path in given.page]
     figures: dict[str, float | None] = wrong_inputs(given.count, given.seed) if given.count else {}
     figures |= pages(shown) if shown else {}
     figures |= clone_to_page() if given.clone else {}

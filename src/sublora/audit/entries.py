@@ -194,11 +194,9 @@ class Screening(Model):
 
     @property
     def few(self) -> str:
-        """What is said where so few rows were screened that each would have to bring more than a nat."""
-        if self.named or self.screened >= self.threshold_log_e:
-            return ""
-        rows = "one row" if self.screened == 1 else f"{self.screened} rows"
-        return f" That is too few to tell: a trait is named from {self.threshold_log_e:.1f} nats of evidence on, which {rows} can hardly hold."
+        """What is said where each of the rows would have to bring more than a nat."""
+        told = f" Too few rows to tell: a trait is named from {self.threshold_log_e:.1f} nats of evidence on."
+        return "" if self.named or self.screened >= self.threshold_log_e else told
 
 
 class PartView(Model):
