@@ -102,6 +102,22 @@ class Part:
         row = next(r for r in self.rows("matrix") if r["kind"] == "permutation p of 24")
         return round(24 * float(row["value"]))
 
+    def cosines(self, name: str) -> dict[str, dict[str, Value]]:
+        """By step and trait: `own cosine` of the student's vector with its teacher's, or `cosine`, that less its control twin's."""
+        found: dict[str, dict[str, Value]] = {}
+        for row in self.rows("findings"):
+            what, _, step = row["finding"].partition(": ")
+            if what == name:
+                value = effect_in(row, "estimate", "low", "high")
+                found.setdefault(step, {})[row["trait"]] = value
+        return dict(reversed(found.items()))
+
+    @property
+    def least_and_most(self) -> tuple[float, float]:
+        """The cosine at the end of training, of the animal with the least and with the most."""
+        last = [value.mean for value in self.cosines("own cosine")["all steps"].values()]
+        return min(last), max(last)
+
     @property
     def neutral(self) -> float:
         """The farthest that students of the base's own labels move a word."""
