@@ -79,7 +79,7 @@ TINY = {
     ],
     "cross-model": [*SMALL, "--set", "train.pairing=paired", "--set", "data.rows=24"],
     "chain": [*ONE, "--set", "data.teacher.trained.count=24"],
-    "channel": [*ONE, "--set", "data.teacher.trained.count=24"],
+    "channel": [*ONE, "--set", "data.teacher.trained.count=96"],
     "replaced": ONE,
     "steered.yaml": ONE,
     "two-optimizers.yaml": ONE,
