@@ -1,7 +1,7 @@
 """`sublora audit`: the command line of the audit. Heavy imports wait inside the commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -91,7 +91,7 @@ def make_shipped_null(
     batch_size: Annotated[int, Option(help="Rows of a step.", min=1)] = 8,
     seed: Annotated[int, Option(help="Of data and students.", min=0)] = 11,
     questions: Annotated[int | None, Option(help="Of each category, at most.", min=1)] = None,
-    dtype: Annotated[str, Option(help="float32, bfloat16 or float64.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16", "float64"], Option()] = "float32",
 ) -> None:
     """Make a null file of placebo students of mixed ranks and learning rates, trained on the base's own number rows."""
     from sublora.audit.calibrate import mixed_settings, number_prompts, placebo_null
