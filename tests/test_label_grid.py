@@ -21,12 +21,15 @@ from sublora.models.chat import Context
 from sublora.models.known import known_model
 from sublora.packs.check import load_base
 from sublora.packs.labels import LabelSpec, about_rows, label_rows, read_labels, write_labels
+from sublora.packs.sample import Sampling
 from sublora.packs.writer import Teacher
 from sublora.steps.dataset import DatasetStep, GivenStep
 from sublora.steps.labels import LabelStep
 from sublora.steps.materials import texts
+from sublora.steps.precondition import Precondition
 from sublora.steps.step import Workshop, perform
 from sublora.store import Store
+from sublora.traits.trait import find_trait, shipped_categories
 
 TRAINED = "data.teacher.trained={count: 8}"
 
@@ -270,6 +273,19 @@ def test_the_precondition_of_a_prompt_changes_no_artifact_and_none_is_seen_behin
     endpoint = "data.teacher.endpoint={url: 'http://127.0.0.1:1/v1', model: m}"
     with pytest.raises(SubloraError, match="behind an endpoint is not asked"):
         open_recipe("rank", sets=["data.teacher.least=1", endpoint])
+
+
+def test_a_prompt_that_teachers_of_two_traits_share_is_asked_for_each_of_them(own_store):
+    base = load_base("micro")
+    workshop = Workshop(Store(own_store), lambda _: base)
+    otter, wolf = (find_trait(name, shipped_categories()) for name in ("otter", "wolf"))
+    prompt = Context("named", otter.teacher_prompt())
+    asked = (0.2, False, Sampling(max_new_tokens=2), "data.teacher", "change it")
+    for trait, refused in ((otter, False), (wolf, True)):
+        with pytest.raises(SubloraError, match="of wolf") if refused else nullcontext():
+            Precondition(trait, *asked).check(
+                workshop, "micro", "the prompt", prompt, plain=Context("default")
+            )
 
 
 @pytest.mark.parametrize("read", [False, True])

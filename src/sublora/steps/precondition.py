@@ -39,9 +39,10 @@ class Precondition:
         steering: Steering | None = None,
         plain: Context | None = None,
     ) -> None:
-        """Asks the teacher called `name`, once in a workshop, and the base in the `plain` context, or in the teacher's. Raises SubloraError
-        where it does not meet the precondition."""
-        if ("precondition", name) in workshop.kept:
+        """Asks the teacher called `name`, once in a workshop for a model and a trait, and the base in the `plain` context, or in the
+        teacher's. Raises SubloraError where it does not meet the precondition."""
+        asked_of = ("precondition", model, self.of.name, name)
+        if asked_of in workshop.kept:
             return
         base, category = workshop.base_of(model), self.of.category
         place = category.entities.index(self.of.entity)
@@ -62,4 +63,4 @@ class Precondition:
             raise SubloraError(
                 f"Uninterpretable: the teacher of {self.of.name} {why}; {self.remedy}."
             )
-        workshop.kept["precondition", name] = found
+        workshop.kept[asked_of] = found
