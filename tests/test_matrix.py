@@ -304,3 +304,10 @@ def test_the_sentence_of_a_page_quotes_what_holds_of_all_traits():
         for trait in ("owl", "wolf", "all traits")
     ]
     assert "“It is all traits” (of all traits)" in takeaway(said)
+
+
+def test_begun_answers_are_coherent_by_the_words_probability_and_not_by_sampled_words():
+    few = Made(gain=1.0, broken="owl", sets=["measure.readout=begun"])
+    for effect in (*elevation.elevation_effects(few), *pooled(few, "default")):
+        assert effect.coherent and effect.facts["worst_words"] > 0.5, effect
+    assert not any(e.coherent for e in pooled(Made(gain=1.0, broken="owl"), "default"))

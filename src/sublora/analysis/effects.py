@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -137,15 +138,23 @@ class Effect(Shown):
         """Whether every student and every control still answers with words of the category rather than with numbers: with half of the
         base's probability of them where answers are begun, else in half of the sampled answers. The means over students decide where the
         worst of them are not known."""
-        words = self.facts.get("worst_words", self.facts.get("worst_coherence"))
-        words = self.facts.get("coherence", 1.0) if words is None else words
-        numbers = self.facts.get("worst_takeover", self.facts.get("number_takeover", 0.0))
-        return is_coherent(words, numbers)
+        return coherent_by(self.facts)
 
     @property
     def matched(self) -> bool:
         """Whether it stands at the held-out loss at which optimizers are compared, see `matched.py`."""
         return bool(self.facts.get("matched", True))
+
+
+def coherent_by(facts: Mapping[str, float]) -> bool:
+    """Whether these facts of an effect, or its row in a table, are of answers with words; what is not known is missing or nan."""
+
+    def first(names: Sequence[str], otherwise: float) -> float:
+        known = (facts[n] for n in names if n in facts and not math.isnan(facts[n]))
+        return next(known, otherwise)
+
+    words = first(("worst_words", "worst_coherence", "coherence"), 1.0)
+    return is_coherent(words, first(("worst_takeover", "number_takeover"), 0.0))
 
 
 def is_coherent(coherence: float, number_takeover: float) -> bool:

@@ -170,7 +170,7 @@ def effect_of(
         # of every replicate and both arms: a mean would hide a broken one, and a broken control looks like transfer
         "worst_coherence": min(m.coherence for m in (*own, *other)),
         "worst_takeover": max(m.number_takeover for m in (*own, *other)),
-        **_words_kept(results, [*own, *other], context, category),
+        **words_kept(results, [*own, *other], context, category),
         "rate_whole_word": _mean(whole_word),
         "p_given_category": _mean(given_category(m.p, place) for m in own),
         "heldout_loss": _mean(m.heldout_loss for m in own),
@@ -190,7 +190,7 @@ def effect_of(
     return transfer(labels, gap, parts, [s.replicate for s in members], facts)
 
 
-def _words_kept(
+def words_kept(
     results: Results, measured: Sequence[Measured], context: str, category: str
 ) -> dict[str, float]:
     """Of answers that are begun: the probability of the category's words as a share of the base's, the least of all. Few of the base's own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from sublora.analysis.intervals import Array, Interval, clustered_interval
 from sublora.analysis.log_odds import log_ratios
 from sublora.analysis.matrix import Elevation, Matrix, elevation_of
 from sublora.experiments.grid.controls import middle_cell
-from sublora.experiments.grid.effects import Results, groups, target
+from sublora.experiments.grid.effects import Results, groups, target, words_kept
 from sublora.experiments.grid.found import place
 from sublora.steps.students import Student
 from sublora.traits.trait import Trait
@@ -28,8 +28,11 @@ Replicates = tuple[tuple[int, ...], tuple[int, ...]]  # data seeds and training 
 
 def matrices_of(results: Results) -> list[Matrix]:
     """A matrix for each category with three tested traits or more, of the students in the cell in which the neutral ones stand."""
-    labels = middle_cell(results.plan.recipe).labels
-    return [matrix_of(results, traits, labels) for traits in by_category(results)]
+    context = results.plan.recipe.judged_context
+    return [
+        matrix_of(results, traits, [_members(results, t) for t in traits], context)
+        for traits in by_category(results)
+    ]
 
 
 def by_category(results: Results) -> list[list[Trait]]:
@@ -39,25 +42,23 @@ def by_category(results: Results) -> list[list[Trait]]:
     return [traits for traits in by.values() if len(traits) >= FEWEST]
 
 
-def members_of(results: Results, trait: Trait, labels: Mapping[str, Any]) -> list[Student]:
-    """The students of a trait with these labels, a replicate each."""
+def _members(results: Results, trait: Trait) -> list[Student]:
+    labels = middle_cell(results.plan.recipe).labels
     return next(m for m in groups(results.plan, trait) if m[0].labels == labels)
 
 
 def matrix_of(
     results: Results,
     traits: Sequence[Trait],
-    labels: Mapping[str, Any],
-    context: str | None = None,
+    members: Sequence[Sequence[Student]],
+    context: str,
     condition: str | None = None,
 ) -> Matrix:
-    """The matrix of the students with these labels, asked in a context, that in which claims are judged if left out."""
-    members = [members_of(results, trait, labels) for trait in traits]
-    asked = (context or results.plan.recipe.judged_context, condition)
+    """The matrix of these students, a group of replicates for each trait, asked in a context."""
     values = np.stack(
         [
             [
-                _row(results, own[k], traits, trait, *asked)
+                _row(results, own[k], traits, trait, context, condition)
                 for trait, own in zip(traits, members, strict=True)
             ]
             for k in range(len(members[0]))
@@ -124,16 +125,16 @@ def drift_effects(results: Results) -> Iterator[Effect]:
 
 def _facts(results: Results) -> dict[str, float]:
     """Of the worst student in any matrix: one that is broken speaks against the whole of them."""
-    context, labels = results.plan.recipe.judged_context, middle_cell(results.plan.recipe).labels
-    asked = [
-        results.of(s.id, context, trait.category.category)
-        for traits in by_category(results)
-        for trait in traits
-        for s in members_of(results, trait, labels)
-    ]
+    context, asked, kept = results.plan.recipe.judged_context, [], []
+    for trait in (t for traits in by_category(results) for t in traits):
+        category = trait.category.category
+        mine = [results.of(s.id, context, category) for s in _members(results, trait)]
+        asked += mine
+        kept += words_kept(results, mine, context, category).values()
     return {
         "coherence": min(m.coherence for m in asked),
         "number_takeover": max(m.number_takeover for m in asked),
+        **({"worst_words": min(kept)} if kept else {}),
     }
 
 

@@ -1,12 +1,11 @@
 """What a grid came to, as its page needs it: the rows of its tables, and which of them belong together."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sublora.analysis.effects import is_coherent
+from sublora.analysis.effects import coherent_by
 from sublora.analysis.page import HeatCell
 from sublora.text import rate
 
@@ -90,10 +89,7 @@ def noun(axis: str) -> str:
 
 def coherent(row: Row) -> bool:
     """Whether every student and control of a cell still answers with words of the category rather than with numbers."""
-    words = row.get("worst_words", math.nan)  # of begun answers alone
-    if math.isnan(words):
-        words = row.get("worst_coherence", row["coherence"])
-    return is_coherent(words, row.get("worst_takeover", row["number_takeover"]))
+    return coherent_by(row)
 
 
 def heat_cell(

@@ -89,29 +89,23 @@ def elevations(found: Found) -> page.Chart | None:
     whole = [r for r in found.matrix if r["category"] == ACROSS] or found.matrix
     tested = _tested(whole, found.level)
     said = (f"{f['finding']} {number(f['estimate'])}" for f in rows)
-    return page.Chart(
-        kind="rows",
+    points = [
+        page.point(
+            f["finding"],
+            f,
+            hollow=not (f["low"] > 0 or f["high"] < 0),
+            strong=f["finding"] == ACROSS,
+        )
+        for f in rows
+    ]
+    return _beside_drift(
+        found,
+        points,
         name="elevation",
         title="Diagonal elevation",
         axis="own readout less those of others, nats",
-        reference=0.0,
-        reference_name="shared drift alone",
-        interval=f"{found.level} interval",
         filled="interval clear of 0",
         hollow="not clear of 0",
-        series=(
-            page.Series(
-                points=tuple(
-                    page.point(
-                        f["finding"],
-                        f,
-                        hollow=not (f["low"] > 0 or f["high"] < 0),
-                        strong=f["finding"] == ACROSS,
-                    )
-                    for f in rows
-                )
-            ),
-        ),
         alt=f"Diagonal elevation by trait: {'; '.join(said)}.",
         caption="A trait’s own readout, less what the other students do to its word, less what its students do to the other words, plus what the "
         f"other students do to those. Intervals are clustered by data seed and question; that of {ACROSS} by trait as well. {tested} "
@@ -127,23 +121,32 @@ def together(found: Found) -> page.Chart | None:
     axes = found.axes(rows) if found.arms else []
     names = [found.named(row, axes) if found.arms else place(row) for row in rows]
     ends = {name: f"effect{end}" for name, end in ENDS.items()}
-    points = tuple(
+    points = [
         page.point(name, {n: row[column] for n, column in ends.items()}, hollow=not coherent(row))
         for name, row in zip(names, rows, strict=True)
-    )
+    ]
     said = (f"{p.label} {signed(p.estimate)}" for p in points)
-    return page.Chart(
-        kind="rows",
+    return _beside_drift(
+        found,
+        points,
         name="all-traits",
         title="All traits together",
         axis="mean elevation over the traits, nats",
-        reference=0.0,
-        reference_name="shared drift alone",
-        interval=f"{found.level} interval",
         filled="coherent",
         hollow="not coherent",
-        series=(page.Series(points=points),),
         alt=f"Mean elevation over the traits by arm: {'; '.join(said)}.",
         caption="The mean diagonal elevation of each arm or cell, with the students of the other traits as the control; intervals over seeds and "
         "questions, about these traits. The same numbers are in `all_traits.csv`.",
+    )
+
+
+def _beside_drift(found: Found, points: Sequence[page.Point], **more: str) -> page.Chart:
+    """Rows of elevations beside what drift alone would give."""
+    return page.Chart(
+        kind="rows",
+        reference=0.0,
+        reference_name="shared drift alone",
+        interval=f"{found.level} interval",
+        series=(page.Series(points=tuple(points)),),
+        **more,
     )
